@@ -1,0 +1,241 @@
+//! Likes to bytes and back: the payload of a stream entry.
+//!
+//! A payload is one MessagePack array: the schema version, then one array a like.
+//!
+//! ```text
+//! [1, [user_id, post_id, created_at_us], [user_id, post_id, created_at_us], …]
+//! ```
+//!
+//! Within version 1 a like may have more trailing elements; readers ignore them. Integers may have any
+//! MessagePack width. A like that can't be read does not spoil its neighbours, see [`decode`].
+
+use std::{fmt, ops::Range};
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+    ser::SerializeSeq,
+};
+use thiserror::Error;
+
+use crate::like::{InvalidLike, Like};
+
+/// The only schema version there is.
+pub const VERSION: u64 = 1;
+
+/// At most this many bytes a like takes in a payload: an array header and three 64-bit integers.
+pub const MAX_LIKE_BYTES: usize = 1 + 3 * 9;
+
+/// Nesting that a payload may have. Ours has two; more can only be trailing elements of a later minor revision.
+const MAX_DEPTH: usize = 32;
+
+/// The whole payload can't be read.
+#[derive(Debug, Error)]
+pub enum DecodeError {
+    /// Not the MessagePack that it should be.
+    #[error("not a MessagePack array of a version and likes: {0}")]
+    Malformed(String),
+    /// A version from the future. Not to be guessed at.
+    #[error("unknown schema version {0}, this program knows {VERSION}")]
+    UnknownVersion(u64),
+}
+
+/// One like of a payload that otherwise reads well.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadLike {
+    /// Which one, from 0.
+    pub index: usize,
+    /// Where its bytes lie in the payload.
+    pub bytes: Range<usize>,
+    /// What is wrong with it.
+    pub why: BadLikeReason,
+}
+
+/// What is wrong with one like.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum BadLikeReason {
+    /// Not an array that starts with three integers.
+    #[error("a like is an array of at least three integers, this one has {0}")]
+    Shape(&'static str),
+    /// Three integers, out of range.
+    #[error(transparent)]
+    Invalid(#[from] InvalidLike),
+}
+
+/// What a payload holds.
+#[derive(Debug, Default)]
+pub struct Decoded {
+    /// The good ones, in order.
+    pub likes: Vec<Like>,
+    /// The others.
+    pub bad: Vec<BadLike>,
+}
+
+/// The payload of these likes, at version [`VERSION`].
+pub fn encode(likes: &[Like]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(8 + likes.len() * MAX_LIKE_BYTES);
+    #[expect(clippy::expect_used, reason = "a Vec takes every write and integers always serialize")]
+    rmp_serde::encode::write(&mut bytes, &Payload(likes)).expect("encoding integers into memory");
+    bytes
+}
+
+/// A payload around the bytes of one like as they are, so that a bad like can be kept alone and unchanged.
+pub fn frame_one(like_bytes: &[u8]) -> Vec<u8> {
+    // fixarray of two elements, positive fixint 1
+    let mut bytes = vec![0x92, 0x01];
+    bytes.extend_from_slice(like_bytes);
+    bytes
+}
+
+/// Reads a payload. Bytes from outside: nothing is trusted, nothing is allocated ahead on their word.
+///
+/// # Errors
+/// When the payload as a whole can't be read, or has no like. A bad like alone is in [`Decoded::bad`].
+pub fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
+    let malformed = |why: &dyn fmt::Display| DecodeError::Malformed(why.to_string());
+    let mut rest = payload;
+    let elements = rmp::decode::read_array_len(&mut rest).map_err(|e| malformed(&e))?;
+    if elements == 0 {
+        return Err(malformed(&"the array is empty"));
+    }
+    let version: u64 = rmp::decode::read_int(&mut rest).map_err(|e| malformed(&e))?;
+    if version != VERSION {
+        return Err(DecodeError::UnknownVersion(version));
+    }
+    if elements == 1 {
+        return Err(malformed(&"it holds no like"));
+    }
+
+    let mut decoded = Decoded::default();
+    for index in 0..elements as usize - 1 {
+        let start = payload.len() - rest.len();
+        let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+        deserializer.set_max_depth(MAX_DEPTH);
+        let read = WireLike::deserialize(&mut deserializer).map_err(|e| malformed(&e))?;
+        let end = payload.len() - rest.len();
+        match read.like() {
+            Ok(like) => decoded.likes.push(like),
+            Err(why) => decoded.bad.push(BadLike { index, bytes: start..end, why }),
+        }
+    }
+    if !rest.is_empty() {
+        return Err(malformed(&format_args!("{} bytes follow it", rest.len())));
+    }
+    Ok(decoded)
+}
+
+struct Payload<'a>(&'a [Like]);
+
+impl Serialize for Payload<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut array = serializer.serialize_seq(Some(1 + self.0.len()))?;
+        array.serialize_element(&VERSION)?;
+        for like in self.0 {
+            array.serialize_element(&(like.user_id(), like.post_id(), like.created_at_us()))?;
+        }
+        array.end()
+    }
+}
+
+/// An element where a like should be: whatever it is, it is read to its end, so that the next one can be found.
+enum WireLike {
+    Integers([i128; 3]),
+    Other(&'static str),
+}
+
+impl WireLike {
+    fn like(self) -> Result<Like, BadLikeReason> {
+        match self {
+            Self::Integers([user_id, post_id, created_at_us]) => {
+                Ok(Like::new(user_id, post_id, created_at_us)?)
+            }
+            Self::Other(what) => Err(BadLikeReason::Shape(what)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for WireLike {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match deserializer.deserialize_any(AnyValue)? {
+            Any::Array(integers) => Ok(integers.map_or_else(Self::Other, Self::Integers)),
+            Any::Integer(_) | Any::Other => Ok(Self::Other("no array")),
+        }
+    }
+}
+
+/// Any MessagePack value, of which only integers, and arrays that start with three of them, are kept.
+enum Any {
+    Integer(i128),
+    Array(Result<[i128; 3], &'static str>),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Any {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Any;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any MessagePack value")
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Any, E> {
+        Ok(Any::Integer(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Any, E> {
+        Ok(Any::Integer(value.into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Any, A::Error> {
+        let mut integers = [0; 3];
+        let mut read = Ok(());
+        for slot in &mut integers {
+            match seq.next_element::<Any>()? {
+                Some(Any::Integer(integer)) => *slot = integer,
+                Some(_) => read = read.and(Err("something else among its first three elements")),
+                None => read = read.and(Err("fewer elements")),
+            }
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Any::Array(read.map(|()| integers)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Any, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Any::Other)
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, extension: D) -> Result<Any, D::Error> {
+        IgnoredAny::deserialize(extension).map(|_| Any::Other)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Any, E> {
+        Ok(Any::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Any, E> {
+        Ok(Any::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Any, E> {
+        Ok(Any::Other)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Any, E> {
+        Ok(Any::Other)
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<Any, E> {
+        Ok(Any::Other)
+    }
+}
+
+#[cfg(test)]
+mod tests;

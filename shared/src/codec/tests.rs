@@ -1,0 +1,138 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::like::MAX_CREATED_AT_US;
+
+fn like(user_id: i64, post_id: i64, created_at_us: i64) -> Like {
+    Like::new(user_id.into(), post_id.into(), created_at_us.into()).unwrap()
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+}
+
+#[derive(Deserialize)]
+struct Vector {
+    payload_hex: String,
+    likes: Vec<[String; 3]>,
+}
+
+/// The vectors were made by the Python program beside them, with another MessagePack library.
+#[test]
+fn reads_and_writes_what_another_language_does() {
+    let vectors: Vec<Vector> = serde_json::from_str(include_str!("../../vectors/codec.json")).unwrap();
+    assert!(vectors.len() >= 4);
+    for vector in vectors {
+        let likes: Vec<Like> = vector
+            .likes
+            .iter()
+            .map(|[user, post, at]| like(user.parse().unwrap(), post.parse().unwrap(), at.parse().unwrap()))
+            .collect();
+        let payload = hex(&vector.payload_hex);
+        let decoded = decode(&payload).unwrap();
+        assert_eq!(decoded.likes, likes);
+        assert!(decoded.bad.is_empty());
+        assert_eq!(encode(&likes), payload);
+    }
+}
+
+#[test]
+fn a_bad_like_leaves_its_neighbours_alone() {
+    // [1, [7,8,9], <bad>, [10,11,12]]
+    let bad_likes: [(&str, &[u8]); 9] = [
+        ("user_id of 0", &[0x93, 0x00, 0x02, 0x03]),
+        ("negative post_id", &[0x93, 0x01, 0xff, 0x03]),
+        ("user_id over i64", &[0x93, 0xcf, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0x03]),
+        ("two elements", &[0x92, 0x01, 0x02]),
+        ("a string for an id", &[0x93, 0xa1, b'x', 0x02, 0x03]),
+        ("an array for an id", &[0x93, 0x91, 0x01, 0x02, 0x03]),
+        ("a map", &[0x81, 0x01, 0x02]),
+        ("nil", &[0xc0]),
+        ("an extension", &[0xd4, 0x05, 0x00]),
+    ];
+    for (what, bad) in bad_likes {
+        let mut payload = vec![0x94, 0x01, 0x93, 7, 8, 9];
+        payload.extend_from_slice(bad);
+        payload.extend_from_slice(&[0x93, 10, 11, 12]);
+        let decoded = decode(&payload).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(decoded.likes, [like(7, 8, 9), like(10, 11, 12)], "{what}");
+        assert_eq!(decoded.bad.len(), 1, "{what}");
+        assert_eq!(decoded.bad[0].index, 1, "{what}");
+        assert_eq!(&payload[decoded.bad[0].bytes.clone()], bad, "{what}");
+
+        let alone = decode(&frame_one(bad)).unwrap();
+        assert_eq!((alone.likes.len(), alone.bad.len()), (0, 1), "{what}");
+    }
+}
+
+#[test]
+fn trailing_elements_of_a_like_are_ignored() {
+    let payload = [0x92, 0x01, 0x95, 7, 8, 9, 0xa1, b'x', 0x91, 0x80];
+    assert_eq!(decode(&payload).unwrap().likes, [like(7, 8, 9)]);
+}
+
+#[test]
+fn payloads_that_are_no_payload_are_refused_whole() {
+    let cases: [(&str, &[u8]); 9] = [
+        ("nothing", &[]),
+        ("no array", &[0x01]),
+        ("an empty array", &[0x90]),
+        ("no like", &[0x91, 0x01]),
+        ("a version that is no integer", &[0x92, 0xa1, b'1', 0x93, 7, 8, 9]),
+        ("a like too few", &[0x93, 0x01, 0x93, 7, 8, 9]),
+        ("cut in a like", &[0x92, 0x01, 0x93, 7, 8]),
+        ("bytes behind it", &[0x92, 0x01, 0x93, 7, 8, 9, 0x00]),
+        ("four thousand million likes promised", &[0xdd, 0xff, 0xff, 0xff, 0xff, 0x01]),
+    ];
+    for (what, payload) in cases {
+        let refused = decode(payload);
+        assert!(matches!(refused, Err(DecodeError::Malformed(_))), "{what}: {refused:?}");
+    }
+    let deep: Vec<u8> = [0x92, 0x01].into_iter().chain(std::iter::repeat_n(0x91, 100_000)).collect();
+    assert!(matches!(decode(&deep), Err(DecodeError::Malformed(_))));
+}
+
+#[test]
+fn an_unknown_version_is_not_guessed_at() {
+    let payload = [0x92, 0x02, 0x93, 7, 8, 9];
+    assert!(matches!(decode(&payload), Err(DecodeError::UnknownVersion(2))));
+}
+
+prop_compose! {
+    fn any_like()(user_id in 1..=i64::MAX, post_id in 1..=i64::MAX, at in 0..=MAX_CREATED_AT_US) -> Like {
+        like(user_id, post_id, at)
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_again(likes in prop::collection::vec(any_like(), 1..100)) {
+        let payload = encode(&likes);
+        prop_assert!(payload.len() <= 5 + likes.len() * MAX_LIKE_BYTES);
+        let decoded = decode(&payload).unwrap();
+        prop_assert_eq!(decoded.likes, likes);
+        prop_assert!(decoded.bad.is_empty());
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(payload in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = decode(&payload);
+    }
+
+    #[test]
+    fn a_changed_byte_never_panics_and_accounts_for_every_like(
+        likes in prop::collection::vec(any_like(), 1..20),
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut payload = encode(&likes);
+        let at = at.index(payload.len());
+        payload[at] = byte;
+        if let Ok(decoded) = decode(&payload) {
+            prop_assert!(decoded.likes.len() + decoded.bad.len() >= 1);
+            for bad in &decoded.bad {
+                prop_assert!(decode(&frame_one(&payload[bad.bytes.clone()])).is_ok());
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Which stream a like goes to, and what the keys in Redis are called.
+
+use std::{fmt, num::NonZeroU16, str::FromStr};
+
+use thiserror::Error;
+
+/// One of the streams, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition(u16);
+
+impl Partition {
+    /// Its number, from 0.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
+    /// Its number, to index a list that has one element a partition.
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How many streams there are: 1 … [`PartitionCount::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionCount(NonZeroU16);
+
+/// The number of partitions is out of range.
+#[derive(Debug, Error)]
+#[error("allowed is a whole number from 1 to {max}", max = PartitionCount::MAX)]
+pub struct InvalidPartitionCount;
+
+impl PartitionCount {
+    /// The most that are allowed.
+    pub const MAX: u16 = 1024;
+
+    /// # Errors
+    /// When it is 0 or more than [`PartitionCount::MAX`].
+    pub fn new(count: u16) -> Result<Self, InvalidPartitionCount> {
+        NonZeroU16::new(count).filter(|count| count.get() <= Self::MAX).map(Self).ok_or(InvalidPartitionCount)
+    }
+
+    /// As a plain number.
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+
+    /// All of them, in order.
+    pub fn partitions(self) -> impl Iterator<Item = Partition> {
+        (0..self.get()).map(Partition)
+    }
+
+    /// The partition of all likes of this user: the SplitMix64 output function of the id, modulo the count.
+    /// Stable for ever, and easy to write in any language; `shared/vectors/partition.json` has examples.
+    ///
+    /// By user and not by post: both likes of one (user, post) meet in one partition, while the likes of a
+    /// celebrity's post spread over all of them.
+    ///
+    /// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+    pub fn of_user(self, user_id: i64) -> Partition {
+        let mut z = user_id.cast_unsigned().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        #[expect(clippy::cast_possible_truncation, reason = "a remainder of a u16 fits into one")]
+        Partition((z % u64::from(self.get())) as u16)
+    }
+}
+
+impl FromStr for PartitionCount {
+    type Err = InvalidPartitionCount;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map_err(|_| InvalidPartitionCount).and_then(Self::new)
+    }
+}
+
+impl fmt::Display for PartitionCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The prefix of every key that belongs to one likestream, `likes` by default: `LIKES_STREAM`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyPrefix(String);
+
+/// The prefix would break the names of the keys.
+#[derive(Debug, Error)]
+#[error("allowed are 1 to 128 of the characters a-z A-Z 0-9 . _ : -")]
+pub struct InvalidKeyPrefix;
+
+impl FromStr for KeyPrefix {
+    type Err = InvalidKeyPrefix;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+        if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidKeyPrefix)
+        }
+    }
+}
+
+impl fmt::Display for KeyPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl KeyPrefix {
+    /// The stream of a partition, `likes:{7}`. The braces are a hash tag: all keys of a partition share a slot of
+    /// Redis Cluster.
+    pub fn stream(&self, partition: Partition) -> String {
+        format!("{self}:{{{partition}}}")
+    }
+
+    /// The dead letters of a partition, `likes:{7}:dead`.
+    pub fn dead_letters(&self, partition: Partition) -> String {
+        format!("{self}:{{{partition}}}:dead")
+    }
+
+    /// The hash that records what all programs must agree on, `likes:settings`.
+    pub fn settings(&self) -> String {
+        format!("{self}:settings")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Vector {
+        user_id: String,
+        partitions: u16,
+        partition: u16,
+    }
+
+    /// The vectors were made by the Python program beside them, not by this code.
+    #[test]
+    fn agrees_with_the_vectors_of_another_language() {
+        let vectors: Vec<Vector> = serde_json::from_str(include_str!("../vectors/partition.json")).unwrap();
+        assert!(vectors.len() >= 50);
+        for Vector { user_id, partitions, partition } in vectors {
+            let count = PartitionCount::new(partitions).unwrap();
+            assert_eq!(count.of_user(user_id.parse().unwrap()).number(), partition, "{user_id}");
+        }
+    }
+
+    #[test]
+    fn consecutive_users_spread_evenly() {
+        let count = PartitionCount::new(16).unwrap();
+        let mut likes = [0_u32; 16];
+        for user in 1..=160_000 {
+            likes[count.of_user(user).index()] += 1;
+        }
+        assert!(likes.iter().all(|n| (9_500..10_500).contains(n)), "{likes:?}");
+    }
+
+    #[test]
+    fn counts_and_prefixes_have_limits() {
+        for bad in ["0", "1025", "-1", "x", ""] {
+            assert!(bad.parse::<PartitionCount>().is_err(), "{bad}");
+        }
+        for bad in ["", "a{b", "a}b", "a b", &"a".repeat(129)] {
+            assert!(bad.parse::<KeyPrefix>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_of_a_partition_share_its_hash_tag() {
+        let prefix: KeyPrefix = "likes".parse().unwrap();
+        let seven = PartitionCount::new(8).unwrap().partitions().last().unwrap();
+        assert_eq!(prefix.stream(seven), "likes:{7}");
+        assert_eq!(prefix.dead_letters(seven), "likes:{7}:dead");
+    }
+
+    proptest! {
+        #[test]
+        fn every_user_has_a_partition(user_id in 1..=i64::MAX, count in 1..=PartitionCount::MAX) {
+            let count = PartitionCount::new(count).unwrap();
+            prop_assert!(count.of_user(user_id).number() < count.get());
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Connections to Postgres, and what to do next when it says no.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use secrecy::ExposeSecret;
+use tokio_postgres::{Config, NoTls, config::SslMode, error::SqlState};
+
+use crate::{cli::SettingError, config::PostgresArgs};
+
+/// How long it may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long unanswered bytes may stay on the way before the connection counts as dead.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How to connect, from the URL and with this application name.
+pub fn config(args: &PostgresArgs, application_name: &str) -> Result<Config, SettingError> {
+    let url = args.url()?;
+    // The parser's own error might quote a part of the URL, and so of a password.
+    let mut config: Config = url.expose_secret().parse().map_err(|_| {
+        SettingError::new("DATABASE_URL", "not a URL like postgres://user:password@host:5432/database")
+    })?;
+    if config.get_hosts().is_empty() {
+        return Err(SettingError::new(
+            "DATABASE_URL",
+            "names no host, like postgres://user@host:5432/database",
+        ));
+    }
+    if config.get_ssl_mode() == SslMode::Require {
+        return Err(SettingError::new(
+            "DATABASE_URL",
+            "sslmode=require is not supported yet, allowed are disable and prefer",
+        ));
+    }
+    config.application_name(application_name);
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_TIMEOUT);
+    }
+    if config.get_tcp_user_timeout().is_none() {
+        config.tcp_user_timeout(TCP_USER_TIMEOUT);
+    }
+    config.keepalives_idle(Duration::from_secs(15));
+    Ok(config)
+}
+
+/// A pool of at most `connections`; nothing is connected yet. Waiting for one is bounded.
+///
+/// # Errors
+/// When deadpool can't build it, which is a mistake of this program's.
+pub fn pool(config: Config, connections: usize) -> Result<Pool, deadpool_postgres::BuildError> {
+    let recycling_method = RecyclingMethod::Fast;
+    let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method });
+    Pool::builder(manager)
+        .max_size(connections)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(CONNECT_TIMEOUT))
+        .create_timeout(Some(CONNECT_TIMEOUT))
+        .build()
+}
+
+/// What to do after a failed statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    /// The database can't do it now: the same again, later, for as long as it takes.
+    Retry,
+    /// It will never take these rows: find the ones that it minds.
+    Reject,
+    /// Someone has to mend the schema or the rights first: say so, and look again now and then.
+    Halt,
+}
+
+/// Sorts a failure by its SQLSTATE (Postgres manual, appendix A). Whatever is not known to be the rows' or the
+/// schema's fault is worth another try: a like must not be given up over an error that nobody foresaw.
+pub fn classify(error: &tokio_postgres::Error) -> FailureClass {
+    error.code().map_or(FailureClass::Retry, class_of_sqlstate)
+}
+
+fn class_of_sqlstate(state: &SqlState) -> FailureClass {
+    let code = state.code();
+    match code.get(..2).unwrap_or_default() {
+        // data exception, integrity constraint, WITH CHECK OPTION, and what a trigger raises
+        "22" | "23" | "44" | "P0" => FailureClass::Reject,
+        // not supported, no such user, database or schema, undefined or forbidden
+        "0A" | "28" | "3D" | "3F" | "42" => FailureClass::Halt,
+        _ => FailureClass::Retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_sorted_by_what_to_do_next() {
+        let retry = [
+            "08006", "25006", "40001", "40P01", "53100", "53300", "55P03", "57014", "57P01", "58030", "XX000",
+        ];
+        let reject = ["22003", "22P04", "23502", "23505", "23514", "44000", "P0001"];
+        let halt = ["0A000", "28P01", "3D000", "3F000", "42501", "42703", "42P01", "42P10"];
+        for (codes, class) in
+            [(&retry[..], FailureClass::Retry), (&reject, FailureClass::Reject), (&halt, FailureClass::Halt)]
+        {
+            for code in codes {
+                assert_eq!(class_of_sqlstate(&SqlState::from_code(code)), class, "{code}");
+            }
+        }
+    }
+}

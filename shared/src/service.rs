@@ -1,0 +1,109 @@
+//! The life of a service: telemetry, signals, run, flush, exit code.
+
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use tokio::{runtime::Runtime, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli, shutdown,
+    telemetry::{Telemetry, TelemetryArgs},
+};
+
+/// Between two attempts to reach a server at start.
+const START_RETRY: Duration = Duration::from_millis(250);
+
+/// Runs a service until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error ends the
+/// process with code 1 and one line.
+pub fn run<F, R, E>(telemetry: &TelemetryArgs, service: F) -> ExitCode
+where
+    F: FnOnce(Telemetry, CancellationToken) -> R,
+    R: Future<Output = Result<(), E>>,
+    E: Error + 'static,
+{
+    let telemetry = Telemetry::start(telemetry).unwrap_or_else(|error| cli::refuse(&error));
+    let ended = Runtime::new().map_err(|e| one_line(&e)).and_then(|runtime| {
+        let ended = runtime.block_on(async {
+            let shutdown = shutdown::on_signal().map_err(|e| one_line(&e))?;
+            service(telemetry.clone(), shutdown).await.map_err(|e| one_line(&e))
+        });
+        // Tasks that are still blocked in a system call must not hold up the end.
+        runtime.shutdown_background();
+        ended
+    });
+    telemetry.flush();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            let _ = writeln!(io::stderr(), "error: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its sources, joined by colons.
+pub fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = error.source();
+    }
+    line.replace('\n', " ")
+}
+
+/// A server did not come up in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{server} was not reachable for {waited}: start it or correct {setting}")]
+pub struct Unreachable<E: Error + 'static> {
+    server: String,
+    setting: &'static str,
+    waited: humantime::FormattedDuration,
+    source: E,
+}
+
+/// Tries until it works, for as long as `limit`: at the start of a whole system nobody comes first. Waiting is
+/// logged once. `server` names it with its address, `setting` is what to correct.
+///
+/// # Errors
+/// The last failure, when the time is over.
+pub async fn wait_for<T, E, F, R>(
+    server: impl fmt::Display,
+    setting: &'static str,
+    limit: Duration,
+    mut attempt: F,
+) -> Result<T, Unreachable<E>>
+where
+    F: FnMut() -> R,
+    R: Future<Output = Result<T, E>>,
+    E: Error + 'static,
+{
+    let give_up_at = Instant::now() + limit;
+    let mut said = false;
+    loop {
+        let error = match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if Instant::now() + START_RETRY > give_up_at {
+            let waited = humantime::format_duration(limit);
+            return Err(Unreachable { server: server.to_string(), setting, waited, source: error });
+        }
+        if !said {
+            tracing::info!(%server, error = one_line(&error), "waiting for it to come up");
+            said = true;
+        }
+        tokio::time::sleep(START_RETRY).await;
+    }
+}

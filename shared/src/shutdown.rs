@@ -1,0 +1,33 @@
+//! SIGTERM and SIGINT as a token.
+
+use std::{io, process};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A token that the first SIGTERM or SIGINT cancels. A second one ends the program on the spot: whatever is then
+/// unfinished is redelivered later.
+///
+/// # Errors
+/// When the handlers can't be installed.
+pub(crate) fn on_signal() -> io::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let token = CancellationToken::new();
+    let shutdown = token.clone();
+    tokio::spawn(async move {
+        for signals_seen in 1.. {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if signals_seen > 1 {
+                tracing::warn!(signal = name, "second signal: ending at once");
+                process::exit(130);
+            }
+            tracing::info!(signal = name, "shutting down");
+            shutdown.cancel();
+        }
+    });
+    Ok(token)
+}
