@@ -1,6 +1,9 @@
 //! What all programs of one likestream must agree on is recorded in Redis by the first one that starts.
 
-use fred::prelude::{Client, HashesInterface, KeysInterface};
+use fred::{
+    prelude::{Client, ClientLike, HashesInterface, KeysInterface},
+    types::InfoKind,
+};
 use thiserror::Error;
 
 use crate::{config::StreamArgs, partition::PartitionCount};
@@ -52,4 +55,18 @@ pub async fn settle(client: &Client, streams: &StreamArgs) -> Result<(), Agreeme
     } else {
         Err(AgreementError::Partitions { configured, recorded, key })
     }
+}
+
+/// Says so, loudly, when Redis might drop streams to make room.
+pub async fn warn_of_eviction(client: &Client) -> Result<(), AgreementError> {
+    let memory: String = client.info(Some(InfoKind::Memory)).await?;
+    let field = |name: &str| memory.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let policy = field("maxmemory_policy").unwrap_or("unknown");
+    if policy.starts_with("allkeys") {
+        tracing::error!(
+            maxmemory_policy = policy,
+            "Redis drops likes when its memory is full: set maxmemory-policy to noeviction"
+        );
+    }
+    Ok(())
 }

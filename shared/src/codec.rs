@@ -20,6 +20,9 @@ use thiserror::Error;
 
 use crate::like::{InvalidLike, Like};
 
+/// The field of a stream entry that holds the payload.
+pub const FIELD: &str = "l";
+
 /// The only schema version there is.
 pub const VERSION: u64 = 1;
 

@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    BuildError, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
+};
 use secrecy::ExposeSecret;
-use tokio_postgres::{Config, NoTls, config::SslMode, error::SqlState};
+use tokio_postgres::{
+    Config, NoTls,
+    config::{Host, SslMode},
+    error::SqlState,
+};
 
 use crate::{cli::SettingError, config::PostgresArgs};
 
@@ -44,11 +50,22 @@ pub fn config(args: &PostgresArgs, application_name: &str) -> Result<Config, Set
     Ok(config)
 }
 
-/// A pool of at most `connections`; nothing is connected yet. Waiting for one is bounded.
+/// Hosts and ports, for people to read.
+pub fn address(config: &Config) -> String {
+    let hosts = config.get_hosts().iter().zip(config.get_ports().iter().chain(std::iter::repeat(&5432)));
+    let hosts = hosts.map(|(host, port)| match host {
+        Host::Tcp(name) => format!("{name}:{port}"),
+        Host::Unix(folder) => format!("{}:{port}", folder.display()),
+    });
+    format!("Postgres at {}", hosts.collect::<Vec<_>>().join(", "))
+}
+
+/// A pool of at most `connections`; nothing is connected yet. Waiting for one is bounded. `session` is SQL that every
+/// new connection starts with.
 ///
 /// # Errors
 /// When deadpool can't build it, which is a mistake of this program's.
-pub fn pool(config: Config, connections: usize) -> Result<Pool, deadpool_postgres::BuildError> {
+pub fn pool(config: Config, connections: usize, session: &'static str) -> Result<Pool, BuildError> {
     let recycling_method = RecyclingMethod::Fast;
     let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method });
     Pool::builder(manager)
@@ -56,6 +73,9 @@ pub fn pool(config: Config, connections: usize) -> Result<Pool, deadpool_postgre
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(CONNECT_TIMEOUT))
         .create_timeout(Some(CONNECT_TIMEOUT))
+        .post_create(Hook::async_fn(move |client, _| {
+            Box::pin(async move { client.batch_execute(session).await.map_err(HookError::Backend) })
+        }))
         .build()
 }
 

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `likesctl` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    consumer::cli::main()
+}

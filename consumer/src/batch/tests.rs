@@ -1,0 +1,87 @@
+use proptest::prelude::*;
+use shared::partition::PartitionCount;
+
+use super::*;
+use crate::entry::EntryId;
+
+fn entry(seq: u64, likes: Vec<Like>) -> Entry {
+    let partition = PartitionCount::new(1).unwrap().of_user(1);
+    let at = Position { partition, id: EntryId { ms: 1, seq } };
+    Entry { at, likes, dead_letters: Vec::new(), read_at: Instant::now() }
+}
+
+fn like(user: i64, post: i64, at: i64) -> Like {
+    Like::new(user.into(), post.into(), at.into()).unwrap()
+}
+
+fn limits(rows: usize) -> Limits {
+    Limits { rows, linger: Duration::from_hours(1) }
+}
+
+#[tokio::test]
+async fn a_batch_is_full_at_its_rows_with_one_entry_over_at_most() {
+    let (sender, mut receiver) = mpsc::channel(10);
+    for seq in 0..4 {
+        let user = i64::try_from(seq).unwrap() * 10;
+        sender.send(entry(seq, (1..=4).map(|n| like(user + n, 1, 0)).collect())).await.unwrap();
+    }
+    let (batch, flush) = Batch::collect(&mut receiver, limits(10)).await.unwrap();
+    assert_eq!((batch.rows(), batch.entries.len(), flush), (12, 3, Flush::Full));
+    drop(sender);
+    let (batch, flush) = Batch::collect(&mut receiver, limits(10)).await.unwrap();
+    assert_eq!((batch.rows(), flush), (4, Flush::Shutdown));
+    assert!(Batch::collect(&mut receiver, limits(10)).await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_waits_no_longer_than_its_linger_and_takes_what_is_there() {
+    let (sender, mut receiver) = mpsc::channel(10);
+    let started = Instant::now();
+    sender.send(entry(0, vec![like(1, 1, 0)])).await.unwrap();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(6)).await;
+        sender.send(entry(1, vec![like(2, 1, 0)])).await.unwrap();
+        tokio::time::sleep(Duration::from_hours(1)).await;
+    });
+    let limits = Limits { rows: 100, linger: Duration::from_millis(10) };
+    let (batch, flush) = Batch::collect(&mut receiver, limits).await.unwrap();
+    assert_eq!((batch.rows(), flush), (2, Flush::Linger));
+    assert!((10..=12).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+}
+
+#[test]
+fn copy_data_is_what_postgres_documents() {
+    let batch = Batch::new(vec![entry(0, vec![like(7, 42, 946_684_800_000_001)])], 1);
+    let mut expected = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x03".to_vec();
+    for column in [7_i64, 42, 1] {
+        expected.extend_from_slice(&[0, 0, 0, 8]);
+        expected.extend_from_slice(&column.to_be_bytes());
+    }
+    expected.extend_from_slice(&[0xff, 0xff]);
+    assert_eq!(batch.copy_data(), expected);
+}
+
+proptest! {
+    #[test]
+    fn rows_are_the_distinct_pairs_in_key_order_each_with_its_earliest_time(
+        entries in prop::collection::vec(prop::collection::vec((1..6_i64, 1..6_i64, 0..100_i64), 0..10), 1..20),
+    ) {
+        let mut earliest = std::collections::BTreeMap::new();
+        for &(user, post, at) in entries.iter().flatten() {
+            earliest.entry((post, user)).and_modify(|t: &mut i64| *t = at.min(*t)).or_insert(at);
+        }
+        let entries: Vec<Entry> = entries
+            .into_iter()
+            .zip(0..)
+            .map(|(likes, seq)| entry(seq, likes.into_iter().map(|(u, p, t)| like(u, p, t)).collect()))
+            .collect();
+        let likes = entries.iter().map(|entry| entry.likes.len()).sum();
+        let positions: Vec<Position> = entries.iter().map(|entry| entry.at).collect();
+
+        let batch = Batch::new(entries, likes);
+        let rows: Vec<_> = batch.rows.iter().map(|l| ((l.post_id(), l.user_id()), l.created_at_us())).collect();
+        prop_assert_eq!(rows, earliest.into_iter().collect::<Vec<_>>());
+        let settled: Vec<Position> = batch.into_entries().iter().map(|entry| entry.at).collect();
+        prop_assert_eq!(settled, positions);
+    }
+}

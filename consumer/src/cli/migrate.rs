@@ -1,0 +1,42 @@
+//! `likesctl migrate`
+
+use std::{error::Error, time::Duration};
+
+use clap::Args;
+use shared::{
+    cli::refuse,
+    config::{PostgresArgs, positive_duration},
+    pg,
+    service::wait_for,
+};
+use tokio_postgres::NoTls;
+
+use crate::schema;
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    postgres: PostgresArgs,
+
+    /// How long to wait for Postgres
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
+    startup_timeout: Duration,
+}
+
+pub(super) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let config = pg::config(&options.postgres, "likesctl migrate").unwrap_or_else(|error| refuse(&error));
+    let (mut client, connection) =
+        wait_for(pg::address(&config), "DATABASE_URL", options.startup_timeout, || config.connect(NoTls))
+            .await?;
+    let connection = tokio::spawn(connection);
+    let applied = schema::migrate(&mut client).await?;
+    drop(client);
+    connection.await??;
+    for migration in &applied {
+        println!("applied {migration}");
+    }
+    if applied.is_empty() {
+        println!("nothing to do: the schema is at version {}", schema::VERSION);
+    }
+    Ok(())
+}

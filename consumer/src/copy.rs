@@ -1,0 +1,112 @@
+//! The one transaction that stores a batch, and the proof that it did.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Object, Pool, PoolError};
+use futures_util::{SinkExt, future};
+use thiserror::Error;
+use tokio::{pin, time};
+use tokio_postgres::SimpleQueryMessage;
+
+use crate::batch::{Batch, SettledEntry};
+
+/// What each connection starts with: bounds on what a statement may wait for, commits that wait for the disk (a
+/// server that has this switched off could otherwise forget what was acknowledged), and the staging table, which
+/// empties itself with each transaction.
+pub(crate) const SESSION: &str = "
+SET statement_timeout = '10s';
+SET lock_timeout = '5s';
+SET idle_in_transaction_session_timeout = '10s';
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+CREATE TEMPORARY TABLE likes_batch (user_id bigint, post_id bigint, created_at timestamptz) ON COMMIT DELETE ROWS;
+";
+
+const STAGE: &str = "COPY likes_batch (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
+
+const STORE: &str = "
+INSERT INTO likes (user_id, post_id, created_at) SELECT user_id, post_id, created_at FROM likes_batch
+ON CONFLICT (user_id, post_id) DO NOTHING;
+COMMIT";
+
+/// Proof that all rows of a batch are in the table. Only this module makes one, after the commit, and only with one
+/// can its entries be acknowledged.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    entries: Vec<SettledEntry>,
+    inserted: u64,
+}
+
+impl Committed {
+    /// Rows that were not in the table before.
+    pub(crate) fn inserted(&self) -> u64 {
+        self.inserted
+    }
+
+    /// What may be acknowledged now.
+    pub(crate) fn into_entries(self) -> Vec<SettledEntry> {
+        self.entries
+    }
+}
+
+/// A batch is not known to be stored. It may be all the same, when the answer to the commit was lost.
+#[derive(Debug, Error)]
+pub(crate) enum WriteError {
+    #[error("no connection to Postgres")]
+    Connect(#[from] PoolError),
+    #[error("Postgres did not store the batch")]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("Postgres did not answer within WRITE_TIMEOUT")]
+    Timeout,
+    #[error("Postgres staged {staged} of {rows} rows")]
+    Staged { staged: u64, rows: u64 },
+    #[error("Postgres did not say how many rows it inserted")]
+    Answer,
+}
+
+/// Stores a batch, or gives it back with the reason why it could not. A batch without rows needs no transaction.
+///
+/// After a failure the connection is closed: whatever it was in the middle of is rolled back.
+pub(crate) async fn write(
+    pool: &Pool,
+    batch: Batch,
+    limit: Duration,
+) -> Result<Committed, (Batch, WriteError)> {
+    if batch.rows() == 0 {
+        return Ok(Committed { entries: batch.into_entries(), inserted: 0 });
+    }
+    let attempt = async {
+        let connection = pool.get().await?;
+        let stored = store(&connection, &batch).await;
+        if stored.is_err() {
+            drop(Object::take(connection));
+        }
+        stored
+    };
+    match time::timeout(limit, attempt).await.unwrap_or(Err(WriteError::Timeout)) {
+        Ok(inserted) => Ok(Committed { entries: batch.into_entries(), inserted }),
+        Err(error) => Err((batch, error)),
+    }
+}
+
+/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network. Each
+/// step fails if the one before it did, so COMMIT is reached, and answered with a count, only when all is well.
+async fn store(connection: &Object, batch: &Batch) -> Result<u64, WriteError> {
+    let stage = connection.prepare_cached(STAGE).await?;
+    let (began, sink) = future::join(connection.batch_execute("BEGIN"), connection.copy_in(&stage)).await;
+    began?;
+    let sink = sink?;
+    pin!(sink);
+    sink.send(batch.copy_data()).await?;
+    let (staged, stored) = future::join(sink.finish(), connection.simple_query(STORE)).await;
+    let (staged, rows) = (staged?, batch.rows() as u64);
+    let stored = stored?;
+    if staged != rows {
+        // Nothing that Postgres does; but then nothing is acknowledged on a guess either.
+        return Err(WriteError::Staged { staged, rows });
+    }
+    let count = stored.iter().find_map(|message| match message {
+        SimpleQueryMessage::CommandComplete(rows) => Some(*rows),
+        _ => None,
+    });
+    count.ok_or(WriteError::Answer)
+}

@@ -1,0 +1,145 @@
+//! Stream entries, from Redis's reply to rows.
+
+use std::{fmt, num::ParseIntError, str::FromStr};
+
+use bytes::Bytes;
+use shared::{
+    codec::{self, DecodeError},
+    like::Like,
+    partition::Partition,
+};
+use tokio::time::Instant;
+
+use crate::dead_letter::{DeadLetter, Reason};
+
+/// The id that Redis gave an entry: milliseconds of Redis's clock since the Unix epoch, and a sequence number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct EntryId {
+    pub(crate) ms: u64,
+    pub(crate) seq: u64,
+}
+
+impl EntryId {
+    /// The smallest id above this one.
+    pub(crate) fn next(self) -> Self {
+        match self.seq.checked_add(1) {
+            Some(seq) => Self { ms: self.ms, seq },
+            None => Self { ms: self.ms.saturating_add(1), seq: 0 },
+        }
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.seq)
+    }
+}
+
+impl FromStr for EntryId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
+        Ok(Self { ms: ms.parse()?, seq: seq.parse()? })
+    }
+}
+
+/// Which entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Position {
+    pub(crate) partition: Partition,
+    pub(crate) id: EntryId,
+}
+
+/// An entry as Redis hands it out.
+#[derive(Debug)]
+pub(crate) struct RawEntry {
+    pub(crate) at: Position,
+    /// Nothing when it was deleted while it was pending.
+    pub(crate) fields: Option<Vec<(Bytes, Bytes)>>,
+}
+
+/// An entry whose likes are known. It is pending until all of them are stored or dead letters.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) at: Position,
+    pub(crate) likes: Vec<Like>,
+    pub(crate) dead_letters: Vec<DeadLetter>,
+    /// When it was read.
+    pub(crate) read_at: Instant,
+}
+
+impl Entry {
+    /// Decodes the payload. What can't be read becomes a dead letter: this never fails, and a bad entry or like
+    /// never touches its neighbours.
+    pub(crate) fn decode(at: Position, fields: Vec<(Bytes, Bytes)>, read_at: Instant) -> Self {
+        let Some((_, payload)) = fields.iter().find(|(name, _)| name == codec::FIELD) else {
+            let dead_letters = vec![DeadLetter::without_payload(fields)];
+            return Self { at, likes: Vec::new(), dead_letters, read_at };
+        };
+        match codec::decode(payload) {
+            Ok(decoded) => {
+                let dead_letters = decoded.bad.into_iter().map(|bad| {
+                    let detail = format!("like {} of the entry: {}", bad.index, bad.why);
+                    let payload = codec::frame_one(payload.get(bad.bytes).unwrap_or_default());
+                    DeadLetter::new(Reason::InvalidLike, detail, payload.into())
+                });
+                Self { at, likes: decoded.likes, dead_letters: dead_letters.collect(), read_at }
+            }
+            Err(error) => {
+                let reason = match error {
+                    DecodeError::Malformed(_) => Reason::Undecodable,
+                    DecodeError::UnknownVersion(_) => Reason::UnknownVersion,
+                };
+                let dead_letters = vec![DeadLetter::new(reason, error.to_string(), payload.clone())];
+                Self { at, likes: Vec::new(), dead_letters, read_at }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::partition::PartitionCount;
+
+    use super::*;
+
+    fn decode(fields: &[(&'static str, &[u8])]) -> Entry {
+        let partition = PartitionCount::new(1).unwrap().of_user(1);
+        let fields = fields.iter().map(|(name, value)| (Bytes::from(*name), Bytes::copy_from_slice(value)));
+        Entry::decode(Position { partition, id: EntryId::default() }, fields.collect(), Instant::now())
+    }
+
+    #[test]
+    fn ids_read_and_write_as_redis_does() {
+        let id: EntryId = "1700000000000-7".parse().unwrap();
+        assert_eq!(id, EntryId { ms: 1_700_000_000_000, seq: 7 });
+        assert_eq!(id.to_string(), "1700000000000-7");
+        assert_eq!(id.next().to_string(), "1700000000000-8");
+        assert_eq!(EntryId { ms: 1, seq: u64::MAX }.next(), EntryId { ms: 2, seq: 0 });
+        assert!("x-1".parse::<EntryId>().is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_read_becomes_a_dead_letter_with_its_bytes() {
+        let garbage = decode(&[("l", b"\xc1garbage")]);
+        assert_eq!(garbage.dead_letters[0].reason(), Reason::Undecodable);
+        assert_eq!(garbage.dead_letters[0].payload(), &b"\xc1garbage"[..]);
+
+        let future = decode(&[("l", &[0x92, 9, 0x93, 1, 2, 3])]);
+        assert_eq!(future.dead_letters[0].reason(), Reason::UnknownVersion);
+
+        let foreign = decode(&[("user", b"7")]);
+        assert_eq!(foreign.dead_letters[0].reason(), Reason::Undecodable);
+        assert!(garbage.likes.is_empty() && future.likes.is_empty() && foreign.likes.is_empty());
+    }
+
+    #[test]
+    fn a_bad_like_is_a_dead_letter_alone() {
+        let entry = decode(&[("traceparent", b"x"), ("l", &[0x93, 1, 0x93, 1, 2, 3, 0x93, 0, 5, 6])]);
+        assert_eq!(entry.likes, [Like::new(1, 2, 3).unwrap()]);
+        assert_eq!(entry.dead_letters.len(), 1);
+        assert_eq!(entry.dead_letters[0].reason(), Reason::InvalidLike);
+        assert_eq!(entry.dead_letters[0].payload(), &[0x92, 1, 0x93, 0, 5, 6][..]);
+    }
+}

@@ -1,0 +1,98 @@
+//! Entries that this process has read and not yet settled: the bound on its memory, and its guard against working
+//! on one entry twice.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::entry::Position;
+
+/// Shared by the reader, which admits, and the writer, which releases.
+#[derive(Default)]
+pub(crate) struct InFlight {
+    state: Mutex<State>,
+    released: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashSet<Position>,
+    rows: usize,
+}
+
+impl InFlight {
+    /// Whether the entry is new here. If so it counts until it is released; one without rows counts as one.
+    pub(crate) fn admit(&self, at: Position, rows: usize) -> bool {
+        let mut state = self.lock();
+        let new = state.entries.insert(at);
+        if new {
+            state.rows += rows.max(1);
+        }
+        new
+    }
+
+    /// The entry is settled, or given back to the group.
+    pub(crate) fn release(&self, at: Position, rows: usize) {
+        let mut state = self.lock();
+        if state.entries.remove(&at) {
+            state.rows -= rows.max(1);
+            self.released.notify_one();
+        }
+    }
+
+    /// Waits until fewer than `limit` rows are in flight and tells how many more there may be. Only the reader waits.
+    pub(crate) async fn room(&self, limit: usize) -> usize {
+        loop {
+            let rows = self.lock().rows;
+            if rows < limit {
+                return limit - rows;
+            }
+            self.released.notified().await;
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    pub(crate) async fn drained(&self) {
+        self.room(1).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use shared::partition::PartitionCount;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::entry::EntryId;
+
+    fn position(seq: u64) -> Position {
+        let partition = PartitionCount::new(1).unwrap().of_user(1);
+        Position { partition, id: EntryId { ms: 1, seq } }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_are_bounded_and_an_entry_is_admitted_once() {
+        let in_flight = InFlight::default();
+        assert!(in_flight.admit(position(1), 5));
+        assert!(!in_flight.admit(position(1), 5));
+        assert!(in_flight.admit(position(2), 0));
+        assert_eq!(in_flight.room(10).await, 4);
+        assert!(timeout(Duration::from_secs(1), in_flight.room(6)).await.is_err());
+
+        in_flight.release(position(1), 5);
+        in_flight.release(position(1), 5);
+        assert_eq!(in_flight.room(6).await, 5);
+        assert!(timeout(Duration::from_secs(1), in_flight.drained()).await.is_err());
+        in_flight.release(position(2), 0);
+        in_flight.drained().await;
+    }
+}

@@ -1,0 +1,259 @@
+//! From Redis into the process: what this consumer left pending, what others did, and what is new.
+//!
+//! One task, one read at a time, and never a read dropped half way: an entry that Redis has handed out and nobody has
+//! received stays pending until somebody looks for it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use fred::prelude::{Client, Error};
+use shared::{partition::Partition, redis};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::Backoff,
+    entry::{Entry, EntryId, RawEntry},
+    in_flight::InFlight,
+    metrics::Metrics,
+    stream::{Claimed, Streams},
+};
+
+/// How long a read waits for new entries, and so how long SIGTERM may go unnoticed.
+pub(crate) const BLOCK: Duration = Duration::from_millis(500);
+
+/// How many pending entries a claim takes over at once.
+const CLAIM_COUNT: u64 = 100;
+
+/// Between two rounds of claims, as a part of `CLAIM_MIN_IDLE`, and at most.
+const CLAIM_ROUNDS_PER_MIN_IDLE: u32 = 4;
+const CLAIM_INTERVAL_MAX: Duration = Duration::from_secs(2);
+
+/// What the reader goes by.
+pub(crate) struct Limits {
+    /// Rows in flight, beyond which nothing is read.
+    pub(crate) rows_in_flight: usize,
+    /// How long an entry must be pending with someone before it is claimed.
+    pub(crate) claim_min_idle: Duration,
+}
+
+/// Reads entries and sends them on, decoded.
+pub(crate) struct Reader {
+    pub(crate) client: Client,
+    pub(crate) streams: Streams,
+    pub(crate) limits: Limits,
+    pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) entries: mpsc::Sender<Entry>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// The writer is gone, nobody takes entries any more.
+struct Closed;
+
+impl Reader {
+    /// Reads until shutdown, or until nobody takes entries any more.
+    pub(crate) async fn run(self) {
+        let mut expected_rows = RowsPerEntry::default();
+        let mut claims = ClaimRound::new(&self.streams, self.limits.claim_min_idle);
+        let mut own_pending_unknown = true;
+        let mut backoff = Backoff::default();
+        while !self.shutdown.is_cancelled() {
+            let Some(room) =
+                self.shutdown.run_until_cancelled(self.in_flight.room(self.limits.rows_in_flight)).await
+            else {
+                return;
+            };
+            let read = if own_pending_unknown {
+                self.recover_own_pending().await.map(|taken| taken.map(|()| own_pending_unknown = false))
+            } else if let Some((partition, cursor)) = claims.due() {
+                self.claim(partition, cursor)
+                    .await
+                    .map(|taken| taken.map(|next| claims.done(partition, next)))
+            } else {
+                self.read_new(&mut expected_rows, room).await
+            };
+            match read {
+                Ok(Ok(())) => backoff = Backoff::default(),
+                Ok(Err(Closed)) => return,
+                Err(error) => {
+                    // Redis may have handed out entries in a reply that never came.
+                    own_pending_unknown = true;
+                    self.after_error(&error, &mut backoff).await;
+                }
+            }
+        }
+    }
+
+    async fn read_new(&self, expected: &mut RowsPerEntry, room: usize) -> Result<Result<(), Closed>, Error> {
+        let count = expected.entries_for(room).div_ceil(self.streams.partitions().count());
+        let block_ms = u64::try_from(BLOCK.as_millis()).unwrap_or(1);
+        let entries = self.streams.read_new(&self.client, count as u64, block_ms).await?;
+        self.metrics.read(entries.len());
+        let (read, rows) = (entries.len(), self.take(entries).await?);
+        Ok(rows.map(|rows| expected.observed(read, rows)))
+    }
+
+    /// Reads all that was delivered to this consumer and never acknowledged. What is in flight is among that, so it
+    /// waits until nothing is.
+    async fn recover_own_pending(&self) -> Result<Result<(), Closed>, Error> {
+        if self.shutdown.run_until_cancelled(self.in_flight.drained()).await.is_none() {
+            return Ok(Ok(()));
+        }
+        let mut after = HashMap::new();
+        loop {
+            let entries = self.streams.read_own_pending(&self.client, &after, CLAIM_COUNT).await?;
+            if entries.is_empty() || self.shutdown.is_cancelled() {
+                return Ok(Ok(()));
+            }
+            tracing::info!(entries = entries.len(), "taking up entries that were left pending");
+            self.metrics.reclaimed(entries.len());
+            after.extend(entries.iter().map(|entry| (entry.at.partition, entry.at.id)));
+            if self.take(entries).await?.is_err() {
+                return Ok(Err(Closed));
+            }
+            if self
+                .shutdown
+                .run_until_cancelled(self.in_flight.room(self.limits.rows_in_flight))
+                .await
+                .is_none()
+            {
+                return Ok(Ok(()));
+            }
+        }
+    }
+
+    /// Claims a page of what others left pending, and returns where the next page starts.
+    async fn claim(&self, partition: Partition, cursor: EntryId) -> Result<Result<EntryId, Closed>, Error> {
+        let min_idle_ms = u64::try_from(self.limits.claim_min_idle.as_millis()).unwrap_or(u64::MAX);
+        let Claimed { entries, deleted, cursor } =
+            self.streams.claim(&self.client, partition, min_idle_ms, cursor, CLAIM_COUNT).await?;
+        if !entries.is_empty() {
+            tracing::info!(%partition, entries = entries.len(), "claimed entries that were left pending");
+            self.metrics.reclaimed(entries.len());
+        }
+        // Redis has taken them off the pending list itself.
+        self.lost(partition, &deleted);
+        Ok(self.take(entries).await?.map(|_| cursor))
+    }
+
+    /// Sends entries on, except those that are in flight already, and returns how many rows they have.
+    async fn take(&self, entries: Vec<RawEntry>) -> Result<Result<usize, Closed>, Error> {
+        let read_at = Instant::now();
+        let mut rows = 0;
+        for RawEntry { at, fields } in entries {
+            let Some(fields) = fields else {
+                self.lost(at.partition, &[at.id]);
+                self.streams.forget_deleted(at.partition, &[at.id]).await?;
+                continue;
+            };
+            let entry = Entry::decode(at, fields, read_at);
+            if !self.in_flight.admit(at, entry.likes.len()) {
+                continue;
+            }
+            rows += entry.likes.len();
+            if self.entries.send(entry).await.is_err() {
+                return Ok(Err(Closed));
+            }
+        }
+        Ok(Ok(rows))
+    }
+
+    fn lost(&self, partition: Partition, ids: &[EntryId]) {
+        if let (Some(first), Some(last)) = (ids.first(), ids.last()) {
+            self.metrics.lost(ids.len());
+            tracing::error!(
+                %partition, entries = ids.len(), %first, %last,
+                "LOST: entries were deleted from the stream before they were stored"
+            );
+        }
+    }
+
+    async fn after_error(&self, error: &Error, backoff: &mut Backoff) {
+        tracing::warn!(%error, "reading from Redis failed");
+        if redis::error_code(error) == Some("NOGROUP") {
+            match self.streams.ensure_groups().await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "the consumer groups can't be created"),
+            }
+        }
+        self.shutdown.run_until_cancelled(tokio::time::sleep(backoff.next_delay())).await;
+    }
+}
+
+/// How many rows an entry brings, learnt from the last reads: quick to rise, so that room is not overshot for long,
+/// and slow to fall.
+struct RowsPerEntry(usize);
+
+impl Default for RowsPerEntry {
+    fn default() -> Self {
+        Self(64)
+    }
+}
+
+impl RowsPerEntry {
+    fn entries_for(&self, rows: usize) -> usize {
+        rows.div_ceil(self.0)
+    }
+
+    fn observed(&mut self, entries: usize, rows: usize) {
+        if let Some(per_entry) = rows.checked_div(entries) {
+            self.0 = per_entry.max(self.0 * 3 / 4).max(1);
+        }
+    }
+}
+
+/// Goes over the partitions, each to the end of its pending entries, then rests.
+struct ClaimRound {
+    cursors: Vec<(Partition, EntryId)>,
+    partitions: Vec<Partition>,
+    interval: Duration,
+    next_round: Instant,
+}
+
+impl ClaimRound {
+    fn new(streams: &Streams, min_idle: Duration) -> Self {
+        let interval = (min_idle / CLAIM_ROUNDS_PER_MIN_IDLE).min(CLAIM_INTERVAL_MAX);
+        Self {
+            cursors: Vec::new(),
+            partitions: streams.partitions().collect(),
+            interval,
+            next_round: Instant::now(),
+        }
+    }
+
+    /// The partition to look at now, and from where on.
+    fn due(&mut self) -> Option<(Partition, EntryId)> {
+        if self.cursors.is_empty() && Instant::now() >= self.next_round {
+            self.next_round = Instant::now() + self.interval;
+            self.cursors = self.partitions.iter().map(|partition| (*partition, EntryId::default())).collect();
+        }
+        self.cursors.last().copied()
+    }
+
+    /// Its page is done; a zero cursor says that it was the last one.
+    fn done(&mut self, partition: Partition, cursor: EntryId) {
+        self.cursors.retain(|(other, _)| *other != partition);
+        if cursor != EntryId::default() {
+            self.cursors.push((partition, cursor));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_sized_by_the_rows_that_entries_bring() {
+        let mut expected = RowsPerEntry::default();
+        assert_eq!(expected.entries_for(6_400), 100);
+        expected.observed(10, 5_000);
+        assert_eq!(expected.entries_for(5_000), 10);
+        for _ in 0..40 {
+            expected.observed(10, 10);
+        }
+        assert_eq!(expected.entries_for(5_000), 5_000);
+        expected.observed(0, 0);
+        assert_eq!(expected.entries_for(1), 1);
+    }
+}

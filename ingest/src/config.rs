@@ -1,0 +1,76 @@
+//! The settings of ingest.
+
+use std::{net::SocketAddr, num::NonZeroU64, time::Duration};
+
+use clap::Parser;
+use shared::{
+    cli::{self, SettingError},
+    config::{ByteCount, RedisArgs, StreamArgs, positive_duration},
+    telemetry::TelemetryArgs,
+};
+
+/// Accepts likes over HTTP and answers 202 as soon as Redis has them.
+#[derive(Parser, Debug)]
+#[command(name = "ingest", version)]
+pub struct Settings {
+    #[command(flatten)]
+    pub(crate) redis: RedisArgs,
+
+    #[command(flatten)]
+    pub(crate) streams: StreamArgs,
+
+    /// Where callers reach POST /likes
+    #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    pub(crate) ingest_listen: SocketAddr,
+
+    /// Where /livez, /readyz and /metrics are; never needs to be public
+    #[arg(long, env = "INGEST_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    pub(crate) ingest_admin_listen: SocketAddr,
+
+    /// The longest body of a request
+    #[arg(long, env = "INGEST_MAX_BODY", default_value = "16KiB", value_name = "SIZE")]
+    pub(crate) ingest_max_body: ByteCount,
+
+    /// How many entries may wait in Redis for the consumers, over all partitions; beyond it callers get 503. It is
+    /// compared twice a second, so it can be overshot by what arrives in between
+    #[arg(long, env = "INGEST_BACKLOG_LIMIT", default_value = "1000000", value_name = "ENTRIES")]
+    pub(crate) ingest_backlog_limit: NonZeroU64,
+
+    /// How many likes may share one stream entry when they arrive faster than Redis answers; 28 bytes each at most
+    #[arg(long, env = "INGEST_ENTRY_LIKES", default_value = "512", value_name = "LIKES",
+          value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) ingest_entry_likes: u16,
+
+    /// How many likes of one partition may wait for Redis to answer; beyond it callers get 503
+    #[arg(long, env = "INGEST_QUEUE_LIKES", default_value = "4096", value_name = "LIKES",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) ingest_queue_likes: u32,
+
+    /// How long requests in flight may take to finish after SIGTERM
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION", value_parser = positive_duration)]
+    pub(crate) drain_timeout: Duration,
+
+    /// How long to wait for Redis at start
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
+    pub(crate) startup_timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) telemetry: TelemetryArgs,
+}
+
+impl Settings {
+    /// How to log.
+    pub fn telemetry(&self) -> &TelemetryArgs {
+        &self.telemetry
+    }
+}
+
+impl cli::Settings for Settings {
+    fn check(&self) -> Result<(), SettingError> {
+        if self.ingest_listen == self.ingest_admin_listen && self.ingest_listen.port() != 0 {
+            let problem = format!("'{}' is INGEST_LISTEN too: allowed is another port", self.ingest_listen);
+            return Err(SettingError::new("INGEST_ADMIN_LISTEN", problem));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! The HTTP edge: `POST /likes`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::post,
+    serve::ListenerExt,
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use uuid::Uuid;
+
+use crate::{
+    IngestError,
+    backlog::Backlog,
+    like_request::{self, BadRequest},
+    metrics::Metrics,
+    problem::Problem,
+    publish::{Accepted, Publisher},
+};
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// What the handlers need.
+pub(crate) struct Service {
+    pub(crate) publisher: Publisher,
+    pub(crate) backlog: Arc<Backlog>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) max_body_bytes: usize,
+}
+
+/// Serves until `shutdown`; from then on no connection is accepted, and those with a request in flight have
+/// `drain_timeout` to finish.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    service: Service,
+    shutdown: CancellationToken,
+    drain_timeout: Duration,
+) -> Result<(), IngestError> {
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
+        }
+    });
+    let server = axum::serve(listener, router(Arc::new(service)))
+        .with_graceful_shutdown(shutdown.clone().cancelled_owned())
+        .into_future();
+    let deadline = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(drain_timeout).await;
+    };
+    tokio::select! {
+        ended = server => Ok(ended?),
+        () = deadline => Err(IngestError::Drain(humantime::format_duration(drain_timeout))),
+    }
+}
+
+fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/likes", post(like).fallback(|| async { Problem::MethodNotAllowed }))
+        .fallback(|| async { Problem::NotFound })
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| Problem::Internal.into_response()))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id))
+        .with_state(service)
+}
+
+/// The body of a 202.
+#[derive(Serialize)]
+struct LikeAccepted {
+    id: String,
+    partition: u16,
+}
+
+async fn like(
+    State(service): State<Arc<Service>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<LikeAccepted>), Problem> {
+    let received_at_us = now_us();
+    if !is_json(&headers) {
+        return Err(Problem::UnsupportedMediaType);
+    }
+    let body = read_body(body, service.max_body_bytes).await?;
+    let like = like_request::parse(&body, received_at_us).map_err(|bad| match bad {
+        BadRequest::Json(why) => Problem::InvalidJson(why),
+        BadRequest::Like(why) => Problem::InvalidLike(why),
+    })?;
+    if service.backlog.is_full() {
+        return Err(Problem::BacklogFull);
+    }
+    let Accepted { entry_id, partition } = service.publisher.publish(like).await.map_err(Problem::Publish)?;
+    Ok((StatusCode::ACCEPTED, Json(LikeAccepted { id: entry_id.to_string(), partition: partition.number() })))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = media_type.and_then(|value| value.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+async fn read_body(body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
+    match timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge { max_bytes }),
+        Ok(Err(_)) => Err(Problem::BodyIncomplete),
+        Err(_) => Err(Problem::BodyTimeout),
+    }
+}
+
+/// Microseconds since the Unix epoch.
+fn now_us() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Gives every response the request's id, and every problem its body.
+async fn with_request_id(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let mut response = next.run(request).await;
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        service.metrics.refused(problem.code());
+        tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code = problem.code(), "refused");
+        response = problem.render(id.to_str().unwrap_or_default());
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// The caller's own id where it is harmless to repeat, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let harmless = |id: &&HeaderValue| {
+        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    headers.get(REQUEST_ID).filter(harmless).cloned().unwrap_or_else(|| {
+        let mut text = Uuid::encode_buffer();
+        let text = Uuid::new_v4().simple().encode_lower(&mut text);
+        HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    })
+}

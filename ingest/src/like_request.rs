@@ -1,0 +1,209 @@
+//! The body of a POST, to a like.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::error::Category;
+use shared::like::Like;
+use thiserror::Error;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// Why a body is no like.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BadRequest {
+    /// It isn't JSON.
+    #[error("{0}")]
+    Json(String),
+    /// It is JSON, but not a like.
+    #[error("{0}")]
+    Like(String),
+}
+
+/// Reads one like. `now_us` is its time, in microseconds since the Unix epoch, where the body has none.
+pub fn parse(body: &[u8], now_us: i64) -> Result<Like, BadRequest> {
+    let Object(request) = serde_json::from_slice(body).map_err(|error| match error.classify() {
+        Category::Data => BadRequest::Like(error.to_string()),
+        Category::Io | Category::Syntax | Category::Eof => BadRequest::Json(error.to_string()),
+    })?;
+    let created_at_us = request.created_at.map_or(now_us.into(), |CreatedAt(us)| us);
+    Like::new(request.user_id.0, request.post_id.0, created_at_us)
+        .map_err(|e| BadRequest::Like(e.to_string()))
+}
+
+#[derive(Deserialize)]
+struct LikeRequest {
+    #[serde(alias = "userId")]
+    user_id: Id,
+    #[serde(alias = "postId")]
+    post_id: Id,
+    #[serde(default, alias = "timestamp")]
+    created_at: Option<CreatedAt>,
+}
+
+/// Serde would read a struct from a JSON array as well.
+struct Object(LikeRequest);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MapOnly;
+        impl<'de> Visitor<'de> for MapOnly {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object like {\"user_id\": 7, \"post_id\": 42}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object, A::Error> {
+                LikeRequest::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_any(MapOnly)
+    }
+}
+
+/// A JSON integer or a string of decimal digits; its range is the like's business.
+struct Id(i128);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IntegerOrDigits;
+        impl Visitor<'_> for IntegerOrDigits {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer from 1 to 9223372036854775807, or a string of its decimal digits")
+            }
+
+            fn visit_u64<E>(self, id: u64) -> Result<Id, E> {
+                Ok(Id(id.into()))
+            }
+
+            fn visit_i64<E>(self, id: i64) -> Result<Id, E> {
+                Ok(Id(id.into()))
+            }
+
+            fn visit_str<E: de::Error>(self, digits: &str) -> Result<Id, E> {
+                let all_digits =
+                    (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+                let id = digits.parse().ok().filter(|_| all_digits);
+                id.map(Id).ok_or_else(|| E::invalid_value(de::Unexpected::Str(digits), &self))
+            }
+        }
+        deserializer.deserialize_any(IntegerOrDigits)
+    }
+}
+
+/// RFC 3339 or Unix milliseconds, in microseconds since the Unix epoch; its range is the like's business.
+struct CreatedAt(i128);
+
+impl<'de> Deserialize<'de> for CreatedAt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrMilliseconds;
+        impl Visitor<'_> for TextOrMilliseconds {
+            type Value = CreatedAt;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time like \"2026-01-31T12:00:00Z\" (RFC 3339) or Unix milliseconds")
+            }
+
+            fn visit_u64<E>(self, ms: u64) -> Result<CreatedAt, E> {
+                Ok(CreatedAt(i128::from(ms) * 1_000))
+            }
+
+            fn visit_i64<E>(self, ms: i64) -> Result<CreatedAt, E> {
+                Ok(CreatedAt(i128::from(ms) * 1_000))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<CreatedAt, E> {
+                OffsetDateTime::parse(text, &Rfc3339)
+                    .map(|time| CreatedAt(time.unix_timestamp_nanos().div_euclid(1_000)))
+                    .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(TextOrMilliseconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW_US: i64 = 1_800_000_000_000_000;
+
+    fn fields(body: &str) -> Result<(i64, i64, i64), BadRequest> {
+        parse(body.as_bytes(), NOW_US).map(|like| (like.user_id(), like.post_id(), like.created_at_us()))
+    }
+
+    #[test]
+    fn a_like_may_be_written_in_several_ways() {
+        let max = i64::MAX;
+        let at = 1_769_860_800_000_000;
+        for (body, like) in [
+            (r#"{"user_id": 7, "post_id": 42}"#, (7, 42, NOW_US)),
+            (r#"{"userId": 7, "postId": 42, "other": [1]}"#, (7, 42, NOW_US)),
+            (r#"{"user_id": "7", "post_id": "9223372036854775807"}"#, (7, max, NOW_US)),
+            (r#"{"user_id": 9223372036854775807, "post_id": 1, "created_at": null}"#, (max, 1, NOW_US)),
+            (r#"{"user_id": 7, "post_id": 42, "created_at": "2026-01-31T12:00:00Z"}"#, (7, 42, at)),
+            (
+                r#"{"user_id": 7, "post_id": 42, "timestamp": "2026-01-31T13:00:00.000001+01:00"}"#,
+                (7, 42, at + 1),
+            ),
+            (r#"{"user_id": 7, "post_id": 42, "timestamp": 1769860800000}"#, (7, 42, at)),
+        ] {
+            assert_eq!(fields(body), Ok(like), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_from_what_is_not_a_like() {
+        for body in
+            ["", "{", "user_id=7", r#"{"user_id": 7, "post_id": 42} x"#, "{\"user_id\": 7,}", "\u{feff}{}"]
+        {
+            assert!(matches!(fields(body), Err(BadRequest::Json(_))), "{body}");
+        }
+        for body in [
+            "null",
+            "[7, 42]",
+            "[7, 42, null]",
+            "{}",
+            r#"{"user_id": 7}"#,
+            r#"{"user_id": 0, "post_id": 42}"#,
+            r#"{"user_id": -7, "post_id": 42}"#,
+            r#"{"user_id": 7, "post_id": 9223372036854775808}"#,
+            r#"{"user_id": 7, "post_id": 99999999999999999999}"#,
+            r#"{"user_id": 7.0, "post_id": 42}"#,
+            r#"{"user_id": "", "post_id": 42}"#,
+            r#"{"user_id": "+7", "post_id": 42}"#,
+            r#"{"user_id": "7 ", "post_id": 42}"#,
+            r#"{"user_id": true, "post_id": 42}"#,
+            r#"{"user_id": null, "post_id": 42}"#,
+            r#"{"user_id": 7, "userId": 8, "post_id": 42}"#,
+            r#"{"user_id": 7, "post_id": 42, "created_at": "yesterday"}"#,
+            r#"{"user_id": 7, "post_id": 42, "created_at": -1}"#,
+            r#"{"user_id": 7, "post_id": 42, "created_at": 99999999999999999}"#,
+            r#"{"user_id": 7, "post_id": 42, "created_at": "1969-12-31T23:59:59Z"}"#,
+        ] {
+            assert!(matches!(fields(body), Err(BadRequest::Like(_))), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&body, NOW_US);
+        }
+
+        #[test]
+        fn every_id_in_range_is_taken_as_a_number_and_as_a_string(user in 1..=i64::MAX, post in 1..=i64::MAX) {
+            let number = format!(r#"{{"user_id": {user}, "post_id": {post}}}"#);
+            let string = format!(r#"{{"user_id": "{user}", "post_id": "{post}"}}"#);
+            prop_assert_eq!(fields(&number), Ok((user, post, NOW_US)));
+            prop_assert_eq!(fields(&string), Ok((user, post, NOW_US)));
+        }
+    }
+}
