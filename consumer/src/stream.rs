@@ -81,7 +81,7 @@ pub(crate) struct Claimed {
 impl Streams {
     pub(crate) fn new(commands: Client, args: &StreamArgs, group: String, consumer: String) -> Self {
         let keys = args.likes_stream.clone();
-        let streams =
+        let partitions =
             args.likes_partitions.partitions().map(|partition| (partition, keys.stream(partition))).collect();
         Self { commands, keys, group, consumer, partitions }
     }
