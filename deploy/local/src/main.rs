@@ -1,1 +1,104 @@
-fn main() {}
+//! `localstack`: the demo, and the same stack kept running for a developer.
+
+mod demo;
+mod insert_each;
+mod kept;
+mod progress;
+mod stack;
+mod storm;
+mod verdict;
+mod verify;
+
+use std::{
+    error::Error,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use shared::service::one_line;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
+
+/// Runs all of likestream on this machine: private Redis and Postgres, ingest, two consumers.
+#[derive(Parser)]
+#[command(name = "localstack", version, arg_required_else_help = true)]
+struct Localstack {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fires a celebrity's storm of likes at a private stack and checks that none is lost or doubled
+    Demo(DemoOptions),
+    /// Starts the stack and leaves it running
+    Up,
+    /// Stops the stack that `up` has started and removes its data
+    Down,
+    /// Tells how the stack is; exit code 3 unless all of it is well
+    Status,
+    /// Shows the last lines of all logs
+    Logs {
+        /// Go on as more is written
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+/// How big the demo is.
+#[derive(clap::Args)]
+struct DemoOptions {
+    /// How many likes are sent
+    #[arg(long, env = "LIKES", default_value = "1000000", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    likes: u32,
+
+    /// How many percent of them repeat an earlier one
+    #[arg(long, env = "DUPLICATES", default_value = "5", value_parser = clap::value_parser!(u8).range(0..=100))]
+    duplicates: u8,
+
+    /// How many connections send them
+    #[arg(long, env = "CONNECTIONS", default_value = "128", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    connections: u16,
+
+    /// Where the figures go as JSON
+    #[arg(long, default_value = "target/demo.json", value_name = "FILE")]
+    json: PathBuf,
+}
+
+const EXIT_INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let done = match Localstack::parse().command {
+        Command::Demo(options) => run_demo(&options),
+        Command::Up => kept::up(),
+        Command::Down => kept::down(),
+        Command::Status => kept::status(),
+        Command::Logs { follow } => kept::logs(follow),
+    };
+    done.unwrap_or_else(|error| {
+        let _ = writeln!(io::stderr(), "error: {}", one_line(&*error));
+        ExitCode::FAILURE
+    })
+}
+
+/// Ended by a signal, the demo is dropped, and with it everything that it has started.
+fn run_demo(options: &DemoOptions) -> Result<ExitCode, Box<dyn Error>> {
+    Runtime::new()?.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            passed = demo::run(options) => Ok(if passed? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            _ = interrupt.recv() => Ok(interrupted()),
+            _ = terminate.recv() => Ok(interrupted()),
+        }
+    })
+}
+
+fn interrupted() -> ExitCode {
+    let _ = writeln!(io::stderr(), "\ninterrupted: stopping everything");
+    ExitCode::from(EXIT_INTERRUPTED)
+}

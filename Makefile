@@ -1,0 +1,51 @@
+# likestream. `make` alone tells what there is to do.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CARGO := cargo
+# One profile for everything, so that nothing is compiled twice.
+BUILD := $(CARGO) build --locked --release
+LOCALSTACK := target/release/localstack
+
+LIKES ?= 1000000
+DUPLICATES ?= 5
+
+.PHONY: help
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: # Redis, Postgres and a linker, where they are missing
+	@deploy/local/install.sh
+
+.PHONY: build
+build: install ## Build all programs (release) into target/release
+	$(BUILD)
+
+.PHONY: demo
+demo: build ## A storm of likes on a private stack, with a verdict (LIKES=1000000 DUPLICATES=5)
+	@$(LOCALSTACK) demo --likes $(LIKES) --duplicates $(DUPLICATES)
+
+.PHONY: test
+test: build ## Run all tests, against real servers that they start themselves
+	$(CARGO) test --locked --release --workspace
+
+.PHONY: up down status logs
+up: build ## Start the same stack and keep it running
+	@$(LOCALSTACK) up
+down: build ## Stop it and remove its data
+	@$(LOCALSTACK) down
+status: build ## Tell how it is
+	@$(LOCALSTACK) status
+logs: build ## Show its logs and follow them
+	@$(LOCALSTACK) logs --follow
+
+.PHONY: lint
+lint: ## Check the formatting and run clippy, warnings denied
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all

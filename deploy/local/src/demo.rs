@@ -1,0 +1,127 @@
+//! The demo from start to verdict.
+
+use std::{
+    error::Error,
+    time::{Duration, Instant},
+};
+
+use local::{LocalError, process::Lifetime, program::Program};
+use thiserror::Error;
+use tokio::time::sleep;
+use tokio_postgres::NoTls;
+
+use crate::{
+    DemoOptions, insert_each,
+    progress::{Progress, say},
+    stack::{Ports, Stack, last_lines},
+    storm::{self, Sent, Storm},
+    verdict::Verdict,
+    verify,
+};
+
+const POLL: Duration = Duration::from_millis(50);
+
+/// The drain may take as long as it likes, but not stand still.
+const STALLED: Duration = Duration::from_mins(1);
+
+#[derive(Debug, Error)]
+#[error("{waiting} of {appended} stream entries are not acknowledged, and nothing has moved for a minute")]
+struct Stalled {
+    waiting: u64,
+    appended: u64,
+}
+
+/// Runs it and tells whether every promise was kept.
+pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
+    say("starting private Redis and Postgres, ingest and two consumers");
+    let stack = Stack::start(Ports::default(), Lifetime::Leashed)?;
+    match measure(options, &stack).await {
+        Ok(verdict) => {
+            stack.stop()?;
+            verdict.write_json(&options.json)?;
+            verdict.print();
+            Ok(verdict.passed())
+        }
+        Err(error) => {
+            for program in ["ingest", "consumer-1", "consumer-2"] {
+                let log = stack.logs.path().join(format!("{program}.log"));
+                say(&format!("the last lines of {program}:\n{}", last_lines(&log, 3)));
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dyn Error>> {
+    let storm = Storm { likes: options.likes.into(), duplicate_percent: options.duplicates };
+    let sent = storm::send(storm, stack.ingest.listen(), options.connections).await?;
+    let entries = drain(stack).await?;
+    let drained = sent.started.elapsed();
+
+    say("comparing the table with what was accepted");
+    let database_url = stack.postgres.url("postgres");
+    let (client, connection) = tokio_postgres::connect(&database_url, NoTls).await?;
+    tokio::spawn(connection);
+    let table = verify::read_table(&client, storm, &sent).await?;
+    let each = insert_each::run(storm, &database_url).await?;
+    let transactions = total(&stack.consumers, "likestream_batches_committed_total")?;
+    if transactions < table.writing_transactions {
+        say("the consumers count fewer transactions than have left rows: their figure is wrong");
+    }
+    let peak = |program: &Program| program.peak_resident_bytes().unwrap_or(0);
+    Ok(Verdict {
+        accepted: sent.accepted,
+        distinct: sent.pairs.len(),
+        rows: table.rows,
+        lost: table.lost,
+        doubled: table.doubled,
+        foreign: table.foreign,
+        retries: sent.retries,
+        unsure: unsure(&sent, storm),
+        transactions: transactions.max(table.writing_transactions),
+        likes_per_transaction: sent.accepted as f64 / transactions.max(1) as f64,
+        likes_per_entry: sent.accepted as f64 / entries.max(1) as f64,
+        likes_per_second_in: sent.accepted as f64 / sent.elapsed.as_secs_f64(),
+        likes_per_second_out: sent.accepted as f64 / drained.as_secs_f64(),
+        post_p50_ms: sent.latency_us.value_at_quantile(0.5) as f64 / 1e3,
+        post_p99_ms: sent.latency_us.value_at_quantile(0.99) as f64 / 1e3,
+        accept_to_commit_p50_ms: table.accept_to_commit_p50_ms,
+        accept_to_commit_p99_ms: table.accept_to_commit_p99_ms,
+        insert_each_likes: each.likes,
+        insert_each_likes_per_second: each.likes_per_second,
+        ingest_peak_rss_bytes: peak(&stack.ingest),
+        consumer_peak_rss_bytes: stack.consumers.iter().map(peak).max().unwrap_or(0),
+    })
+}
+
+/// Waits until the consumers have acknowledged all that ingest has appended, and returns how many entries that were.
+async fn drain(stack: &Stack) -> Result<u64, Box<dyn Error>> {
+    let appended = total([&stack.ingest], "likestream_entries_appended_total")?;
+    let mut progress = Progress::new("draining", appended);
+    let (mut last, mut last_moved) = (0, Instant::now());
+    loop {
+        let acknowledged = total(&stack.consumers, "likestream_entries_acknowledged_total")?;
+        progress.at(acknowledged);
+        if acknowledged >= appended {
+            progress.done();
+            return Ok(appended);
+        }
+        if acknowledged > last {
+            (last, last_moved) = (acknowledged, Instant::now());
+        } else if last_moved.elapsed() > STALLED {
+            return Err(Stalled { waiting: appended - acknowledged, appended }.into());
+        }
+        sleep(POLL).await;
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+fn total<'a>(programs: impl IntoIterator<Item = &'a Program>, metric: &str) -> Result<u64, LocalError> {
+    programs.into_iter().map(|program| Ok(program.metrics()?.sum(metric) as u64)).sum()
+}
+
+/// Pairs that are neither promised nor excluded.
+fn unsure(sent: &Sent, storm: Storm) -> u64 {
+    (0..storm.likes).filter(|index| sent.unsure.contains(*index) && !sent.pairs.contains(*index)).count()
+        as u64
+}

@@ -1,0 +1,244 @@
+//! The stack that goes on without us: `up`, `down`, `status`, `logs`.
+
+use std::{
+    error::Error,
+    fs,
+    io::{self, Write},
+    net::{SocketAddr, TcpListener},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use local::{
+    LocalError, admin,
+    process::{self, Lifetime},
+    program::Program,
+};
+use nix::{
+    sys::signal::Signal,
+    unistd::{Pid, geteuid},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::stack::{Ports, Stack};
+
+const EXIT_NOT_WELL: u8 = 3;
+const STOP: Duration = Duration::from_secs(40);
+
+/// What `up` leaves behind for the others to find.
+#[derive(Serialize, Deserialize)]
+struct State {
+    redis_url: String,
+    database_url: String,
+    ingest_url: String,
+    folders: Vec<PathBuf>,
+    parts: Vec<Part>,
+}
+
+/// A process, in the order in which they are stopped.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    name: String,
+    pid: i32,
+    started_at_ticks: Option<u64>,
+    admin: Option<SocketAddr>,
+    log: PathBuf,
+    stop_signal: StopSignal,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum StopSignal {
+    Term,
+    Int,
+}
+
+impl Part {
+    /// Whether it is still that process, and not another one with its id.
+    fn is_running(&self) -> bool {
+        let ticks = process::started_at_ticks(Pid::from_raw(self.pid));
+        ticks.is_some() && ticks == self.started_at_ticks
+    }
+
+    fn health(&self) -> &'static str {
+        match self.admin {
+            _ if !self.is_running() => "not running",
+            None => "running",
+            Some(address) => match admin::get(address, "/readyz") {
+                Ok((200, _)) => "ready",
+                Ok(_) => "not ready",
+                Err(_) => "does not answer",
+            },
+        }
+    }
+
+    fn is_well(&self) -> bool {
+        matches!(self.health(), "running" | "ready")
+    }
+}
+
+pub(crate) fn up() -> Result<ExitCode, Box<dyn Error>> {
+    let file = state_file()?;
+    if let Some(state) = read(&file)? {
+        if state.parts.iter().all(Part::is_well) {
+            println!("already up");
+            print_urls(&state);
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("some of an earlier stack is gone: starting anew");
+        end(&state, &file)?;
+    }
+    let ports = Ports {
+        redis: preferred(6379),
+        postgres: preferred(5432),
+        ingest: preferred(8080).unwrap_or(0),
+        ingest_admin: preferred(8081).unwrap_or(0),
+        consumers_admin: [8082, 8083].map(|port| preferred(port).unwrap_or(0)),
+    };
+    let state = leave(Stack::start(ports, Lifetime::Detached)?);
+    let written = serde_json::to_string_pretty(&state)
+        .map_err(io::Error::from)
+        .and_then(|json| fs::write(&file, json))
+        .map_err(LocalError::io(format!("{} can't be written", file.display())));
+    if let Err(error) = written {
+        end(&state, &file)?;
+        return Err(error.into());
+    }
+    print_urls(&state);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn down() -> Result<ExitCode, Box<dyn Error>> {
+    let file = state_file()?;
+    let Some(state) = read(&file)? else {
+        println!("nothing is up");
+        return Ok(ExitCode::SUCCESS);
+    };
+    end(&state, &file)?;
+    println!("stopped, and its data are removed");
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn status() -> Result<ExitCode, Box<dyn Error>> {
+    let Some(state) = read(&state_file()?)? else {
+        println!("nothing is up: make up starts it");
+        return Ok(ExitCode::from(EXIT_NOT_WELL));
+    };
+    for part in &state.parts {
+        let admin = part.admin.map(|address| format!("admin http://{address}")).unwrap_or_default();
+        println!("{:<11} pid {:<8} {:<15} {admin}", part.name, part.pid, part.health());
+    }
+    print_urls(&state);
+    let well = state.parts.iter().all(Part::is_well);
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOT_WELL) })
+}
+
+pub(crate) fn logs(follow: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let Some(state) = read(&state_file()?)? else {
+        println!("nothing is up: make up starts it");
+        return Ok(ExitCode::from(EXIT_NOT_WELL));
+    };
+    let mut tail = Command::new("tail");
+    tail.args(["-n", "20"]).args(state.parts.iter().map(|part| &part.log));
+    if follow {
+        tail.arg("-F");
+    }
+    Err(LocalError::Spawn { program: "tail".to_owned(), source: tail.exec() }.into())
+}
+
+/// Writes down what is needed to find the stack again, and lets go of it.
+fn leave(stack: Stack) -> State {
+    let part = |name: &str, pid, admin, log: PathBuf, stop_signal| Part {
+        name: name.to_owned(),
+        pid,
+        started_at_ticks: process::started_at_ticks(Pid::from_raw(pid)),
+        admin,
+        log,
+        stop_signal,
+    };
+    let logs = stack.logs.path();
+    let program = |name: &str, program: &Program| {
+        part(name, program.pid(), Some(program.admin()), logs.join(format!("{name}.log")), StopSignal::Term)
+    };
+    let [first, second] = &stack.consumers;
+    let (redis_folder, postgres_folder) = (stack.redis.folder(), stack.postgres.folder());
+    let state = State {
+        redis_url: stack.redis.url(),
+        database_url: stack.postgres.url("postgres"),
+        ingest_url: format!("http://{}", stack.ingest.listen()),
+        folders: [redis_folder, postgres_folder, logs].map(Path::to_owned).to_vec(),
+        parts: vec![
+            program("ingest", &stack.ingest),
+            program("consumer-1", first),
+            program("consumer-2", second),
+            part("redis", stack.redis.pid(), None, redis_folder.join("redis.log"), StopSignal::Term),
+            part(
+                "postgres",
+                stack.postgres.pid(),
+                None,
+                postgres_folder.join("postgres.log"),
+                StopSignal::Int,
+            ),
+        ],
+    };
+    let Stack { ingest, consumers: [first, second], redis, postgres, logs } = stack;
+    for program in [ingest, first, second] {
+        program.detach();
+    }
+    redis.detach();
+    postgres.detach();
+    let _ = logs.keep();
+    state
+}
+
+fn end(state: &State, file: &Path) -> Result<(), LocalError> {
+    for part in state.parts.iter().filter(|part| part.is_running()) {
+        let signal = match part.stop_signal {
+            StopSignal::Term => Signal::SIGTERM,
+            StopSignal::Int => Signal::SIGINT,
+        };
+        if !process::end_by_pid(Pid::from_raw(part.pid), signal, STOP) {
+            let (what, log) = ("end", part.log.clone());
+            return Err(LocalError::Timeout {
+                program: part.name.clone(),
+                what,
+                seconds: STOP.as_secs(),
+                log,
+            });
+        }
+    }
+    for folder in &state.folders {
+        // One that is gone needs no removing.
+        let _ = fs::remove_dir_all(folder);
+    }
+    fs::remove_file(file).map_err(LocalError::io(format!("{} can't be removed", file.display())))
+}
+
+fn print_urls(state: &State) {
+    println!("likes are taken at POST {}/likes", state.ingest_url);
+    println!("export REDIS_URL={} DATABASE_URL={}", state.redis_url, state.database_url);
+    let _ = io::stdout().flush();
+}
+
+fn read(file: &Path) -> Result<Option<State>, LocalError> {
+    let failed = || format!("{} can't be read, remove it", file.display());
+    match fs::read_to_string(file) {
+        Ok(json) => {
+            serde_json::from_str(&json).map(Some).map_err(io::Error::from).map_err(LocalError::io(failed()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LocalError::io(failed())(error)),
+    }
+}
+
+/// One a build folder and user.
+fn state_file() -> Result<PathBuf, LocalError> {
+    let folder = local::program::programs_folder()?;
+    Ok(folder.join(format!("localstack-{}.json", geteuid())))
+}
+
+/// The well-known port, if nobody has it.
+fn preferred(port: u16) -> Option<u16> {
+    TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
+}

@@ -1,0 +1,246 @@
+//! A private Postgres.
+
+use std::{
+    env, fs,
+    io::{Read, Write},
+    net::TcpStream,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, User},
+};
+
+use crate::{
+    LocalError, free_port,
+    process::{self, Lifetime, ServerCommand, ServerProcess, wait_until},
+};
+
+const START_SECONDS: u64 = 60;
+const PORT_TRIES: usize = 5;
+
+/// Known homes of Postgres programs that are not on the PATH: Debian's and Red Hat's.
+const HOMES: [&str; 2] = ["/usr/lib/postgresql", "/usr"];
+
+/// How to run it.
+#[derive(Clone, Debug, Default)]
+pub struct PostgresOptions {
+    /// A certain port, or any free one.
+    pub port: Option<u16>,
+    /// Settings over the defaults, like `("max_connections", "20")`.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A running Postgres on loopback, with commit timestamps, open to its superuser `postgres`. Its folder goes with it.
+/// Where we are root it runs as another user, because it refuses to be root.
+#[derive(Debug)]
+pub struct PostgresServer {
+    process: ServerProcess,
+    options: PostgresOptions,
+    programs: PathBuf,
+    user: Option<User>,
+    port: u16,
+    folder: PathBuf,
+}
+
+impl PostgresServer {
+    /// Makes a new database cluster, starts it and waits until it takes connections.
+    pub fn start(options: PostgresOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
+        let programs = programs()?;
+        let user = process::unprivileged_user()?;
+        let folder = process::make_folder("likestream-postgres-", user.as_ref())?;
+        let started = init(&programs, &folder, user.as_ref())
+            .and_then(|()| first_launch(&options, &programs, &folder, user.as_ref(), lifetime));
+        match started {
+            Ok((process, port)) => Ok(Self { process, options, programs, user, port, folder }),
+            Err(error) => {
+                let _ = fs::remove_dir_all(&folder);
+                Err(error)
+            }
+        }
+    }
+
+    /// Where a database of it is.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Where it listens, on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its first process.
+    pub fn pid(&self) -> i32 {
+        self.process.pid().as_raw()
+    }
+
+    /// Its data and its log.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Ends it in good order, with its connections. Its data stay.
+    pub fn stop(&mut self) {
+        self.process.stop();
+    }
+
+    /// Kills all of its processes at once, as a power cut would. Its data stay.
+    pub fn kill(&mut self) {
+        let processes = self.processes();
+        for pid in &processes {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        self.process.kill();
+        wait_until(Duration::from_secs(10), || !processes.iter().any(|pid| process::is_running(*pid)));
+    }
+
+    /// Starts it again, after [`PostgresServer::stop`] or [`PostgresServer::kill`], where it was.
+    pub fn start_again(&mut self) -> Result<(), LocalError> {
+        let (programs, user) = (&self.programs, self.user.as_ref());
+        self.process = launch(&self.options, self.port, programs, &self.folder, user, Lifetime::Leashed)?;
+        Ok(())
+    }
+
+    /// Lets a detached one live on after this value.
+    pub fn detach(self) {
+        self.process.detach();
+    }
+
+    /// Freezes all of its processes: connections stay, nothing is answered.
+    pub fn pause(&self) {
+        self.signal_all(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal_all(Signal::SIGCONT);
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        for pid in self.processes() {
+            let _ = kill(pid, signal);
+        }
+    }
+
+    /// The first process and its children, which are in sessions of their own.
+    fn processes(&self) -> Vec<Pid> {
+        let first = self.process.pid();
+        let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw);
+        std::iter::once(first).chain(children).collect()
+    }
+}
+
+fn first_launch(
+    options: &PostgresOptions,
+    programs: &Path,
+    folder: &Path,
+    user: Option<&User>,
+    lifetime: Lifetime,
+) -> Result<(ServerProcess, u16), LocalError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let port = options.port.map_or_else(free_port, Ok)?;
+        match launch(options, port, programs, folder, user, lifetime) {
+            Ok(process) => return Ok((process, port)),
+            // Somebody else may have taken the port meanwhile.
+            Err(LocalError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn launch(
+    options: &PostgresOptions,
+    port: u16,
+    programs: &Path,
+    folder: &Path,
+    user: Option<&User>,
+    lifetime: Lifetime,
+) -> Result<ServerProcess, LocalError> {
+    let log = folder.join("postgres.log");
+    let own = [
+        ("listen_addresses", "127.0.0.1".to_owned()),
+        ("port", port.to_string()),
+        ("unix_socket_directories", folder.display().to_string()),
+        ("track_commit_timestamp", "on".to_owned()),
+        ("max_connections", "200".to_owned()),
+        ("logging_collector", "off".to_owned()),
+    ];
+    let own = own.iter().map(|(name, value)| format!("{name}={value}"));
+    let given = options.settings.iter().map(|(name, value)| format!("{name}={value}"));
+    let mut arguments =
+        vec![programs.join("postgres").display().to_string(), "-D".to_owned(), "data".to_owned()];
+    arguments.extend(own.chain(given).flat_map(|setting| ["-c".to_owned(), setting]));
+    let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGINT, user };
+    let mut server = ServerProcess::start(&command, lifetime)?;
+    let up = wait_until(Duration::from_secs(START_SECONDS), || !server.is_running() || answers(port));
+    let program = "postgres".to_owned();
+    if !server.is_running() {
+        server.kill();
+        return Err(LocalError::Ended { program, last_words: process::last_words(&log) });
+    }
+    if up {
+        Ok(server)
+    } else {
+        Err(LocalError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
+    }
+}
+
+fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), LocalError> {
+    let mut command = Command::new(programs.join("initdb"));
+    command
+        .args(["--pgdata=data", "--auth=trust", "--username=postgres", "--no-sync"])
+        .args(["--encoding=UTF8", "--locale=C"])
+        .current_dir(folder)
+        .stdin(Stdio::null());
+    if let Some(user) = user {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    let output =
+        command.output().map_err(|source| LocalError::Spawn { program: "initdb".to_owned(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last_words = said.lines().rev().find(|line| !line.is_empty()).unwrap_or_default().to_owned();
+    Err(LocalError::Ended { program: "initdb".to_owned(), last_words })
+}
+
+/// Where the newest Postgres has its programs.
+fn programs() -> Result<PathBuf, LocalError> {
+    let has_server = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
+    let version = |folder: &PathBuf| -> u32 {
+        let digits = folder.iter().rev().nth(1).map(|name| name.to_string_lossy().replace("pgsql-", ""));
+        digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    };
+    let homes = HOMES.iter().filter_map(|home| fs::read_dir(home).ok()).flatten().flatten();
+    let newest = homes.map(|entry| entry.path().join("bin")).filter(has_server).max_by_key(version);
+    let on_path = || env::split_paths(&env::var_os("PATH").unwrap_or_default()).find(has_server);
+    newest.or_else(on_path).ok_or(LocalError::Missing("Postgres (initdb and postgres)"))
+}
+
+/// Whether it takes connections: sends a startup packet for its superuser and looks for the answer "authentication
+/// ok", which it does not give while it starts up or shuts down.
+///
+/// Source: Postgres manual, "Message Formats".
+fn answers(port: u16) -> bool {
+    let parameters = b"user\0postgres\0database\0postgres\0\0";
+    let ask = || -> std::io::Result<bool> {
+        let mut connection = TcpStream::connect(("127.0.0.1", port))?;
+        connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let length = u32::try_from(8 + parameters.len()).unwrap_or_default();
+        let startup = [&length.to_be_bytes()[..], &196_608_u32.to_be_bytes(), parameters].concat();
+        connection.write_all(&startup)?;
+        let mut kind = [0];
+        connection.read_exact(&mut kind)?;
+        Ok(kind == *b"R")
+    };
+    ask().unwrap_or(false)
+}

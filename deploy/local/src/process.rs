@@ -1,0 +1,226 @@
+//! Server processes that can't be left behind.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::{Pid, User, chown, geteuid},
+};
+
+use crate::LocalError;
+
+/// Runs a server beside a shell that waits on a pipe from us. When the pipe closes, however this process ended, the
+/// shell ends the server and removes its folder, unless it was told to keep it.
+///
+/// Arguments: the signal to end it with, the folder, the server and its arguments.
+const LEASH: &str = r#"
+signal=$1 folder=$2; shift 2
+"$@" </dev/null & server=$!
+echo "$server"
+read -r word || word=remove
+kill -s "$signal" "$server" 2>/dev/null
+wait "$server"
+[ "$word" = keep ] || rm -rf "$folder"
+"#;
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// How a server lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// No longer than this process.
+    Leashed,
+    /// On its own, until somebody ends it.
+    Detached,
+}
+
+/// What to run, and where.
+pub(crate) struct ServerCommand<'a> {
+    pub(crate) arguments: Vec<String>,
+    pub(crate) folder: &'a Path,
+    pub(crate) log: &'a Path,
+    pub(crate) stop_signal: Signal,
+    pub(crate) user: Option<&'a User>,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct ServerProcess {
+    child: Child,
+    leash: Option<ChildStdin>,
+    pid: Pid,
+    stop_signal: Signal,
+    /// Where the server was started without a leash and nobody has let it go: what to remove with it.
+    folder: Option<PathBuf>,
+}
+
+impl ServerProcess {
+    pub(crate) fn start(command: &ServerCommand<'_>, lifetime: Lifetime) -> Result<Self, LocalError> {
+        let log = append_to(command.log)?;
+        let program = command.arguments.first().cloned().unwrap_or_default();
+        let mut process = match lifetime {
+            Lifetime::Leashed => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", LEASH, "leash", command.stop_signal.as_str().trim_start_matches("SIG")]);
+                shell.arg(command.folder).args(&command.arguments);
+                shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+                shell
+            }
+            Lifetime::Detached => {
+                let mut server = Command::new(&program);
+                server.args(&command.arguments[1..]).stdin(Stdio::null());
+                server.stdout(log.try_clone().map_err(LocalError::io("the log can't be shared"))?);
+                server
+            }
+        };
+        process.stderr(log).current_dir(command.folder).process_group(0);
+        if let Some(user) = command.user {
+            process.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        let mut child =
+            process.spawn().map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
+        let leash = child.stdin.take();
+        let pid = match child.stdout.take() {
+            None => child.id().cast_signed(),
+            Some(stdout) => {
+                let mut line = String::new();
+                BufReader::new(stdout).read_line(&mut line).map_err(LocalError::io("the leash is broken"))?;
+                line.trim().parse().map_err(|_| LocalError::Missing("sh"))?
+            }
+        };
+        let folder = leash.is_none().then(|| command.folder.to_owned());
+        Ok(Self { child, leash, pid: Pid::from_raw(pid), stop_signal: command.stop_signal, folder })
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        is_running(self.pid)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        // One that is gone has nothing to obey.
+        let _ = kill(self.pid, signal);
+    }
+
+    /// Ends the server and keeps its folder.
+    pub(crate) fn stop(&mut self) {
+        self.signal(self.stop_signal);
+        self.end(b"keep\n");
+    }
+
+    /// Kills the server and keeps its folder.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.end(b"keep\n");
+    }
+
+    /// Lets a server without a leash live on after this value.
+    pub(crate) fn detach(mut self) {
+        self.folder = None;
+    }
+
+    fn end(&mut self, word: &[u8]) {
+        if let Some(mut leash) = self.leash.take() {
+            // A leash that is gone has removed the folder already.
+            let _ = leash.write_all(word);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for ServerProcess {
+    /// Ends the server and removes its folder, unless it was stopped or let go.
+    fn drop(&mut self) {
+        if self.leash.is_some() {
+            self.signal(Signal::SIGCONT);
+            self.end(b"remove\n");
+        } else if let Some(folder) = self.folder.take() {
+            self.stop();
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Whether a process is there and not a zombie.
+pub(crate) fn is_running(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X'])))
+}
+
+/// When a process was started, in clock ticks since boot: with its id, that names a process for ever.
+///
+/// Source: `proc_pid_stat(5)`, field 22.
+pub fn started_at_ticks(pid: Pid) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.split(' ').nth(19)?.parse().ok()
+}
+
+/// Ends a process that is not our child: the signal, then SIGKILL when the time is up. Tells whether it is gone.
+pub fn end_by_pid(pid: Pid, signal: Signal, limit: Duration) -> bool {
+    for signal in [signal, Signal::SIGKILL] {
+        if kill(pid, signal) == Err(Errno::ESRCH) {
+            return true;
+        }
+        if wait_until(limit, || !is_running(pid)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Polls until it is so, or the time is up.
+pub fn wait_until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let give_up_at = Instant::now() + limit;
+    loop {
+        if is_so() {
+            return true;
+        }
+        if Instant::now() >= give_up_at {
+            return false;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// A private folder that the server's user may work in; it outlives this value.
+pub(crate) fn make_folder(prefix: &str, user: Option<&User>) -> Result<PathBuf, LocalError> {
+    let made = tempfile::Builder::new().prefix(prefix).tempdir();
+    let folder = made.map_err(LocalError::io("no temporary folder can be made"))?.keep();
+    if let Some(user) = user {
+        chown(&folder, Some(user.uid), Some(user.gid))
+            .map_err(|errno| LocalError::io("the temporary folder can't be given away")(errno.into()))?;
+    }
+    Ok(folder)
+}
+
+/// Whom a server runs as that refuses to be root: nobody else unless we are root.
+pub(crate) fn unprivileged_user() -> Result<Option<User>, LocalError> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let user = ["postgres", "nobody"].into_iter().find_map(|name| User::from_name(name).ok().flatten());
+    user.map(Some).ok_or(LocalError::Missing("a user postgres or nobody"))
+}
+
+/// The last line of a log that isn't empty.
+pub(crate) fn last_words(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}
+
+pub(crate) fn append_to(log: &Path) -> Result<File, LocalError> {
+    let file = OpenOptions::new().create(true).append(true).open(log);
+    file.map_err(LocalError::io(format!("{} can't be written", log.display())))
+}

@@ -1,0 +1,50 @@
+//! A bar on a terminal, a line now and then elsewhere.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How far something is.
+pub(crate) struct Progress {
+    what: &'static str,
+    total: u64,
+    bar: Option<ProgressBar>,
+    next_line: Instant,
+}
+
+impl Progress {
+    pub(crate) fn new(what: &'static str, total: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let template = "{prefix:>8} {bar:40} {human_pos}/{human_len} {per_sec} {elapsed}";
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total).with_style(style).with_prefix(what)
+        });
+        Self { what, total, bar, next_line: Instant::now() + LINE_INTERVAL }
+    }
+
+    pub(crate) fn at(&mut self, done: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done.min(self.total));
+        } else if Instant::now() >= self.next_line {
+            self.next_line = Instant::now() + LINE_INTERVAL;
+            say(&format!("{:>8} {done} of {}", self.what, self.total));
+        }
+    }
+
+    pub(crate) fn done(self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
+}
+
+/// A line for people, apart from the figures.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
