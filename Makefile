@@ -42,7 +42,7 @@ logs: build ## Show its logs and follow them
 	@$(LOCALSTACK) logs --follow
 
 .PHONY: lint
-lint: ## Check the formatting and run clippy, warnings denied
+lint: install ## Check the formatting and run clippy, warnings denied
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
 

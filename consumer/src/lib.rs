@@ -23,7 +23,7 @@ mod writer;
 use std::{io, net::SocketAddr, process, sync::Arc};
 
 use deadpool_postgres::{BuildError, Pool};
-use fred::prelude::{Client, ClientLike};
+use fred::prelude::Client;
 use shared::{
     admin::{self, Health},
     agreement::{self, AgreementError},
@@ -45,7 +45,7 @@ use crate::{
     metrics::Metrics,
     reader::{BLOCK, Reader},
     schema::SchemaError,
-    stream::Streams,
+    stream::{GroupError, Streams},
     writer::Writer,
 };
 
@@ -84,9 +84,9 @@ pub enum ConsumerError {
     /// Other programs work on other settings.
     #[error(transparent)]
     Agreement(#[from] AgreementError),
-    /// The groups can't be made.
-    #[error("the consumer groups can't be created")]
-    Groups(#[source] fred::error::Error),
+    /// A group can't be made.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// deadpool refuses.
     #[error("the connection pool can't be made")]
     Pool(#[from] BuildError),
@@ -125,18 +125,13 @@ pub async fn run(
         return Ok(());
     };
     let pool = pg::pool(postgres, CONNECTIONS, copy::SESSION)?;
-    let streams = Streams::new(commands.clone(), &settings.streams, settings.likes_group.clone(), consumer);
-    streams.ensure_groups().await.map_err(ConsumerError::Groups)?;
+    let streams = Streams::new(commands, &settings.streams, settings.likes_group.clone(), consumer);
+    streams.ensure_groups().await?;
 
     let metrics = Arc::new(Metrics::new(&telemetry.meter()));
-    let ended = consume(&settings, &streams, reads.clone(), pool, metrics, checks, shutdown).await;
+    let ended = consume(&settings, &streams, reads, pool, metrics, checks, shutdown).await;
     if let Err(error) = streams.leave().await {
         tracing::warn!(%error, "the consumer's name stays in the group");
-    }
-    for client in [commands, reads] {
-        if let Err(error) = client.quit().await {
-            tracing::debug!(%error, "Redis was not told goodbye");
-        }
     }
     ended
 }

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use fred::prelude::{Client, Error};
-use shared::{partition::Partition, redis};
+use shared::{partition::Partition, redis, service::one_line};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -173,7 +173,7 @@ impl Reader {
         if redis::error_code(error) == Some("NOGROUP") {
             match self.streams.ensure_groups().await {
                 Ok(()) => return,
-                Err(error) => tracing::warn!(%error, "the consumer groups can't be created"),
+                Err(error) => tracing::warn!(error = one_line(&error), "a group is missing"),
             }
         }
         self.shutdown.run_until_cancelled(tokio::time::sleep(backoff.next_delay())).await;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use fred::{
-    prelude::{Client, ClientLike, Error, LuaInterface, StreamsInterface, Value},
+    prelude::{Client, ClientLike, Error, KeysInterface, LuaInterface, StreamsInterface, Value},
     types::{ClusterHash, CustomCommand},
 };
 use futures_util::future::{join_all, try_join_all};
@@ -16,6 +16,7 @@ use shared::{
     partition::{KeyPrefix, Partition},
     redis,
 };
+use thiserror::Error as ThisError;
 
 use crate::{
     batch::SettledEntry,
@@ -47,14 +48,23 @@ return redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 
 /// Takes the consumer out of the group, unless it has pending entries: XGROUP DELCONSUMER would destroy them.
 const LEAVE_IF_NOTHING_PENDING: &str = r"
-for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-    if consumer[2] == ARGV[2] then
-        if consumer[6] > 0 then return 0 end
+for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local consumer = {}
+    for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
+    if consumer.name == ARGV[2] and consumer.pending == 0 then
         redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
     end
 end
 return 1
 ";
+
+/// A group is not there and can't be made.
+#[derive(Debug, ThisError)]
+#[error("the consumer group can't be made on {stream} in Redis")]
+pub struct GroupError {
+    stream: String,
+    source: Error,
+}
 
 /// The streams, as one member of the group sees them.
 #[derive(Clone)]
@@ -97,20 +107,37 @@ impl Streams {
 
     /// Makes streams and groups where there are none. A group starts at the very first entry, never at the end:
     /// what is in the stream already was accepted and must be stored.
-    pub(crate) async fn ensure_groups(&self) -> Result<(), Error> {
-        let created = self.partitions.iter().map(async |(partition, stream)| {
-            let created: Result<(), Error> =
-                self.commands.xgroup_create(stream, &self.group, "0", true).await;
-            match created {
-                Ok(()) => {
-                    tracing::info!(%partition, group = self.group, "created the consumer group");
-                    Ok(())
-                }
-                Err(error) if redis::error_code(&error) == Some("BUSYGROUP") => Ok(()),
-                Err(error) => Err(error),
-            }
+    pub(crate) async fn ensure_groups(&self) -> Result<(), GroupError> {
+        let ensured = self.partitions.iter().map(async |(_, stream)| {
+            self.ensure_group(stream)
+                .await
+                .map_err(|source| GroupError { stream: stream.clone(), source })
         });
-        try_join_all(created).await.map(drop)
+        try_join_all(ensured).await.map(drop)
+    }
+
+    async fn ensure_group(&self, stream: &str) -> Result<(), Error> {
+        let created: Result<(), Error> = self.commands.xgroup_create(stream, &self.group, "0", true).await;
+        match created {
+            Ok(()) => {
+                tracing::info!(stream, group = self.group, "created the consumer group");
+                Ok(())
+            }
+            Err(error) => match redis::error_code(&error) {
+                Some("BUSYGROUP") => Ok(()),
+                // A Redis that is out of memory refuses without a look at what is there.
+                Some("OOM") if self.has_group(stream).await? => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    async fn has_group(&self, stream: &str) -> Result<bool, Error> {
+        if self.commands.exists::<u64, _>(stream).await? == 0 {
+            return Ok(false);
+        }
+        let groups = reply::groups(self.commands.xinfo_groups(stream).await?)?;
+        Ok(groups.iter().any(|group| group.name == self.group))
     }
 
     /// New entries of all partitions, at most `count` of each; waits up to `block_ms` for the first. `reader` is a

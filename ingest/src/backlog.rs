@@ -16,7 +16,6 @@ use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
@@ -51,18 +50,18 @@ impl Backlog {
     }
 }
 
-/// Samples until told to stop. As it asks Redis all the time, it also knows whether Redis answers.
+/// Samples for ever. As it asks Redis all the time, it also knows whether Redis answers.
 pub(crate) async fn sample(
     client: Client,
     streams: StreamArgs,
     backlog: Arc<Backlog>,
     redis_check: Check,
     metrics: Arc<Metrics>,
-    stop: CancellationToken,
 ) {
     let mut ticks = interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+    loop {
+        ticks.tick().await;
         match total(&client, &streams).await {
             Ok(entries) => {
                 backlog.sampled(entries);

@@ -1,6 +1,7 @@
 //! The HTTP edge: `POST /likes`.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -24,7 +25,6 @@ use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
 use crate::{
-    IngestError,
     backlog::Backlog,
     like_request::{self, BadRequest},
     metrics::Metrics,
@@ -46,30 +46,19 @@ pub(crate) struct Service {
     pub(crate) max_body_bytes: usize,
 }
 
-/// Serves until `shutdown`; from then on no connection is accepted, and those with a request in flight have
-/// `drain_timeout` to finish.
+/// Serves until `shutdown`, from when on no connection is accepted, and then until the requests in flight are
+/// answered.
 pub(crate) async fn serve(
     listener: TcpListener,
     service: Service,
     shutdown: CancellationToken,
-    drain_timeout: Duration,
-) -> Result<(), IngestError> {
+) -> io::Result<()> {
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
     });
-    let server = axum::serve(listener, router(Arc::new(service)))
-        .with_graceful_shutdown(shutdown.clone().cancelled_owned())
-        .into_future();
-    let deadline = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(drain_timeout).await;
-    };
-    tokio::select! {
-        ended = server => Ok(ended?),
-        () = deadline => Err(IngestError::Drain(humantime::format_duration(drain_timeout))),
-    }
+    axum::serve(listener, router(Arc::new(service))).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
 fn router(service: Arc<Service>) -> Router {

@@ -14,7 +14,7 @@ mod publish;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use fred::prelude::{Client, ClientLike};
+use fred::prelude::Client;
 use shared::{
     admin::{self, Health},
     agreement::{self, AgreementError},
@@ -24,8 +24,8 @@ use shared::{
     telemetry::Telemetry,
 };
 use thiserror::Error;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio::{net::TcpListener, time::sleep};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{backlog::Backlog, config::Settings, metrics::Metrics, publish::Publisher};
 
@@ -84,27 +84,31 @@ pub async fn run(
     };
     let metrics = Arc::new(Metrics::new(&telemetry.meter()));
     let backlog = Arc::new(Backlog::new(settings.ingest_backlog_limit));
-    let stop_sampling = CancellationToken::new();
-    let sampling = tokio::spawn(backlog::sample(
+    let sampling = backlog::sample(
         client.clone(),
         settings.streams.clone(),
         Arc::clone(&backlog),
         redis_check,
         Arc::clone(&metrics),
-        stop_sampling.clone(),
-    ));
+    );
+    let _sampling_ends_with_this = AbortOnDropHandle::new(tokio::spawn(sampling));
     let (publisher, appenders) = Publisher::start(&client, &settings, &metrics);
     let service = http::Service { publisher, backlog, metrics, max_body_bytes: settings.ingest_max_body.0 };
 
-    let served = http::serve(listener, service, shutdown, settings.drain_timeout).await;
-    // The server was the only one with a publisher: its end lets the appenders finish what they hold.
-    appenders.join_all().await;
-    stop_sampling.cancel();
-    let _ = sampling.await;
-    if let Err(error) = client.quit().await {
-        tracing::debug!(%error, "Redis was not told goodbye");
+    let work = async {
+        http::serve(listener, service, shutdown.clone()).await?;
+        // The server was the only one with a publisher: its end lets the appenders finish what they hold.
+        appenders.join_all().await;
+        Ok(())
+    };
+    let deadline = async {
+        shutdown.cancelled().await;
+        sleep(settings.drain_timeout).await;
+    };
+    tokio::select! {
+        served = work => served,
+        () = deadline => Err(IngestError::Drain(humantime::format_duration(settings.drain_timeout))),
     }
-    served
 }
 
 async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, IngestError> {

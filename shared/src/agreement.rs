@@ -48,8 +48,13 @@ pub async fn settle(client: &Client, streams: &StreamArgs) -> Result<(), Agreeme
     if kind != "hash" && kind != "none" {
         return Err(AgreementError::ForeignKey { key, kind });
     }
-    let _: bool = client.hsetnx(&key, PARTITIONS, configured.get()).await?;
-    let recorded: String = client.hget(&key, PARTITIONS).await?;
+    // A Redis that is out of memory refuses to write, even where there would be nothing to write.
+    let mut recorded: Option<String> = client.hget(&key, PARTITIONS).await?;
+    if recorded.is_none() {
+        let _: bool = client.hsetnx(&key, PARTITIONS, configured.get()).await?;
+        recorded = client.hget(&key, PARTITIONS).await?;
+    }
+    let recorded = recorded.unwrap_or_default();
     if recorded.parse().is_ok_and(|recorded: PartitionCount| recorded == configured) {
         Ok(())
     } else {

@@ -78,16 +78,15 @@ impl Part {
     }
 }
 
-pub(crate) fn up() -> Result<ExitCode, Box<dyn Error>> {
-    let file = state_file()?;
-    if let Some(state) = read(&file)? {
+pub(crate) fn up(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    if let Some(state) = read(file)? {
         if state.parts.iter().all(Part::is_well) {
             println!("already up");
             print_urls(&state);
             return Ok(ExitCode::SUCCESS);
         }
         println!("some of an earlier stack is gone: starting anew");
-        end(&state, &file)?;
+        end(&state, file)?;
     }
     let ports = Ports {
         redis: preferred(6379),
@@ -99,29 +98,28 @@ pub(crate) fn up() -> Result<ExitCode, Box<dyn Error>> {
     let state = leave(Stack::start(ports, Lifetime::Detached)?);
     let written = serde_json::to_string_pretty(&state)
         .map_err(io::Error::from)
-        .and_then(|json| fs::write(&file, json))
+        .and_then(|json| fs::write(file, json))
         .map_err(LocalError::io(format!("{} can't be written", file.display())));
     if let Err(error) = written {
-        end(&state, &file)?;
+        end(&state, file)?;
         return Err(error.into());
     }
     print_urls(&state);
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn down() -> Result<ExitCode, Box<dyn Error>> {
-    let file = state_file()?;
-    let Some(state) = read(&file)? else {
+pub(crate) fn down(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    let Some(state) = read(file)? else {
         println!("nothing is up");
         return Ok(ExitCode::SUCCESS);
     };
-    end(&state, &file)?;
+    end(&state, file)?;
     println!("stopped, and its data are removed");
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn status() -> Result<ExitCode, Box<dyn Error>> {
-    let Some(state) = read(&state_file()?)? else {
+pub(crate) fn status(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    let Some(state) = read(file)? else {
         println!("nothing is up: make up starts it");
         return Ok(ExitCode::from(EXIT_NOT_WELL));
     };
@@ -134,8 +132,8 @@ pub(crate) fn status() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOT_WELL) })
 }
 
-pub(crate) fn logs(follow: bool) -> Result<ExitCode, Box<dyn Error>> {
-    let Some(state) = read(&state_file()?)? else {
+pub(crate) fn logs(file: &Path, follow: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let Some(state) = read(file)? else {
         println!("nothing is up: make up starts it");
         return Ok(ExitCode::from(EXIT_NOT_WELL));
     };
@@ -233,7 +231,7 @@ fn read(file: &Path) -> Result<Option<State>, LocalError> {
 }
 
 /// One a build folder and user.
-fn state_file() -> Result<PathBuf, LocalError> {
+pub(crate) fn default_state_file() -> Result<PathBuf, LocalError> {
     let folder = local::program::programs_folder()?;
     Ok(folder.join(format!("localstack-{}.json", geteuid())))
 }

@@ -29,6 +29,10 @@ use tokio::{
 struct Localstack {
     #[command(subcommand)]
     command: Command,
+
+    /// Where up, down, status and logs find each other [default: beside this program]
+    #[arg(long, env = "LOCALSTACK_STATE", value_name = "FILE")]
+    state: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -72,12 +76,14 @@ struct DemoOptions {
 const EXIT_INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let done = match Localstack::parse().command {
+    let Localstack { command, state } = Localstack::parse();
+    let state = || state.map_or_else(kept::default_state_file, Ok);
+    let done = match command {
         Command::Demo(options) => run_demo(&options),
-        Command::Up => kept::up(),
-        Command::Down => kept::down(),
-        Command::Status => kept::status(),
-        Command::Logs { follow } => kept::logs(follow),
+        Command::Up => state().map_err(Into::into).and_then(|file| kept::up(&file)),
+        Command::Down => state().map_err(Into::into).and_then(|file| kept::down(&file)),
+        Command::Status => state().map_err(Into::into).and_then(|file| kept::status(&file)),
+        Command::Logs { follow } => state().map_err(Into::into).and_then(|file| kept::logs(&file, follow)),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "error: {}", one_line(&*error));

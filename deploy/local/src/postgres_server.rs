@@ -17,7 +17,7 @@ use nix::{
 
 use crate::{
     LocalError, free_port,
-    process::{self, Lifetime, ServerCommand, ServerProcess, wait_until},
+    process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
 };
 
 const START_SECONDS: u64 = 60;
@@ -44,7 +44,7 @@ pub struct PostgresServer {
     programs: PathBuf,
     user: Option<User>,
     port: u16,
-    folder: PathBuf,
+    folder: ServerFolder,
 }
 
 impl PostgresServer {
@@ -52,16 +52,10 @@ impl PostgresServer {
     pub fn start(options: PostgresOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
         let programs = programs()?;
         let user = process::unprivileged_user()?;
-        let folder = process::make_folder("likestream-postgres-", user.as_ref())?;
-        let started = init(&programs, &folder, user.as_ref())
-            .and_then(|()| first_launch(&options, &programs, &folder, user.as_ref(), lifetime));
-        match started {
-            Ok((process, port)) => Ok(Self { process, options, programs, user, port, folder }),
-            Err(error) => {
-                let _ = fs::remove_dir_all(&folder);
-                Err(error)
-            }
-        }
+        let folder = ServerFolder::make("likestream-postgres-", user.as_ref())?;
+        init(&programs, folder.path(), user.as_ref())?;
+        let (process, port) = first_launch(&options, &programs, folder.path(), user.as_ref(), lifetime)?;
+        Ok(Self { process, options, programs, user, port, folder })
     }
 
     /// Where a database of it is.
@@ -81,7 +75,7 @@ impl PostgresServer {
 
     /// Its data and its log.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.folder.path()
     }
 
     /// Ends it in good order, with its connections. Its data stay.
@@ -102,13 +96,15 @@ impl PostgresServer {
     /// Starts it again, after [`PostgresServer::stop`] or [`PostgresServer::kill`], where it was.
     pub fn start_again(&mut self) -> Result<(), LocalError> {
         let (programs, user) = (&self.programs, self.user.as_ref());
-        self.process = launch(&self.options, self.port, programs, &self.folder, user, Lifetime::Leashed)?;
+        let folder = self.folder.path();
+        self.process = launch(&self.options, self.port, programs, folder, user, Lifetime::Leashed)?;
         Ok(())
     }
 
     /// Lets a detached one live on after this value.
-    pub fn detach(self) {
-        self.process.detach();
+    pub fn detach(mut self) {
+        self.process.release();
+        self.folder.release();
     }
 
     /// Freezes all of its processes: connections stay, nothing is answered.
@@ -133,6 +129,13 @@ impl PostgresServer {
         let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
         let children = children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw);
         std::iter::once(first).chain(children).collect()
+    }
+}
+
+impl Drop for PostgresServer {
+    fn drop(&mut self) {
+        // A frozen one could not end.
+        self.resume();
     }
 }
 

@@ -52,15 +52,15 @@ pub(crate) struct ServerCommand<'a> {
     pub(crate) user: Option<&'a User>,
 }
 
-/// A running server.
+/// A running server. Dropped, it ends, unless it was let go.
 #[derive(Debug)]
 pub(crate) struct ServerProcess {
     child: Child,
     leash: Option<ChildStdin>,
     pid: Pid,
     stop_signal: Signal,
-    /// Where the server was started without a leash and nobody has let it go: what to remove with it.
-    folder: Option<PathBuf>,
+    /// Whether nothing is left to be ended: it has ended, or was let go.
+    released: bool,
 }
 
 impl ServerProcess {
@@ -97,8 +97,8 @@ impl ServerProcess {
                 line.trim().parse().map_err(|_| LocalError::Missing("sh"))?
             }
         };
-        let folder = leash.is_none().then(|| command.folder.to_owned());
-        Ok(Self { child, leash, pid: Pid::from_raw(pid), stop_signal: command.stop_signal, folder })
+        let pid = Pid::from_raw(pid);
+        Ok(Self { child, leash, pid, stop_signal: command.stop_signal, released: false })
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -114,41 +114,76 @@ impl ServerProcess {
         let _ = kill(self.pid, signal);
     }
 
-    /// Ends the server and keeps its folder.
+    /// Ends the server in good order.
     pub(crate) fn stop(&mut self) {
-        self.signal(self.stop_signal);
-        self.end(b"keep\n");
+        self.end(self.stop_signal);
     }
 
-    /// Kills the server and keeps its folder.
+    /// Kills the server.
     pub(crate) fn kill(&mut self) {
-        self.signal(Signal::SIGKILL);
-        self.end(b"keep\n");
+        self.end(Signal::SIGKILL);
     }
 
     /// Lets a server without a leash live on after this value.
-    pub(crate) fn detach(mut self) {
-        self.folder = None;
+    pub(crate) fn release(&mut self) {
+        self.released = true;
     }
 
-    fn end(&mut self, word: &[u8]) {
+    fn end(&mut self, signal: Signal) {
+        if self.released {
+            return;
+        }
+        self.signal(signal);
         if let Some(mut leash) = self.leash.take() {
-            // A leash that is gone has removed the folder already.
-            let _ = leash.write_all(word);
+            // The folder is not the leash's to remove while we are here. A leash that is gone has done so already.
+            let _ = leash.write_all(b"keep\n");
         }
         let _ = self.child.wait();
+        self.released = true;
     }
 }
 
 impl Drop for ServerProcess {
-    /// Ends the server and removes its folder, unless it was stopped or let go.
     fn drop(&mut self) {
-        if self.leash.is_some() {
-            self.signal(Signal::SIGCONT);
-            self.end(b"remove\n");
-        } else if let Some(folder) = self.folder.take() {
-            self.stop();
-            let _ = fs::remove_dir_all(folder);
+        self.stop();
+    }
+}
+
+/// A private folder for a server's data. Dropped, it is removed, unless it was let go.
+#[derive(Debug)]
+pub(crate) struct ServerFolder {
+    path: PathBuf,
+    released: bool,
+}
+
+impl ServerFolder {
+    /// Makes one that the server's user may work in.
+    pub(crate) fn make(prefix: &str, user: Option<&User>) -> Result<Self, LocalError> {
+        let made = tempfile::Builder::new().prefix(prefix).tempdir();
+        let path = made.map_err(LocalError::io("no temporary folder can be made"))?.keep();
+        let folder = Self { path, released: false };
+        if let Some(user) = user {
+            chown(&folder.path, Some(user.uid), Some(user.gid))
+                .map_err(|errno| LocalError::io("the temporary folder can't be given away")(errno.into()))?;
+        }
+        Ok(folder)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lets it stay after this value.
+    pub(crate) fn release(&mut self) {
+        self.released = true;
+    }
+}
+
+impl Drop for ServerFolder {
+    fn drop(&mut self) {
+        if !self.released {
+            // One that is gone needs no removing.
+            let _ = fs::remove_dir_all(&self.path);
         }
     }
 }
@@ -192,17 +227,6 @@ pub fn wait_until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
         }
         thread::sleep(POLL);
     }
-}
-
-/// A private folder that the server's user may work in; it outlives this value.
-pub(crate) fn make_folder(prefix: &str, user: Option<&User>) -> Result<PathBuf, LocalError> {
-    let made = tempfile::Builder::new().prefix(prefix).tempdir();
-    let folder = made.map_err(LocalError::io("no temporary folder can be made"))?.keep();
-    if let Some(user) = user {
-        chown(&folder, Some(user.uid), Some(user.gid))
-            .map_err(|errno| LocalError::io("the temporary folder can't be given away")(errno.into()))?;
-    }
-    Ok(folder)
 }
 
 /// Whom a server runs as that refuses to be root: nobody else unless we are root.

@@ -1,10 +1,9 @@
 //! A private Redis.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -12,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     LocalError, free_port,
-    process::{self, Lifetime, ServerCommand, ServerProcess, wait_until},
+    process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
 };
 
 const START_SECONDS: u64 = 20;
@@ -34,25 +33,22 @@ pub struct RedisServer {
     process: ServerProcess,
     options: RedisOptions,
     port: u16,
-    folder: PathBuf,
+    folder: ServerFolder,
 }
 
 impl RedisServer {
     /// Starts it and waits until it answers.
     pub fn start(options: RedisOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
-        let folder = process::make_folder("likestream-redis-", None)?;
+        let folder = ServerFolder::make("likestream-redis-", None)?;
         let mut tries = 0;
         loop {
             tries += 1;
             let port = options.port.map_or_else(free_port, Ok)?;
-            match launch(&options, port, &folder, lifetime) {
+            match launch(&options, port, folder.path(), lifetime) {
                 Ok(process) => return Ok(Self { process, options, port, folder }),
                 // Somebody else may have taken the port meanwhile.
                 Err(LocalError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
-                Err(error) => {
-                    let _ = fs::remove_dir_all(&folder);
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -74,7 +70,7 @@ impl RedisServer {
 
     /// Its data and its log.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.folder.path()
     }
 
     /// Ends it in good order. Its data stay.
@@ -89,13 +85,14 @@ impl RedisServer {
 
     /// Starts it again, after [`RedisServer::stop`] or [`RedisServer::kill`], where it was.
     pub fn start_again(&mut self) -> Result<(), LocalError> {
-        self.process = launch(&self.options, self.port, &self.folder, Lifetime::Leashed)?;
+        self.process = launch(&self.options, self.port, self.folder.path(), Lifetime::Leashed)?;
         Ok(())
     }
 
     /// Lets a detached one live on after this value.
-    pub fn detach(self) {
-        self.process.detach();
+    pub fn detach(mut self) {
+        self.process.release();
+        self.folder.release();
     }
 
     /// Freezes it: connections stay, nothing is answered.
@@ -106,6 +103,13 @@ impl RedisServer {
     /// Lets it go on.
     pub fn resume(&self) {
         self.process.signal(Signal::SIGCONT);
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        // A frozen one could not end.
+        self.resume();
     }
 }
 
@@ -123,15 +127,13 @@ fn launch(
         .collect();
     arguments.extend(options.arguments.iter().cloned());
     let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGTERM, user: None };
-    let server = ServerProcess::start(&command, lifetime)?;
+    let mut server = ServerProcess::start(&command, lifetime)?;
     let limit = Duration::from_secs(START_SECONDS);
     let up = wait_until(limit, || !server.is_running() || answers(port));
     let program = "redis-server".to_owned();
     if !server.is_running() {
-        let last_words = process::last_words(&log);
-        let mut server = server;
         server.kill();
-        return Err(LocalError::Ended { program, last_words });
+        return Err(LocalError::Ended { program, last_words: process::last_words(&log) });
     }
     if up {
         Ok(server)

@@ -1,0 +1,322 @@
+//! What every test stands on: servers of its own, the real programs, and clients to look behind them.
+
+use std::{
+    path::Path,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use fred::prelude::{Builder, Client, ClientLike, Config, StreamsInterface, Value};
+use local::{
+    http_client::{HttpClient, Response},
+    postgres_server::{PostgresOptions, PostgresServer},
+    process::Lifetime,
+    program::{self, Program},
+    redis_server::{RedisOptions, RedisServer},
+};
+use shared::{codec, like::Like};
+use tempfile::TempDir;
+use tokio_postgres::NoTls;
+
+pub(crate) const GROUP: &str = "likes-writers";
+
+/// Fewer partitions than in production, so that tests can look at all of them.
+pub(crate) const PARTITIONS: u16 = 4;
+
+/// For what should happen soon, on a machine that is busy with the other tests.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+pub(crate) type Settings<'a> = &'a [(&'a str, &'a str)];
+
+/// The servers of one test.
+pub(crate) struct Setup {
+    pub(crate) redis: RedisServer,
+    database: Database,
+    folder: TempDir,
+    logs: AtomicU32,
+}
+
+enum Database {
+    /// Of the server that all tests share.
+    Shared(String),
+    /// Of a server that this test may harm.
+    Own(Box<PostgresServer>),
+}
+
+/// One server for all tests of this process; it ends with the process.
+fn shared_postgres() -> &'static PostgresServer {
+    static SHARED: OnceLock<PostgresServer> = OnceLock::new();
+    SHARED.get_or_init(|| start_postgres(&[]))
+}
+
+fn start_postgres(settings: Settings<'_>) -> PostgresServer {
+    // Every test makes a database; none of them outlives a crash of this machine.
+    let all = [("fsync", "off")].iter().chain(settings);
+    let settings = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    PostgresServer::start(PostgresOptions { port: None, settings }, Lifetime::Leashed).unwrap()
+}
+
+pub(crate) fn start_redis(arguments: &[&str]) -> RedisServer {
+    let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    RedisServer::start(RedisOptions { port: None, arguments }, Lifetime::Leashed).unwrap()
+}
+
+impl Setup {
+    /// A Redis and an empty database with the schema.
+    pub(crate) async fn new() -> Self {
+        Self::with_redis(&["--appendonly", "yes"]).await
+    }
+
+    pub(crate) async fn with_redis(arguments: &[&str]) -> Self {
+        let setup = Self::without_schema(arguments).await;
+        setup.migrate();
+        setup
+    }
+
+    pub(crate) async fn without_schema(redis_arguments: &[&str]) -> Self {
+        static DATABASES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+        let server = shared_postgres();
+        let admin = postgres_client(&server.url("postgres")).await;
+        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        Self::with(redis_arguments, Database::Shared(server.url(&name)))
+    }
+
+    /// With a Postgres that the test may stop, kill or freeze.
+    pub(crate) fn with_own_postgres(postgres_settings: Settings<'_>) -> Self {
+        let postgres = Box::new(start_postgres(postgres_settings));
+        let setup = Self::with(&["--appendonly", "yes"], Database::Own(postgres));
+        setup.migrate();
+        setup
+    }
+
+    fn with(redis_arguments: &[&str], database: Database) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { redis: start_redis(redis_arguments), database, folder, logs: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn postgres(&mut self) -> &mut PostgresServer {
+        match &mut self.database {
+            Database::Own(server) => server,
+            Database::Shared(_) => panic!("this test shares its Postgres"),
+        }
+    }
+
+    pub(crate) fn database_url(&self) -> String {
+        match &self.database {
+            Database::Own(server) => server.url("postgres"),
+            Database::Shared(url) => url.clone(),
+        }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn migrate(&self) {
+        let migrated = run("likesctl", &["migrate"], &[("DATABASE_URL", &self.database_url())]);
+        assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    }
+
+    /// The settings that every program of this test gets; later ones win.
+    fn settings(&self, over: Settings<'_>) -> Vec<(String, String)> {
+        let own = [
+            ("REDIS_URL", self.redis.url()),
+            ("DATABASE_URL", self.database_url()),
+            ("LIKES_PARTITIONS", PARTITIONS.to_string()),
+            ("INGEST_LISTEN", "127.0.0.1:0".to_owned()),
+            ("INGEST_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+            ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+        ];
+        let over = over.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        own.into_iter().chain(over).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Starts a program without waiting until it is ready.
+    pub(crate) fn start(&self, name: &str, over: Settings<'_>) -> Program {
+        let settings = self.settings(over);
+        let settings: Vec<(&str, String)> =
+            settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        let log = self.folder().join(format!("{name}-{}.log", self.logs.fetch_add(1, Ordering::Relaxed)));
+        Program::start(name, &settings, &log).unwrap()
+    }
+
+    pub(crate) fn ingest(&self, over: Settings<'_>) -> Program {
+        let ingest = self.start("ingest", over);
+        ingest.wait_ready(SOON).unwrap();
+        ingest
+    }
+
+    pub(crate) fn consumer(&self, over: Settings<'_>) -> Program {
+        let consumer = self.start("consumer", over);
+        consumer.wait_ready(SOON).unwrap();
+        consumer
+    }
+
+    /// A client of Redis to look behind the programs.
+    pub(crate) async fn redis_client(&self) -> Client {
+        let client = Builder::from_config(Config::from_url(&self.redis.url()).unwrap()).build().unwrap();
+        client.init().await.unwrap();
+        client
+    }
+
+    pub(crate) async fn postgres_client(&self) -> tokio_postgres::Client {
+        postgres_client(&self.database_url()).await
+    }
+
+    /// Appends likes as another producer would, spread over the partitions, this many an entry.
+    pub(crate) async fn append(&self, likes: &[Like], per_entry: usize) {
+        let client = self.redis_client().await;
+        for (entry, likes) in likes.chunks(per_entry).enumerate() {
+            let partition = u16::try_from(entry % usize::from(PARTITIONS)).unwrap();
+            append_raw(&client, partition, &codec::encode(likes)).await;
+        }
+    }
+
+    /// The rows of the table: user, post, microseconds since the epoch.
+    pub(crate) async fn rows(&self) -> Vec<(i64, i64, i64)> {
+        let sql = "SELECT user_id, post_id, (extract(epoch FROM created_at) * 1000000)::bigint FROM likes
+                   ORDER BY user_id, post_id";
+        let rows = self.postgres_client().await.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+    }
+
+    pub(crate) async fn count(&self) -> usize {
+        let row = self.postgres_client().await.query_one("SELECT count(*) FROM likes", &[]).await.unwrap();
+        usize::try_from(row.get::<_, i64>(0)).unwrap()
+    }
+
+    /// Waits until the table has this many rows, and nothing more than them.
+    pub(crate) async fn wait_for_rows(&self, rows: usize) {
+        let client = self.postgres_client().await;
+        eventually(&format!("{rows} rows"), async || {
+            let row = client.query_one("SELECT count(*) FROM likes", &[]).await.unwrap();
+            row.get::<_, i64>(0) == i64::try_from(rows).unwrap()
+        })
+        .await;
+    }
+
+    /// Waits until nothing is undelivered or pending in any partition.
+    pub(crate) async fn wait_until_drained(&self) {
+        let client = self.redis_client().await;
+        eventually("drained", async || backlog(&client).await == 0).await;
+    }
+}
+
+pub(crate) async fn postgres_client(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+pub(crate) fn stream(partition: u16) -> String {
+    format!("likes:{{{partition}}}")
+}
+
+pub(crate) fn dead_stream(partition: u16) -> String {
+    format!("likes:{{{partition}}}:dead")
+}
+
+pub(crate) async fn append_raw(client: &Client, partition: u16, payload: &[u8]) -> String {
+    let fields = vec![("l", bytes::Bytes::copy_from_slice(payload))];
+    client.xadd(stream(partition), false, None::<()>, "*", fields).await.unwrap()
+}
+
+/// Entries of all streams, acknowledged or not.
+pub(crate) async fn entries(client: &Client) -> u64 {
+    let mut entries = 0;
+    for partition in 0..PARTITIONS {
+        entries += client.xlen::<u64, _>(stream(partition)).await.unwrap();
+    }
+    entries
+}
+
+/// Pending entries of the group, over all partitions.
+pub(crate) async fn pending(client: &Client) -> u64 {
+    let mut pending = 0;
+    for partition in 0..PARTITIONS {
+        let summary: Vec<Value> = client.xpending(stream(partition), GROUP, ()).await.unwrap();
+        pending += summary[0].as_u64().unwrap();
+    }
+    pending
+}
+
+/// The same while there may be no group yet.
+pub(crate) async fn pending_or_none(client: &Client) -> u64 {
+    let mut pending = 0;
+    for partition in 0..PARTITIONS {
+        let summary: Result<Vec<Value>, _> = client.xpending(stream(partition), GROUP, ()).await;
+        pending += summary.ok().and_then(|summary| summary[0].as_u64()).unwrap_or(0);
+    }
+    pending
+}
+
+/// Undelivered and pending entries of the group. An unknown lag counts as work to do.
+async fn backlog(client: &Client) -> u64 {
+    let mut backlog = 0;
+    for partition in 0..PARTITIONS {
+        let groups: Vec<std::collections::HashMap<String, Value>> =
+            client.xinfo_groups(stream(partition)).await.unwrap();
+        for group in groups.iter().filter(|group| group["name"].as_str().as_deref() == Some(GROUP)) {
+            backlog += group["pending"].as_u64().unwrap() + group["lag"].as_u64().unwrap_or(1);
+        }
+    }
+    backlog
+}
+
+/// Polls until it is so.
+pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let give_up_at = Instant::now() + SOON;
+    while !is_so().await {
+        assert!(Instant::now() < give_up_at, "not within {SOON:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub(crate) fn like(user: u64, post: u64) -> Like {
+    Like::new(user.into(), post.into(), 1_700_000_000_000_000).unwrap()
+}
+
+/// Likes of this many users for one post.
+pub(crate) fn likes(users: u64) -> Vec<Like> {
+    (1..=users).map(|user| like(user, 42)).collect()
+}
+
+pub(crate) async fn post(ingest: &Program, body: &str) -> Response {
+    let mut client = HttpClient::new(ingest.listen());
+    client.post("/likes", "application/json", body.to_owned().into()).await.unwrap()
+}
+
+/// The stable part of a problem's type, after a check of all that a problem must have.
+pub(crate) fn problem(response: &Response) -> String {
+    assert_eq!(response.headers["content-type"], "application/problem+json");
+    let problem: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(problem["status"], response.status.as_u16());
+    assert_eq!(problem["request_id"], response.headers["x-request-id"].to_str().unwrap());
+    assert!(
+        !problem["title"].as_str().unwrap().is_empty() && !problem["detail"].as_str().unwrap().is_empty()
+    );
+    problem["type"].as_str().unwrap().strip_prefix("urn:likestream:problem:").unwrap().to_owned()
+}
+
+/// How a program that ends by itself has ended.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs a program to its end.
+pub(crate) fn run(program: &str, arguments: &[&str], settings: Settings<'_>) -> Ended {
+    let settings: Vec<(&str, String)> =
+        settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let output = program::command(program, &settings).unwrap().args(arguments).output().unwrap();
+    Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}

@@ -1,0 +1,143 @@
+//! The demo and the stack for developers: they tell the truth, and leave nothing behind.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use local::{
+    postgres_server::{PostgresOptions, PostgresServer},
+    process::{Lifetime, wait_until},
+    program,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::harness::SOON;
+
+/// Of `localstack`, with a temporary folder of its own, so that what it leaves there can be seen.
+fn localstack(arguments: &[&str], temporary: &tempfile::TempDir) -> Command {
+    let settings = [("TMPDIR", temporary.path().display().to_string())];
+    let mut command = program::command("localstack", &settings).unwrap();
+    command.args(arguments);
+    command
+}
+
+/// Like the system's: whom Postgres runs as can reach it, and remove from it what is theirs.
+fn temporary_folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    folder
+}
+
+fn left_behind(temporary: &tempfile::TempDir) -> Vec<String> {
+    let names = fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).filter(|name| name.starts_with("likestream-")).collect()
+}
+
+#[test]
+fn the_demo_passes_and_writes_its_figures() {
+    let temporary = temporary_folder();
+    let json = temporary.path().join("demo.json");
+    let arguments = ["demo", "--likes", "20000", "--duplicates", "20", "--json", json.to_str().unwrap()];
+    let output = localstack(&arguments, &temporary).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
+    assert_eq!(stdout.lines().last(), Some("PASS: every accepted like is in the table, once"), "{stdout}");
+    let figures: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    assert_eq!(
+        (&figures["accepted"], &figures["lost"], &figures["doubled"]),
+        (&20_000.into(), &0.into(), &0.into())
+    );
+    assert_eq!(figures["rows"], figures["distinct"]);
+    let (distinct, transactions) =
+        (figures["distinct"].as_u64().unwrap(), figures["transactions"].as_u64().unwrap());
+    assert!((15_500..=16_500).contains(&distinct), "{distinct}");
+    assert!(transactions <= 2_000, "{transactions}");
+    assert_eq!(left_behind(&temporary), [""; 0]);
+}
+
+/// A demo that is in the middle of its storm.
+fn running_demo(temporary: &tempfile::TempDir) -> Child {
+    let mut command = localstack(&["demo", "--likes", "50000000"], temporary);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = wait_until(SOON, || left_behind(temporary).len() == 3 && ingest_is_up(temporary));
+    assert!(started, "{:?}", left_behind(temporary));
+    child
+}
+
+fn ingest_is_up(temporary: &tempfile::TempDir) -> bool {
+    let logs = left_behind(temporary).into_iter().find(|name| name.starts_with("likestream-logs-"));
+    let log = logs.map(|folder| temporary.path().join(folder).join("consumer-2.log"));
+    log.is_some_and(|log| fs::read_to_string(log).is_ok_and(|text| text.contains("listening")))
+}
+
+#[test]
+fn an_interrupted_demo_cleans_up() {
+    let temporary = temporary_folder();
+    let mut demo = running_demo(&temporary);
+    kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(130));
+    assert_eq!(left_behind(&temporary), [""; 0]);
+}
+
+#[test]
+fn servers_do_not_outlive_whoever_started_them() {
+    let temporary = temporary_folder();
+    let mut demo = running_demo(&temporary);
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    // What nobody is left to remove is the folder of logs.
+    let gone =
+        wait_until(SOON, || left_behind(&temporary).iter().all(|name| name.starts_with("likestream-logs-")));
+    assert!(gone, "{:?}", left_behind(&temporary));
+}
+
+#[test]
+fn a_stack_stays_up_until_it_is_put_down() {
+    let temporary = temporary_folder();
+    let state = temporary.path().join("state.json");
+    let run = |command: &str| {
+        let output = localstack(&["--state", state.to_str().unwrap(), command], &temporary).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        (output.status.code(), said)
+    };
+    assert_eq!(run("down"), (Some(0), "nothing is up\n".to_owned()));
+    assert_eq!(run("status").0, Some(3));
+
+    let (code, said) = run("up");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run("status");
+    assert_eq!(
+        (code, said.matches("ready").count(), said.matches("running").count()),
+        (Some(0), 3, 2),
+        "{said}"
+    );
+    assert!(run("up").1.starts_with("already up"));
+    assert!(run("logs").1.contains("listening"));
+
+    // One part dies: that is seen, and `up` makes all of it new.
+    let parts: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    let pid = i32::try_from(parts["parts"][1]["pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    assert!(wait_until(SOON, || run("status").0 == Some(3)));
+    assert_eq!(run("up").0, Some(0));
+    assert_eq!(run("status").0, Some(0));
+
+    assert_eq!(run("down").0, Some(0));
+    assert_eq!(run("status").0, Some(3));
+    assert_eq!(left_behind(&temporary), [""; 0]);
+}
+
+#[test]
+fn a_postgres_that_cannot_start_says_why() {
+    let settings = vec![("shared_buffers".to_owned(), "nonsense".to_owned())];
+    let started = PostgresServer::start(PostgresOptions { port: Some(1), settings }, Lifetime::Leashed);
+    let error = started.unwrap_err().to_string();
+    assert!(error.starts_with("postgres ended: ") && error.contains("shared_buffers"), "{error}");
+    assert!(Duration::ZERO < SOON);
+}

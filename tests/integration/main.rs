@@ -1,0 +1,14 @@
+//! The real programs against real servers. Each test has a Redis and a database of its own; one file a behaviour.
+
+mod consumer;
+mod dead_letters;
+mod harness;
+mod http;
+mod local_stack;
+mod migrations;
+mod overload;
+mod pipeline;
+mod recovery;
+mod settings;
+mod shutdown;
+mod trimming;

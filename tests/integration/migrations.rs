@@ -1,0 +1,99 @@
+//! The schema: made once, and looked at before anything else.
+
+use std::thread;
+
+use crate::harness::{Ended, PARTITIONS, Setup, run};
+
+fn migrate(url: &str) -> Ended {
+    run("likesctl", &["migrate"], &[("DATABASE_URL", url)])
+}
+
+fn consumer(setup: &Setup) -> Ended {
+    let settings = [
+        ("REDIS_URL", setup.redis.url()),
+        ("DATABASE_URL", setup.database_url()),
+        ("LIKES_PARTITIONS", PARTITIONS.to_string()),
+        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+    ];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    run("consumer", &[], &settings)
+}
+
+fn last_line(ended: &Ended) -> &str {
+    ended.stderr.lines().last().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrating_twice_and_from_several_places_at_once_is_safe() {
+    let setup = Setup::without_schema(&[]).await;
+    let url = setup.database_url();
+    let together: Vec<Ended> = thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| migrate(&url))).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    assert!(
+        together.iter().all(|ended| ended.code == Some(0)),
+        "{:?}",
+        together.iter().map(last_line).collect::<Vec<_>>()
+    );
+    let applied = together.iter().filter(|ended| ended.stdout.contains("applied V1__likes")).count();
+    assert_eq!(applied, 1);
+    let again = migrate(&url);
+    assert_eq!((again.code, again.stdout.as_str()), (Some(0), "nothing to do: the schema is at version 1\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_migration_is_refused() {
+    let setup = Setup::new().await;
+    let client = setup.postgres_client().await;
+    client.batch_execute("UPDATE refinery_schema_history SET checksum = '1'").await.unwrap();
+    let ended = migrate(&setup.database_url());
+    assert_eq!(ended.code, Some(1));
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_refuses_a_schema_that_it_does_not_understand() {
+    let setup = Setup::without_schema(&[]).await;
+    let missing = consumer(&setup);
+    assert_eq!(missing.code, Some(1));
+    assert_eq!(last_line(&missing), "error: the database has no likestream schema: run likesctl migrate");
+
+    assert_eq!(migrate(&setup.database_url()).code, Some(0));
+    let client = setup.postgres_client().await;
+    client.batch_execute("UPDATE likes_schema SET version = 0").await.unwrap();
+    let old = consumer(&setup);
+    assert_eq!(old.code, Some(1));
+    assert_eq!(
+        last_line(&old),
+        "error: the schema is at version 0, this program needs 1: run likesctl migrate"
+    );
+
+    client.batch_execute("UPDATE likes_schema SET version = 9, oldest_program = 9").await.unwrap();
+    let new = consumer(&setup);
+    assert_eq!(new.code, Some(1));
+    assert!(
+        last_line(&new).starts_with("error: the schema is at version 9 and no longer serves"),
+        "{}",
+        new.stderr
+    );
+
+    // Expanded, but still serving this program.
+    client.batch_execute("UPDATE likes_schema SET version = 9, oldest_program = 1").await.unwrap();
+    let _consumer = setup.consumer(&[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_serves_the_conflict_clause_and_reads_by_post() {
+    let setup = Setup::new().await;
+    let sql = "SELECT string_agg(a.attname, ',' ORDER BY k.n) FROM pg_index i
+               CROSS JOIN unnest(i.indkey) WITH ORDINALITY k(att, n)
+               JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.att
+               WHERE i.indrelid = 'likes'::regclass AND i.indisprimary";
+    let row = setup.postgres_client().await.query_one(sql, &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), "post_id,user_id");
+    let nullable =
+        "SELECT count(*) FROM information_schema.columns WHERE table_name = 'likes' AND is_nullable = 'YES'";
+    let row = setup.postgres_client().await.query_one(nullable, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 0);
+}

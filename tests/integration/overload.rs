@@ -1,0 +1,188 @@
+//! Too much, or Redis in trouble: callers are told to come back, and nothing that was accepted is dropped.
+
+use std::time::Duration;
+
+use fred::{
+    prelude::{Client, ClientLike, StreamsInterface},
+    types::{ClusterHash, CustomCommand},
+};
+use futures_util::future::join_all;
+use local::{http_client::HttpClient, program::Program};
+use tokio::time::timeout;
+
+use crate::harness::{PARTITIONS, Setup, append_raw, entries, eventually, likes, post, problem, stream};
+
+const LIKE: &str = r#"{"user_id": 7, "post_id": 42}"#;
+
+async fn config_set(client: &Client, name: &str, value: &str) {
+    let command = CustomCommand::new_static("CONFIG", ClusterHash::Random, false);
+    client.custom::<(), _>(command, vec!["SET", name, value]).await.unwrap();
+}
+
+async fn refused_as(ingest: &Program, code: &str) -> bool {
+    let response = post(ingest, LIKE).await;
+    if response.status != 503 {
+        return false;
+    }
+    assert!(response.headers["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1);
+    problem(&response) == code
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_like_is_answered_only_when_redis_has_it() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
+    setup.redis.pause();
+    let mut answer = Box::pin(post(&ingest, LIKE));
+    assert!(
+        timeout(Duration::from_millis(500), &mut answer).await.is_err(),
+        "answered while Redis stood still"
+    );
+    setup.redis.resume();
+    assert_eq!(answer.await.status, 202);
+    assert_eq!(entries(&setup.redis_client().await).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn likes_that_arrive_while_redis_is_busy_share_entries() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s"), ("INGEST_ENTRY_LIKES", "30")]);
+    let ingest_accepted = || ingest.metrics().unwrap().sum("likestream_likes_accepted_total");
+    setup.redis.pause();
+    let mut callers: Vec<_> = (0..100).map(|_| HttpClient::new(ingest.listen())).collect();
+    // All of one user, so of one partition.
+    let answers = join_all(callers.iter_mut().zip(1..).map(|(client, post)| client.post_like(7, post)));
+    let mut answers = Box::pin(answers);
+    assert!(timeout(Duration::from_secs(1), &mut answers).await.is_err());
+    assert_eq!(ingest_accepted(), 0.0);
+    setup.redis.resume();
+    for response in answers.await {
+        assert_eq!(response.unwrap().status, 202);
+    }
+    // The first ones left before the others had come; the rest had to wait, thirty at most in an entry.
+    let entries = entries(&setup.redis_client().await).await;
+    assert!((4..=10).contains(&entries), "{entries} entries");
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(100).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_away_is_a_503_and_its_return_is_noticed() {
+    let mut setup = Setup::new().await;
+    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "300ms")]);
+    assert_eq!(post(&ingest, LIKE).await.status, 202);
+    setup.redis.stop();
+    eventually("503", async || refused_as(&ingest, "redis-unavailable").await).await;
+    eventually("not ready", async || local::admin::get(ingest.admin(), "/readyz").unwrap().0 == 503).await;
+    assert_eq!(local::admin::get(ingest.admin(), "/livez").unwrap().0, 200);
+
+    setup.redis.start_again().unwrap();
+    eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
+    eventually("ready again", async || local::admin::get(ingest.admin(), "/readyz").unwrap().0 == 200).await;
+    assert!(entries(&setup.redis_client().await).await >= 2, "the append-only file has the first like");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_redis_is_a_503() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "300ms")]);
+    setup.redis.pause();
+    assert!(refused_as(&ingest, "redis-unavailable").await);
+    setup.redis.resume();
+    eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_out_of_memory_is_a_503_and_the_consumer_drains_on() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[]);
+    assert_eq!(post(&ingest, LIKE).await.status, 202);
+    setup.append(&likes(1_000), 10).await;
+    let redis = setup.redis_client().await;
+    // The groups must exist before memory runs out: to make one then fails too.
+    let mut first = setup.consumer(&[]);
+    assert!(first.terminate(Duration::from_secs(30)).unwrap().success());
+    let stored = setup.count().await;
+
+    config_set(&redis, "maxmemory", "1").await;
+    assert!(refused_as(&ingest, "redis-out-of-memory").await);
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(1_001).await;
+    setup.wait_until_drained().await;
+    assert!(stored <= 1_001);
+    config_set(&redis, "maxmemory", "0").await;
+    eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_over_its_limit_is_a_503_until_it_is_drained() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[("INGEST_BACKLOG_LIMIT", "50")]);
+    setup.append(&likes(60), 1).await;
+    eventually("503", async || refused_as(&ingest, "backlog-full").await).await;
+    let before = entries(&setup.redis_client().await).await;
+    assert!(refused_as(&ingest, "backlog-full").await);
+    assert_eq!(entries(&setup.redis_client().await).await, before, "what is refused is not half taken");
+
+    let _consumer = setup.consumer(&[]);
+    eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
+    setup.wait_until_drained().await;
+}
+
+/// Acknowledged entries that are kept are not a backlog.
+#[tokio::test(flavor = "multi_thread")]
+async fn retained_entries_are_no_backlog() {
+    let setup = Setup::new().await;
+    let _consumer = setup.consumer(&[("STREAM_RETENTION", "1h")]);
+    setup.append(&likes(60), 1).await;
+    setup.wait_until_drained().await;
+    let ingest = setup.ingest(&[("INGEST_BACKLOG_LIMIT", "50")]);
+    assert_eq!(entries(&setup.redis_client().await).await, 60);
+    assert_eq!(post(&ingest, LIKE).await.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_likes_at_once_are_a_503_at_once() {
+    let setup = Setup::new().await;
+    let ingest =
+        setup.ingest(&[("REDIS_TIMEOUT", "20s"), ("INGEST_QUEUE_LIKES", "1"), ("INGEST_ENTRY_LIKES", "1")]);
+    setup.redis.pause();
+    let mut callers: Vec<_> = (0..10).map(|_| HttpClient::new(ingest.listen())).collect();
+    let mut answers: Vec<_> = callers.iter_mut().map(|client| Box::pin(client.post_like(7, 42))).collect();
+    let mut refused = 0;
+    for answer in &mut answers {
+        if let Ok(response) = timeout(Duration::from_secs(1), answer).await {
+            assert_eq!(problem(&response.unwrap()), "overloaded");
+            refused += 1;
+        }
+    }
+    setup.redis.resume();
+    // One in flight and one in the queue, give or take one that was on its way between the two.
+    assert!((7..=9).contains(&refused), "{refused} refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_key_under_our_name_is_a_clear_failure() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    {
+        use fred::prelude::KeysInterface;
+        for partition in 0..PARTITIONS {
+            redis.set::<(), _, _>(stream(partition), "mine", None, None, false).await.unwrap();
+        }
+    }
+    let ingest = setup.start("ingest", &[]);
+    assert!(refused_as(&ingest, "redis-unavailable").await);
+    eventually("the log says why", async || ingest.log_text().contains("WRONGTYPE")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_drops_streams_is_warned_of() {
+    let setup = Setup::with_redis(&["--maxmemory-policy", "allkeys-lru"]).await;
+    let ingest = setup.ingest(&[]);
+    assert!(ingest.log_text().contains("Redis drops likes when its memory is full"));
+    let redis = setup.redis_client().await;
+    append_raw(&redis, 0, b"x").await;
+    redis.flushall::<()>(false).await.unwrap();
+    assert_eq!(redis.xlen::<u64, _>(stream(0)).await.unwrap(), 0);
+}

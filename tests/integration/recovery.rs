@@ -1,0 +1,266 @@
+//! Crashes, outages and mistakes: what was accepted is stored all the same, once.
+
+use std::time::Duration;
+
+use fred::{
+    prelude::{Client, ClientLike, KeysInterface, StreamsInterface, Value},
+    types::{ClusterHash, CustomCommand},
+};
+use local::http_client::HttpClient;
+
+use crate::harness::{
+    GROUP, PARTITIONS, SOON, Setup, append_raw, eventually, like, likes, pending, pending_or_none, post, stream,
+};
+
+async fn deliver_to(client: &Client, consumer: &str) {
+    for partition in 0..PARTITIONS {
+        client
+            .xreadgroup::<Value, _, _, _, _>(GROUP, consumer, None, None, false, stream(partition), ">")
+            .await
+            .unwrap();
+    }
+}
+
+async fn create_groups(client: &Client) {
+    for partition in 0..PARTITIONS {
+        client.xgroup_create::<(), _, _, _>(stream(partition), GROUP, "0", true).await.unwrap();
+    }
+}
+
+/// A process that died with entries in hand comes back under its name and takes them up at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_pending_entries_are_taken_up_at_start() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    setup.append(&likes(1_000), 1).await;
+    deliver_to(&redis, "phoenix").await;
+    assert_eq!(pending(&redis).await, 1_000);
+    let settings = [("CONSUMER_NAME", "phoenix"), ("CLAIM_MIN_IDLE", "1h"), ("BATCH_ROWS", "100")];
+    let _consumer = setup.consumer(&settings);
+    setup.wait_for_rows(1_000).await;
+    setup.wait_until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_a_dead_consumer_are_claimed() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    setup.append(&likes(1_000), 1).await;
+    deliver_to(&redis, "gone").await;
+    let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "500ms")]);
+    setup.wait_for_rows(1_000).await;
+    setup.wait_until_drained().await;
+    assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total"), 1_000.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_a_living_consumer_are_left_to_it() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    append_raw(&redis, 0, &[0x92, 1, 0x93, 7, 42, 5]).await;
+    deliver_to(&redis, "living").await;
+    let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
+    setup.append(&likes(100), 1).await;
+    setup.wait_for_rows(100).await;
+    assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total"), 0.0);
+    assert_eq!(pending(&redis).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_consumer_loses_and_doubles_nothing() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let redis = setup.redis_client().await;
+    let settings = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "500ms"), ("BATCH_ROWS", "200")];
+    setup.append(&likes(5_000), 3).await;
+    // Frozen in the middle of a transaction, so that it is killed with a batch in hand.
+    setup.postgres().pause();
+    let mut victim = setup.start("consumer", &settings);
+    setup.postgres().resume();
+    eventually("it has entries in hand", async || pending_or_none(&redis).await > 0).await;
+    setup.postgres().pause();
+    victim.kill();
+    setup.postgres().resume();
+    let _survivor = setup.consumer(&settings);
+    setup.wait_for_rows(5_000).await;
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 5_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_restarts_is_waited_for() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let ingest = setup.ingest(&[]);
+    let consumer = setup.consumer(&[]);
+    let mut client = HttpClient::new(ingest.listen());
+    for round in 0..3_u64 {
+        if round == 1 {
+            setup.postgres().kill();
+        } else {
+            setup.postgres().stop();
+        }
+        for user in 1..=100 {
+            assert_eq!(
+                client.post_like(round * 100 + user, 42).await.unwrap().status,
+                202,
+                "likes wait in Redis"
+            );
+        }
+        setup.postgres().start_again().unwrap();
+        setup.wait_for_rows(usize::try_from(round + 1).unwrap() * 100).await;
+    }
+    setup.wait_until_drained().await;
+    consumer.wait_ready(SOON).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_postgres_is_given_up_and_tried_again() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let consumer = setup.consumer(&[("WRITE_TIMEOUT", "300ms")]);
+    setup.append(&likes(1), 1).await;
+    setup.wait_for_rows(1).await;
+    setup.postgres().pause();
+    setup.append(&likes(500), 1).await;
+    eventually("attempts time out", async || {
+        consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= 2.0
+    })
+    .await;
+    assert!(consumer.log_text().contains("Postgres did not answer within WRITE_TIMEOUT"));
+    setup.postgres().resume();
+    setup.wait_for_rows(500).await;
+    setup.wait_until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_restarts_is_read_on() {
+    let mut setup = Setup::with_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let _consumer = setup.consumer(&[]);
+    setup.append(&likes(100), 1).await;
+    setup.wait_for_rows(100).await;
+    for killed in [true, false] {
+        if killed {
+            setup.redis.kill();
+        } else {
+            setup.redis.stop();
+        }
+        setup.redis.start_again().unwrap();
+        let users = if killed { 200 } else { 300 };
+        setup.append(&likes(users), 1).await;
+        setup.wait_for_rows(usize::try_from(users).unwrap()).await;
+    }
+    setup.wait_until_drained().await;
+}
+
+/// The reply of a read is lost with its connection: the entries in it are pending with a consumer that never saw them.
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_connections_lose_nothing() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let ingest = setup.ingest(&[]);
+    let _consumer =
+        setup.consumer(&[("CLAIM_MIN_IDLE", "1h"), ("BATCH_ROWS", "50"), ("BATCH_LINGER", "1ms")]);
+    let mut client = HttpClient::new(ingest.listen());
+    let kill = CustomCommand::new_static("CLIENT", ClusterHash::Random, false);
+    for user in 1..=2_000 {
+        let accepted = async || client.post_like(user, 42).await.is_ok_and(|response| response.status == 202);
+        eventually("202", accepted).await;
+        if user % 50 == 0 {
+            redis
+                .custom::<(), _>(kill.clone(), vec!["KILL", "TYPE", "normal", "SKIPME", "yes"])
+                .await
+                .unwrap();
+        }
+    }
+    setup.wait_for_rows(2_000).await;
+    setup.wait_until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_group_is_made_anew_from_the_first_entry() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let ingest = setup.ingest(&[]);
+    let consumer = setup.consumer(&[]);
+    setup.append(&likes(10), 1).await;
+    setup.wait_for_rows(10).await;
+    for round in 1..=3_u64 {
+        match round {
+            1 => redis.flushall::<()>(false).await.unwrap(),
+            2 => redis.del::<(), _>(stream(0)).await.unwrap(),
+            _ => redis.xgroup_destroy::<(), _, _>(stream(0), GROUP).await.unwrap(),
+        }
+        // Entries that come before the group is back must not be skipped.
+        for user in 1..=100 {
+            let body = format!(r#"{{"user_id": {}, "post_id": 42}}"#, round * 100 + user);
+            assert_eq!(post(&ingest, &body).await.status, 202);
+        }
+        setup.wait_for_rows(10 + usize::try_from(round).unwrap() * 100).await;
+    }
+    consumer.wait_ready(SOON).unwrap();
+}
+
+/// Somebody deletes entries that are pending. That is loss, and it is said loudly.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_entries_are_reported_as_lost() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    let mut ids = Vec::new();
+    for user in 1..=6_u8 {
+        ids.push(append_raw(&redis, 0, &[0x92, 1, 0x93, user, 42, 5]).await);
+    }
+    for (consumer, count) in [("gone", 3_u64), ("back", 3)] {
+        redis
+            .xreadgroup::<Value, _, _, _, _>(GROUP, consumer, Some(count), None, false, stream(0), ">")
+            .await
+            .unwrap();
+    }
+    redis.xdel::<u64, _, _>(stream(0), vec![ids[0].clone(), ids[3].clone()]).await.unwrap();
+    let settings = [("CONSUMER_NAME", "back"), ("CLAIM_MIN_IDLE", "500ms"), ("WRITE_TIMEOUT", "200ms")];
+    let consumer = setup.consumer(&settings);
+    setup.wait_for_rows(4).await;
+    eventually("nothing pending", async || pending(&redis).await == 0).await;
+    assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 2.0);
+    assert!(consumer.log_text().contains("LOST"));
+}
+
+/// Two consumers that write the same rows in opposite arrival order must not deadlock: batches are sorted.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_with_the_same_likes_do_not_deadlock() {
+    let setup = Setup::new().await;
+    let settings = [("BATCH_ROWS", "2000")];
+    let consumers = [setup.consumer(&settings), setup.consumer(&settings), setup.consumer(&settings)];
+    let there = likes(4_000);
+    let back: Vec<_> = there.iter().rev().copied().collect();
+    for _ in 0..5 {
+        setup.append(&there, 100).await;
+        setup.append(&back, 100).await;
+    }
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 4_000);
+    for consumer in &consumers {
+        assert_eq!(
+            consumer.metrics().unwrap().sum("likestream_batches_failed_total"),
+            0.0,
+            "{}",
+            consumer.log_text()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accepted_like_survives_a_killed_ingest() {
+    let setup = Setup::new().await;
+    let mut ingest = setup.ingest(&[]);
+    let mut client = HttpClient::new(ingest.listen());
+    for user in 1..=50 {
+        assert_eq!(client.post_like(user, 42).await.unwrap().status, 202);
+    }
+    ingest.kill();
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(50).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(setup.rows().await[0].0, like(1, 42).user_id());
+}

@@ -1,0 +1,207 @@
+//! Bad settings and missing servers: one line that says what to do, and the right exit code.
+
+use std::collections::BTreeSet;
+
+use crate::harness::{Ended, Setup, run};
+
+/// The line must name the setting, the value and what is allowed.
+fn assert_refused(program: &str, setting: &str, value: &str, allowed: &str) {
+    let ended = run(program, &[], &[(setting, value)]);
+    assert_eq!(ended.code, Some(2), "{setting}={value}: {}", ended.stderr);
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    assert!(ended.stdout.is_empty());
+    let line = ended.stderr.trim_end();
+    assert!(line.starts_with(&format!("error: {setting}: ")), "{line}");
+    assert!(line.contains(&format!("'{value}'")) && line.contains(allowed), "{line}");
+}
+
+#[test]
+fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
+    for program in ["ingest", "consumer"] {
+        assert_refused(program, "LIKES_PARTITIONS", "0", "from 1 to 1024");
+        assert_refused(program, "LIKES_PARTITIONS", "many", "from 1 to 1024");
+        assert_refused(program, "LIKES_STREAM", "a{b}", "characters a-z");
+        assert_refused(program, "REDIS_TIMEOUT", "5", "like 250ms, 30s");
+        assert_refused(program, "LOG_FORMAT", "xml", "text, json");
+        assert_refused(program, "RUST_LOG", "info,consumer=loud", "a level");
+        assert_refused(program, "DRAIN_TIMEOUT", "0s", "not zero");
+    }
+    assert_refused("ingest", "INGEST_LISTEN", "here", "socket address");
+    assert_refused("ingest", "INGEST_MAX_BODY", "0", "from 1 to 512MiB");
+    assert_refused("ingest", "INGEST_BACKLOG_LIMIT", "0", "would be zero");
+    assert_refused("ingest", "INGEST_ENTRY_LIKES", "10001", "1..=10000");
+    assert_refused("ingest", "INGEST_QUEUE_LIKES", "-1", "");
+    assert_refused("ingest", "INGEST_ADMIN_LISTEN", "127.0.0.1:8080", "another port");
+    assert_refused("consumer", "BATCH_ROWS", "0", "from 1 to 100000");
+    assert_refused("consumer", "BATCH_LINGER", "fast", "like 250ms, 30s");
+    assert_refused("consumer", "CONSUMER_NAME", "a b", "without spaces");
+    assert_refused("consumer", "WRITE_TIMEOUT", "20s", "half of CLAIM_MIN_IDLE");
+}
+
+#[test]
+fn bad_usage_is_one_line_with_exit_code_2() {
+    for (program, arguments) in
+        [("ingest", vec!["--nonsense"]), ("consumer", vec!["surplus"]), ("likesctl", vec!["nonsense"])]
+    {
+        let ended = run(program, &arguments, &[]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
+    }
+    let nothing_asked = run("likesctl", &[], &[]);
+    assert_eq!(nothing_asked.code, Some(2));
+    assert!(nothing_asked.stderr.contains("migrate"));
+}
+
+#[test]
+fn urls_are_refused_without_repeating_their_secrets() {
+    for (program, setting, url) in [
+        ("ingest", "REDIS_URL", "http://:hunter2@127.0.0.1"),
+        ("consumer", "REDIS_URL", "redis://:hunter2@127.0.0.1:port"),
+        ("consumer", "DATABASE_URL", "postgres://u:hunter2@127.0.0.1:port/x"),
+        ("consumer", "DATABASE_URL", "postgres://u:hunter2@127.0.0.1/x?sslmode=require"),
+        ("consumer", "DATABASE_URL", "hunter2"),
+    ] {
+        let ended = run(program, &["--rust-log", "trace"], &[(setting, url)]);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.starts_with(&format!("error: {setting}: ")), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    }
+}
+
+fn without_servers(program: &str, arguments: &[&str]) -> Ended {
+    let settings = [
+        ("REDIS_URL", "redis://:hunter2@127.0.0.1:1"),
+        ("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/x"),
+        ("STARTUP_TIMEOUT", "300ms"),
+        ("INGEST_LISTEN", "127.0.0.1:0"),
+        ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
+        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0"),
+        ("RUST_LOG", "trace"),
+    ];
+    run(program, arguments, &settings)
+}
+
+#[test]
+fn missing_servers_are_said_in_one_line_with_exit_code_1() {
+    for (program, arguments, server) in [
+        (
+            "ingest",
+            &[][..],
+            "Redis at 127.0.0.1:1 was not reachable for 300ms: start it or correct REDIS_URL",
+        ),
+        ("consumer", &[], "Redis at 127.0.0.1:1 was not reachable for 300ms: start it or correct REDIS_URL"),
+        (
+            "likesctl",
+            &["migrate"],
+            "Postgres at 127.0.0.1:1 was not reachable for 300ms: start it or correct DATABASE_URL",
+        ),
+    ] {
+        let ended = without_servers(program, arguments);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let last = ended.stderr.lines().last().unwrap();
+        assert!(last.starts_with(&format!("error: {server}")), "{last}");
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_taken_is_said() {
+    let setup = Setup::without_schema(&[]).await;
+    let redis_port = setup.redis.port();
+    for (program, setting) in [
+        ("ingest", "INGEST_LISTEN"),
+        ("ingest", "INGEST_ADMIN_LISTEN"),
+        ("consumer", "CONSUMER_ADMIN_LISTEN"),
+    ] {
+        let taken = format!("127.0.0.1:{redis_port}");
+        let mut settings = vec![("INGEST_LISTEN", "127.0.0.1:0"), ("INGEST_ADMIN_LISTEN", "127.0.0.1:0")];
+        settings.push((setting, &taken));
+        let ended = run(program, &[], &settings);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let expected = format!("error: {setting}: can't listen on '{taken}': ");
+        assert!(ended.stderr.lines().last().unwrap().starts_with(&expected), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_programs_must_agree_on_the_partitions() {
+    let setup = Setup::new().await;
+    let _ingest = setup.ingest(&[]);
+    let redis_url = setup.redis.url();
+    let database_url = setup.database_url();
+    for (program, listen) in [("ingest", "INGEST_ADMIN_LISTEN"), ("consumer", "CONSUMER_ADMIN_LISTEN")] {
+        let settings = [
+            ("REDIS_URL", redis_url.as_str()),
+            ("DATABASE_URL", &database_url),
+            ("LIKES_PARTITIONS", "8"),
+            ("INGEST_LISTEN", "127.0.0.1:0"),
+            (listen, "127.0.0.1:0"),
+        ];
+        let ended = run(program, &[], &settings);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert_eq!(
+            ended.stderr.lines().last().unwrap(),
+            "error: LIKES_PARTITIONS: '8' is not what Redis has on record in likes:settings: allowed is 4"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_come_from_files_too() {
+    let setup = Setup::new().await;
+    let write = |name: &str, url: &str| {
+        let file = setup.folder().join(name);
+        std::fs::write(&file, format!("{url}\n")).unwrap();
+        file.display().to_string()
+    };
+    let redis = write("redis-url", &setup.redis.url());
+    let database = write("database-url", &setup.database_url());
+    let settings = [
+        ("REDIS_URL_FILE", redis.as_str()),
+        ("DATABASE_URL_FILE", &database),
+        ("LIKES_PARTITIONS", "4"),
+        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0"),
+    ];
+    let settings: Vec<(&str, String)> =
+        settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let log = setup.folder().join("log");
+    let consumer = local::program::Program::start("consumer", &settings, &log).unwrap();
+    consumer.wait_ready(crate::harness::SOON).unwrap();
+
+    let missing = run("ingest", &[], &[("REDIS_URL_FILE", "/nowhere/redis-url")]);
+    assert_eq!(missing.code, Some(1), "{}", missing.stderr);
+    assert!(
+        missing.stderr.contains("REDIS_URL_FILE: '/nowhere/redis-url' can't be read"),
+        "{}",
+        missing.stderr
+    );
+    let both = run("ingest", &[], &[("REDIS_URL_FILE", redis.as_str()), ("REDIS_URL", "redis://127.0.0.1")]);
+    assert_eq!(both.code, Some(2), "{}", both.stderr);
+}
+
+/// `--help` is where settings are documented, and `.env.example` lists them all.
+#[test]
+fn every_setting_is_in_help_and_in_the_example() {
+    let example = include_str!("../../.env.example");
+    let listed: BTreeSet<&str> = example
+        .lines()
+        .filter_map(|line| line.trim_start_matches(['#', ' ']).split_once('='))
+        .map(|(name, _)| name)
+        .filter(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        .collect();
+    let mut documented = BTreeSet::new();
+    for (program, arguments) in
+        [("ingest", &["--help"][..]), ("consumer", &["--help"]), ("likesctl", &["migrate", "--help"])]
+    {
+        let help = run(program, arguments, &[]);
+        assert_eq!(help.code, Some(0));
+        let words: Vec<&str> = help.stdout.split_whitespace().collect();
+        for part in words.join(" ").split("[env: ").skip(1) {
+            documented.insert(part.split([']', '=']).next().unwrap().trim().to_owned());
+        }
+    }
+    assert!(documented.len() >= 20, "{documented:?}");
+    assert_eq!(listed, documented.iter().map(String::as_str).collect());
+}

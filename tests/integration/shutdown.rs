@@ -1,0 +1,107 @@
+//! SIGTERM: finish what is in hand, leave nothing behind, exit 0.
+
+use std::time::Duration;
+
+use fred::prelude::{StreamsInterface, Value};
+use local::http_client::HttpClient;
+use nix::sys::signal::Signal;
+
+use crate::harness::{GROUP, PARTITIONS, SOON, Setup, eventually, likes, pending, pending_or_none, stream};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_stores_and_acknowledges_what_it_has_and_leaves_the_group() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    setup.append(&likes(50_000), 10).await;
+    // A linger as long as this keeps a batch in hand.
+    let mut consumer = setup.start("consumer", &[("BATCH_LINGER", "30s"), ("BATCH_ROWS", "20000")]);
+    eventually("it has entries in hand", async || pending_or_none(&redis).await > 0).await;
+    let status = consumer.terminate(SOON).unwrap();
+    assert!(status.success(), "{status}: {}", consumer.log_text());
+    assert_eq!(pending(&redis).await, 0);
+    let stored = setup.count().await;
+    let acknowledged = 50_000 - 10 * undelivered(&redis).await;
+    assert_eq!(stored, acknowledged, "what was read is stored");
+    for partition in 0..PARTITIONS {
+        let consumers: Vec<Value> = redis.xinfo_consumers(stream(partition), GROUP).await.unwrap();
+        assert!(consumers.is_empty(), "{consumers:?}");
+    }
+}
+
+/// Entries that no consumer was given.
+async fn undelivered(redis: &fred::prelude::Client) -> usize {
+    let mut undelivered = 0;
+    for partition in 0..PARTITIONS {
+        let groups: Vec<std::collections::HashMap<String, Value>> =
+            redis.xinfo_groups(stream(partition)).await.unwrap();
+        undelivered += groups[0]["lag"].as_u64().unwrap();
+    }
+    usize::try_from(undelivered).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_consumer_ends_at_once() {
+    let setup = Setup::new().await;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut consumer = setup.consumer(&[]);
+        consumer.signal(signal);
+        assert!(consumer.wait_exit(SOON).unwrap().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_in_time_stays_pending_for_the_next() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let redis = setup.redis_client().await;
+    let mut consumer = setup.consumer(&[("DRAIN_TIMEOUT", "1s")]);
+    setup.postgres().stop();
+    setup.append(&likes(100), 1).await;
+    eventually("the batch is in hand", async || {
+        consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= 1.0
+    })
+    .await;
+    let status = consumer.terminate(SOON).unwrap();
+    assert_eq!(status.code(), Some(1));
+    let log = consumer.log_text();
+    let last = log.lines().last().unwrap();
+    assert!(last.starts_with("error: not everything was stored within DRAIN_TIMEOUT, 1s"), "{last}");
+    assert!(pending(&redis).await > 0);
+
+    setup.postgres().start_again().unwrap();
+    let _next = setup.consumer(&[("CLAIM_MIN_IDLE", "500ms"), ("WRITE_TIMEOUT", "200ms")]);
+    setup.wait_for_rows(100).await;
+    setup.wait_until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingest_answers_what_is_in_flight_and_takes_no_more() {
+    let setup = Setup::new().await;
+    let mut ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
+    let address = ingest.listen();
+    setup.redis.pause();
+    let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
+    // It is in flight when it is counted nowhere else: give it time to arrive.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ingest.signal(Signal::SIGTERM);
+    eventually("no new connections", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
+    assert!(!in_flight.is_finished());
+    setup.redis.resume();
+    assert_eq!(in_flight.await.unwrap().unwrap().status, 202);
+    assert!(ingest.wait_exit(SOON).unwrap().success());
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingest_does_not_wait_for_ever() {
+    let setup = Setup::new().await;
+    let mut ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s"), ("DRAIN_TIMEOUT", "500ms")]);
+    let address = ingest.listen();
+    setup.redis.pause();
+    let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let status = ingest.terminate(SOON).unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(in_flight.await.unwrap().is_err());
+    assert!(ingest.log_text().contains("requests were still in flight after DRAIN_TIMEOUT, 500ms"));
+}

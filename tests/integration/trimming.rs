@@ -1,0 +1,77 @@
+//! Redis keeps only what is still to be done.
+
+use std::time::Duration;
+
+use fred::prelude::{Client, StreamsInterface, Value};
+
+use crate::harness::{GROUP, Setup, append_raw, entries, eventually, likes, stream};
+
+async fn read_as(client: &Client, group: &str, consumer: &str, count: u64) -> Value {
+    client.xreadgroup(group, consumer, Some(count), None, false, stream(0), ">").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_acknowledged_is_trimmed() {
+    let setup = Setup::new().await;
+    setup.append(&likes(5_000), 5).await;
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(5_000).await;
+    let redis = setup.redis_client().await;
+    eventually("empty streams", async || entries(&redis).await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pending_with_anyone_is_not_trimmed() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    redis.xgroup_create::<(), _, _, _>(stream(0), GROUP, "0", true).await.unwrap();
+    for user in 1..=10_u8 {
+        append_raw(&redis, 0, &[0x92, 1, 0x93, user, 42, 5]).await;
+    }
+    // Someone takes five of them and is slow.
+    read_as(&redis, GROUP, "slow", 5).await;
+    let consumer = setup.consumer(&[]);
+    setup.wait_for_rows(5).await;
+    setup.append(&likes(200), 1).await;
+    eventually("several trims", async || {
+        consumer.metrics().unwrap().sum("likestream_entries_trimmed_total") >= 100.0
+    })
+    .await;
+    let left: Vec<Value> = redis.xpending(stream(0), GROUP, ()).await.unwrap();
+    assert_eq!(left[0].as_u64(), Some(5));
+    let kept: u64 = redis.xlen(stream(0)).await.unwrap();
+    assert!(kept >= 5, "{kept}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_group_has_not_read_is_not_trimmed() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    redis.xgroup_create::<(), _, _, _>(stream(0), "analytics", "0", true).await.unwrap();
+    for user in 1..=10_u8 {
+        append_raw(&redis, 0, &[0x92, 1, 0x93, user, 42, 5]).await;
+    }
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(10).await;
+    setup.wait_until_drained().await;
+    // They have read three, and acknowledged two.
+    read_as(&redis, "analytics", "them", 3).await;
+    let all: Vec<(String, Value)> = redis.xrange(stream(0), "-", "+", None).await.unwrap();
+    assert_eq!(all.len(), 10);
+    let read: Vec<String> = all.iter().take(2).map(|(id, _)| id.clone()).collect();
+    redis.xack::<u64, _, _, _>(stream(0), "analytics", read).await.unwrap();
+    eventually("the two are gone", async || redis.xlen::<u64, _>(stream(0)).await.unwrap() == 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_entries_stay_for_their_retention() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let mut keeping = setup.consumer(&[("STREAM_RETENTION", "1h")]);
+    setup.append(&likes(100), 1).await;
+    setup.wait_for_rows(100).await;
+    assert!(keeping.terminate(Duration::from_secs(30)).unwrap().success());
+    assert_eq!(entries(&redis).await, 100, "the last trim comes at shutdown");
+    let _forgetting = setup.consumer(&[("STREAM_RETENTION", "10ms")]);
+    eventually("empty streams", async || entries(&redis).await == 0).await;
+}
