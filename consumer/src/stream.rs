@@ -109,9 +109,7 @@ impl Streams {
     /// what is in the stream already was accepted and must be stored.
     pub(crate) async fn ensure_groups(&self) -> Result<(), GroupError> {
         let ensured = self.partitions.iter().map(async |(_, stream)| {
-            self.ensure_group(stream)
-                .await
-                .map_err(|source| GroupError { stream: stream.clone(), source })
+            self.ensure_group(stream).await.map_err(|source| GroupError { stream: stream.clone(), source })
         });
         try_join_all(ensured).await.map(drop)
     }

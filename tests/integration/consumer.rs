@@ -54,9 +54,6 @@ async fn an_outage_does_not_flood_the_log() {
     })
     .await;
     let before = consumer.log_text().lines().count();
-    let metrics = consumer.metrics().unwrap();
-    let failures = metrics.sum("likestream_batches_failed_total");
-    assert!(before < 40 + 2 * failures as usize, "{before} lines for {failures} failures");
     tokio::time::sleep(Duration::from_secs(2)).await;
     let lines = consumer.log_text().lines().count() - before;
     assert!(lines <= 20, "{lines} lines in two seconds");

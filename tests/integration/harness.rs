@@ -225,6 +225,12 @@ pub(crate) async fn append_raw(client: &Client, partition: u16, payload: &[u8]) 
     client.xadd(stream(partition), false, None::<()>, "*", fields).await.unwrap()
 }
 
+pub(crate) async fn create_groups(client: &Client) {
+    for partition in 0..PARTITIONS {
+        client.xgroup_create::<(), _, _, _>(stream(partition), GROUP, "0", true).await.unwrap();
+    }
+}
+
 /// Entries of all streams, acknowledged or not.
 pub(crate) async fn entries(client: &Client) -> u64 {
     let mut entries = 0;

@@ -3,7 +3,6 @@
 use std::{
     fs,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use local::{
@@ -139,5 +138,4 @@ fn a_postgres_that_cannot_start_says_why() {
     let started = PostgresServer::start(PostgresOptions { port: Some(1), settings }, Lifetime::Leashed);
     let error = started.unwrap_err().to_string();
     assert!(error.starts_with("postgres ended: ") && error.contains("shared_buffers"), "{error}");
-    assert!(Duration::ZERO < SOON);
 }

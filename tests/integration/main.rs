@@ -1,5 +1,11 @@
 //! The real programs against real servers. Each test has a Redis and a database of its own; one file a behaviour.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    reason = "a test fails by panicking, and counters are whole numbers"
+)]
+
 mod consumer;
 mod dead_letters;
 mod harness;

@@ -60,8 +60,8 @@ impl Stack {
                 redis_url(),
                 ("DATABASE_URL", database_url.clone()),
                 ("CONSUMER_ADMIN_LISTEN", address(ports.consumers_admin[number])),
-                // All programs and the load share one machine: fewer and bigger transactions leave it more.
-                ("BATCH_LINGER", "50ms".to_owned()),
+                // All programs and the load share one machine, which may be slow: fewer and bigger transactions.
+                ("BATCH_LINGER", "150ms".to_owned()),
             ];
             Program::start("consumer", &consumer_settings, &log(&format!("consumer-{}", number + 1)))
         };
