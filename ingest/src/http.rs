@@ -35,6 +35,9 @@ use crate::{
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How much of a body that is too long is read all the same.
+const MAX_DISCARDED_BYTES: usize = 1 << 20;
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
@@ -104,13 +107,24 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-async fn read_body(body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
-    match timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge { max_bytes }),
-        Ok(Err(_)) => Err(Problem::BodyIncomplete),
-        Err(_) => Err(Problem::BodyTimeout),
-    }
+async fn read_body(mut body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
+    let read = async {
+        match Limited::new(&mut body, max_bytes).collect().await {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                discard(&mut body).await;
+                Err(Problem::BodyTooLarge { max_bytes })
+            }
+            Err(_) => Err(Problem::BodyIncomplete),
+        }
+    };
+    timeout(BODY_TIMEOUT, read).await.unwrap_or(Err(Problem::BodyTimeout))
+}
+
+/// Reads on for a while: a caller that is still sending when its connection is closed may never see the answer.
+async fn discard(body: &mut Body) {
+    let mut rest = Limited::new(body, MAX_DISCARDED_BYTES);
+    while let Some(Ok(_)) = rest.frame().await {}
 }
 
 /// Microseconds since the Unix epoch.
