@@ -74,18 +74,20 @@ pub(crate) async fn write(
     if batch.rows() == 0 {
         return Ok(Committed { entries: batch.into_entries(), inserted: 0 });
     }
-    let attempt = async {
-        let connection = pool.get().await?;
-        let stored = store(&connection, &batch).await;
-        if stored.is_err() {
-            drop(Object::take(connection));
-        }
-        stored
-    };
-    match time::timeout(limit, attempt).await.unwrap_or(Err(WriteError::Timeout)) {
+    match attempt(pool, &batch, limit).await {
         Ok(inserted) => Ok(Committed { entries: batch.into_entries(), inserted }),
         Err(error) => Err((batch, error)),
     }
+}
+
+async fn attempt(pool: &Pool, batch: &Batch, limit: Duration) -> Result<u64, WriteError> {
+    let connection = pool.get().await?;
+    let stored = time::timeout(limit, store(&connection, batch)).await.unwrap_or(Err(WriteError::Timeout));
+    if stored.is_err() {
+        // In the pool it would be handed out again in the middle of its transaction.
+        drop(Object::take(connection));
+    }
+    stored
 }
 
 /// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network. Each
