@@ -4,27 +4,29 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-const FIRST: Duration = Duration::from_millis(50);
-const CAP: Duration = Duration::from_secs(5);
-
-/// The waits of one run of failures. A success starts anew with a default one.
+/// The waits of one run of failures. A success starts anew with a new one.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     next: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { next: FIRST }
-    }
+    cap: Duration,
 }
 
 impl Backoff {
+    /// For what mends itself.
+    pub(crate) fn retry() -> Self {
+        Self { next: Duration::from_millis(50), cap: Duration::from_secs(5) }
+    }
+
+    /// For what somebody has to mend.
+    pub(crate) fn halt() -> Self {
+        Self { next: Duration::from_secs(1), cap: Duration::from_secs(15) }
+    }
+
     /// How long to wait before the next attempt: between half of the step and all of it, so that many consumers
     /// don't come back all at once.
     pub(crate) fn next_delay(&mut self) -> Duration {
         let step = self.next;
-        self.next = (step * 2).min(CAP);
+        self.next = (step * 2).min(self.cap);
         step.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 }
@@ -35,13 +37,14 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_cap_and_vary() {
-        let mut backoff = Backoff::default();
-        let mut step = FIRST;
-        for _ in 0..20 {
-            let delay = backoff.next_delay();
-            assert!((step / 2..=step).contains(&delay), "{delay:?} of {step:?}");
-            step = (step * 2).min(CAP);
+        for mut backoff in [Backoff::retry(), Backoff::halt()] {
+            let (mut step, cap) = (backoff.next, backoff.cap);
+            for _ in 0..20 {
+                let delay = backoff.next_delay();
+                assert!((step / 2..=step).contains(&delay), "{delay:?} of {step:?}");
+                step = (step * 2).min(cap);
+            }
+            assert_eq!(step, cap);
         }
-        assert_eq!(step, CAP);
     }
 }

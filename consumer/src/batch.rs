@@ -1,16 +1,20 @@
 //! A batch: the rows of one transaction, and the entries that it settles.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use shared::like::Like;
+use shared::{
+    codec::{self, LocatedLike},
+    like::Like,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
 };
 
 use crate::{
-    dead_letter::DeadLetter,
+    bisection::Bisection,
+    dead_letter::{DeadLetter, DeadLike, Reason},
     entry::{Entry, Position},
 };
 
@@ -44,27 +48,36 @@ impl Flush {
     }
 }
 
-/// Rows ready to be written: one a (user, post), in the order of the table's key.
+/// Rows ready to be written, one a (user, post), in the order of the table's key; and what became of them so far.
 #[derive(Debug)]
 pub(crate) struct Batch {
     rows: Vec<Like>,
     entries: Vec<SettledEntry>,
     likes: usize,
     first_read_at: Instant,
+    untried: Bisection,
+    inserted: u64,
+    /// Why the table will never take these rows.
+    rejected: HashMap<Pair, String>,
 }
 
-/// What is to be done with an entry once the rows of its batch are committed.
+/// Post and user: what a row is one of.
+type Pair = (i64, i64);
+
+/// What is to be done with an entry once every row of its batch is stored or rejected.
 #[derive(Debug)]
 pub(crate) struct SettledEntry {
     pub(crate) at: Position,
     pub(crate) likes: usize,
     pub(crate) dead_letters: Vec<DeadLetter>,
+    pub(crate) alone: bool,
+    payload: Bytes,
 }
 
 impl Batch {
     /// Takes entries until the limits say enough. Nothing when no entry will ever come.
     pub(crate) async fn collect(
-        entries: &mut mpsc::Receiver<Entry>,
+        entries: &mut mpsc::UnboundedReceiver<Entry>,
         limits: Limits,
     ) -> Option<(Self, Flush)> {
         let first = entries.recv().await?;
@@ -91,18 +104,20 @@ impl Batch {
         let first_read_at = entries.first().map_or_else(Instant::now, |entry| entry.read_at);
         let mut rows = Vec::with_capacity(likes);
         let mut settled = Vec::with_capacity(entries.len());
-        for Entry { at, likes, dead_letters, .. } in entries {
+        for Entry { at, likes, dead_letters, alone, payload, .. } in entries {
             rows.extend_from_slice(&likes);
-            settled.push(SettledEntry { at, likes: likes.len(), dead_letters });
+            settled.push(SettledEntry { at, likes: likes.len(), dead_letters, alone, payload });
         }
         // In the order of the key every consumer takes its locks in the same order, so they can't deadlock, and
         // index pages are touched one after the other. Of equal pairs the earliest like is kept.
-        rows.sort_unstable_by_key(|like| (like.post_id(), like.user_id(), like.created_at_us()));
-        rows.dedup_by_key(|like| (like.post_id(), like.user_id()));
-        Self { rows, entries: settled, likes, first_read_at }
+        rows.sort_unstable_by_key(|like| (pair(*like), like.created_at_us()));
+        rows.dedup_by_key(|like| pair(*like));
+        let untried = Bisection::new(rows.len());
+        let (inserted, rejected) = (0, HashMap::new());
+        Self { rows, entries: settled, likes, first_read_at, untried, inserted, rejected }
     }
 
-    /// How many rows will be offered to the table.
+    /// How many rows there are for the table.
     pub(crate) fn rows(&self) -> usize {
         self.rows.len()
     }
@@ -117,26 +132,89 @@ impl Batch {
         self.first_read_at
     }
 
-    /// What it settles.
+    /// The entry that has this batch for itself, because it may have killed others.
+    pub(crate) fn alone(&self) -> Option<Position> {
+        self.entries.first().filter(|entry| entry.alone).map(|entry| entry.at)
+    }
+
+    /// Rows to write in the next transaction; nothing when every row is stored or rejected.
+    pub(crate) fn next_rows(&self) -> Option<Rows<'_>> {
+        self.untried.next_piece().and_then(|piece| self.rows.get(piece)).map(Rows)
+    }
+
+    /// The next rows are in the table, this many of them newly.
+    pub(crate) fn stored(&mut self, inserted: u64) {
+        self.untried.stored();
+        self.inserted += inserted;
+    }
+
+    /// The table does not take the next rows. Unless that is one row alone, they will be tried in halves.
+    pub(crate) fn rejected(&mut self, why: String) {
+        if let Some(row) = self.untried.rejected()
+            && let Some(like) = self.rows.get(row)
+        {
+            self.rejected.insert(pair(*like), why);
+        }
+    }
+
+    /// How many rows were not in the table before.
+    pub(crate) fn inserted(&self) -> u64 {
+        self.inserted
+    }
+
+    /// What it settles, when every row is stored or rejected: likes that were rejected are dead letters now.
     pub(crate) fn into_entries(self) -> Vec<SettledEntry> {
-        self.entries
+        let Self { mut entries, rejected, .. } = self;
+        if !rejected.is_empty() {
+            for entry in &mut entries {
+                entry.bury(&rejected);
+            }
+        }
+        entries
+    }
+}
+
+impl SettledEntry {
+    /// Makes dead letters of those of its likes that were rejected.
+    fn bury(&mut self, rejected: &HashMap<Pair, String>) {
+        let dead =
+            codec::locate(&self.payload).into_iter().filter_map(|LocatedLike { index, like, bytes }| {
+                let why = rejected.get(&pair(like))?.clone();
+                Some(DeadLike { index, why, bytes: self.payload.get(bytes).unwrap_or_default() })
+            });
+        self.dead_letters.extend(DeadLetter::of_likes(Reason::Rejected, dead.collect()));
+    }
+}
+
+fn pair(like: Like) -> Pair {
+    (like.post_id(), like.user_id())
+}
+
+/// Rows of one transaction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'a>(&'a [Like]);
+
+impl Rows<'_> {
+    /// How many.
+    pub(crate) fn len(self) -> usize {
+        self.0.len()
     }
 
     /// The rows as `COPY … (FORMAT binary)` wants them: a header, then for each row the number of columns and each
     /// column's length and bytes, then a trailer. Columns: user id, post id, time.
     ///
     /// Source: Postgres manual, COPY, "Binary Format".
-    pub(crate) fn copy_data(&self) -> Bytes {
+    pub(crate) fn copy_data(self) -> Bytes {
         const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
         const ROW_BYTES: usize = 2 + 3 * (4 + 8);
         /// Postgres counts microseconds from 2000-01-01.
         const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
-        let mut data = BytesMut::with_capacity(SIGNATURE.len() + 8 + self.rows.len() * ROW_BYTES + 2);
+        let mut data = BytesMut::with_capacity(SIGNATURE.len() + 8 + self.0.len() * ROW_BYTES + 2);
         data.put_slice(SIGNATURE);
         data.put_i32(0); // flags
         data.put_i32(0); // length of the header's extension
-        for like in &self.rows {
+        for like in self.0 {
             data.put_i16(3);
             for column in [like.user_id(), like.post_id(), like.created_at_us() - POSTGRES_EPOCH_US] {
                 data.put_i32(8);

@@ -46,15 +46,22 @@ pub struct Settings {
     #[arg(long, env = "BATCH_LINGER", default_value = "10ms", value_name = "DURATION", value_parser = duration)]
     pub(crate) batch_linger: Duration,
 
-    /// How long an entry may be pending with another consumer before this one claims it
+    /// How long an entry may be pending with another consumer before this one claims it; at least BATCH_LINGER and
+    /// twice WRITE_TIMEOUT
     #[arg(long, env = "CLAIM_MIN_IDLE", default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) claim_min_idle: Duration,
+
+    /// How often an entry may be delivered. Beyond it, it may be one that kills consumers: it is tried alone, and is a
+    /// dead letter when whoever tries it so does not survive it twice
+    #[arg(long, env = "MAX_DELIVERIES", default_value = "5", value_name = "COUNT",
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) max_deliveries: u64,
 
     /// How long an acknowledged entry stays before it is trimmed
     #[arg(long, env = "STREAM_RETENTION", default_value = "0s", value_name = "DURATION", value_parser = duration)]
     pub(crate) stream_retention: Duration,
 
-    /// How long a transaction may take before it is given up and tried again; at most half of CLAIM_MIN_IDLE
+    /// How long a transaction may take before it is given up and tried again
     #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) write_timeout: Duration,
 
@@ -79,13 +86,15 @@ impl Settings {
 
 impl cli::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
-        if self.write_timeout * 2 > self.claim_min_idle {
+        // Its own batch and the one before it: longer than that no entry is in hand while Postgres is well.
+        let in_hand = self.batch_linger.saturating_add(self.write_timeout.saturating_mul(2));
+        if in_hand > self.claim_min_idle {
             let problem = format!(
-                "'{}' is too long: allowed is at most half of CLAIM_MIN_IDLE, {}, or else others claim what is being written",
-                humantime::format_duration(self.write_timeout),
+                "'{}' is too short: allowed is no less than BATCH_LINGER and twice WRITE_TIMEOUT, {}, or else others claim what is being written",
                 humantime::format_duration(self.claim_min_idle),
+                humantime::format_duration(in_hand),
             );
-            return Err(SettingError::new("WRITE_TIMEOUT", problem));
+            return Err(SettingError::new("CLAIM_MIN_IDLE", problem));
         }
         Ok(())
     }

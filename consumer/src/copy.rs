@@ -2,24 +2,34 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool, PoolError};
+use deadpool_postgres::{HookError, Object, Pool, PoolError};
 use futures_util::{SinkExt, future};
+use shared::{
+    pg::{self, FailureClass},
+    service::one_line,
+};
 use thiserror::Error;
 use tokio::{pin, time};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::batch::{Batch, SettledEntry};
+use crate::batch::{Batch, Rows, SettledEntry};
 
 /// What each connection starts with: bounds on what a statement may wait for, commits that wait for the disk (a
 /// server that has this switched off could otherwise forget what was acknowledged), and the staging table, which
 /// empties itself with each transaction.
-pub(crate) const SESSION: &str = "
-SET statement_timeout = '10s';
-SET lock_timeout = '5s';
-SET idle_in_transaction_session_timeout = '10s';
+///
+/// `limit` is what a whole transaction may take: whatever waits longer in the server would wait for nobody.
+pub(crate) fn session(limit: Duration) -> String {
+    let (limit_ms, lock_ms) = (limit.as_millis().max(2), (limit / 2).as_millis().max(1));
+    format!(
+        "SET statement_timeout = {limit_ms};
+SET lock_timeout = {lock_ms};
+SET idle_in_transaction_session_timeout = {limit_ms};
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 CREATE TEMPORARY TABLE likes_batch (user_id bigint, post_id bigint, created_at timestamptz) ON COMMIT DELETE ROWS;
-";
+"
+    )
+}
 
 const STAGE: &str = "COPY likes_batch (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
@@ -28,23 +38,22 @@ INSERT INTO likes (user_id, post_id, created_at) SELECT user_id, post_id, create
 ON CONFLICT (user_id, post_id) DO NOTHING;
 COMMIT";
 
-/// Proof that all rows of a batch are in the table. Only this module makes one, after the commit, and only with one
-/// can its entries be acknowledged.
+/// Proof that every row of a batch is in the table, or was rejected by it alone. Only this module makes one, after the
+/// commits, and only with one can its entries be acknowledged.
 #[derive(Debug)]
 pub(crate) struct Committed {
-    entries: Vec<SettledEntry>,
-    inserted: u64,
+    batch: Batch,
 }
 
 impl Committed {
     /// Rows that were not in the table before.
     pub(crate) fn inserted(&self) -> u64 {
-        self.inserted
+        self.batch.inserted()
     }
 
     /// What may be acknowledged now.
     pub(crate) fn into_entries(self) -> Vec<SettledEntry> {
-        self.entries
+        self.batch.into_entries()
     }
 }
 
@@ -63,26 +72,44 @@ pub(crate) enum WriteError {
     Answer,
 }
 
-/// Stores a batch, or gives it back with the reason why it could not. A batch without rows needs no transaction.
+impl WriteError {
+    /// What to do about it. Nothing that goes wrong before rows are sent can be the rows' fault.
+    pub(crate) fn class(&self) -> FailureClass {
+        match self {
+            Self::Postgres(error) => pg::classify(error),
+            Self::Connect(
+                PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)),
+            ) => match pg::classify(error) {
+                FailureClass::Halt => FailureClass::Halt,
+                FailureClass::Retry | FailureClass::Reject => FailureClass::Retry,
+            },
+            Self::Connect(_) | Self::Timeout | Self::Staged { .. } | Self::Answer => FailureClass::Retry,
+        }
+    }
+}
+
+/// Stores a batch, or gives it back with the reason why it could not: what of it is stored or rejected by then is
+/// not tried again. A batch without rows needs no transaction.
 ///
 /// After a failure the connection is closed: whatever it was in the middle of is rolled back.
 pub(crate) async fn write(
     pool: &Pool,
-    batch: Batch,
+    mut batch: Batch,
     limit: Duration,
 ) -> Result<Committed, (Batch, WriteError)> {
-    if batch.rows() == 0 {
-        return Ok(Committed { entries: batch.into_entries(), inserted: 0 });
+    while let Some(rows) = batch.next_rows() {
+        match attempt(pool, rows, limit).await {
+            Ok(inserted) => batch.stored(inserted),
+            Err(error) if error.class() == FailureClass::Reject => batch.rejected(one_line(&error)),
+            Err(error) => return Err((batch, error)),
+        }
     }
-    match attempt(pool, &batch, limit).await {
-        Ok(inserted) => Ok(Committed { entries: batch.into_entries(), inserted }),
-        Err(error) => Err((batch, error)),
-    }
+    Ok(Committed { batch })
 }
 
-async fn attempt(pool: &Pool, batch: &Batch, limit: Duration) -> Result<u64, WriteError> {
+async fn attempt(pool: &Pool, rows: Rows<'_>, limit: Duration) -> Result<u64, WriteError> {
     let connection = pool.get().await?;
-    let stored = time::timeout(limit, store(&connection, batch)).await.unwrap_or(Err(WriteError::Timeout));
+    let stored = time::timeout(limit, store(&connection, rows)).await.unwrap_or(Err(WriteError::Timeout));
     if stored.is_err() {
         // In the pool it would be handed out again in the middle of its transaction.
         drop(Object::take(connection));
@@ -92,15 +119,15 @@ async fn attempt(pool: &Pool, batch: &Batch, limit: Duration) -> Result<u64, Wri
 
 /// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network. Each
 /// step fails if the one before it did, so COMMIT is reached, and answered with a count, only when all is well.
-async fn store(connection: &Object, batch: &Batch) -> Result<u64, WriteError> {
+async fn store(connection: &Object, rows: Rows<'_>) -> Result<u64, WriteError> {
     let stage = connection.prepare_cached(STAGE).await?;
     let (began, sink) = future::join(connection.batch_execute("BEGIN"), connection.copy_in(&stage)).await;
     began?;
     let sink = sink?;
     pin!(sink);
-    sink.send(batch.copy_data()).await?;
+    sink.send(rows.copy_data()).await?;
     let (staged, stored) = future::join(sink.finish(), connection.simple_query(STORE)).await;
-    let (staged, rows) = (staged?, batch.rows() as u64);
+    let (staged, rows) = (staged?, rows.len() as u64);
     let stored = stored?;
     if staged != rows {
         // Nothing that Postgres does; but then nothing is acknowledged on a guess either.

@@ -3,6 +3,12 @@
 use bytes::Bytes;
 use shared::codec;
 
+use crate::entry;
+
+/// So many likes of one entry get a letter each: they are all appended by one call of a script, whose arguments Redis
+/// bounds.
+const MAX_ALONE: usize = 1_000;
+
 /// Why something is a dead letter. The codes are stable: people filter by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
@@ -12,6 +18,10 @@ pub(crate) enum Reason {
     UnknownVersion,
     /// One like of a good entry is not a like.
     InvalidLike,
+    /// The database will never take this like.
+    Rejected,
+    /// It was delivered too often, and whoever tried it alone did not survive it.
+    MaxDeliveries,
 }
 
 impl Reason {
@@ -20,6 +30,8 @@ impl Reason {
             Self::Undecodable => "undecodable",
             Self::UnknownVersion => "unknown_version",
             Self::InvalidLike => "invalid_like",
+            Self::Rejected => "rejected",
+            Self::MaxDeliveries => "max_deliveries",
         }
     }
 }
@@ -30,18 +42,47 @@ pub(crate) struct DeadLetter {
     reason: Reason,
     detail: String,
     payload: Bytes,
-    /// The fields of an entry that has no payload field, so that nothing of it is lost.
-    other_fields: Vec<(Bytes, Bytes)>,
+    /// The fields of an entry that has no payload field, packed, so that nothing of it is lost.
+    original: Option<Bytes>,
+}
+
+/// One like of an entry that can't be stored.
+pub(crate) struct DeadLike<'a> {
+    /// Which one of its entry, from 0.
+    pub(crate) index: usize,
+    pub(crate) why: String,
+    /// As they are.
+    pub(crate) bytes: &'a [u8],
 }
 
 impl DeadLetter {
     pub(crate) fn new(reason: Reason, detail: String, payload: Bytes) -> Self {
-        Self { reason, detail, payload, other_fields: Vec::new() }
+        Self { reason, detail, payload, original: None }
     }
 
-    pub(crate) fn without_payload(fields: Vec<(Bytes, Bytes)>) -> Self {
-        let detail = format!("the entry has no field {}", codec::FIELD);
-        Self { other_fields: fields, ..Self::new(Reason::Undecodable, detail, Bytes::new()) }
+    /// Of a whole entry, undecoded. One that has no payload field keeps the fields that it has.
+    pub(crate) fn of_entry(reason: Reason, detail: String, fields: &[(Bytes, Bytes)]) -> Self {
+        if let Some(payload) = entry::payload(fields) {
+            return Self::new(reason, detail, payload);
+        }
+        let fields = fields.iter().map(|(name, value)| (&**name, &**value));
+        let original = Some(codec::pack_fields(fields).into());
+        Self { original, ..Self::new(reason, detail, Bytes::new()) }
+    }
+
+    /// Of likes of one entry: a letter each, and beyond [`MAX_ALONE`] one for all the rest.
+    pub(crate) fn of_likes(reason: Reason, mut likes: Vec<DeadLike<'_>>) -> Vec<Self> {
+        let rest = likes.split_off(likes.len().min(MAX_ALONE));
+        let alone = likes.iter().map(|DeadLike { index, why, bytes }| {
+            Self::new(reason, format!("like {index} of the entry: {why}"), codec::frame(&[bytes]).into())
+        });
+        let mut letters: Vec<Self> = alone.collect();
+        if let [first, .., last] | [first @ last] = &rest[..] {
+            let detail = format!("likes {} to {} of the entry: {}", first.index, last.index, first.why);
+            let bytes: Vec<&[u8]> = rest.iter().map(|like| like.bytes).collect();
+            letters.push(Self::new(reason, detail, codec::frame(&bytes).into()));
+        }
+        letters
     }
 
     pub(crate) fn reason(&self) -> Reason {
@@ -53,8 +94,7 @@ impl DeadLetter {
         &self.payload
     }
 
-    /// The fields that are known before it is appended, name after value after name. Fields of a foreign entry
-    /// get a prefix, so that they can't pass for ours.
+    /// The fields that are known before it is appended, name after value after name.
     pub(crate) fn fields(&self) -> Vec<Bytes> {
         let mut fields = vec![
             Bytes::from_static(codec::FIELD.as_bytes()),
@@ -64,9 +104,8 @@ impl DeadLetter {
             Bytes::from_static(b"detail"),
             Bytes::from(self.detail.clone()),
         ];
-        for (name, value) in &self.other_fields {
-            fields.push([b"original:", name.as_ref()].concat().into());
-            fields.push(value.clone());
+        if let Some(original) = &self.original {
+            fields.extend([Bytes::from_static(b"original"), original.clone()]);
         }
         fields
     }

@@ -4,29 +4,19 @@ use std::{fmt, num::ParseIntError, str::FromStr};
 
 use bytes::Bytes;
 use shared::{
-    codec::{self, DecodeError},
+    codec::{self, BadLike, DecodeError},
     like::Like,
     partition::Partition,
 };
 use tokio::time::Instant;
 
-use crate::dead_letter::{DeadLetter, Reason};
+use crate::dead_letter::{DeadLetter, DeadLike, Reason};
 
 /// The id that Redis gave an entry: milliseconds of Redis's clock since the Unix epoch, and a sequence number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct EntryId {
     pub(crate) ms: u64,
     pub(crate) seq: u64,
-}
-
-impl EntryId {
-    /// The smallest id above this one.
-    pub(crate) fn next(self) -> Self {
-        match self.seq.checked_add(1) {
-            Some(seq) => Self { ms: self.ms, seq },
-            None => Self { ms: self.ms.saturating_add(1), seq: 0 },
-        }
-    }
 }
 
 impl fmt::Display for EntryId {
@@ -65,37 +55,63 @@ pub(crate) struct Entry {
     pub(crate) at: Position,
     pub(crate) likes: Vec<Like>,
     pub(crate) dead_letters: Vec<DeadLetter>,
+    /// What it was read from: a like that the database rejects is kept as it came.
+    pub(crate) payload: Bytes,
     /// When it was read.
     pub(crate) read_at: Instant,
+    /// Whether it must share its batch with no other, because it may have killed others.
+    pub(crate) alone: bool,
 }
 
 impl Entry {
     /// Decodes the payload. What can't be read becomes a dead letter: this never fails, and a bad entry or like
     /// never touches its neighbours.
-    pub(crate) fn decode(at: Position, fields: Vec<(Bytes, Bytes)>, read_at: Instant) -> Self {
-        let Some((_, payload)) = fields.iter().find(|(name, _)| name == codec::FIELD) else {
-            let dead_letters = vec![DeadLetter::without_payload(fields)];
-            return Self { at, likes: Vec::new(), dead_letters, read_at };
+    pub(crate) fn decode(at: Position, fields: &[(Bytes, Bytes)], read_at: Instant) -> Self {
+        let mut entry = Self {
+            at,
+            likes: Vec::new(),
+            dead_letters: Vec::new(),
+            payload: Bytes::new(),
+            read_at,
+            alone: false,
         };
-        match codec::decode(payload) {
+        let Some(payload) = payload(fields) else {
+            let detail = format!("the entry has no field {}", codec::FIELD);
+            entry.dead_letters.push(DeadLetter::of_entry(Reason::Undecodable, detail, fields));
+            return entry;
+        };
+        entry.payload = payload.clone();
+        match codec::decode(&payload) {
             Ok(decoded) => {
-                let dead_letters = decoded.bad.into_iter().map(|bad| {
-                    let detail = format!("like {} of the entry: {}", bad.index, bad.why);
-                    let payload = codec::frame_one(payload.get(bad.bytes).unwrap_or_default());
-                    DeadLetter::new(Reason::InvalidLike, detail, payload.into())
+                let bad = decoded.bad.into_iter().map(|BadLike { index, bytes, why }| DeadLike {
+                    index,
+                    why: why.to_string(),
+                    bytes: payload.get(bytes).unwrap_or_default(),
                 });
-                Self { at, likes: decoded.likes, dead_letters: dead_letters.collect(), read_at }
+                entry.dead_letters = DeadLetter::of_likes(Reason::InvalidLike, bad.collect());
+                entry.likes = decoded.likes;
             }
             Err(error) => {
                 let reason = match error {
                     DecodeError::Malformed(_) => Reason::Undecodable,
                     DecodeError::UnknownVersion(_) => Reason::UnknownVersion,
                 };
-                let dead_letters = vec![DeadLetter::new(reason, error.to_string(), payload.clone())];
-                Self { at, likes: Vec::new(), dead_letters, read_at }
+                entry.dead_letters.push(DeadLetter::new(reason, error.to_string(), payload));
             }
         }
+        entry
     }
+
+    /// One that is given up unread.
+    pub(crate) fn given_up(at: Position, letter: DeadLetter, read_at: Instant) -> Self {
+        let (likes, dead_letters) = (Vec::new(), vec![letter]);
+        Self { at, likes, dead_letters, payload: Bytes::new(), read_at, alone: true }
+    }
+}
+
+/// What the payload field of an entry holds, if it has one.
+pub(crate) fn payload(fields: &[(Bytes, Bytes)]) -> Option<Bytes> {
+    fields.iter().find(|(name, _)| name == codec::FIELD).map(|(_, payload)| payload.clone())
 }
 
 #[cfg(test)]
@@ -107,7 +123,8 @@ mod tests {
     fn decode(fields: &[(&'static str, &[u8])]) -> Entry {
         let partition = PartitionCount::new(1).unwrap().of_user(1);
         let fields = fields.iter().map(|(name, value)| (Bytes::from(*name), Bytes::copy_from_slice(value)));
-        Entry::decode(Position { partition, id: EntryId::default() }, fields.collect(), Instant::now())
+        let fields: Vec<_> = fields.collect();
+        Entry::decode(Position { partition, id: EntryId::default() }, &fields, Instant::now())
     }
 
     #[test]
@@ -115,8 +132,6 @@ mod tests {
         let id: EntryId = "1700000000000-7".parse().unwrap();
         assert_eq!(id, EntryId { ms: 1_700_000_000_000, seq: 7 });
         assert_eq!(id.to_string(), "1700000000000-7");
-        assert_eq!(id.next().to_string(), "1700000000000-8");
-        assert_eq!(EntryId { ms: 1, seq: u64::MAX }.next(), EntryId { ms: 2, seq: 0 });
         assert!("x-1".parse::<EntryId>().is_err());
     }
 
@@ -132,6 +147,18 @@ mod tests {
         let foreign = decode(&[("user", b"7")]);
         assert_eq!(foreign.dead_letters[0].reason(), Reason::Undecodable);
         assert!(garbage.likes.is_empty() && future.likes.is_empty() && foreign.likes.is_empty());
+    }
+
+    #[test]
+    fn very_many_bad_likes_share_their_last_dead_letter() {
+        let payload: Vec<u8> = [0xdc, 0x07, 0xd1, 1].into_iter().chain([0xc0; 2_000]).collect();
+        let fields = vec![(Bytes::from_static(b"l"), Bytes::from(payload))];
+        let partition = PartitionCount::new(1).unwrap().of_user(1);
+        let at = Position { partition, id: EntryId::default() };
+        let letters = Entry::decode(at, &fields, Instant::now()).dead_letters;
+        assert_eq!(letters.len(), 1_001);
+        let likes: usize = letters.iter().map(|l| codec::decode(l.payload()).unwrap().bad.len()).sum();
+        assert_eq!(likes, 2_000);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(crate) struct InFlight {
 struct State {
     entries: HashSet<Position>,
     rows: usize,
+    /// Whether the writer can't write.
+    held: bool,
 }
 
 impl InFlight {
@@ -34,6 +36,11 @@ impl InFlight {
         new
     }
 
+    /// Whether the entry is in flight.
+    pub(crate) fn contains(&self, at: Position) -> bool {
+        self.lock().entries.contains(&at)
+    }
+
     /// The entry is settled, or given back to the group.
     pub(crate) fn release(&self, at: Position, rows: usize) {
         let mut state = self.lock();
@@ -43,12 +50,25 @@ impl InFlight {
         }
     }
 
+    /// From now on there is no room for more, until [`InFlight::go_on`].
+    pub(crate) fn hold(&self) {
+        self.lock().held = true;
+    }
+
+    /// There is room again.
+    pub(crate) fn go_on(&self) {
+        self.lock().held = false;
+        self.released.notify_one();
+    }
+
     /// Waits until fewer than `limit` rows are in flight and tells how many more there may be. Only the reader waits.
     pub(crate) async fn room(&self, limit: usize) -> usize {
         loop {
-            let rows = self.lock().rows;
-            if rows < limit {
-                return limit - rows;
+            {
+                let state = self.lock();
+                if state.rows < limit && !state.held {
+                    return limit - state.rows;
+                }
             }
             self.released.notified().await;
         }
@@ -93,5 +113,15 @@ mod tests {
         assert_eq!(drained.as_mut().now_or_never(), None);
         in_flight.release(position(2), 0);
         assert_eq!(drained.as_mut().now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn there_is_no_room_while_the_writer_is_held_up() {
+        let in_flight = InFlight::default();
+        in_flight.hold();
+        let mut room = Box::pin(in_flight.room(10));
+        assert_eq!(room.as_mut().now_or_never(), None);
+        in_flight.go_on();
+        assert_eq!(room.as_mut().now_or_never(), Some(10));
     }
 }

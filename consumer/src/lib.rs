@@ -6,10 +6,12 @@
 
 mod backoff;
 mod batch;
+mod bisection;
 pub mod cli;
 pub mod config;
 mod copy;
 mod dead_letter;
+mod departed;
 mod entry;
 mod in_flight;
 mod metrics;
@@ -30,13 +32,13 @@ use shared::{
     cli::SettingError,
     pg,
     redis::{Redis, Use},
-    service::{Unreachable, wait_for},
+    service::{Failure, Unreachable, wait_for},
     telemetry::Telemetry,
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::mpsc, time::sleep};
 use tokio_postgres::NoTls;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     batch::Limits,
@@ -52,8 +54,8 @@ use crate::{
 /// One for the writer, one for the probe.
 const CONNECTIONS: usize = 2;
 
-/// How many entries may lie between the reader and the writer. Their rows are bounded by what is in flight.
-const ENTRIES_AHEAD: usize = 1024;
+/// Names without pending entries go when they were idle for this many times `CLAIM_MIN_IDLE`.
+const DEPARTED_CLAIM_MIN_IDLES: u32 = 10;
 
 /// Batches in flight: one that is written, one that is read.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -91,13 +93,31 @@ pub enum ConsumerError {
     #[error("the connection pool can't be made")]
     Pool(#[from] BuildError),
     /// A bug.
-    #[error("the writer ended by itself: this is a bug; what was not acknowledged will be delivered again")]
-    Writer,
+    #[error("{0} ended by itself: this is a bug; what was not acknowledged will be delivered again")]
+    Crashed(&'static str),
     /// The batch in hand could not be stored in time.
     #[error(
         "not everything was stored within DRAIN_TIMEOUT, {0}: it stays pending and will be delivered again"
     )]
     Drain(humantime::FormattedDuration),
+}
+
+impl Failure for ConsumerError {
+    fn is_over_a_setting(&self) -> bool {
+        match self {
+            Self::Setting(_) => true,
+            Self::Agreement(error) => error.is_over_a_setting(),
+            _ => false,
+        }
+    }
+}
+
+/// What readiness depends on.
+struct Checks {
+    redis: admin::Check,
+    postgres: admin::Check,
+    reader: admin::Check,
+    writer: admin::Check,
 }
 
 /// Runs the consumer until `shutdown`, and then until the batch in hand is stored and acknowledged.
@@ -115,7 +135,12 @@ pub async fn run(
     let consumer = settings.consumer_name.clone().unwrap_or_else(unique_name);
     tracing::info!(admin_listen = %listening, consumer, "listening");
     let health = Health::default();
-    let checks = [health.check("redis"), health.check("postgres"), health.check("writer")];
+    let checks = Checks {
+        redis: health.check("redis"),
+        postgres: health.check("postgres"),
+        reader: health.check("reader"),
+        writer: health.check("writer"),
+    };
     let stop_admin = CancellationToken::new();
     let _admin_ends_with_this = stop_admin.clone().drop_guard();
     tokio::spawn(admin::serve(listener, health, telemetry.clone(), stop_admin));
@@ -124,7 +149,7 @@ pub async fn run(
     let Some((commands, reads)) = shutdown.run_until_cancelled(connect).await.transpose()? else {
         return Ok(());
     };
-    let pool = pg::pool(postgres, CONNECTIONS, copy::SESSION)?;
+    let pool = pg::pool(postgres, CONNECTIONS, copy::session(settings.write_timeout))?;
     let streams = Streams::new(commands, &settings.streams, settings.likes_group.clone(), consumer);
     streams.ensure_groups().await?;
 
@@ -148,7 +173,7 @@ async fn connect(
     let server = format!("Redis at {}", redis.address());
     let reads = wait_for(server, "REDIS_URL", limit, || redis.connect(Use::BlockingReads(BLOCK))).await?;
     agreement::settle(&commands, &settings.streams).await?;
-    agreement::warn_of_eviction(&commands).await?;
+    agreement::warn_of_eviction(&commands).await;
 
     let (client, connection) =
         wait_for(pg::address(postgres), "DATABASE_URL", limit, || postgres.connect(NoTls)).await?;
@@ -163,19 +188,22 @@ async fn consume(
     reads: Client,
     pool: Pool,
     metrics: Arc<Metrics>,
-    [redis_check, postgres_check, writer_check]: [admin::Check; 3],
+    checks: Checks,
     shutdown: CancellationToken,
 ) -> Result<(), ConsumerError> {
-    let probe = tokio::spawn(probe::run(streams.clone(), pool.clone(), redis_check, postgres_check));
+    let probe = probe::run(streams.clone(), pool.clone(), checks.redis, checks.postgres);
+    let mut probing = AbortOnDropHandle::new(tokio::spawn(probe));
+    let departed = departed::run(streams.clone(), settings.claim_min_idle * DEPARTED_CLAIM_MIN_IDLES);
+    let mut removing_departed = AbortOnDropHandle::new(tokio::spawn(departed));
     let stop_trimming = CancellationToken::new();
     let trimming =
         trim::run(streams.clone(), settings.stream_retention, Arc::clone(&metrics), stop_trimming.clone());
-    let trimming = tokio::spawn(trimming);
+    let mut trimming = AbortOnDropHandle::new(tokio::spawn(trimming));
 
     let in_flight = Arc::new(InFlight::default());
-    let (sender, receiver) = mpsc::channel(ENTRIES_AHEAD);
+    let (sender, receiver) = mpsc::unbounded_channel();
     let rows = settings.batch_rows.get();
-    writer_check.pass();
+    checks.writer.pass();
     let writer = Writer {
         pool,
         streams: streams.clone(),
@@ -183,38 +211,43 @@ async fn consume(
         write_timeout: settings.write_timeout,
         in_flight: Arc::clone(&in_flight),
         metrics: Arc::clone(&metrics),
-        check: writer_check,
+        check: checks.writer,
     };
-    let mut writing = tokio::spawn(writer.run(receiver));
+    let mut writing = AbortOnDropHandle::new(tokio::spawn(writer.run(receiver)));
     let reader = Reader {
         client: reads,
         streams: streams.clone(),
         limits: reader::Limits {
             rows_in_flight: BATCHES_IN_FLIGHT * rows,
             claim_min_idle: settings.claim_min_idle,
+            max_deliveries: settings.max_deliveries,
         },
         in_flight,
         entries: sender,
         metrics,
+        check: checks.reader,
         shutdown: shutdown.clone(),
     };
-    let reading = tokio::spawn(reader.run());
+    let reading = AbortOnDropHandle::new(tokio::spawn(reader.run()));
 
     // The reader's end closes the channel, and the writer ends when that is empty.
+    let work = async {
+        reading.await.map_err(|_| ConsumerError::Crashed("the reader"))?;
+        (&mut writing).await.map_err(|_| ConsumerError::Crashed("the writer"))
+    };
     let deadline = async {
         shutdown.cancelled().await;
         sleep(settings.drain_timeout).await;
     };
-    let ended = tokio::select! {
-        ended = &mut writing => ended.map_err(|_| ConsumerError::Writer),
-        () = deadline => Err(ConsumerError::Drain(humantime::format_duration(settings.drain_timeout))),
-    };
-    writing.abort();
-    reading.abort();
+    tokio::select! {
+        done = work => done?,
+        () = deadline => return Err(ConsumerError::Drain(humantime::format_duration(settings.drain_timeout))),
+        _ = &mut probing => return Err(ConsumerError::Crashed("the probe")),
+        _ = &mut removing_departed => return Err(ConsumerError::Crashed("the removal of names")),
+        _ = &mut trimming => return Err(ConsumerError::Crashed("trimming")),
+    }
     stop_trimming.cancel();
-    let _ = trimming.await;
-    probe.abort();
-    ended
+    trimming.await.map_err(|_| ConsumerError::Crashed("trimming"))
 }
 
 /// The host's name and a suffix that no other process has.

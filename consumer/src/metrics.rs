@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     entries_acknowledged: Counter<u64>,
     entries_lost: Counter<u64>,
     entries_trimmed: Counter<u64>,
+    trim_failures: Counter<u64>,
     dead_letters: Counter<u64>,
     batches_committed: Counter<u64>,
     batch_failures: Counter<u64>,
@@ -55,6 +56,7 @@ impl Metrics {
                 "likestream.entries.trimmed",
                 "Acknowledged entries trimmed from the streams",
             ),
+            trim_failures: counter("likestream.trim.failures", "Times that a stream could not be trimmed"),
             dead_letters: counter("likestream.dead_letters", "Dead letters, by reason"),
             batches_committed: counter(
                 "likestream.batches.committed",
@@ -91,8 +93,8 @@ impl Metrics {
         self.entries_reclaimed.add(entries as u64, &[]);
     }
 
-    pub(crate) fn acknowledged(&self, entries: usize) {
-        self.entries_acknowledged.add(entries as u64, &[]);
+    pub(crate) fn acknowledged(&self, entries: u64) {
+        self.entries_acknowledged.add(entries, &[]);
     }
 
     pub(crate) fn lost(&self, entries: usize) {
@@ -101,6 +103,10 @@ impl Metrics {
 
     pub(crate) fn trimmed(&self, entries: u64) {
         self.entries_trimmed.add(entries, &[]);
+    }
+
+    pub(crate) fn trim_failed(&self) {
+        self.trim_failures.add(1, &[]);
     }
 
     pub(crate) fn dead_letter(&self, reason: Reason) {

@@ -5,13 +5,15 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use fred::prelude::{Client, Error};
-use shared::{partition::Partition, redis, service::one_line};
+use fred::prelude::{Client, ClientLike, Error, ErrorKind};
+use futures_util::future::join_all;
+use shared::{admin::Check, partition::Partition, redis, service::one_line};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
+    dead_letter::{DeadLetter, Reason},
     entry::{Entry, EntryId, RawEntry},
     in_flight::InFlight,
     metrics::Metrics,
@@ -28,12 +30,18 @@ const CLAIM_COUNT: u64 = 100;
 const CLAIM_ROUNDS_PER_MIN_IDLE: u32 = 4;
 const CLAIM_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
+/// An entry that was delivered too often is tried alone this often before it is given up: a kill that came by chance
+/// in the middle of the first try is not its fault.
+const TRIES_ALONE: u64 = 2;
+
 /// What the reader goes by.
 pub(crate) struct Limits {
     /// Rows in flight, beyond which nothing is read.
     pub(crate) rows_in_flight: usize,
     /// How long an entry must be pending with someone before it is claimed.
     pub(crate) claim_min_idle: Duration,
+    /// How often an entry may be delivered before it is tried alone.
+    pub(crate) max_deliveries: u64,
 }
 
 /// Reads entries and sends them on, decoded.
@@ -42,8 +50,10 @@ pub(crate) struct Reader {
     pub(crate) streams: Streams,
     pub(crate) limits: Limits,
     pub(crate) in_flight: Arc<InFlight>,
-    pub(crate) entries: mpsc::Sender<Entry>,
+    /// Not bounded itself: what is in flight is.
+    pub(crate) entries: mpsc::UnboundedSender<Entry>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) check: Check,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -56,7 +66,7 @@ impl Reader {
         let mut expected_rows = RowsPerEntry::default();
         let mut claims = ClaimRound::new(&self.streams, self.limits.claim_min_idle);
         let mut own_pending_unknown = true;
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::retry();
         while !self.shutdown.is_cancelled() {
             let Some(room) =
                 self.shutdown.run_until_cancelled(self.in_flight.room(self.limits.rows_in_flight)).await
@@ -73,7 +83,12 @@ impl Reader {
                 self.read_new(&mut expected_rows, room).await
             };
             match read {
-                Ok(Ok(())) => backoff = Backoff::default(),
+                Ok(Ok(())) => {
+                    backoff = Backoff::retry();
+                    if self.check.pass() {
+                        tracing::info!("entries are read");
+                    }
+                }
                 Ok(Err(Closed)) => return,
                 Err(error) => {
                     // Redis may have handed out entries in a reply that never came.
@@ -108,7 +123,7 @@ impl Reader {
             tracing::info!(entries = entries.len(), "taking up entries that were left pending");
             self.metrics.reclaimed(entries.len());
             after.extend(entries.iter().map(|entry| (entry.at.partition, entry.at.id)));
-            if self.take(entries).await?.is_err() {
+            if self.take_again(entries).await?.is_err() {
                 return Ok(Err(Closed));
             }
             if self
@@ -133,7 +148,57 @@ impl Reader {
         }
         // Redis has taken them off the pending list itself.
         self.lost(partition, &deleted);
-        Ok(self.take(entries).await?.map(|_| cursor))
+        Ok(self.take_again(entries).await?.map(|()| cursor))
+    }
+
+    /// Sends entries on that were delivered before, except those that are in flight already. One that was delivered
+    /// too often may have killed whoever had it, and so comes after all others, alone.
+    async fn take_again(&self, entries: Vec<RawEntry>) -> Result<Result<(), Closed>, Error> {
+        let deliveries = join_all(entries.iter().map(|entry| self.streams.deliveries(entry.at))).await;
+        let (mut harmless, mut suspect) = (Vec::new(), Vec::new());
+        for (entry, deliveries) in entries.into_iter().zip(deliveries) {
+            let deliveries = deliveries?;
+            if deliveries > self.limits.max_deliveries && !self.in_flight.contains(entry.at) {
+                suspect.push((entry, deliveries));
+            } else {
+                harmless.push(entry);
+            }
+        }
+        let mut taken = self.take(harmless).await?.map(drop);
+        for (entry, deliveries) in suspect {
+            if taken.is_err() || self.shutdown.is_cancelled() {
+                break;
+            }
+            taken = self.take_alone(entry, deliveries).await?;
+        }
+        Ok(taken)
+    }
+
+    /// Sends an entry on when nothing else is in flight, and waits until it is settled. Should the process not survive
+    /// that, the begun try stays on record; after [`TRIES_ALONE`] of them the entry is given up unread.
+    async fn take_alone(&self, entry: RawEntry, deliveries: u64) -> Result<Result<(), Closed>, Error> {
+        let RawEntry { at, fields: Some(fields) } = entry else {
+            return self.take(vec![entry]).await.map(|taken| taken.map(drop));
+        };
+        if self.shutdown.run_until_cancelled(self.in_flight.drained()).await.is_none() {
+            return Ok(Ok(()));
+        }
+        let tries_before = self.streams.begin_try_alone(at).await?.saturating_sub(1);
+        tracing::warn!(partition = %at.partition, id = %at.id, deliveries, tries_before, "delivered too often: tried alone");
+        let entry = if tries_before < TRIES_ALONE {
+            Entry { alone: true, ..Entry::decode(at, &fields, Instant::now()) }
+        } else {
+            let detail =
+                format!("delivered {deliveries} times, and whoever tried it alone did not survive it");
+            let letter = DeadLetter::of_entry(Reason::MaxDeliveries, detail, &fields);
+            Entry::given_up(at, letter, Instant::now())
+        };
+        self.in_flight.admit(at, entry.likes.len());
+        if self.entries.send(entry).is_err() {
+            return Ok(Err(Closed));
+        }
+        self.shutdown.run_until_cancelled(self.in_flight.drained()).await;
+        Ok(Ok(()))
     }
 
     /// Sends entries on, except those that are in flight already, and returns how many rows they have.
@@ -143,15 +208,15 @@ impl Reader {
         for RawEntry { at, fields } in entries {
             let Some(fields) = fields else {
                 self.lost(at.partition, &[at.id]);
-                self.streams.forget_deleted(at.partition, &[at.id]).await?;
+                self.streams.forget_deleted(at).await?;
                 continue;
             };
-            let entry = Entry::decode(at, fields, read_at);
+            let entry = Entry::decode(at, &fields, read_at);
             if !self.in_flight.admit(at, entry.likes.len()) {
                 continue;
             }
             rows += entry.likes.len();
-            if self.entries.send(entry).await.is_err() {
+            if self.entries.send(entry).is_err() {
                 return Ok(Err(Closed));
             }
         }
@@ -170,6 +235,12 @@ impl Reader {
 
     async fn after_error(&self, error: &Error, backoff: &mut Backoff) {
         tracing::warn!(%error, "reading from Redis failed");
+        self.check.fail(format!("reading from Redis failed: {error}"));
+        if *error.kind() == ErrorKind::Timeout {
+            // fred does not give up a connection on which a blocking command is unanswered, however long that takes.
+            let client = self.client.clone();
+            tokio::spawn(async move { client.force_reconnection().await });
+        }
         if redis::error_code(error) == Some("NOGROUP") {
             match self.streams.ensure_groups().await {
                 Ok(()) => return,

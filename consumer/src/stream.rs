@@ -6,11 +6,10 @@ mod reply;
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use fred::{
-    prelude::{Client, ClientLike, Error, KeysInterface, LuaInterface, StreamsInterface, Value},
-    types::{ClusterHash, CustomCommand},
+use fred::prelude::{
+    Client, ClientLike, Error, HashesInterface, KeysInterface, LuaInterface, StreamsInterface, Value,
 };
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::{join, join_all, try_join_all};
 use shared::{
     config::StreamArgs,
     partition::{KeyPrefix, Partition},
@@ -21,15 +20,19 @@ use thiserror::Error as ThisError;
 use crate::{
     batch::SettledEntry,
     copy::Committed,
+    dead_letter::Reason,
     entry::{EntryId, Position, RawEntry},
 };
 
 /// Appends an entry's dead letters and acknowledges it, as one step: either both have happened or neither, so an
 /// entry that is delivered again never leaves its dead letters twice. Does nothing when the entry isn't pending.
 ///
-/// KEYS: stream, dead-letter stream. ARGV: group, entry id, consumer, number of letters, then for each letter the
-/// number of its fields and values, and these.
-const SETTLE_WITH_DEAD_LETTERS: &str = r"
+/// KEYS: stream, dead-letter stream, entries tried alone. ARGV: group, entry id, consumer, number of letters, then for
+/// each letter the number of its fields and values, and these.
+///
+/// A Redis that is out of memory must take it: unsettled, the entry would keep what is behind it from being trimmed.
+const SETTLE: &str = r"#!lua flags=allow-oom
+redis.call('HDEL', KEYS[3], ARGV[2])
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
 if #pending == 0 then return 0 end
 local now = redis.call('TIME')
@@ -46,16 +49,66 @@ end
 return redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 ";
 
-/// Takes the consumer out of the group, unless it has pending entries: XGROUP DELCONSUMER would destroy them.
-const LEAVE_IF_NOTHING_PENDING: &str = r"
+/// Trims from a stream what every group on it has acknowledged, and what is older than the retention. One step, so
+/// that no entry can be delivered, and no group made anew, between the looks and the cut.
+///
+/// Ids are compared as padded text: Lua's numbers can't hold all 64 bits.
+///
+/// KEYS: stream. ARGV: retention in milliseconds.
+const TRIM: &str = r"
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local function parts(id) return string.match(id, '^(%d+)-(%d+)$') end
+local function padded(id)
+    local ms, seq = parts(id)
+    return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #seq) .. seq
+end
+local function after(id)
+    local ms, seq = parts(id)
+    if #seq > 15 then return id end
+    return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
+end
+local keep_from = nil
+local function keep(id)
+    if not keep_from or padded(id) < padded(keep_from) then keep_from = id end
+end
+for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    local group = {}
+    for i = 1, #fields, 2 do group[fields[i]] = fields[i + 1] end
+    local smallest_pending = redis.call('XPENDING', KEYS[1], group['name'])[2]
+    if smallest_pending then keep(smallest_pending) end
+    keep(after(group['last-delivered-id']))
+end
+if not keep_from then return 0 end
+if tonumber(ARGV[1]) > 0 then
+    local now = redis.call('TIME')
+    keep(string.format('%.0f-0', math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(ARGV[1]))))
+end
+return redis.call('XTRIM', KEYS[1], 'MINID', '=', keep_from)
+";
+
+/// Counts a try of an entry, also in a Redis that is out of memory, where draining must go on.
+///
+/// KEYS: entries tried alone. ARGV: entry id.
+const BEGIN_TRY_ALONE: &str = r"#!lua flags=allow-oom
+return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+";
+
+/// Takes consumers out of the group that have been idle for long, unless they have pending entries: XGROUP
+/// DELCONSUMER would destroy them. Says how many it took out.
+///
+/// KEYS: stream. ARGV: group, the least idle time in milliseconds, and a consumer's name or nothing for all of them.
+const REMOVE_IDLE: &str = r"
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local removed = 0
 for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local consumer = {}
     for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
-    if consumer.name == ARGV[2] and consumer.pending == 0 then
-        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+    if consumer.pending == 0 and consumer.idle >= tonumber(ARGV[2]) and (ARGV[3] == '' or consumer.name == ARGV[3]) then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+        removed = removed + 1
     end
 end
-return 1
+return removed
 ";
 
 /// A group is not there and can't be made.
@@ -86,6 +139,31 @@ pub(crate) struct Claimed {
     pub(crate) deleted: Vec<EntryId>,
     /// Where the next claim goes on; zero when all pending entries were looked at.
     pub(crate) cursor: EntryId,
+}
+
+/// What became of the entries of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct AckOutcome {
+    /// All of them, acknowledged or not.
+    pub(crate) entries: Vec<SettledEntry>,
+    /// How many were pending and no longer are.
+    pub(crate) acknowledged: u64,
+    /// How many may still be pending, and why.
+    pub(crate) failed: Option<(usize, Error)>,
+    /// Which dead letters were appended.
+    pub(crate) dead_letters: Vec<(Position, Reason)>,
+}
+
+impl AckOutcome {
+    fn add(&mut self, acked: Result<u64, Error>, entries: usize) {
+        match acked {
+            Ok(acknowledged) => self.acknowledged += acknowledged,
+            Err(error) => {
+                let failed = self.failed.get_or_insert((0, error));
+                failed.0 += entries;
+            }
+        }
+    }
 }
 
 impl Streams {
@@ -134,8 +212,7 @@ impl Streams {
         if self.commands.exists::<u64, _>(stream).await? == 0 {
             return Ok(false);
         }
-        let groups = reply::groups(self.commands.xinfo_groups(stream).await?)?;
-        Ok(groups.iter().any(|group| group.name == self.group))
+        Ok(reply::group_names(self.commands.xinfo_groups(stream).await?)?.contains(&self.group))
     }
 
     /// New entries of all partitions, at most `count` of each; waits up to `block_ms` for the first. `reader` is a
@@ -198,44 +275,54 @@ impl Streams {
     }
 
     /// Takes entries off the pending list that are no longer in the stream. There is nothing left to lose.
-    pub(crate) async fn forget_deleted(&self, partition: Partition, ids: &[EntryId]) -> Result<(), Error> {
-        self.xack(partition, ids).await
+    pub(crate) async fn forget_deleted(&self, at: Position) -> Result<(), Error> {
+        self.xack(at.partition, &[at.id]).await.map(drop)
     }
 
     /// Acknowledges what is stored. An entry with dead letters leaves those first.
-    ///
-    /// Tells for each entry whether that has worked; after an error the entry may still be pending.
-    pub(crate) async fn ack(&self, committed: Committed) -> Vec<(SettledEntry, Result<(), Error>)> {
+    pub(crate) async fn ack(&self, committed: Committed) -> AckOutcome {
         let mut plain: HashMap<Partition, Vec<SettledEntry>> = HashMap::new();
-        let mut with_dead_letters = Vec::new();
+        let mut others = Vec::new();
         for entry in committed.into_entries() {
-            if entry.dead_letters.is_empty() {
+            if entry.dead_letters.is_empty() && !entry.alone {
                 plain.entry(entry.at.partition).or_default().push(entry);
             } else {
-                with_dead_letters.push(entry);
+                others.push(entry);
             }
         }
         let plain = join_all(plain.into_iter().map(async |(partition, entries)| {
             let ids: Vec<EntryId> = entries.iter().map(|entry| entry.at.id).collect();
-            let acked = self.xack(partition, &ids).await;
-            entries.into_iter().map(|entry| (entry, acked.clone())).collect::<Vec<_>>()
+            (self.xack(partition, &ids).await, entries)
         }));
-        let mut done: Vec<_> = plain.await.into_iter().flatten().collect();
-        for entry in with_dead_letters {
-            let acked = self.settle_with_dead_letters(&entry).await;
-            done.push((entry, acked));
+        let others = join_all(others.into_iter().map(async |entry| (self.settle(&entry).await, entry)));
+        let (plain, others) = join(plain, others).await;
+
+        let mut acknowledged = AckOutcome::default();
+        for (acked, entries) in plain {
+            acknowledged.add(acked, entries.len());
+            acknowledged.entries.extend(entries);
         }
-        done
+        for (settled, entry) in others {
+            if matches!(settled, Ok(1)) {
+                acknowledged.dead_letters.extend(entry.dead_letters.iter().map(|l| (entry.at, l.reason())));
+            }
+            acknowledged.add(settled, 1);
+            acknowledged.entries.push(entry);
+        }
+        acknowledged
     }
 
-    async fn xack(&self, partition: Partition, ids: &[EntryId]) -> Result<(), Error> {
+    /// How many of them were pending and are no longer.
+    async fn xack(&self, partition: Partition, ids: &[EntryId]) -> Result<u64, Error> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        self.commands.xack::<u64, _, _, _>(self.key(partition), &self.group, ids).await.map(drop)
+        self.commands.xack(self.key(partition), &self.group, ids).await
     }
 
-    async fn settle_with_dead_letters(&self, entry: &SettledEntry) -> Result<(), Error> {
+    /// 1 if it was pending and is no longer; 0 if somebody else has settled it.
+    async fn settle(&self, entry: &SettledEntry) -> Result<u64, Error> {
         let Position { partition, id } = entry.at;
-        let keys = vec![self.key(partition), self.keys.dead_letters(partition)];
+        let keys =
+            vec![self.key(partition), self.keys.dead_letters(partition), self.keys.tried_alone(partition)];
         let mut args: Vec<Bytes> =
             [&self.group, &id.to_string(), &self.consumer, &entry.dead_letters.len().to_string()]
                 .map(|text| Bytes::copy_from_slice(text.as_bytes()))
@@ -245,48 +332,50 @@ impl Streams {
             args.push(fields.len().to_string().into());
             args.extend(fields);
         }
-        self.commands.eval::<i64, _, _, _>(SETTLE_WITH_DEAD_LETTERS, keys, args).await.map(drop)
+        self.commands.eval(SETTLE, keys, args).await
+    }
+
+    /// Notes that an entry is about to be tried alone, and tells how many such tries have begun and not ended.
+    pub(crate) async fn begin_try_alone(&self, at: Position) -> Result<u64, Error> {
+        let tried_alone = self.keys.tried_alone(at.partition);
+        self.commands.eval(BEGIN_TRY_ALONE, vec![tried_alone], vec![at.id.to_string()]).await
+    }
+
+    /// Whoever tried the entry alone has survived.
+    pub(crate) async fn end_try_alone(&self, at: Position) -> Result<(), Error> {
+        let tried_alone = self.keys.tried_alone(at.partition);
+        self.commands.hdel::<u64, _, _>(tried_alone, at.id.to_string()).await.map(drop)
+    }
+
+    /// How often an entry was delivered, by Redis's own count. 0 if it isn't pending.
+    pub(crate) async fn deliveries(&self, at: Position) -> Result<u64, Error> {
+        let id = at.id.to_string();
+        let pending: Value =
+            self.commands.xpending(self.key(at.partition), &self.group, (&*id, &*id, 1_u64)).await?;
+        reply::deliveries(pending)
     }
 
     /// Trims from a partition what every group on it has acknowledged and what is older than `retention_ms`.
     /// Returns how many entries went.
-    ///
-    /// The order of the reads is what makes it safe. An entry that is delivered between the two reads is above the
-    /// last-delivered id of the first; one that was delivered before it is either pending in the second, or
-    /// acknowledged.
     pub(crate) async fn trim(&self, partition: Partition, retention_ms: u64) -> Result<u64, Error> {
-        let key = self.key(partition);
-        let groups = reply::groups(self.commands.xinfo_groups(&key).await?)?;
-        let mut keep_from: Option<EntryId> = None;
-        for group in groups {
-            let summary: Value = self.commands.xpending(&key, group.name, ()).await?;
-            let delivered = group.last_delivered.next();
-            let group_keeps =
-                reply::smallest_pending(&summary)?.map_or(delivered, |pending| pending.min(delivered));
-            keep_from = Some(keep_from.map_or(group_keeps, |keep| keep.min(group_keeps)));
-        }
-        let Some(mut keep_from) = keep_from else { return Ok(0) };
-        if retention_ms > 0 {
-            let oldest_kept_ms = self.now_ms().await?.saturating_sub(retention_ms);
-            keep_from = keep_from.min(EntryId { ms: oldest_kept_ms, seq: 0 });
-        }
-        self.commands.xtrim(&key, ("MINID", "=", keep_from.to_string())).await
-    }
-
-    /// Redis's clock, in milliseconds since the Unix epoch.
-    async fn now_ms(&self) -> Result<u64, Error> {
-        let command = CustomCommand::new_static("TIME", ClusterHash::Random, false);
-        let (seconds, microseconds): (u64, u64) = self.commands.custom(command, Vec::<String>::new()).await?;
-        Ok(seconds * 1_000 + microseconds / 1_000)
+        self.commands.eval(TRIM, vec![self.key(partition)], vec![retention_ms]).await
     }
 
     /// Takes this consumer out of the groups where it has nothing pending.
     pub(crate) async fn leave(&self) -> Result<(), Error> {
-        let left = self.partitions.iter().map(async |(_, stream)| {
-            let args = vec![self.group.clone(), self.consumer.clone()];
-            self.commands.eval::<i64, _, _, _>(LEAVE_IF_NOTHING_PENDING, vec![stream.clone()], args).await
-        });
+        let left = self.partitions().map(|partition| self.remove(partition, 0, &self.consumer));
         try_join_all(left).await.map(drop)
+    }
+
+    /// Takes consumers out of the group of a partition that have nothing pending and were not heard of for `idle_ms`.
+    /// Returns how many.
+    pub(crate) async fn remove_idle(&self, partition: Partition, idle_ms: u64) -> Result<u64, Error> {
+        self.remove(partition, idle_ms, "").await
+    }
+
+    async fn remove(&self, partition: Partition, idle_ms: u64, consumer: &str) -> Result<u64, Error> {
+        let args = vec![self.group.clone(), idle_ms.to_string(), consumer.to_owned()];
+        self.commands.eval(REMOVE_IDLE, vec![self.key(partition)], args).await
     }
 
     /// Whether Redis answers.

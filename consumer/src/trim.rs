@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use fred::prelude::Error;
+use futures_util::future::join_all;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -18,25 +20,35 @@ pub(crate) async fn run(
 ) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
     loop {
         let stopped = stop.run_until_cancelled(ticks.tick()).await.is_none();
-        trim_all(&streams, retention, &metrics).await;
+        let failed = trim_all(&streams, retention, &metrics).await;
+        match &failed {
+            Some(error) if !failing => tracing::warn!(%error, "streams can't be trimmed: Redis will fill up"),
+            None if failing => tracing::info!("streams are trimmed again"),
+            _ => {}
+        }
+        failing = failed.is_some();
         if stopped {
             return;
         }
     }
 }
 
-async fn trim_all(streams: &Streams, retention: Duration, metrics: &Metrics) {
+/// A partition that can't be trimmed doesn't keep the others from it; one error is returned for all.
+async fn trim_all(streams: &Streams, retention: Duration, metrics: &Metrics) -> Option<Error> {
     let retention_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
-    for partition in streams.partitions() {
-        match streams.trim(partition, retention_ms).await {
+    let trimmed = join_all(streams.partitions().map(|partition| streams.trim(partition, retention_ms))).await;
+    let mut failed = None;
+    for trimmed in trimmed {
+        match trimmed {
             Ok(entries) => metrics.trimmed(entries),
             Err(error) => {
-                // It is tried again in a second, and whether Redis is well others say.
-                tracing::debug!(%partition, %error, "not trimmed");
-                return;
+                metrics.trim_failed();
+                failed = Some(error);
             }
         }
     }
+    failed
 }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use deadpool_postgres::Pool;
-use shared::{admin::Check, service::one_line};
+use shared::{admin::Check, pg::FailureClass, service::one_line};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -12,9 +12,10 @@ use tokio::{
 
 use crate::{
     backoff::Backoff,
-    batch::{Batch, Flush, Limits, SettledEntry},
-    copy::{self, Committed},
-    entry::Entry,
+    batch::{Batch, Flush, Limits},
+    copy::{self, Committed, WriteError},
+    dead_letter::Reason,
+    entry::{Entry, Position},
     in_flight::InFlight,
     metrics::{CommittedBatch, Metrics},
     stream::Streams,
@@ -34,20 +35,20 @@ pub(crate) struct Writer {
 impl Writer {
     /// Writes until no more entries come and all are stored and acknowledged. Dropped before that, it loses nothing:
     /// what is not acknowledged is delivered again.
-    pub(crate) async fn run(self, mut entries: mpsc::Receiver<Entry>) {
+    pub(crate) async fn run(self, mut entries: mpsc::UnboundedReceiver<Entry>) {
         while let Some((batch, flush)) = Batch::collect(&mut entries, self.limits).await {
             let committed = self.write(batch, flush).await;
             self.ack(committed).await;
         }
     }
 
-    /// Tries for as long as it takes. The batch is held meanwhile, and its rows in flight keep the reader from
-    /// reading on: likes wait in Redis.
+    /// Tries for as long as it takes. The batch is held meanwhile and nothing more is read: likes wait in Redis.
     async fn write(&self, mut batch: Batch, flush: Flush) -> Committed {
-        let mut backoff = Backoff::default();
+        let (likes, has_rows) = (batch.likes(), batch.rows() > 0);
+        let (mut retry, mut halt) = (Backoff::retry(), Backoff::halt());
         loop {
-            let (likes, has_rows, started) = (batch.likes(), batch.rows() > 0, Instant::now());
-            match copy::write(&self.pool, batch, self.write_timeout).await {
+            let started = Instant::now();
+            let (unwritten, error) = match copy::write(&self.pool, batch, self.write_timeout).await {
                 Ok(committed) => {
                     if has_rows {
                         let (inserted, duration) = (committed.inserted(), started.elapsed());
@@ -56,53 +57,78 @@ impl Writer {
                             tracing::info!("Postgres stores likes again");
                         }
                     }
+                    self.in_flight.go_on();
                     return committed;
                 }
-                Err((unwritten, error)) => {
-                    self.metrics.failed();
-                    let delay = backoff.next_delay();
-                    let why = one_line(&error);
-                    let held_ms = unwritten.first_read_at().elapsed().as_millis();
-                    tracing::warn!(error = why, rows = unwritten.rows(), held_ms, retry_in = ?delay, "not stored yet");
-                    self.check.fail(why);
-                    sleep(delay).await;
-                    batch = unwritten;
-                }
-            }
+                Err(failed) => failed,
+            };
+            self.in_flight.hold();
+            let delay = match error.class() {
+                FailureClass::Halt => halt.next_delay(),
+                FailureClass::Retry | FailureClass::Reject => retry.next_delay(),
+            };
+            self.tell_of_failure(&unwritten, &error, delay);
+            self.wait_alone_or_not(&unwritten, delay).await;
+            batch = unwritten;
+        }
+    }
+
+    fn tell_of_failure(&self, batch: &Batch, error: &WriteError, retry_in: Duration) {
+        self.metrics.failed();
+        let why = one_line(error);
+        let (rows, held_ms) = (batch.rows(), batch.first_read_at().elapsed().as_millis());
+        if error.class() == FailureClass::Halt {
+            tracing::error!(
+                error = why,
+                rows,
+                held_ms,
+                ?retry_in,
+                "halted: nothing is stored until this is mended"
+            );
+            self.check.fail(format!("halted until this is mended: {why}"));
+        } else {
+            tracing::warn!(error = why, rows, held_ms, ?retry_in, "not stored yet");
+            self.check.fail(why);
+        }
+    }
+
+    /// An entry that is tried alone has survived this try: that it failed was not its fault.
+    async fn wait_alone_or_not(&self, batch: &Batch, delay: Duration) {
+        let Some(at) = batch.alone() else {
+            return sleep(delay).await;
+        };
+        if let Err(error) = self.streams.end_try_alone(at).await {
+            tracing::debug!(%error, "an entry's lonely try stays on record");
+        }
+        sleep(delay).await;
+        if let Err(error) = self.streams.begin_try_alone(at).await {
+            tracing::debug!(%error, "an entry's lonely try is not on record");
         }
     }
 
     /// Acknowledges what is stored. What Redis does not take now stays pending and comes again: after a while it is
     /// claimed, found stored already, and acknowledged then.
     async fn ack(&self, committed: Committed) {
-        let mut failed = None;
-        let mut acknowledged = 0;
-        let mut unacknowledged = 0_usize;
-        for (entry, acked) in self.streams.ack(committed).await {
-            match acked {
-                Ok(()) => {
-                    acknowledged += 1;
-                    self.tell_of_dead_letters(&entry);
-                }
-                Err(error) => {
-                    unacknowledged += 1;
-                    failed = Some(error);
-                }
-            }
-            self.in_flight.release(entry.at, entry.likes);
+        let acked = self.streams.ack(committed).await;
+        self.metrics.acknowledged(acked.acknowledged);
+        self.tell_of_dead_letters(&acked.dead_letters);
+        if let Some((entries, error)) = acked.failed {
+            tracing::warn!(%error, entries, "stored, but not acknowledged: they will be delivered again");
         }
-        self.metrics.acknowledged(acknowledged);
-        if let Some(error) = failed {
-            tracing::warn!(%error, entries = unacknowledged, "stored, but not acknowledged: they will be delivered again");
+        for entry in acked.entries {
+            self.in_flight.release(entry.at, entry.likes);
         }
     }
 
-    fn tell_of_dead_letters(&self, entry: &SettledEntry) {
-        for letter in &entry.dead_letters {
-            self.metrics.dead_letter(letter.reason());
+    /// One line a batch: there may be very many.
+    fn tell_of_dead_letters(&self, letters: &[(Position, Reason)]) {
+        for (_, reason) in letters {
+            self.metrics.dead_letter(*reason);
+        }
+        if let Some((first, reason)) = letters.first() {
             tracing::warn!(
-                partition = %entry.at.partition, id = %entry.at.id, reason = letter.reason().code(),
-                "dead letter"
+                letters = letters.len(), first_partition = %first.partition, first_id = %first.id,
+                first_reason = reason.code(), "dead letters"
             );
         }
     }

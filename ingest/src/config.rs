@@ -9,6 +9,8 @@ use shared::{
     telemetry::TelemetryArgs,
 };
 
+use crate::append::RedisAck;
+
 /// Accepts likes over HTTP and answers 202 as soon as Redis has them.
 #[derive(Parser, Debug)]
 #[command(name = "ingest", version)]
@@ -18,6 +20,11 @@ pub struct Settings {
 
     #[command(flatten)]
     pub(crate) streams: StreamArgs,
+
+    /// When a like counts as taken: memory (when Redis has it), replicas:N (when so many replicas have it, too), or fsync
+    /// (when it is on Redis's disk)
+    #[arg(long, env = "REDIS_ACK", default_value = "memory", value_name = "ACK")]
+    pub(crate) redis_ack: RedisAck,
 
     /// Where callers reach POST /likes
     #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]

@@ -1,7 +1,6 @@
-//! The HTTP edge: `POST /likes`.
+//! What callers can ask: `POST /likes`.
 
 use std::{
-    io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -14,13 +13,12 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::post,
-    serve::ListenerExt,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
-use tokio::{net::TcpListener, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
@@ -47,24 +45,13 @@ pub(crate) struct Service {
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) max_body_bytes: usize,
+    /// Tracks the requests in flight.
+    pub(crate) requests: TaskTracker,
 }
 
-/// Serves until `shutdown`, from when on no connection is accepted, and then until the requests in flight are
-/// answered.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    service: Service,
-    shutdown: CancellationToken,
-) -> io::Result<()> {
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-    });
-    axum::serve(listener, router(Arc::new(service))).with_graceful_shutdown(shutdown.cancelled_owned()).await
-}
-
-fn router(service: Arc<Service>) -> Router {
+/// What is served to callers.
+pub(crate) fn router(service: Service) -> Router {
+    let service = Arc::new(service);
     Router::new()
         .route("/likes", post(like).fallback(|| async { Problem::MethodNotAllowed }))
         .fallback(|| async { Problem::NotFound })
@@ -135,6 +122,7 @@ fn now_us() -> i64 {
 
 /// Gives every response the request's id, and every problem its body.
 async fn with_request_id(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let _in_flight = service.requests.token();
     let id = request_id(request.headers());
     let mut response = next.run(request).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {

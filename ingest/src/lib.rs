@@ -1,11 +1,13 @@
 //! The ingest service: likes come in over HTTP and go out into Redis Streams, grouped, and answered only when Redis
 //! has them.
 //!
-//! `http` takes a request, `like_request` reads its body, `publish` groups and appends, `backlog` says when it is
-//! too much, `problem` says no.
+//! `connections` accepts, `http` takes a request, `like_request` reads its body, `publish` groups and `append`
+//! appends, `backlog` says when it is too much, `problem` says no.
 
+mod append;
 mod backlog;
 pub mod config;
+mod connections;
 mod http;
 pub mod like_request;
 mod metrics;
@@ -20,14 +22,19 @@ use shared::{
     agreement::{self, AgreementError},
     cli::SettingError,
     redis::{Redis, Use},
-    service::{Unreachable, wait_for},
+    service::{Failure, Unreachable, wait_for},
     telemetry::Telemetry,
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, time::sleep};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
-use crate::{backlog::Backlog, config::Settings, metrics::Metrics, publish::Publisher};
+use crate::{
+    append::AppendFactory, backlog::Backlog, config::Settings, metrics::Metrics, publish::Publisher,
+};
 
 /// Why ingest ended other than by a signal.
 #[derive(Debug, Error)]
@@ -51,12 +58,22 @@ pub enum IngestError {
     /// Other programs work on other settings.
     #[error(transparent)]
     Agreement(#[from] AgreementError),
-    /// The HTTP server failed.
-    #[error("the HTTP server failed")]
-    Serve(#[from] io::Error),
+    /// A bug.
+    #[error("the sampling of the backlog ended by itself: this is a bug")]
+    Crashed,
     /// Some request would not end.
     #[error("requests were still in flight after DRAIN_TIMEOUT, {0}: they got no answer")]
     Drain(humantime::FormattedDuration),
+}
+
+impl Failure for IngestError {
+    fn is_over_a_setting(&self) -> bool {
+        match self {
+            Self::Setting(_) => true,
+            Self::Agreement(error) => error.is_over_a_setting(),
+            _ => false,
+        }
+    }
 }
 
 /// Runs ingest until `shutdown`, and then until the requests in flight are answered.
@@ -66,60 +83,70 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), IngestError> {
     let redis = Redis::new(&settings.redis)?;
-    let listener = listen("INGEST_LISTEN", settings.ingest_listen).await?;
-    let admin_listener = listen("INGEST_ADMIN_LISTEN", settings.ingest_admin_listen).await?;
-    tracing::info!(
-        listen = %listener.local_addr()?,
-        admin_listen = %admin_listener.local_addr()?,
-        "listening"
-    );
+    let (listener, listen) = listen_on("INGEST_LISTEN", settings.ingest_listen).await?;
+    let (admin_listener, admin_listen) =
+        listen_on("INGEST_ADMIN_LISTEN", settings.ingest_admin_listen).await?;
+    tracing::info!(%listen, %admin_listen, "listening");
     let health = Health::default();
     let redis_check = health.check("redis");
     let stop_admin = CancellationToken::new();
     let _admin_ends_with_this = stop_admin.clone().drop_guard();
     tokio::spawn(admin::serve(admin_listener, health, telemetry.clone(), stop_admin));
 
-    let Some(client) = shutdown.run_until_cancelled(connect(&redis, &settings)).await.transpose()? else {
+    let Some((client, appends)) =
+        shutdown.run_until_cancelled(connect(&redis, &settings)).await.transpose()?
+    else {
         return Ok(());
     };
     let metrics = Arc::new(Metrics::new(&telemetry.meter()));
     let backlog = Arc::new(Backlog::new(settings.ingest_backlog_limit));
     let sampling = backlog::sample(
-        client.clone(),
+        client,
         settings.streams.clone(),
         Arc::clone(&backlog),
         redis_check,
         Arc::clone(&metrics),
     );
-    let _sampling_ends_with_this = AbortOnDropHandle::new(tokio::spawn(sampling));
-    let (publisher, appenders) = Publisher::start(&client, &settings, &metrics);
-    let service = http::Service { publisher, backlog, metrics, max_body_bytes: settings.ingest_max_body.0 };
+    let mut sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
+    let (publisher, appenders) = Publisher::start(&appends, &settings, &metrics);
+    let requests = TaskTracker::new();
+    let max_body_bytes = settings.ingest_max_body.0;
+    let service = http::Service { publisher, backlog, metrics, max_body_bytes, requests: requests.clone() };
 
+    let deadline = shutdown.clone();
     let work = async {
-        http::serve(listener, service, shutdown.clone()).await?;
-        // The server was the only one with a publisher: its end lets the appenders finish what they hold.
+        connections::serve(listener, http::router(service), requests, shutdown).await;
+        // The connections were the only ones with a publisher: their end lets the appenders finish what they hold.
         appenders.join_all().await;
-        Ok(())
     };
     let deadline = async {
-        shutdown.cancelled().await;
+        deadline.cancelled().await;
         sleep(settings.drain_timeout).await;
     };
     tokio::select! {
-        served = work => served,
+        () = work => Ok(()),
         () = deadline => Err(IngestError::Drain(humantime::format_duration(settings.drain_timeout))),
+        _ = &mut sampling => Err(IngestError::Crashed),
     }
 }
 
-async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, IngestError> {
-    TcpListener::bind(address).await.map_err(|source| IngestError::Listen { setting, address, source })
+async fn listen_on(
+    setting: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), IngestError> {
+    let failed = |source| IngestError::Listen { setting, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
-async fn connect(redis: &Redis, settings: &Settings) -> Result<Client, IngestError> {
+async fn connect(redis: &Redis, settings: &Settings) -> Result<(Client, AppendFactory), IngestError> {
     let server = format!("Redis at {}", redis.address());
     let client =
         wait_for(server, "REDIS_URL", settings.startup_timeout, || redis.connect(Use::Commands)).await?;
     agreement::settle(&client, &settings.streams).await?;
-    agreement::warn_of_eviction(&client).await?;
-    Ok(client)
+    agreement::warn_of_eviction(&client).await;
+    let timeout = settings.redis.redis_timeout;
+    let appends = AppendFactory::new(redis.clone(), client.clone(), settings.redis_ack, timeout).await?;
+    Ok((client, appends))
 }

@@ -144,22 +144,24 @@ impl Problem {
 }
 
 fn publish_words(error: PublishError) -> Words {
-    let sent_again = "The like may or may not have been taken. It is safe to send it again.";
+    let not_taken = "The like was not taken. Send it again later.";
+    // A first attempt may have been carried out although its answer was lost.
+    let maybe_taken = "The like may or may not have been taken. It is safe to send it again.";
     match error {
-        PublishError::QueueFull => unavailable(
-            "overloaded",
-            "Too many likes at once",
-            "The like was not taken. Send it again later.",
-            RETRY_SOON_S,
-        ),
-        PublishError::OutOfMemory => unavailable(
-            "redis-out-of-memory",
-            "Redis is out of memory",
-            "The like was not taken. Send it again later.",
-            RETRY_WHEN_DRAINED_S,
-        ),
+        PublishError::QueueFull => {
+            unavailable("overloaded", "Too many likes at once", not_taken, RETRY_SOON_S)
+        }
+        PublishError::OutOfMemory => {
+            unavailable("redis-out-of-memory", "Redis is out of memory", maybe_taken, RETRY_WHEN_DRAINED_S)
+        }
+        PublishError::Refused => {
+            unavailable("redis-refused", "Redis does not take likes", maybe_taken, RETRY_WHEN_DRAINED_S)
+        }
+        PublishError::Unconfirmed => {
+            unavailable("redis-unconfirmed", "The like is not safe enough", maybe_taken, RETRY_SOON_S)
+        }
         PublishError::Unavailable => {
-            unavailable("redis-unavailable", "Redis can't be reached", sent_again, RETRY_SOON_S)
+            unavailable("redis-unavailable", "Redis can't be reached", maybe_taken, RETRY_SOON_S)
         }
     }
 }

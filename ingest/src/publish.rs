@@ -9,15 +9,13 @@ use std::{
     time::Duration,
 };
 
-use fred::{
-    bytes::Bytes,
-    prelude::{Client, StreamsInterface},
-};
+use fred::bytes::Bytes;
 use shared::{
     codec,
     like::Like,
     partition::{Partition, PartitionCount},
     redis,
+    service::one_line,
 };
 use thiserror::Error;
 use tokio::{
@@ -26,7 +24,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{config::Settings, metrics::Metrics};
+use crate::{
+    append::{Append, AppendError, AppendFactory},
+    config::Settings,
+    metrics::Metrics,
+};
 
 /// The longest time between two log lines about entries that Redis did not take.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,6 +47,12 @@ pub(crate) enum PublishError {
     QueueFull,
     #[error("Redis is out of memory")]
     OutOfMemory,
+    /// Redis answers, with an error.
+    #[error("Redis refuses the entry")]
+    Refused,
+    /// Redis has it, and too few others.
+    #[error("the entry is not as safe as REDIS_ACK asks for")]
+    Unconfirmed,
     /// No answer, or another one than yes. The entry may have been taken all the same.
     #[error("Redis can't be reached")]
     Unavailable,
@@ -65,15 +73,18 @@ struct Waiting {
 
 impl Publisher {
     /// Starts one appender a partition. They end when the publisher is dropped and all that they hold is answered.
-    pub(crate) fn start(client: &Client, settings: &Settings, metrics: &Arc<Metrics>) -> (Self, JoinSet<()>) {
+    pub(crate) fn start(
+        appends: &AppendFactory,
+        settings: &Settings,
+        metrics: &Arc<Metrics>,
+    ) -> (Self, JoinSet<()>) {
         let partitions = settings.streams.likes_partitions;
         let failures = Arc::new(FailureLog::default());
         let mut appenders = JoinSet::new();
         let start = |partition| {
             let (queue, waiting) = mpsc::channel(settings.ingest_queue_likes as usize);
             let appender = Appender {
-                client: client.clone(),
-                stream: settings.streams.likes_stream.stream(partition),
+                append: appends.for_stream(settings.streams.likes_stream.stream(partition)),
                 partition,
                 entry_likes: settings.ingest_entry_likes.into(),
                 metrics: Arc::clone(metrics),
@@ -83,15 +94,15 @@ impl Publisher {
             queue
         };
         let queues = partitions.partitions().map(start).collect();
-        // One XADD may be in flight ahead of the like's own.
-        let patience = settings.redis.redis_timeout * 2;
+        // One entry may be in flight ahead of the like's own.
+        let patience = appends.patience(settings.redis.redis_timeout) * 2;
         (Self { queues, partitions, patience }, appenders)
     }
 
     /// Waits until Redis has the like.
     ///
     /// # Errors
-    /// After [`PublishError::Unavailable`] nobody knows whether Redis has it; otherwise it has not.
+    /// After most of them nobody knows whether Redis has it.
     pub(crate) async fn publish(&self, like: Like) -> Result<Accepted, PublishError> {
         let partition = self.partitions.of_user(like.user_id());
         let (answer, answered) = oneshot::channel();
@@ -106,8 +117,7 @@ impl Publisher {
 
 /// Appends the entries of one partition, one after the other.
 struct Appender {
-    client: Client,
-    stream: String,
+    append: Append,
     partition: Partition,
     entry_likes: usize,
     metrics: Arc<Metrics>,
@@ -115,7 +125,7 @@ struct Appender {
 }
 
 impl Appender {
-    async fn run(self, mut queue: mpsc::Receiver<Waiting>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Waiting>) {
         let mut group = Vec::new();
         while queue.recv_many(&mut group, self.entry_likes).await > 0 {
             // Callers that gave up waiting were told that Redis can't be reached: no need to store it behind them.
@@ -123,7 +133,7 @@ impl Appender {
             if group.is_empty() {
                 continue;
             }
-            let answer = self.append(&group).await;
+            let answer = self.append_group(&group).await;
             for waiting in group.drain(..) {
                 // Whoever left meanwhile doesn't hear it.
                 let _ = waiting.answer.send(answer.clone());
@@ -131,26 +141,32 @@ impl Appender {
         }
     }
 
-    async fn append(&self, group: &[Waiting]) -> Result<Accepted, PublishError> {
+    async fn append_group(&mut self, group: &[Waiting]) -> Result<Accepted, PublishError> {
         let likes: Vec<Like> = group.iter().map(|waiting| waiting.like).collect();
         let payload = Bytes::from(codec::encode(&likes));
         let started = Instant::now();
-        let appended: Result<String, _> =
-            self.client.xadd(&self.stream, false, None::<()>, "*", vec![(codec::FIELD, payload)]).await;
-        match appended {
+        match self.append.append(payload).await {
             Ok(entry_id) => {
                 self.metrics.entry_appended(likes.len() as u64, started.elapsed().as_secs_f64());
                 Ok(Accepted { entry_id: entry_id.into(), partition: self.partition })
             }
             Err(error) => {
                 self.metrics.append_failed();
-                self.failures.note(&self.stream, &error);
-                Err(match redis::error_code(&error) {
-                    Some("OOM") => PublishError::OutOfMemory,
-                    _ => PublishError::Unavailable,
-                })
+                self.failures.note(self.append.stream(), &error);
+                Err(publish_error(&error))
             }
         }
+    }
+}
+
+fn publish_error(error: &AppendError) -> PublishError {
+    match error {
+        AppendError::Unconfirmed { .. } => PublishError::Unconfirmed,
+        AppendError::Redis(error) => match redis::error_code(error) {
+            Some("OOM") => PublishError::OutOfMemory,
+            Some(_) => PublishError::Refused,
+            None => PublishError::Unavailable,
+        },
     }
 }
 
@@ -165,11 +181,12 @@ struct Failures {
 }
 
 impl FailureLog {
-    fn note(&self, stream: &str, error: &fred::error::Error) {
+    fn note(&self, stream: &str, error: &AppendError) {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         failures.unlogged += 1;
         if failures.logged_at.is_none_or(|at| at.elapsed() >= FAILURE_LOG_INTERVAL) {
-            tracing::warn!(stream, %error, entries = failures.unlogged, "Redis did not take entries");
+            let (why, entries) = (one_line(error), failures.unlogged);
+            tracing::warn!(stream, error = why, entries, "entries were not taken");
             *failures = Failures { unlogged: 0, logged_at: Some(Instant::now()) };
         }
     }

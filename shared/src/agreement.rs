@@ -40,6 +40,13 @@ pub enum AgreementError {
     },
 }
 
+impl AgreementError {
+    /// Whether a setting has to be corrected.
+    pub fn is_over_a_setting(&self) -> bool {
+        !matches!(self, Self::Redis(_))
+    }
+}
+
 /// Records the number of partitions if nobody has, and otherwise compares.
 pub async fn settle(client: &Client, streams: &StreamArgs) -> Result<(), AgreementError> {
     let key = streams.likes_stream.settings();
@@ -63,8 +70,14 @@ pub async fn settle(client: &Client, streams: &StreamArgs) -> Result<(), Agreeme
 }
 
 /// Says so, loudly, when Redis might drop streams to make room.
-pub async fn warn_of_eviction(client: &Client) -> Result<(), AgreementError> {
-    let memory: String = client.info(Some(InfoKind::Memory)).await?;
+pub async fn warn_of_eviction(client: &Client) {
+    let memory: String = match client.info(Some(InfoKind::Memory)).await {
+        Ok(memory) => memory,
+        Err(error) => {
+            tracing::warn!(%error, "Redis does not tell its maxmemory-policy: see that it is noeviction");
+            return;
+        }
+    };
     let field = |name: &str| memory.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let policy = field("maxmemory_policy").unwrap_or("unknown");
     if policy.starts_with("allkeys") {
@@ -73,5 +86,4 @@ pub async fn warn_of_eviction(client: &Client) -> Result<(), AgreementError> {
             "Redis drops likes when its memory is full: set maxmemory-policy to noeviction"
         );
     }
-    Ok(())
 }

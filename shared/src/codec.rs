@@ -9,7 +9,7 @@
 //! Within version 1 a like may have more trailing elements; readers ignore them. Integers may have any
 //! MessagePack width. A like that can't be read does not spoil its neighbours, see [`decode`].
 
-use std::{fmt, ops::Range};
+use std::{fmt, mem, ops::Range};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -82,11 +82,26 @@ pub fn encode(likes: &[Like]) -> Vec<u8> {
     bytes
 }
 
-/// A payload around the bytes of one like as they are, so that a bad like can be kept alone and unchanged.
-pub fn frame_one(like_bytes: &[u8]) -> Vec<u8> {
-    // fixarray of two elements, positive fixint 1
-    let mut bytes = vec![0x92, 0x01];
-    bytes.extend_from_slice(like_bytes);
+/// A payload around the bytes of likes as they are, so that bad likes can be kept apart and unchanged.
+pub fn frame(like_bytes: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(6 + like_bytes.iter().map(|like| like.len()).sum::<usize>());
+    // A Vec takes every write.
+    let _ = rmp::encode::write_array_len(&mut bytes, u32::try_from(1 + like_bytes.len()).unwrap_or(u32::MAX));
+    let _ = rmp::encode::write_uint(&mut bytes, VERSION);
+    for like in like_bytes {
+        bytes.extend_from_slice(like);
+    }
+    bytes
+}
+
+/// Names and values of a foreign entry's fields as one MessagePack array `[name, value, name, value, …]` of binaries.
+pub fn pack_fields<'a>(fields: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A Vec takes every write.
+    let _ = rmp::encode::write_array_len(&mut bytes, u32::try_from(2 * fields.len()).unwrap_or(u32::MAX));
+    for part in fields.flat_map(|(name, value)| [name, value]) {
+        let _ = rmp::encode::write_bin(&mut bytes, part);
+    }
     bytes
 }
 
@@ -95,36 +110,97 @@ pub fn frame_one(like_bytes: &[u8]) -> Vec<u8> {
 /// # Errors
 /// When the payload as a whole can't be read, or has no like. A bad like alone is in [`Decoded::bad`].
 pub fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
-    let malformed = |why: &dyn fmt::Display| DecodeError::Malformed(why.to_string());
-    let mut rest = payload;
-    let elements = rmp::decode::read_array_len(&mut rest).map_err(|e| malformed(&e))?;
-    if elements == 0 {
-        return Err(malformed(&"the array is empty"));
-    }
-    let version: u64 = rmp::decode::read_int(&mut rest).map_err(|e| malformed(&e))?;
-    if version != VERSION {
-        return Err(DecodeError::UnknownVersion(version));
-    }
-    if elements == 1 {
-        return Err(malformed(&"it holds no like"));
-    }
-
     let mut decoded = Decoded::default();
-    for index in 0..elements as usize - 1 {
-        let start = payload.len() - rest.len();
-        let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
-        deserializer.set_max_depth(MAX_DEPTH);
-        let read = WireLike::deserialize(&mut deserializer).map_err(|e| malformed(&e))?;
-        let end = payload.len() - rest.len();
-        match read.like() {
+    for element in Elements::of(payload)? {
+        let Element { index, bytes, like } = element?;
+        match like {
             Ok(like) => decoded.likes.push(like),
-            Err(why) => decoded.bad.push(BadLike { index, bytes: start..end, why }),
+            Err(why) => decoded.bad.push(BadLike { index, bytes, why }),
         }
     }
-    if !rest.is_empty() {
-        return Err(malformed(&format_args!("{} bytes follow it", rest.len())));
-    }
     Ok(decoded)
+}
+
+/// A like of a payload, and where it stands there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LocatedLike {
+    /// Which one, from 0, bad ones counted.
+    pub index: usize,
+    /// The like.
+    pub like: Like,
+    /// Where its bytes lie in the payload.
+    pub bytes: Range<usize>,
+}
+
+/// The good likes of a payload that [`decode`] has read, with their places; up to the first element that can't be read.
+pub fn locate(payload: &[u8]) -> Vec<LocatedLike> {
+    let elements = Elements::of(payload).into_iter().flatten().map_while(Result::ok);
+    let located = |Element { index, bytes, like }| Some(LocatedLike { index, like: like.ok()?, bytes });
+    elements.filter_map(located).collect()
+}
+
+/// Something that stands in a payload where a like should be.
+struct Element {
+    index: usize,
+    bytes: Range<usize>,
+    like: Result<Like, BadLikeReason>,
+}
+
+/// The elements of a payload, up to the first that can't be read, and an error where something follows the last.
+struct Elements<'a> {
+    payload: &'a [u8],
+    rest: &'a [u8],
+    index: usize,
+    count: usize,
+}
+
+impl<'a> Elements<'a> {
+    fn of(payload: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut rest = payload;
+        let elements = rmp::decode::read_array_len(&mut rest).map_err(malformed)?;
+        if elements == 0 {
+            return Err(malformed("the array is empty"));
+        }
+        let version: u64 = rmp::decode::read_int(&mut rest).map_err(malformed)?;
+        if version != VERSION {
+            return Err(DecodeError::UnknownVersion(version));
+        }
+        if elements == 1 {
+            return Err(malformed("it holds no like"));
+        }
+        Ok(Self { payload, rest, index: 0, count: elements as usize - 1 })
+    }
+
+    fn read(&mut self) -> Result<Element, DecodeError> {
+        let start = self.payload.len() - self.rest.len();
+        let mut deserializer = rmp_serde::Deserializer::new(&mut self.rest);
+        deserializer.set_max_depth(MAX_DEPTH);
+        let read = WireLike::deserialize(&mut deserializer).map_err(malformed)?;
+        let bytes = start..self.payload.len() - self.rest.len();
+        Ok(Element { index: self.index, bytes, like: read.like() })
+    }
+}
+
+impl Iterator for Elements<'_> {
+    type Item = Result<Element, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.index == self.count {
+            let left = mem::take(&mut self.rest).len();
+            return (left > 0).then(|| Err(malformed(format_args!("{left} bytes follow it"))));
+        }
+        let read = self.read();
+        if read.is_ok() {
+            self.index += 1;
+        } else {
+            (self.index, self.rest) = (self.count, &[]);
+        }
+        Some(read)
+    }
+}
+
+fn malformed(why: impl fmt::Display) -> DecodeError {
+    DecodeError::Malformed(why.to_string())
 }
 
 struct Payload<'a>(&'a [Like]);

@@ -24,7 +24,8 @@ pub struct RedisArgs {
     redis_url_file: Option<PathBuf>,
 
     /// How long a command may wait for Redis before it counts as failed
-    #[arg(long, env = "REDIS_TIMEOUT", default_value = "2s", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "REDIS_TIMEOUT", default_value = "2s", value_name = "DURATION",
+          value_parser = positive_duration)]
     pub redis_timeout: Duration,
 }
 

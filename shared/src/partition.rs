@@ -126,6 +126,12 @@ impl KeyPrefix {
         format!("{self}:{{{partition}}}:dead")
     }
 
+    /// The hash of entries of a partition that somebody is trying alone, or did not survive trying,
+    /// `likes:{7}:tried-alone`: entry id → number of tries.
+    pub fn tried_alone(&self, partition: Partition) -> String {
+        format!("{self}:{{{partition}}}:tried-alone")
+    }
+
     /// The hash that records what all programs must agree on, `likes:settings`.
     pub fn settings(&self) -> String {
         format!("{self}:settings")
@@ -183,6 +189,7 @@ mod tests {
         let seven = PartitionCount::new(8).unwrap().partitions().last().unwrap();
         assert_eq!(prefix.stream(seven), "likes:{7}");
         assert_eq!(prefix.dead_letters(seven), "likes:{7}:dead");
+        assert_eq!(prefix.tried_alone(seven), "likes:{7}:tried-alone");
     }
 
     proptest! {

@@ -20,6 +20,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long unanswered bytes may stay on the way before the connection counts as dead.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a connection may be silent before it is looked whether the other end is there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+
 /// How to connect, from the URL and with this application name.
 pub fn config(args: &PostgresArgs, application_name: &str) -> Result<Config, SettingError> {
     let url = args.url()?;
@@ -43,10 +46,13 @@ pub fn config(args: &PostgresArgs, application_name: &str) -> Result<Config, Set
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(CONNECT_TIMEOUT);
     }
+    // Two hours, as long as nobody asks for another: a connection that is cut silently should be noticed before.
+    if config.get_keepalives_idle() == Duration::from_hours(2) {
+        config.keepalives_idle(KEEPALIVE_IDLE);
+    }
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(TCP_USER_TIMEOUT);
     }
-    config.keepalives_idle(Duration::from_secs(15));
     Ok(config)
 }
 
@@ -65,7 +71,7 @@ pub fn address(config: &Config) -> String {
 ///
 /// # Errors
 /// When deadpool can't build it, which is a mistake of this program's.
-pub fn pool(config: Config, connections: usize, session: &'static str) -> Result<Pool, BuildError> {
+pub fn pool(config: Config, connections: usize, session: String) -> Result<Pool, BuildError> {
     let recycling_method = RecyclingMethod::Fast;
     let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method });
     Pool::builder(manager)
@@ -74,7 +80,8 @@ pub fn pool(config: Config, connections: usize, session: &'static str) -> Result
         .wait_timeout(Some(CONNECT_TIMEOUT))
         .create_timeout(Some(CONNECT_TIMEOUT))
         .post_create(Hook::async_fn(move |client, _| {
-            Box::pin(async move { client.batch_execute(session).await.map_err(HookError::Backend) })
+            let session = session.clone();
+            Box::pin(async move { client.batch_execute(&session).await.map_err(HookError::Backend) })
         }))
         .build()
 }

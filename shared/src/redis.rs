@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fred::{
     prelude::{Builder, Client, ClientLike, Config, Error, EventInterface, ReconnectPolicy, TcpConfig},
-    types::config::{ServerConfig, UnresponsiveConfig},
+    types::config::UnresponsiveConfig,
 };
 use secrecy::ExposeSecret;
 
@@ -36,6 +36,9 @@ pub enum Use {
     /// Blocking reads, one at a time, each blocking this long at most. A read whose reply is lost is an error and
     /// not sent again: its entries are now pending, and only the caller knows where to look for them.
     BlockingReads(Duration),
+    /// Commands of which one may speak of the one before it, as WAIT does of a write: when the connection breaks, the
+    /// client ends with all that is in flight. An answer may take twice the usual time.
+    OneConnection,
 }
 
 impl Redis {
@@ -54,10 +57,9 @@ impl Redis {
             SettingError::new("REDIS_URL", "not a URL like redis://user:password@host:6379/0")
         })?;
         config.fail_fast = true;
-        let address = match &config.server {
-            ServerConfig::Centralized { server } => format!("{}:{}", server.host, server.port),
-            _ => "?".to_owned(),
-        };
+        let address: Vec<String> =
+            config.server.hosts().iter().map(|server| format!("{}:{}", server.host, server.port)).collect();
+        let address = address.join(", ");
         Ok(Self { config, timeout: args.redis_timeout, address })
     }
 
@@ -66,15 +68,18 @@ impl Redis {
         &self.address
     }
 
-    /// A connected client. From then on it reconnects by itself and says so in the log.
+    /// A connected client. From then on it reconnects by itself, if that suits its purpose, and says so in the log.
     pub async fn connect(&self, purpose: Use) -> Result<Client, Error> {
         let (timeout, attempts) = match purpose {
             Use::Commands => (self.timeout, 3),
             Use::BlockingReads(block) => (self.timeout + block, 1),
+            Use::OneConnection => (self.timeout * 2, 1),
         };
         let mut builder = Builder::from_config(self.config.clone());
+        if !matches!(purpose, Use::OneConnection) {
+            builder.set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2));
+        }
         builder
-            .set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2))
             .with_performance_config(|performance| performance.default_command_timeout = timeout)
             .with_connection_config(|connection| {
                 connection.connection_timeout = self.timeout;

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Runtime, time::Instant};
+use tokio::{
+    runtime::Runtime,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,19 +23,27 @@ use crate::{
 /// Between two attempts to reach a server at start.
 const START_RETRY: Duration = Duration::from_millis(250);
 
+/// Why a service failed.
+pub trait Failure: Error + 'static {
+    /// Whether it is over a setting, so that starting it again would not help.
+    fn is_over_a_setting(&self) -> bool;
+}
+
 /// Runs a service until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error ends the
-/// process with code 1 and one line.
+/// process with one line, and with code 1, or [`cli::EXIT_USAGE`] where a setting has to be corrected.
 pub fn run<F, R, E>(telemetry: &TelemetryArgs, service: F) -> ExitCode
 where
     F: FnOnce(Telemetry, CancellationToken) -> R,
     R: Future<Output = Result<(), E>>,
-    E: Error + 'static,
+    E: Failure,
 {
     let telemetry = Telemetry::start(telemetry).unwrap_or_else(|error| cli::refuse(&error));
-    let ended = Runtime::new().map_err(|e| one_line(&e)).and_then(|runtime| {
+    let failed = |error: io::Error| (one_line(&error), false);
+    let ended = Runtime::new().map_err(failed).and_then(|runtime| {
         let ended = runtime.block_on(async {
-            let shutdown = shutdown::on_signal().map_err(|e| one_line(&e))?;
-            service(telemetry.clone(), shutdown).await.map_err(|e| one_line(&e))
+            let shutdown = shutdown::on_signal().map_err(failed)?;
+            let ended = service(telemetry.clone(), shutdown).await;
+            ended.map_err(|error| (one_line(&error), error.is_over_a_setting()))
         });
         // Tasks that are still blocked in a system call must not hold up the end.
         runtime.shutdown_background();
@@ -41,7 +52,8 @@ where
     telemetry.flush();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(line) => {
+        Err((line, true)) => cli::refuse(&line),
+        Err((line, false)) => {
             let _ = writeln!(io::stderr(), "error: {line}");
             ExitCode::FAILURE
         }
@@ -70,7 +82,16 @@ pub struct Unreachable<E: Error + 'static> {
     server: String,
     setting: &'static str,
     waited: humantime::FormattedDuration,
-    source: E,
+    source: Attempt<E>,
+}
+
+/// How an attempt to reach a server failed.
+#[derive(Debug, thiserror::Error)]
+enum Attempt<E: Error + 'static> {
+    #[error(transparent)]
+    Failed(E),
+    #[error("it accepts connections and does not answer")]
+    NoAnswer,
 }
 
 /// Tries until it works, for as long as `limit`: at the start of a whole system nobody comes first. Waiting is
@@ -92,16 +113,17 @@ where
     let give_up_at = Instant::now() + limit;
     let mut said = false;
     loop {
-        let error = match attempt().await {
-            Ok(value) => return Ok(value),
-            Err(error) => error,
+        let source = match timeout_at(give_up_at, attempt()).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => Attempt::Failed(error),
+            Err(_) => Attempt::NoAnswer,
         };
         if Instant::now() + START_RETRY > give_up_at {
             let waited = humantime::format_duration(limit);
-            return Err(Unreachable { server: server.to_string(), setting, waited, source: error });
+            return Err(Unreachable { server: server.to_string(), setting, waited, source });
         }
         if !said {
-            tracing::info!(%server, error = one_line(&error), "waiting for it to come up");
+            tracing::info!(%server, error = one_line(&source), "waiting for it to come up");
             said = true;
         }
         tokio::time::sleep(START_RETRY).await;

@@ -9,7 +9,10 @@ async fn readiness_names_what_is_missing() {
     let mut setup = Setup::with_own_postgres(&[]);
     let consumer = setup.consumer(&[]);
     let ready = || local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
-    assert_eq!(ready(), (200, "[+] postgres ok\n[+] redis ok\n[+] writer ok\nready\n".to_owned()));
+    assert_eq!(
+        ready(),
+        (200, "[+] postgres ok\n[+] reader ok\n[+] redis ok\n[+] writer ok\nready\n".to_owned())
+    );
 
     setup.postgres().stop();
     eventually("Postgres is missed", async || ready().0 == 503 && ready().1.contains("[-] postgres failed"))

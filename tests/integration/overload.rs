@@ -170,7 +170,7 @@ async fn a_foreign_key_under_our_name_is_a_clear_failure() {
         }
     }
     let ingest = setup.start("ingest", &[]);
-    assert!(refused_as(&ingest, "redis-unavailable").await);
+    assert!(refused_as(&ingest, "redis-refused").await);
     eventually("the log says why", async || ingest.log_text().contains("WRONGTYPE")).await;
 }
 

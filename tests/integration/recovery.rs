@@ -42,7 +42,7 @@ async fn entries_of_a_dead_consumer_are_claimed() {
     create_groups(&redis).await;
     setup.append(&likes(1_000), 1).await;
     deliver_to(&redis, "gone").await;
-    let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "500ms")]);
+    let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")]);
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total"), 1_000.0);
@@ -66,7 +66,7 @@ async fn entries_of_a_living_consumer_are_left_to_it() {
 async fn a_killed_consumer_loses_and_doubles_nothing() {
     let mut setup = Setup::with_own_postgres(&[]);
     let redis = setup.redis_client().await;
-    let settings = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "500ms"), ("BATCH_ROWS", "200")];
+    let settings = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms"), ("BATCH_ROWS", "200")];
     setup.append(&likes(5_000), 3).await;
     // Frozen in the middle of a transaction, so that it is killed with a batch in hand.
     setup.postgres().pause();

@@ -22,6 +22,7 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
         assert_refused(program, "LIKES_PARTITIONS", "many", "from 1 to 1024");
         assert_refused(program, "LIKES_STREAM", "a{b}", "characters a-z");
         assert_refused(program, "REDIS_TIMEOUT", "5", "like 250ms, 30s");
+        assert_refused(program, "REDIS_TIMEOUT", "0s", "not zero");
         assert_refused(program, "LOG_FORMAT", "xml", "text, json");
         assert_refused(program, "RUST_LOG", "info,consumer=loud", "a level");
         assert_refused(program, "DRAIN_TIMEOUT", "0s", "not zero");
@@ -35,7 +36,9 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
     assert_refused("consumer", "BATCH_ROWS", "0", "from 1 to 100000");
     assert_refused("consumer", "BATCH_LINGER", "fast", "like 250ms, 30s");
     assert_refused("consumer", "CONSUMER_NAME", "a b", "without spaces");
-    assert_refused("consumer", "WRITE_TIMEOUT", "20s", "half of CLAIM_MIN_IDLE");
+    assert_refused("consumer", "CLAIM_MIN_IDLE", "20s", "20s 10ms");
+    assert_refused("consumer", "MAX_DELIVERIES", "0", "1..=1000000");
+    assert_refused("ingest", "REDIS_ACK", "replicas:0", "replicas:N");
 }
 
 #[test]
@@ -63,6 +66,7 @@ fn urls_are_refused_without_repeating_their_secrets() {
         ("consumer", "DATABASE_URL", "hunter2"),
     ] {
         let ended = run(program, &["--rust-log", "trace"], &[(setting, url)]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
         assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
         assert!(ended.stderr.starts_with(&format!("error: {setting}: ")), "{}", ended.stderr);
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
@@ -140,7 +144,7 @@ async fn all_programs_must_agree_on_the_partitions() {
             (listen, "127.0.0.1:0"),
         ];
         let ended = run(program, &[], &settings);
-        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
         assert_eq!(
             ended.stderr.lines().last().unwrap(),
             "error: LIKES_PARTITIONS: '8' is not what Redis has on record in likes:settings: allowed is 4"
@@ -171,7 +175,7 @@ async fn secrets_come_from_files_too() {
     consumer.wait_ready(crate::harness::SOON).unwrap();
 
     let missing = run("ingest", &[], &[("REDIS_URL_FILE", "/nowhere/redis-url")]);
-    assert_eq!(missing.code, Some(1), "{}", missing.stderr);
+    assert_eq!(missing.code, Some(2), "{}", missing.stderr);
     assert!(
         missing.stderr.contains("REDIS_URL_FILE: '/nowhere/redis-url' can't be read"),
         "{}",

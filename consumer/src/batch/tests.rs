@@ -7,7 +7,8 @@ use crate::entry::EntryId;
 fn entry(seq: u64, likes: Vec<Like>) -> Entry {
     let partition = PartitionCount::new(1).unwrap().of_user(1);
     let at = Position { partition, id: EntryId { ms: 1, seq } };
-    Entry { at, likes, dead_letters: Vec::new(), read_at: Instant::now() }
+    let payload = codec::encode(&likes).into();
+    Entry { at, likes, dead_letters: Vec::new(), payload, read_at: Instant::now(), alone: false }
 }
 
 fn like(user: i64, post: i64, at: i64) -> Like {
@@ -20,10 +21,10 @@ fn limits(rows: usize) -> Limits {
 
 #[tokio::test]
 async fn a_batch_is_full_at_its_rows_with_one_entry_over_at_most() {
-    let (sender, mut receiver) = mpsc::channel(10);
+    let (sender, mut receiver) = mpsc::unbounded_channel();
     for seq in 0..4 {
         let user = i64::try_from(seq).unwrap() * 10;
-        sender.send(entry(seq, (1..=4).map(|n| like(user + n, 1, 0)).collect())).await.unwrap();
+        sender.send(entry(seq, (1..=4).map(|n| like(user + n, 1, 0)).collect())).unwrap();
     }
     let (batch, flush) = Batch::collect(&mut receiver, limits(10)).await.unwrap();
     assert_eq!((batch.rows(), batch.entries.len(), flush), (12, 3, Flush::Full));
@@ -35,11 +36,11 @@ async fn a_batch_is_full_at_its_rows_with_one_entry_over_at_most() {
 
 #[tokio::test]
 async fn a_batch_takes_what_is_there_and_waits_no_longer_than_its_linger() {
-    let (sender, mut receiver) = mpsc::channel(10);
+    let (sender, mut receiver) = mpsc::unbounded_channel();
     let linger = Duration::from_millis(20);
     let started = Instant::now();
     for user in 1..=2 {
-        sender.send(entry(0, vec![like(user, 1, 0)])).await.unwrap();
+        sender.send(entry(0, vec![like(user, 1, 0)])).unwrap();
     }
     let (batch, flush) = Batch::collect(&mut receiver, Limits { rows: 100, linger }).await.unwrap();
     assert_eq!((batch.rows(), flush), (2, Flush::Linger));
@@ -57,7 +58,37 @@ fn copy_data_is_what_postgres_documents() {
         expected.extend_from_slice(&column.to_be_bytes());
     }
     expected.extend_from_slice(&[0xff, 0xff]);
-    assert_eq!(batch.copy_data(), expected);
+    assert_eq!(batch.next_rows().unwrap().copy_data(), expected);
+}
+
+#[test]
+fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
+    let bad = like(7, 42, 1);
+    let entries = vec![
+        entry(0, vec![like(1, 42, 0), bad]),
+        entry(1, vec![like(2, 42, 0)]),
+        entry(2, vec![like(7, 42, 2), like(3, 42, 0)]),
+    ];
+    let mut batch = Batch::new(entries, 5);
+    let mut stored = Vec::new();
+    while let Some(rows) = batch.next_rows() {
+        if rows.0.contains(&bad) {
+            batch.rejected("no".to_owned());
+        } else {
+            stored.extend(rows.0.iter().map(Like::user_id));
+            let inserted = rows.len() as u64;
+            batch.stored(inserted);
+        }
+    }
+    assert_eq!(stored, [1, 2, 3]);
+    assert_eq!(batch.inserted(), 3);
+    let letters: Vec<Vec<Bytes>> = batch
+        .into_entries()
+        .iter()
+        .map(|entry| entry.dead_letters.iter().map(|letter| letter.payload().clone()).collect())
+        .collect();
+    let alone = |like| Bytes::from(codec::encode(&[like]));
+    assert_eq!(letters, [vec![alone(bad)], vec![], vec![alone(like(7, 42, 2))]]);
 }
 
 proptest! {

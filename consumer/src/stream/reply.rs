@@ -7,13 +7,6 @@ use shared::partition::Partition;
 use super::Claimed;
 use crate::entry::{EntryId, Position, RawEntry};
 
-/// A group, as XINFO GROUPS tells of it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Group {
-    pub(super) name: String,
-    pub(super) last_delivered: EntryId,
-}
-
 pub(super) fn unexpected(what: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("unexpected reply from Redis: {what}"))
 }
@@ -55,33 +48,24 @@ pub(super) fn claimed(partition: Partition, reply: Value) -> Result<Claimed, Err
     }
 }
 
-/// XINFO GROUPS: for each group `[name, value …]`.
-pub(super) fn groups(reply: Value) -> Result<Vec<Group>, Error> {
-    let group = |info| {
-        let (mut name, mut last_delivered) = (None, None);
+/// XINFO GROUPS: for each group `[name, value …]`. Their names.
+pub(super) fn group_names(reply: Value) -> Result<Vec<String>, Error> {
+    let name = |info| {
         for (key, value) in pairs(array(info)?)? {
-            match text(key)?.as_str() {
-                "name" => name = Some(text(value)?),
-                "last-delivered-id" => last_delivered = Some(entry_id(value)?),
-                _ => {}
+            if text(key)? == "name" {
+                return text(value);
             }
         }
-        match (name, last_delivered) {
-            (Some(name), Some(last_delivered)) => Ok(Group { name, last_delivered }),
-            _ => Err(unexpected("a group without name or last-delivered-id")),
-        }
+        Err(unexpected("a group without a name"))
     };
-    array(reply)?.into_iter().map(group).collect()
+    array(reply)?.into_iter().map(name).collect()
 }
 
-/// XPENDING without a range: `[count, smallest id, …]`, the id nil where nothing is pending.
-pub(super) fn smallest_pending(summary: &Value) -> Result<Option<EntryId>, Error> {
-    let Value::Array(parts) = summary else { return Err(unexpected("no pending summary")) };
-    match parts.get(1) {
-        Some(Value::Null) => Ok(None),
-        Some(id) => entry_id(id.clone()).map(Some),
-        None => Err(unexpected("a pending summary without its smallest id")),
-    }
+/// XPENDING with a range of one id: nothing, or `[[id, consumer, idle, deliveries]]`.
+pub(super) fn deliveries(reply: Value) -> Result<u64, Error> {
+    let Some(pending) = array(reply)?.into_iter().next() else { return Ok(0) };
+    let deliveries = array(pending)?.get(3).and_then(Value::as_u64);
+    deliveries.ok_or_else(|| unexpected("a pending entry without its number of deliveries"))
 }
 
 fn field_pairs(fields: Value) -> Result<Vec<(Bytes, Bytes)>, Error> {
@@ -165,7 +149,7 @@ mod tests {
         assert!(entries(partition(), list([list(["x".into(), Value::Null])])).is_err());
         assert!(entries(partition(), list([list(["1-0".into(), list(["l".into()])])])).is_err());
         assert!(claimed(partition(), list(["0-0".into(), list([])])).is_err());
-        assert!(groups(list([list(["name".into(), "g".into()])])).is_err());
-        assert!(smallest_pending(&list([Value::Integer(0)])).is_err());
+        assert!(group_names(list([list(["pending".into(), Value::Integer(0)])])).is_err());
+        assert!(deliveries(list([list(["1-0".into()])])).is_err());
     }
 }

@@ -60,7 +60,7 @@ fn a_bad_like_leaves_its_neighbours_alone() {
         assert_eq!(decoded.bad[0].index, 1, "{what}");
         assert_eq!(&payload[decoded.bad[0].bytes.clone()], bad, "{what}");
 
-        let alone = decode(&frame_one(bad)).unwrap();
+        let alone = decode(&frame(&[bad])).unwrap();
         assert_eq!((alone.likes.len(), alone.bad.len()), (0, 1), "{what}");
     }
 }
@@ -98,6 +98,29 @@ fn an_unknown_version_is_not_guessed_at() {
     assert!(matches!(decode(&payload), Err(DecodeError::UnknownVersion(2))));
 }
 
+#[test]
+fn good_likes_are_located_with_their_bytes_as_they_are() {
+    // [1, [7, 8, 9], [0, 8, 9], [7, 8, 10, "later"]]
+    let payload = b"\x94\x01\x93\x07\x08\x09\x93\x00\x08\x09\x94\x07\x08\x0a\xa5later";
+    let found: Vec<_> = locate(payload).into_iter().map(|l| (l.index, l.like, &payload[l.bytes])).collect();
+    let expected = [
+        (0, like(7, 8, 9), &b"\x93\x07\x08\x09"[..]),
+        (2, like(7, 8, 10), &b"\x94\x07\x08\x0a\xa5later"[..]),
+    ];
+    assert_eq!(found, expected);
+    assert!(locate(b"\xc1").is_empty());
+}
+
+#[test]
+fn frames_hold_likes_as_they_are() {
+    let likes: Vec<&[u8]> = vec![&[0xc0]; 20];
+    let payload = frame(&likes);
+    assert_eq!(payload[..4], [0xdc, 0, 21, 1]);
+    assert_eq!(decode(&payload).unwrap().bad.len(), 20);
+    let fields: [(&[u8], &[u8]); 1] = [(b"user", b"\xff")];
+    assert_eq!(pack_fields(fields.into_iter()), b"\x92\xc4\x04user\xc4\x01\xff");
+}
+
 prop_compose! {
     fn any_like()(user_id in 1..=i64::MAX, post_id in 1..=i64::MAX, at in 0..=MAX_CREATED_AT_US) -> Like {
         like(user_id, post_id, at)
@@ -131,7 +154,7 @@ proptest! {
         if let Ok(decoded) = decode(&payload) {
             prop_assert!(decoded.likes.len() + decoded.bad.len() >= 1);
             for bad in &decoded.bad {
-                prop_assert!(decode(&frame_one(&payload[bad.bytes.clone()])).is_ok());
+                prop_assert!(decode(&frame(&[&payload[bad.bytes.clone()]])).is_ok());
             }
         }
     }

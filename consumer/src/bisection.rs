@@ -1,0 +1,89 @@
+//! Finds the rows that a table rejects, by halves.
+
+use std::ops::Range;
+
+/// What is left to try of a list of rows, in pieces. A piece that is rejected is halved, and the halves are tried in
+/// its place, until single rows stand alone.
+///
+/// With k bad rows among n, some 2 k log2(n / k) pieces are tried, and at most 2 n.
+#[derive(Debug)]
+pub(crate) struct Bisection {
+    /// The next piece is the last one. None is empty.
+    pieces: Vec<Range<usize>>,
+}
+
+impl Bisection {
+    /// Of this many rows, all of them one piece at first.
+    pub(crate) fn new(rows: usize) -> Self {
+        let all = 0..rows;
+        Self { pieces: if all.is_empty() { Vec::new() } else { vec![all] } }
+    }
+
+    /// What to try next; nothing when every row is stored or rejected.
+    pub(crate) fn next_piece(&self) -> Option<Range<usize>> {
+        self.pieces.last().cloned()
+    }
+
+    /// The next piece is stored.
+    pub(crate) fn stored(&mut self) {
+        self.pieces.pop();
+    }
+
+    /// The next piece was rejected. If it was a single row, that is the one.
+    pub(crate) fn rejected(&mut self) -> Option<usize> {
+        let piece = self.pieces.pop()?;
+        if piece.len() == 1 {
+            return Some(piece.start);
+        }
+        let middle = piece.start + piece.len() / 2;
+        self.pieces.push(middle..piece.end);
+        self.pieces.push(piece.start..middle);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn exactly_the_bad_rows_are_rejected_and_every_other_is_stored_once(
+            bad in prop::collection::vec(prop::bool::weighted(0.1), 0..500),
+        ) {
+            let mut bisection = Bisection::new(bad.len());
+            let (mut stored, mut rejected, mut tries) = (Vec::new(), Vec::new(), 0);
+            while let Some(piece) = bisection.next_piece() {
+                tries += 1;
+                if bad[piece.clone()].contains(&true) {
+                    rejected.extend(bisection.rejected());
+                } else {
+                    stored.extend(piece);
+                    bisection.stored();
+                }
+            }
+            let with = |is_bad| (0..bad.len()).filter(|row| bad[*row] == is_bad).collect::<Vec<_>>();
+            prop_assert_eq!(stored, with(false));
+            prop_assert_eq!(rejected, with(true));
+            prop_assert!(tries <= 2 * bad.len());
+        }
+    }
+
+    #[test]
+    fn one_bad_row_among_many_is_found_in_few_tries() {
+        let mut bisection = Bisection::new(5_000);
+        let (mut tries, mut found) = (0, None);
+        while let Some(piece) = bisection.next_piece() {
+            tries += 1;
+            if piece.contains(&1_234) {
+                found = found.or(bisection.rejected());
+            } else {
+                bisection.stored();
+            }
+        }
+        assert_eq!(found, Some(1_234));
+        assert!(tries <= 2 * 13 + 1, "{tries}");
+    }
+}

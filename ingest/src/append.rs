@@ -1,0 +1,209 @@
+//! One entry into one stream, as safe as `REDIS_ACK` asks for.
+
+use std::{num::NonZeroU16, str::FromStr, time::Duration};
+
+use fred::{
+    bytes::Bytes,
+    prelude::{Client, ClientLike, Error, ServerInterface, StreamsInterface, Value},
+    types::{ClusterHash, CustomCommand},
+};
+use futures_util::future;
+use shared::{
+    cli::SettingError,
+    codec,
+    redis::{Redis, Use},
+};
+use thiserror::Error;
+
+/// When a like counts as taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RedisAck {
+    /// When Redis has it in memory. What a crash then takes depends on Redis's persistence.
+    Memory,
+    /// When so many replicas have it in memory, too.
+    Replicas(NonZeroU16),
+    /// When it is on Redis's disk.
+    Fsync,
+}
+
+/// Not one of the three.
+#[derive(Debug, Error)]
+#[error("allowed are memory, replicas:N with N from 1 to 65535, and fsync")]
+pub(crate) struct InvalidRedisAck;
+
+impl FromStr for RedisAck {
+    type Err = InvalidRedisAck;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            None if text == "memory" => Ok(Self::Memory),
+            None if text == "fsync" => Ok(Self::Fsync),
+            Some(("replicas", count)) => count.parse().map(Self::Replicas).map_err(|_| InvalidRedisAck),
+            _ => Err(InvalidRedisAck),
+        }
+    }
+}
+
+/// An entry was not taken, or is not as safe as it should be.
+#[derive(Debug, Error)]
+pub(crate) enum AppendError {
+    #[error("Redis did not take the entry")]
+    Redis(#[from] Error),
+    /// It is in the stream, on too few servers.
+    #[error("{confirmed} of {asked} {whose} confirmed the entry in time")]
+    Unconfirmed { confirmed: u64, asked: u64, whose: &'static str },
+}
+
+/// What Redis is asked for after an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Confirmation {
+    /// `WAIT`: replicas that have it.
+    Replicas(u16),
+    /// `WAITAOF`: it is in the server's append-only file, and that is on the disk. Since Redis 7.2.
+    LocalFsync,
+}
+
+/// Makes appends for any number of streams.
+#[derive(Clone)]
+pub(crate) struct AppendFactory {
+    redis: Redis,
+    shared: Client,
+    confirmation: Option<Confirmation>,
+    confirm_within: Duration,
+}
+
+impl AppendFactory {
+    /// Finds out how this Redis can do what `ack` asks for.
+    ///
+    /// # Errors
+    /// When it can't.
+    pub(crate) async fn new(
+        redis: Redis,
+        shared: Client,
+        ack: RedisAck,
+        confirm_within: Duration,
+    ) -> Result<Self, SettingError> {
+        let confirmation = match ack {
+            RedisAck::Memory => None,
+            RedisAck::Replicas(count) => Some(Confirmation::Replicas(count.get())),
+            RedisAck::Fsync if knows_waitaof(&shared).await => Some(Confirmation::LocalFsync),
+            // Then the answer to XADD itself comes after the entry is on the disk.
+            RedisAck::Fsync if syncs_always(&shared).await => None,
+            RedisAck::Fsync => {
+                return Err(SettingError::new(
+                    "REDIS_ACK",
+                    "'fsync' is not possible with this Redis: allowed is that with Redis 7.2 or newer, or with appendonly yes and appendfsync always",
+                ));
+            }
+        };
+        Ok(Self { redis, shared, confirmation, confirm_within })
+    }
+
+    /// For one stream. Appends are to be made one after the other.
+    pub(crate) fn for_stream(&self, stream: String) -> Append {
+        Append { factory: self.clone(), stream, own: None }
+    }
+
+    /// How much longer than a plain command an append may take: it may have to connect first, and wait.
+    pub(crate) fn patience(&self, command: Duration) -> Duration {
+        if self.confirmation.is_some() { command * 3 } else { command }
+    }
+}
+
+/// Appends to one stream.
+pub(crate) struct Append {
+    factory: AppendFactory,
+    stream: String,
+    /// `WAIT` speaks of what was written on its own connection. So where it is used the connection is nobody else's,
+    /// and never made anew behind our back.
+    own: Option<Client>,
+}
+
+impl Append {
+    /// The stream's key.
+    pub(crate) fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// Appends an entry and returns its id.
+    ///
+    /// # Errors
+    /// After most of them nobody knows whether Redis has the entry.
+    pub(crate) async fn append(&mut self, payload: Bytes) -> Result<String, AppendError> {
+        let Some(confirmation) = self.factory.confirmation else {
+            return Ok(self.xadd(&self.factory.shared, payload).await?);
+        };
+        let client = match self.own.take() {
+            Some(client) => client,
+            None => self.factory.redis.connect(Use::OneConnection).await?,
+        };
+        // In this order on one connection: the second speaks of the first.
+        let (added, confirmed) =
+            future::join(self.xadd(&client, payload), self.confirm(&client, confirmation)).await;
+        if added.is_ok() && confirmed.is_ok() {
+            self.own = Some(client);
+        } else {
+            tokio::spawn(async move { client.quit().await });
+        }
+        let (entry_id, (confirmed, asked, whose)) = (added?, confirmed?);
+        if confirmed < asked {
+            return Err(AppendError::Unconfirmed { confirmed, asked, whose });
+        }
+        Ok(entry_id)
+    }
+
+    async fn xadd(&self, client: &Client, payload: Bytes) -> Result<String, Error> {
+        client.xadd(&self.stream, false, None::<()>, "*", vec![(codec::FIELD, payload)]).await
+    }
+
+    /// How many have confirmed, how many should have, and what they are.
+    async fn confirm(
+        &self,
+        client: &Client,
+        confirmation: Confirmation,
+    ) -> Result<(u64, u64, &'static str), Error> {
+        let limit_ms = i64::try_from(self.factory.confirm_within.as_millis()).unwrap_or(i64::MAX);
+        match confirmation {
+            Confirmation::Replicas(count) => {
+                let confirmed: u64 = client.wait(count.into(), limit_ms).await?;
+                Ok((confirmed, count.into(), "replicas"))
+            }
+            Confirmation::LocalFsync => {
+                let waitaof = CustomCommand::new_static("WAITAOF", ClusterHash::FirstKey, false);
+                let (local, _replicas): (u64, u64) = client.custom(waitaof, vec![1, 0, limit_ms]).await?;
+                Ok((local, 1, "disks"))
+            }
+        }
+    }
+}
+
+async fn knows_waitaof(client: &Client) -> bool {
+    let command = CustomCommand::new_static("COMMAND", ClusterHash::FirstKey, false);
+    let info: Result<Vec<Value>, _> = client.custom(command, vec!["INFO", "WAITAOF"]).await;
+    info.is_ok_and(|info| info.first().is_some_and(|about| !about.is_null()))
+}
+
+async fn syncs_always(client: &Client) -> bool {
+    let set_to = async |name: &str, value: &str| {
+        let config = CustomCommand::new_static("CONFIG", ClusterHash::FirstKey, false);
+        let settings: Result<Vec<String>, _> = client.custom(config, vec!["GET", name]).await;
+        settings.is_ok_and(|settings| settings.get(1).is_some_and(|set| set == value))
+    };
+    set_to("appendonly", "yes").await && set_to("appendfsync", "always").await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acks_are_one_of_three() {
+        assert_eq!("memory".parse::<RedisAck>().unwrap(), RedisAck::Memory);
+        assert_eq!("fsync".parse::<RedisAck>().unwrap(), RedisAck::Fsync);
+        let two = NonZeroU16::new(2).unwrap();
+        assert_eq!("replicas:2".parse::<RedisAck>().unwrap(), RedisAck::Replicas(two));
+        for bad in ["", "replicas", "replicas:0", "replicas:-1", "fsync:1", "Memory"] {
+            assert!(bad.parse::<RedisAck>().is_err(), "{bad}");
+        }
+    }
+}
