@@ -10,9 +10,9 @@ use crate::harness::{
     GROUP, PARTITIONS, Setup, append_raw, dead_stream, eventually, like, likes, pending, stream,
 };
 
-type Letter = BTreeMap<String, Bytes>;
+pub(crate) type Letter = BTreeMap<String, Bytes>;
 
-async fn dead_letters(client: &Client) -> Vec<Letter> {
+pub(crate) async fn dead_letters(client: &Client) -> Vec<Letter> {
     let mut letters = Vec::new();
     for partition in 0..PARTITIONS {
         let entries: Vec<(String, Letter)> =

@@ -7,6 +7,7 @@
 )]
 
 mod consumer;
+mod crash_points;
 mod dead_letters;
 mod harness;
 mod http;
@@ -14,6 +15,7 @@ mod local_stack;
 mod migrations;
 mod overload;
 mod pipeline;
+mod proxy;
 mod recovery;
 mod settings;
 mod shutdown;

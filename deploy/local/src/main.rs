@@ -96,10 +96,12 @@ fn run_demo(options: &DemoOptions) -> Result<ExitCode, Box<dyn Error>> {
     Runtime::new()?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
         tokio::select! {
             passed = demo::run(options) => Ok(if passed? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
             _ = interrupt.recv() => Ok(interrupted()),
             _ = terminate.recv() => Ok(interrupted()),
+            _ = hang_up.recv() => Ok(interrupted()),
         }
     })
 }

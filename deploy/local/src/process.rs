@@ -27,10 +27,18 @@ signal=$1 folder=$2; shift 2
 "$@" </dev/null & server=$!
 echo "$server"
 read -r word || word=remove
+# One that was frozen could not end.
+kill -s CONT "$server" $(cat "/proc/$server/task/$server/children" 2>/dev/null) 2>/dev/null
 kill -s "$signal" "$server" 2>/dev/null
 wait "$server"
 [ "$word" = keep ] || rm -rf "$folder"
 "#;
+
+/// Waits on a pipe from us beside a process that is our own child, and kills it when the pipe closes unless it was
+/// told that nothing is left to be killed.
+///
+/// Arguments: the process.
+const WATCHDOG: &str = r#"read -r word; [ "$word" = done ] || kill -s KILL "$1" 2>/dev/null"#;
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -146,6 +154,38 @@ impl ServerProcess {
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Kills a child of ours when we end without a word, however that is. Dropped, it does nothing any more.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    shell: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Watchdog {
+    pub(crate) fn start(pid: Pid) -> Result<Self, LocalError> {
+        let mut shell = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog", &pid.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(|source| LocalError::Spawn { program: "sh".to_owned(), source })?;
+        let pipe = shell.stdin.take();
+        Ok(Self { shell, pipe })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        if let Some(mut pipe) = self.pipe.take() {
+            // One that is gone needs no word.
+            let _ = pipe.write_all(b"done\n");
+        }
+        let _ = self.shell.wait();
     }
 }
 

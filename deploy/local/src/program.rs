@@ -18,16 +18,17 @@ use serde::Deserialize;
 use crate::{
     LocalError,
     admin::{self, Metrics},
-    process::{append_to, last_words, wait_until},
+    process::{Watchdog, append_to, last_words, wait_until},
 };
 
 const START_SECONDS: u64 = 20;
 
-/// Ends with the value, by SIGKILL, unless it was let go.
+/// Ends with the value, by SIGKILL, unless it was let go; and with this process, however that ends.
 #[derive(Debug)]
 pub struct Program {
     name: String,
     child: Option<Child>,
+    watchdog: Option<Watchdog>,
     pid: Pid,
     log: PathBuf,
     addresses: Addresses,
@@ -71,8 +72,10 @@ impl Program {
             command.spawn().map_err(|source| LocalError::Spawn { program: name.to_owned(), source })?;
         let pid = Pid::from_raw(child.id().cast_signed());
         let mut started = Unstarted { name, child: Some(child), log };
+        let watchdog = Some(Watchdog::start(pid)?);
         let addresses = started.addresses(usize::try_from(old_words).unwrap_or_default())?;
-        Ok(Self { name: name.to_owned(), child: started.child.take(), pid, log: log.to_owned(), addresses })
+        let child = started.child.take();
+        Ok(Self { name: name.to_owned(), child, watchdog, pid, log: log.to_owned(), addresses })
     }
 
     /// Where callers reach it; only ingest has that.
@@ -127,6 +130,9 @@ impl Program {
                 status.is_some()
             });
         }
+        if status.is_some() {
+            self.watchdog = None;
+        }
         status.ok_or_else(|| self.timeout("end", limit))
     }
 
@@ -142,6 +148,7 @@ impl Program {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.watchdog = None;
     }
 
     /// The most memory that it has had in RAM, in bytes.
@@ -156,6 +163,7 @@ impl Program {
     /// Lets it live on after this value.
     pub fn detach(mut self) {
         self.child = None;
+        self.watchdog = None;
     }
 
     fn timeout(&self, what: &'static str, limit: Duration) -> LocalError {

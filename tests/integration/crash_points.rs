@@ -1,0 +1,224 @@
+//! Programs that are killed at the worst of moments, for certain and not by luck.
+
+use std::time::Duration;
+
+use fred::prelude::{Client, KeysInterface, StreamsInterface, Value};
+use local::http_client::HttpClient;
+use tokio_postgres::Client as Postgres;
+
+use crate::{
+    dead_letters::dead_letters,
+    harness::{
+        GROUP, PARTITIONS, Setup, append_raw, create_groups, entries, eventually, like, likes, pending,
+        pending_or_none, post, stream,
+    },
+    proxy::Proxy,
+};
+
+const SOON_CLAIMED: [(&str, &str); 2] = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")];
+
+/// Holds the table, so that whoever writes to it has to wait; the writer's INSERT then hangs in the middle.
+async fn hold_table(postgres: &Postgres) {
+    postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
+}
+
+async fn a_writer_waits(postgres: &Postgres) {
+    eventually("a writer waits for the table", async || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE relation = 'likes'::regclass AND NOT granted";
+        postgres.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+}
+
+/// Kills a consumer whose batch is committed and whose acknowledgement has not left.
+async fn kill_between_commit_and_ack(setup: &Setup, redis: &Client, rows: usize) {
+    let proxy = Proxy::start(setup.redis.port()).await;
+    let url = proxy.redis_url();
+    let mut consumer =
+        setup.consumer(&[("REDIS_URL", &url), ("CLAIM_MIN_IDLE", "2m"), ("WRITE_TIMEOUT", "50s")]);
+    let before = pending(redis).await;
+    assert_eq!(before, 0);
+    let postgres = setup.postgres_client().await;
+    hold_table(&postgres).await;
+    append_with_a_bad_like(redis, rows).await;
+    a_writer_waits(&postgres).await;
+    proxy.hold_requests();
+    postgres.batch_execute("COMMIT").await.unwrap();
+    setup.wait_for_rows(rows).await;
+    // It has sent the acknowledgement by now or not: it does not get there.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    consumer.kill();
+    drop(proxy);
+    assert!(pending(redis).await > 0, "nothing was acknowledged");
+}
+
+/// So many good likes in one entry, with a bad one among them.
+async fn append_with_a_bad_like(redis: &Client, rows: usize) {
+    let mut payload = shared::codec::encode(&likes(rows as u64 + 1));
+    // The user id of the first like, which is 1, becomes 0.
+    let first_user = payload.windows(2).position(|bytes| bytes == [0x93, 0x01]).unwrap() + 1;
+    payload[first_user] = 0;
+    append_raw(redis, 0, &payload).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_between_commit_and_ack_a_consumer_doubles_nothing() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    kill_between_commit_and_ack(&setup, &redis, 100).await;
+    assert!(dead_letters(&redis).await.is_empty(), "the dead letter comes with the acknowledgement");
+
+    let next = setup.consumer(&SOON_CLAIMED);
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 100);
+    assert_eq!(dead_letters(&redis).await.len(), 1);
+    let metrics = next.metrics().unwrap();
+    assert_eq!(metrics.sum("likestream_rows_inserted_total"), 0.0, "all was in the table");
+    assert_eq!(metrics.sum("likestream_entries_reclaimed_total"), 1.0);
+}
+
+/// The script has run and its answer is lost: whoever gets the entry next must not bury it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_before_it_hears_of_its_dead_letter_a_consumer_leaves_one() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    let proxy = Proxy::start(setup.redis.port()).await;
+    let url = proxy.redis_url();
+    let mut consumer =
+        setup.consumer(&[("REDIS_URL", &url), ("CLAIM_MIN_IDLE", "2m"), ("WRITE_TIMEOUT", "50s")]);
+    let postgres = setup.postgres_client().await;
+    hold_table(&postgres).await;
+    append_with_a_bad_like(&redis, 10).await;
+    a_writer_waits(&postgres).await;
+    proxy.hold_replies();
+    postgres.batch_execute("COMMIT").await.unwrap();
+    eventually("the dead letter is there", async || dead_letters(&redis).await.len() == 1).await;
+    consumer.kill();
+    drop(proxy);
+
+    let _next = setup.consumer(&SOON_CLAIMED);
+    setup.append(&likes(50), 1).await;
+    setup.wait_for_rows(50).await;
+    setup.wait_until_drained().await;
+    assert_eq!(dead_letters(&redis).await.len(), 1);
+}
+
+/// A read whose answer never comes: the entries are pending with a consumer that does not know of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_read_is_found_again_by_the_consumer_itself() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let proxy = Proxy::start(setup.redis.port()).await;
+    let url = proxy.redis_url();
+    let settings = [("REDIS_URL", url.as_str()), ("CLAIM_MIN_IDLE", "1h"), ("REDIS_TIMEOUT", "500ms")];
+    let consumer = setup.consumer(&settings);
+    proxy.hold_replies();
+    setup.append(&likes(20), 1).await;
+    eventually("delivered", async || pending_or_none(&redis).await > 0).await;
+    eventually("not ready", async || local::admin::get(consumer.admin(), "/readyz").unwrap().0 == 503).await;
+    proxy.let_go();
+    setup.wait_for_rows(20).await;
+    setup.wait_until_drained().await;
+    eventually("ready", async || local::admin::get(consumer.admin(), "/readyz").unwrap().0 == 200).await;
+}
+
+/// Redis has the like, its caller has no answer: sent again, it is stored once.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_between_append_and_answer_ingest_doubles_nothing() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let proxy = Proxy::start(setup.redis.port()).await;
+    let url = proxy.redis_url();
+    let mut ingest = setup.ingest(&[("REDIS_URL", &url), ("REDIS_TIMEOUT", "30s")]);
+    proxy.hold_replies();
+    let address = ingest.listen();
+    let unanswered = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
+    eventually("Redis has it", async || entries(&redis).await == 1).await;
+    assert!(!unanswered.is_finished());
+    ingest.kill();
+    assert!(unanswered.await.unwrap().is_err());
+
+    let ingest = setup.ingest(&[]);
+    assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 42}"#).await.status, 202);
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(1).await;
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 1);
+}
+
+/// An entry that kills whoever has it. After too many deliveries it is tried alone; those that are not to blame are
+/// stored meanwhile, and after two more deaths it is a dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    let postgres = setup.postgres_client().await;
+    let trigger = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
+                   CREATE TRIGGER deadly BEFORE INSERT ON likes FOR EACH ROW WHEN (NEW.user_id = 66) EXECUTE FUNCTION wait();
+                   SELECT pg_advisory_lock(1)";
+    postgres.batch_execute(trigger).await.unwrap();
+    let killer = shared::codec::encode(&[like(66, 42)]);
+    append_raw(&redis, 0, &killer).await;
+    setup.append(&likes(20), 1).await;
+
+    let settings = [
+        ("CONSUMER_NAME", "phoenix"),
+        ("MAX_DELIVERIES", "2"),
+        ("CLAIM_MIN_IDLE", "2m"),
+        ("WRITE_TIMEOUT", "50s"),
+    ];
+    let mut deaths = 0;
+    while dead_letters(&redis).await.is_empty() {
+        let mut consumer = setup.start("consumer", &settings);
+        let mut deadly_moment = false;
+        eventually("it is caught with the entry, or the entry is given up", async || {
+            let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+            deadly_moment = postgres.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0;
+            deadly_moment || !dead_letters(&redis).await.is_empty()
+        })
+        .await;
+        consumer.kill();
+        deaths += u32::from(deadly_moment);
+        let sql =
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        postgres.execute(sql, &[]).await.unwrap();
+    }
+    // Two deliveries are allowed, two more tries are made alone.
+    assert_eq!(deaths, 4);
+    let letters = dead_letters(&redis).await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!((&letters[0]["reason"][..], &letters[0]["l"][..]), (&b"max_deliveries"[..], &killer[..]));
+    assert_eq!(letters[0]["deliveries"], "5");
+    let _consumer = setup.consumer(&settings);
+    setup.wait_for_rows(20).await;
+    setup.wait_until_drained().await;
+}
+
+/// Deliveries alone condemn nobody: an entry that was handed around during an outage is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_was_delivered_often_and_is_harmless_is_stored() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    setup.append(&likes(8), 1).await;
+    for round in 0..9 {
+        for partition in 0..PARTITIONS {
+            let id = if round == 0 { ">" } else { "0" };
+            redis
+                .xreadgroup::<Value, _, _, _, _>(GROUP, "phoenix", None, None, false, stream(partition), id)
+                .await
+                .unwrap();
+        }
+    }
+    let consumer = setup.consumer(&[("CONSUMER_NAME", "phoenix")]);
+    setup.wait_for_rows(8).await;
+    setup.wait_until_drained().await;
+    assert!(consumer.log_text().contains("tried alone"));
+    assert!(dead_letters(&redis).await.is_empty());
+    let left: u64 = redis.exists("likes:{0}:tried-alone").await.unwrap();
+    assert_eq!(left, 0);
+}

@@ -1,0 +1,78 @@
+//! A TCP proxy that can hold what flows through it, so that a program is caught at a point of its work for certain.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+};
+
+/// Between a program and its server. Dropped, it cuts all connections.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    gates: Arc<Gates>,
+    _connections: JoinSet<()>,
+}
+
+/// Whether bytes may pass.
+struct Gates {
+    requests: watch::Sender<bool>,
+    replies: watch::Sender<bool>,
+}
+
+impl Proxy {
+    pub(crate) async fn start(server_port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let gates = Arc::new(Gates { requests: watch::Sender::new(true), replies: watch::Sender::new(true) });
+        let mut connections = JoinSet::new();
+        connections.spawn(accept(listener, server_port, Arc::clone(&gates)));
+        Self { address, gates, _connections: connections }
+    }
+
+    pub(crate) fn redis_url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// From now on the server hears nothing more.
+    pub(crate) fn hold_requests(&self) {
+        self.gates.requests.send_replace(false);
+    }
+
+    /// What was held passes, and all that follows.
+    pub(crate) fn let_go(&self) {
+        self.gates.requests.send_replace(true);
+        self.gates.replies.send_replace(true);
+    }
+
+    /// From now on the program hears nothing more.
+    pub(crate) fn hold_replies(&self) {
+        self.gates.replies.send_replace(false);
+    }
+}
+
+async fn accept(listener: TcpListener, server_port: u16, gates: Arc<Gates>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (program, _) = listener.accept().await.unwrap();
+        let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await else { continue };
+        let (from_program, to_program) = program.into_split();
+        let (from_server, to_server) = server.into_split();
+        connections.spawn(pass(from_program, to_server, gates.requests.subscribe()));
+        connections.spawn(pass(from_server, to_program, gates.replies.subscribe()));
+    }
+}
+
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut gate: watch::Receiver<bool>) {
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        if gate.wait_for(|open| *open).await.is_err() || to.write_all(&bytes[..read]).await.is_err() {
+            return;
+        }
+    }
+}
