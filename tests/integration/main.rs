@@ -8,6 +8,7 @@
 
 mod consumer;
 mod crash_points;
+mod database_failures;
 mod dead_letters;
 mod harness;
 mod http;
@@ -17,6 +18,7 @@ mod overload;
 mod pipeline;
 mod proxy;
 mod recovery;
+mod redis_ack;
 mod settings;
 mod shutdown;
 mod trimming;

@@ -11,7 +11,8 @@ use local::{http_client::HttpClient, program::Program};
 use tokio::time::timeout;
 
 use crate::harness::{
-    PARTITIONS, Setup, append_raw, create_groups, entries, eventually, likes, post, problem, stream,
+    PARTITIONS, Setup, append_raw, create_groups, dead_stream, entries, eventually, likes, post, problem,
+    stream,
 };
 
 const LIKE: &str = r#"{"user_id": 7, "post_id": 42}"#;
@@ -103,11 +104,15 @@ async fn redis_out_of_memory_is_a_503_and_the_consumer_drains_on() {
     let redis = setup.redis_client().await;
     // They must exist before memory runs out: to make one then fails too.
     create_groups(&redis).await;
+    // One that must become a dead letter, or else nothing behind it can be trimmed and memory never comes back.
+    append_raw(&redis, 0, b"\xc1").await;
     config_set(&redis, "maxmemory", "1").await;
     assert!(refused_as(&ingest, "redis-out-of-memory").await);
     let _consumer = setup.consumer(&[]);
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
+    assert_eq!(redis.xlen::<u64, _>(dead_stream(0)).await.unwrap(), 1);
+    eventually("all is trimmed", async || entries(&redis).await == 0).await;
     config_set(&redis, "maxmemory", "0").await;
     eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
 }
@@ -183,4 +188,44 @@ async fn a_policy_that_drops_streams_is_warned_of() {
     append_raw(&redis, 0, b"x").await;
     redis.flushall::<()>(false).await.unwrap();
     assert_eq!(redis.xlen::<u64, _>(stream(0)).await.unwrap(), 0);
+}
+
+/// Database gone, the streams grow to the limit, callers are told to come back; database back, all of it drains, and
+/// callers are served again. Nothing grows meanwhile but the streams.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_outage_is_felt_by_callers_only_at_the_limit() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let ingest = setup.ingest(&[("INGEST_BACKLOG_LIMIT", "2000"), ("INGEST_ENTRY_LIKES", "1")]);
+    let consumer = setup.consumer(&[]);
+    setup.postgres().stop();
+    let mut callers: Vec<_> = (0..8).map(|_| HttpClient::new(ingest.listen())).collect();
+    let mut accepted = 0_u64;
+    let mut user = 0;
+    let refused = loop {
+        let answers =
+            join_all(callers.iter_mut().zip(user + 1..).map(|(client, user)| client.post_like(user, 42)))
+                .await;
+        user += 8;
+        let mut refused = None;
+        for answer in answers {
+            let answer = answer.unwrap();
+            if answer.status == 202 {
+                accepted += 1;
+            } else {
+                refused = Some(answer);
+            }
+        }
+        if let Some(refused) = refused {
+            break refused;
+        }
+    };
+    assert_eq!((refused.status.as_u16(), problem(&refused).as_str()), (503, "backlog-full"));
+    assert!(accepted >= 2_000, "{accepted}");
+    assert!(ingest.peak_resident_bytes().unwrap() < 80 << 20);
+    assert!(consumer.peak_resident_bytes().unwrap() < 80 << 20);
+
+    setup.postgres().start_again().unwrap();
+    setup.wait_for_rows(usize::try_from(accepted).unwrap()).await;
+    eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
+    setup.wait_until_drained().await;
 }

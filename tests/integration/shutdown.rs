@@ -5,6 +5,7 @@ use std::time::Duration;
 use fred::prelude::{StreamsInterface, Value};
 use local::http_client::HttpClient;
 use nix::sys::signal::Signal;
+use tokio::io::AsyncWriteExt;
 
 use crate::harness::{GROUP, PARTITIONS, SOON, Setup, eventually, likes, pending, pending_or_none, stream};
 
@@ -105,4 +106,17 @@ async fn ingest_does_not_wait_for_ever() {
     assert_eq!(status.code(), Some(1));
     assert!(in_flight.await.unwrap().is_err());
     assert!(ingest.log_text().contains("requests were still in flight after DRAIN_TIMEOUT, 500ms"));
+}
+
+/// What a caller has begun to say and not finished is no request: it does not hold up the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_and_half_sent_connections_do_not_hold_up_the_end() {
+    let setup = Setup::new().await;
+    let mut ingest = setup.ingest(&[("DRAIN_TIMEOUT", "1h")]);
+    let mut kept_alive = HttpClient::new(ingest.listen());
+    assert_eq!(kept_alive.post_like(7, 42).await.unwrap().status, 202);
+    let mut half_sent = tokio::net::TcpStream::connect(ingest.listen()).await.unwrap();
+    half_sent.write_all(b"POST /likes HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+    let _silent = tokio::net::TcpStream::connect(ingest.listen()).await.unwrap();
+    assert!(ingest.terminate(SOON).unwrap().success());
 }

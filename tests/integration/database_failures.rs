@@ -1,0 +1,197 @@
+//! What Postgres says no to: retried, rejected or halted at, by what it says.
+
+use fred::prelude::Client;
+use local::program::Program;
+
+use crate::{
+    dead_letters::dead_letters,
+    harness::{Setup, append_raw, eventually, like, likes, pending},
+};
+
+fn ready(consumer: &Program) -> (u16, String) {
+    local::admin::get(consumer.admin(), "/readyz?verbose").unwrap()
+}
+
+async fn failures(consumer: &Program, at_least: f64) {
+    eventually("attempts fail", async || {
+        consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= at_least
+    })
+    .await;
+}
+
+/// Makes Postgres answer every insert of a like with this SQLSTATE.
+async fn fail_with(postgres: &tokio_postgres::Client, sqlstate: &str) {
+    let trigger = format!(
+        "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN RAISE EXCEPTION 'as the test wants it' USING ERRCODE = '{sqlstate}'; END $$;
+         CREATE OR REPLACE TRIGGER fail BEFORE INSERT ON likes FOR EACH STATEMENT EXECUTE FUNCTION fail()"
+    );
+    postgres.batch_execute(&trigger).await.unwrap();
+}
+
+/// Serialization failure, deadlock, disk full, out of memory, lock not available, cancelled, shutting down, I/O error,
+/// and a bug in Postgres.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_pass_is_tried_again_and_buries_nothing() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let consumer = setup.consumer(&[]);
+    let sqlstates = ["40001", "40P01", "53100", "53200", "55P03", "57014", "57P01", "58030", "XX000"];
+    for (round, sqlstate) in (1..).zip(sqlstates) {
+        let failed_before = consumer.metrics().unwrap().sum("likestream_batches_failed_total");
+        fail_with(&postgres, sqlstate).await;
+        setup.append(&[like(round, 42)], 1).await;
+        failures(&consumer, failed_before + 2.0).await;
+        assert_eq!(ready(&consumer).0, 503, "{sqlstate}");
+        postgres.batch_execute("DROP TRIGGER fail ON likes").await.unwrap();
+        setup.wait_for_rows(usize::try_from(round).unwrap()).await;
+    }
+    eventually("ready", async || ready(&consumer).0 == 200).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
+}
+
+/// As after a failover to a server that is still a replica: whoever is connected finds it read-only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_turned_read_only_is_waited_for() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let consumer = setup.consumer(&[]);
+    postgres.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on; ").await.unwrap();
+    postgres.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    setup.append(&likes(50), 1).await;
+    failures(&consumer, 2.0).await;
+    assert!(consumer.log_text().contains("read-only transaction"));
+    postgres.batch_execute("SET default_transaction_read_only = off").await.unwrap();
+    postgres.batch_execute("ALTER SYSTEM RESET default_transaction_read_only").await.unwrap();
+    postgres.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    setup.wait_for_rows(50).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
+    setup.postgres().stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_on_the_table_is_waited_for_within_bounds() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let consumer = setup.consumer(&[("WRITE_TIMEOUT", "400ms")]);
+    postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    setup.append(&likes(50), 1).await;
+    failures(&consumer, 2.0).await;
+    assert!(consumer.log_text().contains("lock timeout"), "{}", consumer.log_text());
+    postgres.batch_execute("COMMIT").await.unwrap();
+    setup.wait_for_rows(50).await;
+    setup.wait_until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_free_connections_is_waited_for() {
+    let mut setup = Setup::with_own_postgres(&[("max_connections", "10")]);
+    let consumer = setup.consumer(&[]);
+    let postgres = setup.postgres_client().await;
+    postgres
+        .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'likestream%'")
+        .await
+        .unwrap();
+    let url = setup.database_url();
+    let mut hoard = Vec::new();
+    while let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        hoard.push(client);
+    }
+    setup.append(&likes(50), 1).await;
+    failures(&consumer, 2.0).await;
+    drop(hoard);
+    setup.wait_for_rows(50).await;
+    setup.wait_until_drained().await;
+    setup.postgres().stop();
+}
+
+/// Someone has to mend this: the consumer says so, is not ready, gives nothing up, and goes on when it is mended.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_must_mend_halts_the_consumer_and_says_why() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let postgres = setup.postgres_client().await;
+    let consumer = setup.consumer(&[]);
+    for (users, breaking, mending, said) in [
+        (50, "ALTER TABLE likes RENAME TO likers", "ALTER TABLE likers RENAME TO likes", "does not exist"),
+        (
+            80,
+            "ALTER TABLE likes DROP CONSTRAINT likes_pkey",
+            "ALTER TABLE likes ADD PRIMARY KEY (post_id, user_id)",
+            "no unique or exclusion constraint",
+        ),
+    ] {
+        postgres.batch_execute(breaking).await.unwrap();
+        setup.append(&likes(users), 1).await;
+        eventually("it says why", async || {
+            let (status, checks) = ready(&consumer);
+            status == 503
+                && checks.contains("[-] writer failed: halted until this is mended")
+                && checks.contains(said)
+        })
+        .await;
+        assert!(pending(&redis).await > 0);
+        postgres.batch_execute(mending).await.unwrap();
+        setup.wait_for_rows(usize::try_from(users).unwrap()).await;
+        eventually("ready", async || ready(&consumer).0 == 200).await;
+    }
+    assert!(consumer.log_text().contains("\"level\":\"ERROR\""));
+    assert!(dead_letters(&redis).await.is_empty());
+}
+
+async fn forbid_post_13(setup: &Setup) -> Client {
+    let forbid = "ALTER TABLE likes ADD CONSTRAINT no_13 CHECK (post_id <> 13)";
+    setup.postgres_client().await.batch_execute(forbid).await.unwrap();
+    setup.redis_client().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_the_table_rejects_become_dead_letters_alone() {
+    let setup = Setup::new().await;
+    let redis = forbid_post_13(&setup).await;
+    let mut all = likes(3_000);
+    for user in [1, 500, 501, 2_999] {
+        all[user] = like(10_000 + user as u64, 13);
+    }
+    setup.append(&all, 100).await;
+    // The bytes of a like are kept as they came, with what a later revision may have added.
+    let later = b"\x93\x01\x94\x07\x0d\x05\xa5later\x93\x07\x2b\x05";
+    let id = append_raw(&redis, 0, later).await;
+    let consumer = setup.consumer(&[("CONSUMER_NAME", "mortician")]);
+    setup.wait_for_rows(2_996 + 1).await;
+    setup.wait_until_drained().await;
+
+    let letters = dead_letters(&redis).await;
+    assert_eq!(letters.len(), 5);
+    assert!(letters.iter().all(|letter| letter["reason"] == "rejected"));
+    let of_later = letters.iter().find(|letter| letter["origin"] == format!("likes:{{0}}/{id}")).unwrap();
+    assert_eq!(of_later["l"], &b"\x92\x01\x94\x07\x0d\x05\xa5later"[..]);
+    assert_eq!(of_later["consumer"], "mortician");
+    let detail = std::str::from_utf8(&of_later["detail"]).unwrap();
+    assert!(detail.starts_with("like 0 of the entry: ") && detail.contains("no_13"), "{detail}");
+    let metrics = consumer.metrics().unwrap();
+    assert_eq!(metrics.sum_where("likestream_dead_letters_total", "reason=\"rejected\""), 5.0);
+    assert_eq!(metrics.sum("likestream_rows_inserted_total"), 2_997.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_nothing_but_rejected_rows_ends() {
+    let setup = Setup::new().await;
+    let redis = forbid_post_13(&setup).await;
+    let bad: Vec<_> = (1..=1_500).map(|user| like(user, 13)).collect();
+    setup.append(&bad, 1_500).await;
+    let _consumer = setup.consumer(&[]);
+    setup.append(&likes(10), 1).await;
+    setup.wait_for_rows(10).await;
+    setup.wait_until_drained().await;
+    let letters = dead_letters(&redis).await;
+    assert_eq!(letters.len(), 1_001, "a thousand alone, the rest of the entry in one");
+    let buried: usize =
+        letters.iter().map(|letter| shared::codec::decode(&letter["l"]).unwrap().likes.len()).sum();
+    assert_eq!(buried, 1_500);
+}
