@@ -10,6 +10,8 @@ LOCALSTACK := target/release/localstack
 
 LIKES ?= 1000000
 DUPLICATES ?= 5
+SEED ?=
+MINUTES ?= 10
 
 .PHONY: help
 help: ## Print this help
@@ -30,6 +32,10 @@ demo: build ## A storm of likes on a private stack, with a verdict (LIKES=100000
 .PHONY: test
 test: build ## Run all tests, against real servers that they start themselves
 	$(CARGO) test --locked --release --workspace
+
+.PHONY: chaos
+chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10)
+	@$(LOCALSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m
 
 .PHONY: up down status logs
 up: build ## Start the same stack and keep it running

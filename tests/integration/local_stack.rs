@@ -60,6 +60,25 @@ fn the_demo_passes_and_writes_its_figures() {
     assert_eq!(left_behind(&temporary), [""; 0]);
 }
 
+/// A short run of what `make chaos` does for longer.
+#[test]
+fn chaos_loses_and_doubles_nothing() {
+    let temporary = temporary_folder();
+    let json = temporary.path().join("chaos.json");
+    let json = json.to_str().unwrap();
+    let arguments = ["chaos", "--seed", "2", "--duration", "30s", "--rate", "300", "--json", json];
+    let output = localstack(&arguments, &temporary).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
+    assert!(stderr.contains("SEED=2"), "{stderr}");
+    let figures: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    let faults: u64 =
+        figures["faults"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+    assert!(faults >= 4, "{faults} faults");
+    assert!(figures["dead_lettered"].as_u64().unwrap() > 0 && figures["stored"].as_u64().unwrap() > 1_000);
+    assert_eq!(left_behind(&temporary), [""; 0]);
+}
+
 /// A demo that is in the middle of its storm.
 fn running_demo(temporary: &tempfile::TempDir) -> Child {
     let mut command = localstack(&["demo", "--likes", "50000000"], temporary);

@@ -11,10 +11,12 @@ use tokio::time::sleep;
 use tokio_postgres::NoTls;
 
 use crate::{
-    DemoOptions, insert_each,
+    DemoOptions,
+    backlog::{self, Keys},
+    figures, insert_each,
     progress::{Progress, say},
-    stack::{Ports, Stack, last_lines},
-    storm::{self, Sent, Storm},
+    stack::{Stack, StackOptions, last_lines},
+    storm::{self, IndexSet, Pace, Storm},
     verdict::Verdict,
     verify,
 };
@@ -34,11 +36,12 @@ struct Stalled {
 /// Runs it and tells whether every promise was kept.
 pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
     say("starting private Redis and Postgres, ingest and two consumers");
-    let stack = Stack::start(Ports::default(), Lifetime::Leashed)?;
+    let two_consumers = StackOptions { consumer_admin_ports: vec![0, 0], ..StackOptions::default() };
+    let stack = Stack::start(two_consumers, Lifetime::Leashed)?;
     match measure(options, &stack).await {
         Ok(verdict) => {
             stack.stop()?;
-            verdict.write_json(&options.json)?;
+            figures::write_json(&verdict, &options.json)?;
             verdict.print();
             Ok(verdict.passed())
         }
@@ -53,8 +56,10 @@ pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
 }
 
 async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dyn Error>> {
-    let storm = Storm { likes: options.likes.into(), duplicate_percent: options.duplicates };
-    let sent = storm::send(storm, stack.ingest.listen(), options.connections).await?;
+    let storm =
+        Storm { likes: options.likes.into(), duplicate_percent: options.duplicates, rejected_percent: 0 };
+    let pace = Pace { connections: options.connections, per_second: None, until: None };
+    let sent = storm::send(storm, stack.ingest.listen(), pace).await?;
     let entries = drain(stack).await?;
     let drained = sent.started.elapsed();
 
@@ -62,7 +67,7 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dy
     let database_url = stack.postgres.url("postgres");
     let (client, connection) = tokio_postgres::connect(&database_url, NoTls).await?;
     tokio::spawn(connection);
-    let table = verify::read_table(&client, storm, &sent).await?;
+    let table = verify::read_table(&client, storm, &sent, &IndexSet::new(0)).await?;
     let each = insert_each::run(storm, &database_url).await?;
     let transactions = total(&stack.consumers, "likestream_batches_committed_total")?;
     if transactions < table.writing_transactions {
@@ -77,7 +82,7 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dy
         doubled: table.doubled,
         foreign: table.foreign,
         retries: sent.retries,
-        unsure: unsure(&sent, storm),
+        unsure: sent.unsure_pairs(storm),
         transactions: transactions.max(table.writing_transactions),
         likes_per_transaction: sent.accepted as f64 / transactions.max(1) as f64,
         likes_per_entry: sent.accepted as f64 / entries.max(1) as f64,
@@ -94,22 +99,23 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dy
     })
 }
 
-/// Waits until the consumers have acknowledged all that ingest has appended, and returns how many entries that were.
+/// Waits until Redis has nothing left to be done, and returns how many entries ingest has appended.
 async fn drain(stack: &Stack) -> Result<u64, Box<dyn Error>> {
     let appended = total([&stack.ingest], "likestream_entries_appended_total")?;
+    let (client, keys) = (backlog::connect(&stack.redis.url()).await?, Keys::default());
     let mut progress = Progress::new("draining", appended);
-    let (mut last, mut last_moved) = (0, Instant::now());
+    let (mut least, mut last_moved) = (u64::MAX, Instant::now());
     loop {
-        let acknowledged = total(&stack.consumers, "likestream_entries_acknowledged_total")?;
-        progress.at(acknowledged);
-        if acknowledged >= appended {
+        let waiting = backlog::entries(&client, &keys).await?;
+        progress.at(appended.saturating_sub(waiting));
+        if waiting == 0 {
             progress.done();
             return Ok(appended);
         }
-        if acknowledged > last {
-            (last, last_moved) = (acknowledged, Instant::now());
+        if waiting < least {
+            (least, last_moved) = (waiting, Instant::now());
         } else if last_moved.elapsed() > STALLED {
-            return Err(Stalled { waiting: appended - acknowledged, appended }.into());
+            return Err(Stalled { waiting, appended }.into());
         }
         sleep(POLL).await;
     }
@@ -118,10 +124,4 @@ async fn drain(stack: &Stack) -> Result<u64, Box<dyn Error>> {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
 fn total<'a>(programs: impl IntoIterator<Item = &'a Program>, metric: &str) -> Result<u64, LocalError> {
     programs.into_iter().map(|program| Ok(program.metrics()?.sum(metric) as u64)).sum()
-}
-
-/// Pairs that are neither promised nor excluded.
-fn unsure(sent: &Sent, storm: Storm) -> u64 {
-    (0..storm.likes).filter(|index| sent.unsure.contains(*index) && !sent.pairs.contains(*index)).count()
-        as u64
 }

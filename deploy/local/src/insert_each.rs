@@ -58,7 +58,7 @@ pub(crate) async fn run(storm: Storm, database_url: &str) -> Result<InsertedEach
                 if index >= likes {
                     return Ok::<_, tokio_postgres::Error>(());
                 }
-                let (user, post) = Storm::pair(storm.first_of_pair(index));
+                let (user, post) = storm.pair(storm.first_of_pair(index));
                 client.execute(&insert, &[&user.cast_signed(), &post.cast_signed()]).await?;
             }
         });

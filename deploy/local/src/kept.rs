@@ -22,7 +22,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::stack::{Ports, Stack};
+use crate::stack::{Stack, StackOptions};
 
 const EXIT_NOT_WELL: u8 = 3;
 const STOP: Duration = Duration::from_secs(40);
@@ -88,14 +88,15 @@ pub(crate) fn up(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
         println!("some of an earlier stack is gone: starting anew");
         end(&state, file)?;
     }
-    let ports = Ports {
-        redis: preferred(6379),
-        postgres: preferred(5432),
-        ingest: preferred(8080).unwrap_or(0),
-        ingest_admin: preferred(8081).unwrap_or(0),
-        consumers_admin: [8082, 8083].map(|port| preferred(port).unwrap_or(0)),
+    let options = StackOptions {
+        redis_port: preferred(6379),
+        postgres_port: preferred(5432),
+        ingest_port: preferred(8080).unwrap_or(0),
+        ingest_admin_port: preferred(8081).unwrap_or(0),
+        consumer_admin_ports: [8082, 8083].map(|port| preferred(port).unwrap_or(0)).to_vec(),
+        ..StackOptions::default()
     };
-    let state = leave(Stack::start(ports, Lifetime::Detached)?);
+    let state = leave(Stack::start(options, Lifetime::Detached)?);
     let written = serde_json::to_string_pretty(&state)
         .map_err(io::Error::from)
         .and_then(|json| fs::write(file, json))
@@ -159,34 +160,21 @@ fn leave(stack: Stack) -> State {
     let program = |name: &str, program: &Program| {
         part(name, program.pid(), Some(program.admin()), logs.join(format!("{name}.log")), StopSignal::Term)
     };
-    let [first, second] = &stack.consumers;
     let (redis_folder, postgres_folder) = (stack.redis.folder(), stack.postgres.folder());
+    let mut parts = vec![program("ingest", &stack.ingest)];
+    let consumers = stack.consumers.iter().zip(1..);
+    parts.extend(consumers.map(|(consumer, number)| program(&format!("consumer-{number}"), consumer)));
+    let (redis_log, postgres_log) = (redis_folder.join("redis.log"), postgres_folder.join("postgres.log"));
+    parts.push(part("redis", stack.redis.pid(), None, redis_log, StopSignal::Term));
+    parts.push(part("postgres", stack.postgres.pid(), None, postgres_log, StopSignal::Int));
     let state = State {
         redis_url: stack.redis.url(),
         database_url: stack.postgres.url("postgres"),
         ingest_url: format!("http://{}", stack.ingest.listen()),
         folders: [redis_folder, postgres_folder, logs].map(Path::to_owned).to_vec(),
-        parts: vec![
-            program("ingest", &stack.ingest),
-            program("consumer-1", first),
-            program("consumer-2", second),
-            part("redis", stack.redis.pid(), None, redis_folder.join("redis.log"), StopSignal::Term),
-            part(
-                "postgres",
-                stack.postgres.pid(),
-                None,
-                postgres_folder.join("postgres.log"),
-                StopSignal::Int,
-            ),
-        ],
+        parts,
     };
-    let Stack { ingest, consumers: [first, second], redis, postgres, logs } = stack;
-    for program in [ingest, first, second] {
-        program.detach();
-    }
-    redis.detach();
-    postgres.detach();
-    let _ = logs.keep();
+    stack.let_go();
     state
 }
 

@@ -1,6 +1,9 @@
 //! `localstack`: the demo, and the same stack kept running for a developer.
 
+mod backlog;
+mod chaos;
 mod demo;
+mod figures;
 mod insert_each;
 mod kept;
 mod progress;
@@ -39,6 +42,8 @@ struct Localstack {
 enum Command {
     /// Fires a celebrity's storm of likes at a private stack and checks that none is lost or doubled
     Demo(DemoOptions),
+    /// Kills, freezes, cuts and poisons a private stack under load and checks that no like is lost or doubled
+    Chaos(chaos::ChaosOptions),
     /// Starts the stack and leaves it running
     Up,
     /// Stops the stack that `up` has started and removes its data
@@ -79,7 +84,8 @@ fn main() -> ExitCode {
     let Localstack { command, state } = Localstack::parse();
     let state = || state.map_or_else(kept::default_state_file, Ok);
     let done = match command {
-        Command::Demo(options) => run_demo(&options),
+        Command::Demo(options) => until_interrupted(demo::run(&options)),
+        Command::Chaos(options) => until_interrupted(chaos::run(&options)),
         Command::Up => state().map_err(Into::into).and_then(|file| kept::up(&file)),
         Command::Down => state().map_err(Into::into).and_then(|file| kept::down(&file)),
         Command::Status => state().map_err(Into::into).and_then(|file| kept::status(&file)),
@@ -91,14 +97,17 @@ fn main() -> ExitCode {
     })
 }
 
-/// Ended by a signal, the demo is dropped, and with it everything that it has started.
-fn run_demo(options: &DemoOptions) -> Result<ExitCode, Box<dyn Error>> {
+/// Runs what tells whether every promise was kept. Ended by a signal it is dropped, and with it everything that it has
+/// started.
+fn until_interrupted(
+    run: impl Future<Output = Result<bool, Box<dyn Error>>>,
+) -> Result<ExitCode, Box<dyn Error>> {
     Runtime::new()?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         tokio::select! {
-            passed = demo::run(options) => Ok(if passed? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            passed = run => Ok(if passed? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
             _ = interrupt.recv() => Ok(interrupted()),
             _ = terminate.recv() => Ok(interrupted()),
             _ = hang_up.recv() => Ok(interrupted()),

@@ -1,6 +1,9 @@
 //! The whole of likestream on this machine, in the order in which it starts and stops.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use local::{
     LocalError,
@@ -14,75 +17,131 @@ use tempfile::TempDir;
 const READY: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(40);
 
-/// Where its parts should listen; nothing for any free port.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Ports {
-    pub(crate) redis: Option<u16>,
-    pub(crate) postgres: Option<u16>,
-    pub(crate) ingest: u16,
-    pub(crate) ingest_admin: u16,
-    pub(crate) consumers_admin: [u16; 2],
+/// How it should be.
+#[derive(Default)]
+pub(crate) struct StackOptions {
+    /// Where its parts should listen; nothing or 0 for any free port.
+    pub(crate) redis_port: Option<u16>,
+    pub(crate) postgres_port: Option<u16>,
+    pub(crate) ingest_port: u16,
+    pub(crate) ingest_admin_port: u16,
+    /// One a consumer.
+    pub(crate) consumer_admin_ports: Vec<u16>,
+    /// More arguments for `redis-server`.
+    pub(crate) redis_arguments: Vec<String>,
+    /// More settings of the consumers; later ones win.
+    pub(crate) consumer_settings: Vec<(&'static str, String)>,
 }
 
 /// All of it. Dropped, its parts end in this order.
 pub(crate) struct Stack {
     pub(crate) ingest: Program,
-    pub(crate) consumers: [Program; 2],
+    pub(crate) consumers: Vec<Program>,
     pub(crate) redis: RedisServer,
     pub(crate) postgres: PostgresServer,
     pub(crate) logs: TempDir,
+    consumer_settings: Vec<(&'static str, String)>,
 }
 
 impl Stack {
     /// Starts it and waits until all of it is ready.
-    pub(crate) fn start(ports: Ports, lifetime: Lifetime) -> Result<Self, LocalError> {
+    pub(crate) fn start(options: StackOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
         let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
         let logs = logs.map_err(LocalError::io("no temporary folder can be made"))?;
         // A like that Redis has taken must survive a crash of Redis.
-        let arguments = ["--appendonly", "yes"].map(str::to_owned).to_vec();
-        let redis = RedisServer::start(RedisOptions { port: ports.redis, arguments }, lifetime)?;
-        let options = PostgresOptions { port: ports.postgres, settings: Vec::new() };
-        let postgres = PostgresServer::start(options, lifetime)?;
-        let database_url = postgres.url("postgres");
-        migrate(&database_url)?;
+        let mut arguments = ["--appendonly", "yes"].map(str::to_owned).to_vec();
+        arguments.extend(options.redis_arguments);
+        let redis = RedisServer::start(RedisOptions { port: options.redis_port, arguments }, lifetime)?;
+        let postgres = PostgresOptions { port: options.postgres_port, settings: Vec::new() };
+        let postgres = PostgresServer::start(postgres, lifetime)?;
+        migrate(&postgres.url("postgres"))?;
 
-        let address = |port: u16| format!("127.0.0.1:{port}");
-        let redis_url = || ("REDIS_URL", redis.url());
-        let log = |name: &str| logs.path().join(format!("{name}.log"));
-        let ingest_settings = [
-            redis_url(),
-            ("INGEST_LISTEN", address(ports.ingest)),
-            ("INGEST_ADMIN_LISTEN", address(ports.ingest_admin)),
-        ];
-        let ingest = Program::start("ingest", &ingest_settings, &log("ingest"))?;
-        let consumer = |number: usize| {
-            let consumer_settings = [
-                redis_url(),
-                ("DATABASE_URL", database_url.clone()),
-                ("CONSUMER_ADMIN_LISTEN", address(ports.consumers_admin[number])),
-                // All programs and the load share one machine, which may be slow: fewer and bigger transactions.
-                ("BATCH_LINGER", "150ms".to_owned()),
-            ];
-            Program::start("consumer", &consumer_settings, &log(&format!("consumer-{}", number + 1)))
-        };
-        let consumers = [consumer(0)?, consumer(1)?];
-        for program in consumers.iter().chain([&ingest]) {
+        let ports = (options.ingest_port, options.ingest_admin_port);
+        let ingest = start_ingest(&redis, ports, logs.path())?;
+        let consumer_settings = options.consumer_settings;
+        let mut stack = Self { ingest, consumers: Vec::new(), redis, postgres, logs, consumer_settings };
+        for (number, port) in options.consumer_admin_ports.into_iter().enumerate() {
+            let consumer = stack.start_consumer(number, port)?;
+            stack.consumers.push(consumer);
+        }
+        for program in stack.consumers.iter().chain([&stack.ingest]) {
             program.wait_ready(READY)?;
         }
-        Ok(Self { ingest, consumers, redis, postgres, logs })
+        Ok(stack)
+    }
+
+    fn start_consumer(&self, number: usize, admin_port: u16) -> Result<Program, LocalError> {
+        let mut settings = vec![
+            ("REDIS_URL", self.redis.url()),
+            ("DATABASE_URL", self.postgres.url("postgres")),
+            ("CONSUMER_ADMIN_LISTEN", loopback(admin_port)),
+            // All programs and the load share one machine, which may be slow: fewer and bigger transactions.
+            ("BATCH_LINGER", "150ms".to_owned()),
+        ];
+        settings.extend(self.consumer_settings.iter().cloned());
+        Program::start("consumer", &settings, &log(self.logs.path(), number))
+    }
+
+    /// Starts a consumer in the place of one that has ended.
+    pub(crate) fn replace_consumer(&mut self, number: usize) -> Result<(), LocalError> {
+        let consumer = self.start_consumer(number, 0)?;
+        if let Some(place) = self.consumers.get_mut(number) {
+            *place = consumer;
+        }
+        Ok(())
+    }
+
+    /// Starts ingest in the place of one that has ended, where its callers know it.
+    pub(crate) fn replace_ingest(&mut self) -> Result<(), LocalError> {
+        let ports = (self.ingest.listen().port(), self.ingest.admin().port());
+        self.ingest = start_ingest(&self.redis, ports, self.logs.path())?;
+        Ok(())
+    }
+
+    /// Lets all of it live on after this value.
+    pub(crate) fn let_go(self) {
+        let Self { ingest, consumers, redis, postgres, logs, .. } = self;
+        consumers.into_iter().chain([ingest]).for_each(Program::detach);
+        redis.detach();
+        postgres.detach();
+        let _ = logs.keep();
     }
 
     /// SIGTERM to the programs, ingest first, and each has to end well; then the servers.
     pub(crate) fn stop(mut self) -> Result<(), LocalError> {
         for program in [&mut self.ingest].into_iter().chain(&mut self.consumers) {
-            let status = program.terminate(STOP)?;
-            if !status.success() {
-                let last_words = program.log_text().lines().last().unwrap_or_default().to_owned();
-                return Err(LocalError::Ended { program: format!("a program, with {status}"), last_words });
-            }
+            end_well(program)?;
         }
         Ok(())
     }
+}
+
+/// SIGTERM, after which a program has to end in time and with exit code 0.
+pub(crate) fn end_well(program: &mut Program) -> Result<(), LocalError> {
+    let status = program.terminate(STOP)?;
+    if status.success() {
+        return Ok(());
+    }
+    let last_words = program.log_text().lines().last().unwrap_or_default().to_owned();
+    Err(LocalError::Ended { program: format!("a program, with {status}"), last_words })
+}
+
+fn start_ingest(redis: &RedisServer, ports: (u16, u16), logs: &Path) -> Result<Program, LocalError> {
+    let settings = [
+        ("REDIS_URL", redis.url()),
+        ("INGEST_LISTEN", loopback(ports.0)),
+        ("INGEST_ADMIN_LISTEN", loopback(ports.1)),
+    ];
+    Program::start("ingest", &settings, &logs.join("ingest.log"))
+}
+
+fn loopback(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+/// Where a consumer writes its log; they are counted from 0 here and from 1 there.
+fn log(logs: &Path, consumer: usize) -> PathBuf {
+    logs.join(format!("consumer-{}.log", consumer + 1))
 }
 
 fn migrate(database_url: &str) -> Result<(), LocalError> {

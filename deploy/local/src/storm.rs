@@ -13,7 +13,10 @@ use hdrhistogram::{CreationError, Histogram};
 use hyper::StatusCode;
 use local::http_client::{HttpClient, HttpError};
 use thiserror::Error;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, sleep_until},
+};
 
 use crate::progress::Progress;
 
@@ -21,8 +24,11 @@ const CELEBRITY_POST: u64 = 1_000_000_007;
 const OTHER_POSTS: u64 = 1_000;
 const OTHER_POSTS_PERCENT: u64 = 10;
 
-/// A like is tried this often before the demo gives up, with this wait between.
-const TRIES: u32 = 100;
+/// A post that a table may be told to reject.
+pub(crate) const REJECTED_POST: u64 = 2_000_000_011;
+
+/// A like is tried this often before its caller gives up, with this wait between.
+const TRIES: u32 = 300;
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 
 /// Which likes are sent. All of it follows from an index, so that nothing has to be kept in a list.
@@ -30,6 +36,26 @@ const RETRY_WAIT: Duration = Duration::from_millis(200);
 pub(crate) struct Storm {
     pub(crate) likes: u64,
     pub(crate) duplicate_percent: u8,
+    /// How many of them are for [`REJECTED_POST`].
+    pub(crate) rejected_percent: u8,
+}
+
+/// How fast a storm is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// So many callers, each with one request at a time.
+    pub(crate) connections: u16,
+    /// At most so many likes a second, over all callers.
+    pub(crate) per_second: Option<u32>,
+    /// When to send no new ones, though there be some left.
+    pub(crate) until: Option<Instant>,
+}
+
+impl Pace {
+    /// How long a caller waits from one like to its next.
+    fn interval(self) -> Duration {
+        self.per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) * self.connections.into() / rate)
+    }
 }
 
 impl Storm {
@@ -42,18 +68,28 @@ impl Storm {
     }
 
     /// Who likes what in a first like.
-    pub(crate) fn pair(first: u64) -> (u64, u64) {
+    pub(crate) fn pair(self, first: u64) -> (u64, u64) {
         let draw = mix(first.wrapping_mul(31).wrapping_add(17));
-        let post =
-            if draw % 100 < OTHER_POSTS_PERCENT { 1 + (draw >> 32) % OTHER_POSTS } else { CELEBRITY_POST };
+        let post = if (draw >> 48) % 100 < self.rejected_percent.into() {
+            REJECTED_POST
+        } else if draw % 100 < OTHER_POSTS_PERCENT {
+            1 + (draw >> 32) % OTHER_POSTS
+        } else {
+            CELEBRITY_POST
+        };
         (first + 1, post)
+    }
+
+    /// Whether the pair with this first like is for [`REJECTED_POST`].
+    pub(crate) fn is_rejected(self, first: u64) -> bool {
+        self.pair(first).1 == REJECTED_POST
     }
 
     /// The first like with this pair, if the storm has one.
     pub(crate) fn first_with(self, user_id: i64, post_id: i64) -> Option<u64> {
         let first = u64::try_from(user_id).ok()?.checked_sub(1)?;
         let sent = first < self.likes && self.first_of_pair(first) == first;
-        (sent && i64::try_from(Self::pair(first).1) == Ok(post_id)).then_some(first)
+        (sent && i64::try_from(self.pair(first).1) == Ok(post_id)).then_some(first)
     }
 }
 
@@ -110,6 +146,19 @@ pub(crate) struct Sent {
     pub(crate) elapsed: Duration,
 }
 
+impl Sent {
+    /// Whether the pair with this first like was accepted, or may have been.
+    pub(crate) fn may_have(&self, first: u64) -> bool {
+        self.pairs.contains(first) || self.unsure.contains(first)
+    }
+
+    /// Pairs that are neither promised nor excluded.
+    pub(crate) fn unsure_pairs(&self, storm: Storm) -> u64 {
+        let unsure = |index: &u64| self.unsure.contains(*index) && !self.pairs.contains(*index);
+        (0..storm.likes).filter(unsure).count() as u64
+    }
+}
+
 #[derive(Debug, Error)]
 pub(crate) enum StormError {
     #[error("ingest answered {status}: {body}")]
@@ -131,8 +180,8 @@ struct Shared {
     unsure: IndexSet,
 }
 
-/// Sends the storm over this many connections, each with one request at a time.
-pub(crate) async fn send(storm: Storm, ingest: SocketAddr, connections: u16) -> Result<Sent, StormError> {
+/// Sends the storm.
+pub(crate) async fn send(storm: Storm, ingest: SocketAddr, pace: Pace) -> Result<Sent, StormError> {
     let shared = Arc::new(Shared {
         storm,
         next: AtomicU64::new(0),
@@ -143,8 +192,8 @@ pub(crate) async fn send(storm: Storm, ingest: SocketAddr, connections: u16) -> 
     });
     let started = Instant::now();
     let mut callers = JoinSet::new();
-    for _ in 0..connections {
-        callers.spawn(call(Arc::clone(&shared), HttpClient::new(ingest)));
+    for _ in 0..pace.connections {
+        callers.spawn(call(Arc::clone(&shared), HttpClient::new(ingest), pace));
     }
     let mut progress = Progress::new("sending", storm.likes);
     let mut latency_us = new_histogram()?;
@@ -158,7 +207,7 @@ pub(crate) async fn send(storm: Storm, ingest: SocketAddr, connections: u16) -> 
         }
     }
     let elapsed = started.elapsed();
-    progress.at(storm.likes);
+    progress.at(shared.accepted.load(Ordering::Relaxed));
     progress.done();
     let accepted = shared.accepted.load(Ordering::Relaxed);
     let retries = shared.retries.load(Ordering::Relaxed);
@@ -172,9 +221,15 @@ fn new_histogram() -> Result<Histogram<u64>, CreationError> {
     Histogram::new_with_bounds(1, 60_000_000, 3)
 }
 
-async fn call(shared: Arc<Shared>, mut client: HttpClient) -> Result<Histogram<u64>, StormError> {
+async fn call(shared: Arc<Shared>, mut client: HttpClient, pace: Pace) -> Result<Histogram<u64>, StormError> {
     let mut latency_us = new_histogram()?;
+    let mut next_at = Instant::now();
     loop {
+        sleep_until(next_at.into()).await;
+        next_at = Instant::now().max(next_at + pace.interval());
+        if pace.until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(latency_us);
+        }
         let index = shared.next.fetch_add(1, Ordering::Relaxed);
         if index >= shared.storm.likes {
             return Ok(latency_us);
@@ -192,7 +247,7 @@ async fn post_until_accepted(
     client: &mut HttpClient,
     first: u64,
 ) -> Result<Duration, StormError> {
-    let (user_id, post_id) = Storm::pair(first);
+    let (user_id, post_id) = shared.storm.pair(first);
     let mut last_error = None;
     for _ in 0..TRIES {
         let started = Instant::now();
@@ -219,7 +274,7 @@ mod tests {
     #[test]
     fn duplicates_repeat_earlier_likes_in_the_asked_share() {
         for percent in [0_u8, 5, 50, 100] {
-            let storm = Storm { likes: 100_000, duplicate_percent: percent };
+            let storm = Storm { likes: 100_000, duplicate_percent: percent, rejected_percent: 0 };
             let mut duplicates = 0_u64;
             for index in 0..storm.likes {
                 let first = storm.first_of_pair(index);
@@ -233,9 +288,9 @@ mod tests {
 
     #[test]
     fn a_pair_leads_back_to_its_like_and_a_foreign_one_does_not() {
-        let storm = Storm { likes: 1_000, duplicate_percent: 20 };
+        let storm = Storm { likes: 1_000, duplicate_percent: 20, rejected_percent: 3 };
         for first in (0..1_000).filter(|index| storm.first_of_pair(*index) == *index) {
-            let (user, post) = Storm::pair(first);
+            let (user, post) = storm.pair(first);
             let (user, post) = (i64::try_from(user).unwrap(), i64::try_from(post).unwrap());
             assert_eq!(storm.first_with(user, post), Some(first));
             assert_eq!(storm.first_with(user, post + 1), None);

@@ -1,12 +1,7 @@
 //! What the demo has found, for people and as JSON.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::Path,
-};
+use std::io::{self, Write};
 
-use local::LocalError;
 use serde::Serialize;
 
 /// All figures. Rates are likes a second; `in` ends with the last 202, `out` when all is stored and acknowledged.
@@ -44,16 +39,6 @@ impl Verdict {
             && self.doubled == 0
             && self.foreign == 0
             && expected.contains(&self.rows)
-    }
-
-    pub(crate) fn write_json(&self, file: &Path) -> Result<(), LocalError> {
-        let failed = || format!("{} can't be written", file.display());
-        if let Some(folder) = file.parent() {
-            fs::create_dir_all(folder).map_err(LocalError::io(failed()))?;
-        }
-        let json =
-            serde_json::to_string_pretty(self).map_err(io::Error::from).map_err(LocalError::io(failed()))?;
-        fs::write(file, json + "\n").map_err(LocalError::io(failed()))
     }
 
     pub(crate) fn print(&self) {

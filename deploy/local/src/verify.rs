@@ -11,7 +11,7 @@ use crate::storm::{IndexSet, Sent, Storm};
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) rows: u64,
-    /// Accepted, and not there.
+    /// Accepted, and neither there nor elsewhere.
     pub(crate) lost: u64,
     /// There more than once.
     pub(crate) doubled: u64,
@@ -28,7 +28,13 @@ pub(crate) struct Table {
 #[error("the table can't be read")]
 pub(crate) struct VerifyError(#[from] tokio_postgres::Error);
 
-pub(crate) async fn read_table(client: &Client, storm: Storm, sent: &Sent) -> Result<Table, VerifyError> {
+/// Reads the table. `elsewhere` are pairs, by their first like, that are kept in another place.
+pub(crate) async fn read_table(
+    client: &Client,
+    storm: Storm,
+    sent: &Sent,
+    elsewhere: &IndexSet,
+) -> Result<Table, VerifyError> {
     let found = IndexSet::new(storm.likes);
     let (mut rows, mut doubled, mut foreign) = (0, 0, 0);
     let none: [&(dyn ToSql + Sync); 0] = [];
@@ -38,12 +44,12 @@ pub(crate) async fn read_table(client: &Client, storm: Storm, sent: &Sent) -> Re
         rows += 1;
         match storm.first_with(row.try_get(0)?, row.try_get(1)?) {
             Some(first) if !found.insert(first) => doubled += 1,
-            Some(first) if sent.pairs.contains(first) || sent.unsure.contains(first) => {}
+            Some(first) if sent.may_have(first) => {}
             _ => foreign += 1,
         }
     }
-    let lost =
-        (0..storm.likes).filter(|index| sent.pairs.contains(*index) && !found.contains(*index)).count();
+    let nowhere = |index: &u64| !found.contains(*index) && !elsewhere.contains(*index);
+    let lost = (0..storm.likes).filter(|index| sent.pairs.contains(*index) && nowhere(index)).count();
     let summary = client
         .query_one(
             "SELECT count(DISTINCT xmin::text::bigint),

@@ -1,0 +1,130 @@
+//! A run of faults under load, repeatable by its seed, and what became of every like.
+
+mod check;
+mod injector;
+mod plan;
+mod poison;
+
+use std::{
+    error::Error,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use fred::prelude::Client;
+use local::process::Lifetime;
+use shared::config::positive_duration;
+use tokio::{runtime::Handle, time::sleep};
+use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backlog::{self, Keys},
+    chaos::{injector::Injector, plan::Plan, poison::Poison},
+    figures,
+    progress::say,
+    stack::{Stack, StackOptions},
+    storm::{self, Pace, REJECTED_POST, Storm},
+};
+
+/// How much is thrown at the stack, and for how long.
+#[derive(clap::Args)]
+pub(crate) struct ChaosOptions {
+    /// What the faults follow from [default: any]
+    #[arg(long, env = "SEED")]
+    seed: Option<u64>,
+
+    /// How long
+    #[arg(long, default_value = "1m", value_parser = positive_duration)]
+    duration: Duration,
+
+    /// How many likes a second
+    #[arg(long, default_value = "2000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+
+    /// Where the figures go as JSON
+    #[arg(long, default_value = "target/chaos.json", value_name = "FILE")]
+    json: PathBuf,
+}
+
+const CONSUMERS: usize = 3;
+const CALLERS: u16 = 16;
+const DUPLICATE_PERCENT: u8 = 10;
+const REJECTED_PERCENT: u8 = 2;
+
+/// At the end everything has to be done within this time.
+const DRAIN: Duration = Duration::from_mins(2);
+
+/// Runs it and tells whether every promise was kept.
+pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> {
+    let seed = options.seed.unwrap_or_else(|| rand::random::<u32>().into());
+    say(&format!(
+        "chaos with SEED={seed}: starting private Redis and Postgres, ingest and {CONSUMERS} consumers"
+    ));
+    let stack = Stack::start(stack_options(), Lifetime::Leashed)?;
+    let (ingest, redis_url, database_url) =
+        (stack.ingest.listen(), stack.redis.url(), stack.postgres.url("postgres"));
+    reject_the_rejected_post(&database_url).await?;
+    let redis = backlog::connect(&redis_url).await?;
+
+    let until = Instant::now() + options.duration;
+    let storm = Storm {
+        likes: u64::from(options.rate) * options.duration.as_secs().max(1) * 2,
+        duplicate_percent: DUPLICATE_PERCENT,
+        rejected_percent: REJECTED_PERCENT,
+    };
+    let pace = Pace { connections: CALLERS, per_second: Some(options.rate), until: Some(until) };
+    // The injector blocks, and must hear of it when this is dropped.
+    let stop = CancellationToken::new();
+    let _stops_with_this = stop.clone().drop_guard();
+    let injector = Injector {
+        stack,
+        redis: redis.clone(),
+        runtime: Handle::current(),
+        stop,
+        poison: Poison::default(),
+        injected: std::collections::BTreeMap::new(),
+    };
+    let injecting = tokio::task::spawn_blocking(move || injector.run(Plan::new(seed), until));
+    let sending = storm::send(storm, ingest, pace);
+    let injected = async { Ok::<_, Box<dyn Error>>(injecting.await??) };
+    let (injector, sent) = tokio::try_join!(injected, async { Ok(sending.await?) })?;
+
+    let left = wait_until_drained(&redis).await?;
+    let run = (seed, options.duration.as_secs(), left);
+    let mut verdict = check::check(run, (storm, &sent), &injector.poison, &redis, &database_url).await?;
+    verdict.faults = injector.injected.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
+    injector.stack.stop()?;
+    figures::write_json(&verdict, &options.json)?;
+    verdict.print();
+    Ok(verdict.passed())
+}
+
+/// Every crash of Redis is to keep what was accepted; and what is left pending is to be claimed soon.
+fn stack_options() -> StackOptions {
+    let consumer_settings = [("BATCH_LINGER", "20ms"), ("WRITE_TIMEOUT", "900ms"), ("CLAIM_MIN_IDLE", "2s")];
+    StackOptions {
+        consumer_admin_ports: vec![0; CONSUMERS],
+        redis_arguments: ["--appendfsync", "always"].map(str::to_owned).to_vec(),
+        consumer_settings: consumer_settings.map(|(name, value)| (name, value.to_owned())).to_vec(),
+        ..StackOptions::default()
+    }
+}
+
+async fn reject_the_rejected_post(database_url: &str) -> Result<(), tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(database_url, NoTls).await?;
+    tokio::spawn(connection);
+    client.batch_execute(&format!("ALTER TABLE likes ADD CHECK (post_id <> {REJECTED_POST})")).await
+}
+
+/// How many entries are still to be done when the time is up.
+async fn wait_until_drained(redis: &Client) -> Result<u64, fred::error::Error> {
+    let (keys, give_up_at) = (Keys::default(), Instant::now() + DRAIN);
+    loop {
+        let waiting = backlog::entries(redis, &keys).await?;
+        if waiting == 0 || Instant::now() >= give_up_at {
+            return Ok(waiting);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}

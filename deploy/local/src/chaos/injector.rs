@@ -1,0 +1,185 @@
+//! Does harm to a running stack, and mends it.
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use fred::{
+    prelude::{Client, ClientLike},
+    types::{ClusterHash, CustomCommand},
+};
+use local::LocalError;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backlog::Keys,
+    chaos::{
+        plan::{Fault, Kind, Plan},
+        poison::Poison,
+    },
+    progress::say,
+    stack::{self, Stack},
+};
+
+/// After a fault all programs have to be ready again within this time.
+const RECOVERY: Duration = Duration::from_mins(1);
+
+const SLICE: Duration = Duration::from_millis(100);
+
+/// What should have been well was not.
+#[derive(Debug, Error)]
+pub(crate) enum InjectorError {
+    #[error("the stack did not stand it")]
+    Stack(#[from] LocalError),
+    #[error("Redis did not take an order of the test")]
+    Redis(#[from] fred::error::Error),
+    #[error("Postgres did not take an order of the test")]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+/// A stack, and what is done to it.
+pub(crate) struct Injector {
+    pub(crate) stack: Stack,
+    pub(crate) redis: Client,
+    pub(crate) runtime: Handle,
+    pub(crate) stop: CancellationToken,
+    pub(crate) poison: Poison,
+    /// How often each kind of fault was injected.
+    pub(crate) injected: BTreeMap<Kind, u32>,
+}
+
+impl Injector {
+    /// One fault after the other until the time is up. Blocks.
+    ///
+    /// # Errors
+    /// When a program does not recover, or does not end well when it is asked to.
+    pub(crate) fn run(mut self, plan: Plan, until: Instant) -> Result<Self, InjectorError> {
+        let started = Instant::now();
+        for fault in plan {
+            self.pause(fault.after);
+            if Instant::now() >= until || self.stop.is_cancelled() {
+                break;
+            }
+            say(&format!("{:>7.1} s  {}", started.elapsed().as_secs_f64(), fault.kind));
+            self.inject(fault)?;
+            *self.injected.entry(fault.kind).or_default() += 1;
+        }
+        for program in self.stack.consumers.iter().chain([&self.stack.ingest]) {
+            program.wait_ready(RECOVERY)?;
+        }
+        Ok(self)
+    }
+
+    /// Sleeps, but not beyond the end of all.
+    fn pause(&self, length: Duration) {
+        let until = Instant::now() + length;
+        while Instant::now() < until && !self.stop.is_cancelled() {
+            thread::sleep(SLICE.min(until.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    fn inject(&mut self, fault: Fault) -> Result<(), InjectorError> {
+        let consumer = fault.consumer % self.stack.consumers.len();
+        match fault.kind {
+            Kind::KillConsumer => {
+                self.stack.consumers[consumer].kill();
+                self.pause(fault.outage);
+                self.stack.replace_consumer(consumer)?;
+            }
+            Kind::KillIngest => {
+                self.stack.ingest.kill();
+                self.stack.replace_ingest()?;
+            }
+            Kind::RollOutConsumers => {
+                for consumer in 0..self.stack.consumers.len() {
+                    stack::end_well(&mut self.stack.consumers[consumer])?;
+                    self.stack.replace_consumer(consumer)?;
+                }
+            }
+            Kind::RollOutIngest => {
+                stack::end_well(&mut self.stack.ingest)?;
+                self.stack.replace_ingest()?;
+            }
+            Kind::RestartPostgres | Kind::KillPostgres => {
+                if fault.kind == Kind::KillPostgres {
+                    self.stack.postgres.kill();
+                } else {
+                    self.stack.postgres.stop();
+                }
+                self.pause(fault.outage);
+                self.stack.postgres.start_again()?;
+            }
+            Kind::RestartRedis | Kind::KillRedis => {
+                if fault.kind == Kind::KillRedis {
+                    self.stack.redis.kill();
+                } else {
+                    self.stack.redis.stop();
+                }
+                self.pause(fault.outage);
+                self.stack.redis.start_again()?;
+            }
+            Kind::FreezePostgres => {
+                self.stack.postgres.pause();
+                self.pause(fault.outage);
+                self.stack.postgres.resume();
+            }
+            Kind::FreezeRedis => {
+                self.stack.redis.pause();
+                self.pause(fault.outage);
+                self.stack.redis.resume();
+            }
+            Kind::KillConsumerAtFrozenPostgres => {
+                self.stack.postgres.pause();
+                self.pause(fault.outage);
+                self.stack.consumers[consumer].kill();
+                self.stack.postgres.resume();
+                self.stack.replace_consumer(consumer)?;
+            }
+            Kind::KillConsumerAtFrozenRedis => {
+                self.stack.redis.pause();
+                self.pause(fault.outage);
+                self.stack.consumers[consumer].kill();
+                self.stack.redis.resume();
+                self.stack.replace_consumer(consumer)?;
+            }
+            Kind::CutRedisConnections => {
+                self.redis_command("CLIENT", &["KILL", "TYPE", "normal", "SKIPME", "yes"])?;
+            }
+            Kind::CutPostgresConnections => self.runtime.block_on(self.cut_postgres_connections())?,
+            Kind::FillRedis => {
+                self.redis_command("CONFIG", &["SET", "maxmemory", "1"])?;
+                self.pause(fault.outage);
+                self.redis_command("CONFIG", &["SET", "maxmemory", "0"])?;
+            }
+            Kind::Poison => {
+                let keys = Keys::default();
+                let (runtime, redis) = (self.runtime.clone(), self.redis.clone());
+                runtime.block_on(async {
+                    for _ in 0..fault.poison {
+                        self.poison.append(&redis, &keys).await;
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn redis_command(&self, name: &'static str, arguments: &[&str]) -> Result<(), fred::error::Error> {
+        let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
+        self.runtime.block_on(self.redis.custom::<(), _>(command, arguments.to_vec()))
+    }
+
+    async fn cut_postgres_connections(&self) -> Result<(), tokio_postgres::Error> {
+        let url = self.stack.postgres.url("postgres");
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+        tokio::spawn(connection);
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE application_name LIKE 'likestream%' AND pid <> pg_backend_pid()";
+        client.execute(sql, &[]).await.map(drop)
+    }
+}

@@ -1,0 +1,17 @@
+//! Figures as a file of JSON, for other programs.
+
+use std::{fs, io, path::Path};
+
+use local::LocalError;
+use serde::Serialize;
+
+/// Writes them, and makes the folder that they go to.
+pub(crate) fn write_json(figures: &impl Serialize, file: &Path) -> Result<(), LocalError> {
+    let failed = || format!("{} can't be written", file.display());
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).map_err(LocalError::io(failed()))?;
+    }
+    let json =
+        serde_json::to_string_pretty(figures).map_err(io::Error::from).map_err(LocalError::io(failed()))?;
+    fs::write(file, json + "\n").map_err(LocalError::io(failed()))
+}
