@@ -12,6 +12,7 @@ LIKES ?= 1000000
 DUPLICATES ?= 5
 SEED ?=
 MINUTES ?= 10
+FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## Print this help
@@ -36,6 +37,16 @@ test: build ## Run all tests, against real servers that they start themselves
 .PHONY: chaos
 chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10)
 	@$(LOCALSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m
+
+.PHONY: fuzz
+fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
+	@cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-fuzz
+	@# The sanitizer's flags are not stable in Rust.
+	@for target in decode like_request; do \
+		mkdir -p target/fuzz/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/fuzz cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
+			target/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
+	done
 
 .PHONY: up down status logs
 up: build ## Start the same stack and keep it running
