@@ -6,7 +6,8 @@ SHELL := /bin/bash
 CARGO := cargo
 # One profile for everything, so that nothing is compiled twice.
 BUILD := $(CARGO) build --locked --release
-LOCALSTACK := target/release/localstack
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+LOCALSTACK := $(TARGET)/release/localstack
 
 LIKES ?= 1000000
 DUPLICATES ?= 5
@@ -43,20 +44,23 @@ fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
 	@cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-fuzz
 	@# The sanitizer's flags are not stable in Rust.
 	@for target in decode like_request; do \
-		mkdir -p target/fuzz/corpus/$$target; \
-		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/fuzz cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
-			target/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
+		mkdir -p $(TARGET)/fuzz/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(TARGET)/fuzz cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
+			$(TARGET)/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
 
 .PHONY: up down status logs
 up: build ## Start the same stack and keep it running
 	@$(LOCALSTACK) up
-down: build ## Stop it and remove its data
+# What is up can be looked at and stopped whatever state the code is in.
+down: $(LOCALSTACK) ## Stop it and remove its data
 	@$(LOCALSTACK) down
-status: build ## Tell how it is
+status: $(LOCALSTACK) ## Tell how it is
 	@$(LOCALSTACK) status
-logs: build ## Show its logs and follow them
+logs: $(LOCALSTACK) ## Show its logs and follow them
 	@$(LOCALSTACK) logs --follow
+$(LOCALSTACK):
+	@$(MAKE) build
 
 .PHONY: lint
 lint: install ## Check the formatting and run clippy, warnings denied

@@ -1,6 +1,9 @@
 //! A batch: the rows of one transaction, and the entries that it settles.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use shared::{
@@ -55,6 +58,12 @@ pub(crate) struct Batch {
     entries: Vec<SettledEntry>,
     likes: usize,
     first_read_at: Instant,
+    progress: Progress,
+}
+
+/// What became of the rows of a batch: all that is not said to be untried is stored or rejected.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
     untried: Bisection,
     inserted: u64,
     /// Why the table will never take these rows.
@@ -112,9 +121,9 @@ impl Batch {
         // index pages are touched one after the other. Of equal pairs the earliest like is kept.
         rows.sort_unstable_by_key(|like| (pair(*like), like.created_at_us()));
         rows.dedup_by_key(|like| pair(*like));
-        let untried = Bisection::new(rows.len());
-        let (inserted, rejected) = (0, HashMap::new());
-        Self { rows, entries: settled, likes, first_read_at, untried, inserted, rejected }
+        let progress =
+            Progress { untried: Bisection::new(rows.len()), inserted: 0, rejected: HashMap::new() };
+        Self { rows, entries: settled, likes, first_read_at, progress }
     }
 
     /// How many rows there are for the table.
@@ -137,9 +146,37 @@ impl Batch {
         self.entries.first().filter(|entry| entry.alone).map(|entry| entry.at)
     }
 
-    /// Rows to write in the next transaction; nothing when every row is stored or rejected.
-    pub(crate) fn next_rows(&self) -> Option<Rows<'_>> {
-        self.untried.next_piece().and_then(|piece| self.rows.get(piece)).map(Rows)
+    /// What became of its rows so far.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Rows were tried and that is committed.
+    pub(crate) fn advance(&mut self, progress: Progress) {
+        self.progress = progress;
+    }
+
+    /// How many rows were not in the table before.
+    pub(crate) fn inserted(&self) -> u64 {
+        self.progress.inserted
+    }
+
+    /// What it settles, when every row is stored or rejected: likes that were rejected are dead letters now.
+    pub(crate) fn into_entries(self) -> Vec<SettledEntry> {
+        let Self { mut entries, progress: Progress { rejected, .. }, .. } = self;
+        if !rejected.is_empty() {
+            for entry in &mut entries {
+                entry.bury(&rejected);
+            }
+        }
+        entries
+    }
+}
+
+impl Progress {
+    /// Rows to try next; nothing when every row is stored or rejected.
+    pub(crate) fn next_rows<'a>(&self, batch: &'a Batch) -> Option<Rows<'a>> {
+        self.untried.next_piece().and_then(|piece| batch.rows.get(piece)).map(Rows)
     }
 
     /// The next rows are in the table, this many of them newly.
@@ -148,29 +185,14 @@ impl Batch {
         self.inserted += inserted;
     }
 
-    /// The table does not take the next rows. Unless that is one row alone, they will be tried in halves.
-    pub(crate) fn rejected(&mut self, why: String) {
-        if let Some(row) = self.untried.rejected()
-            && let Some(like) = self.rows.get(row)
+    /// The table does not take the next rows, which are these. Unless that is one row alone, they will be tried in
+    /// halves.
+    pub(crate) fn rejected(&mut self, rows: Rows<'_>, why: String) {
+        if self.untried.rejected().is_some()
+            && let [like] = rows.0
         {
             self.rejected.insert(pair(*like), why);
         }
-    }
-
-    /// How many rows were not in the table before.
-    pub(crate) fn inserted(&self) -> u64 {
-        self.inserted
-    }
-
-    /// What it settles, when every row is stored or rejected: likes that were rejected are dead letters now.
-    pub(crate) fn into_entries(self) -> Vec<SettledEntry> {
-        let Self { mut entries, rejected, .. } = self;
-        if !rejected.is_empty() {
-            for entry in &mut entries {
-                entry.bury(&rejected);
-            }
-        }
-        entries
     }
 }
 
@@ -190,14 +212,32 @@ fn pair(like: Like) -> Pair {
     (like.post_id(), like.user_id())
 }
 
-/// Rows of one transaction.
+/// Rows of one statement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows<'a>(&'a [Like]);
+
+/// Rows, column by column.
+pub(crate) struct Columns {
+    pub(crate) user_id: Vec<i64>,
+    pub(crate) post_id: Vec<i64>,
+    pub(crate) created_at: Vec<SystemTime>,
+}
 
 impl Rows<'_> {
     /// How many.
     pub(crate) fn len(self) -> usize {
         self.0.len()
+    }
+
+    /// As arrays.
+    pub(crate) fn columns(self) -> Columns {
+        let created_at =
+            |like: &Like| UNIX_EPOCH + Duration::from_micros(like.created_at_us().unsigned_abs());
+        Columns {
+            user_id: self.0.iter().map(Like::user_id).collect(),
+            post_id: self.0.iter().map(Like::post_id).collect(),
+            created_at: self.0.iter().map(created_at).collect(),
+        }
     }
 
     /// The rows as `COPY … (FORMAT binary)` wants them: a header, then for each row the number of columns and each

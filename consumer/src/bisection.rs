@@ -6,7 +6,7 @@ use std::ops::Range;
 /// its place, until single rows stand alone.
 ///
 /// With k bad rows among n, some 2 k log2(n / k) pieces are tried, and at most 2 n.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bisection {
     /// The next piece is the last one. None is empty.
     pieces: Vec<Range<usize>>,

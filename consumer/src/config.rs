@@ -9,7 +9,7 @@ use std::{
 use clap::Parser;
 use shared::{
     cli::{self, SettingError},
-    config::{PostgresArgs, RedisArgs, StreamArgs, duration, positive_duration},
+    config::{PostgresArgs, RedisArgs, StreamArgs, address, duration, positive_duration},
     telemetry::TelemetryArgs,
 };
 
@@ -35,7 +35,8 @@ pub struct Settings {
     pub(crate) consumer_name: Option<String>,
 
     /// Where /livez, /readyz and /metrics are; never needs to be public
-    #[arg(long, env = "CONSUMER_ADMIN_LISTEN", default_value = "127.0.0.1:8082", value_name = "ADDRESS")]
+    #[arg(long, env = "CONSUMER_ADMIN_LISTEN", default_value = "127.0.0.1:8082", value_name = "ADDRESS",
+          value_parser = address)]
     pub(crate) consumer_admin_listen: SocketAddr,
 
     /// A transaction takes entries until it has this many rows

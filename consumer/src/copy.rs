@@ -9,10 +9,16 @@ use shared::{
     service::one_line,
 };
 use thiserror::Error;
-use tokio::{pin, time};
+use tokio::{
+    pin,
+    time::{self, Instant},
+};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::batch::{Batch, Rows, SettledEntry};
+use crate::{
+    batch::{Batch, Progress, SettledEntry},
+    isolate::isolate,
+};
 
 /// What each connection starts with: bounds on what a statement may wait for, commits that wait for the disk (a
 /// server that has this switched off could otherwise forget what was acknowledged), and the staging table, which
@@ -97,29 +103,45 @@ pub(crate) async fn write(
     mut batch: Batch,
     limit: Duration,
 ) -> Result<Committed, (Batch, WriteError)> {
-    while let Some(rows) = batch.next_rows() {
-        match attempt(pool, rows, limit).await {
-            Ok(inserted) => batch.stored(inserted),
-            Err(error) if error.class() == FailureClass::Reject => batch.rejected(one_line(&error)),
+    while let Some(rows) = batch.progress().next_rows(&batch) {
+        let whole = rows.len() == batch.rows();
+        match attempt(pool, &batch, whole, limit).await {
+            Ok(progress) => batch.advance(progress),
+            Err(error) if whole && error.class() == FailureClass::Reject => {
+                let mut progress = batch.progress().clone();
+                progress.rejected(rows, one_line(&error));
+                batch.advance(progress);
+            }
             Err(error) => return Err((batch, error)),
         }
     }
     Ok(Committed { batch })
 }
 
-async fn attempt(pool: &Pool, rows: Rows<'_>, limit: Duration) -> Result<u64, WriteError> {
+/// One transaction: all rows at once, or as many pieces as it has time for.
+async fn attempt(pool: &Pool, batch: &Batch, whole: bool, limit: Duration) -> Result<Progress, WriteError> {
     let connection = pool.get().await?;
-    let stored = time::timeout(limit, store(&connection, rows)).await.unwrap_or(Err(WriteError::Timeout));
-    if stored.is_err() {
+    let work = async {
+        if whole {
+            store(&connection, batch).await
+        } else {
+            // The other half of the time is for the piece in hand and the commit.
+            Ok(isolate(&connection, batch, Instant::now() + limit / 2).await?)
+        }
+    };
+    let done = time::timeout(limit, work).await.unwrap_or(Err(WriteError::Timeout));
+    if done.is_err() {
         // In the pool it would be handed out again in the middle of its transaction.
         drop(Object::take(connection));
     }
-    stored
+    done
 }
 
 /// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network. Each
 /// step fails if the one before it did, so COMMIT is reached, and answered with a count, only when all is well.
-async fn store(connection: &Object, rows: Rows<'_>) -> Result<u64, WriteError> {
+async fn store(connection: &Object, batch: &Batch) -> Result<Progress, WriteError> {
+    let mut progress = batch.progress().clone();
+    let Some(rows) = progress.next_rows(batch) else { return Ok(progress) };
     let stage = connection.prepare_cached(STAGE).await?;
     let (began, sink) = future::join(connection.batch_execute("BEGIN"), connection.copy_in(&stage)).await;
     began?;
@@ -137,5 +159,6 @@ async fn store(connection: &Object, rows: Rows<'_>) -> Result<u64, WriteError> {
         SimpleQueryMessage::CommandComplete(rows) => Some(*rows),
         _ => None,
     });
-    count.ok_or(WriteError::Answer)
+    progress.stored(count.ok_or(WriteError::Answer)?);
+    Ok(progress)
 }

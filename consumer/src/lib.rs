@@ -14,6 +14,7 @@ mod dead_letter;
 mod departed;
 mod entry;
 mod in_flight;
+mod isolate;
 mod metrics;
 mod probe;
 mod reader;
@@ -31,7 +32,7 @@ use shared::{
     agreement::{self, AgreementError},
     cli::SettingError,
     pg,
-    redis::{Redis, Use},
+    redis::{Redis, Use, is_refusal},
     service::{Failure, Unreachable, wait_for},
     telemetry::Telemetry,
 };
@@ -169,14 +170,16 @@ async fn connect(
 ) -> Result<(Client, Client), ConsumerError> {
     let limit = settings.startup_timeout;
     let server = format!("Redis at {}", redis.address());
-    let commands = wait_for(server, "REDIS_URL", limit, || redis.connect(Use::Commands)).await?;
+    let commands = wait_for(server, "REDIS_URL", limit, is_refusal, || redis.connect(Use::Commands)).await?;
     let server = format!("Redis at {}", redis.address());
-    let reads = wait_for(server, "REDIS_URL", limit, || redis.connect(Use::BlockingReads(BLOCK))).await?;
+    let reads =
+        wait_for(server, "REDIS_URL", limit, is_refusal, || redis.connect(Use::BlockingReads(BLOCK))).await?;
     agreement::settle(&commands, &settings.streams).await?;
     agreement::warn_of_eviction(&commands).await;
 
     let (client, connection) =
-        wait_for(pg::address(postgres), "DATABASE_URL", limit, || postgres.connect(NoTls)).await?;
+        wait_for(pg::address(postgres), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect(NoTls))
+            .await?;
     tokio::spawn(connection);
     schema::check(&client).await?;
     Ok((commands, reads))

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -23,12 +22,12 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether more likes may be taken.
 pub(crate) struct Backlog {
-    limit: NonZeroU64,
+    limit: u64,
     full: AtomicBool,
 }
 
 impl Backlog {
-    pub(crate) fn new(limit: NonZeroU64) -> Self {
+    pub(crate) fn new(limit: u64) -> Self {
         Self { limit, full: AtomicBool::new(false) }
     }
 
@@ -38,9 +37,9 @@ impl Backlog {
     }
 
     fn sampled(&self, entries: u64) {
-        let full = entries >= self.limit.get();
+        let full = entries >= self.limit;
         if self.full.swap(full, Ordering::Relaxed) != full {
-            let limit = self.limit.get();
+            let limit = self.limit;
             if full {
                 tracing::warn!(backlog_entries = entries, limit, "backlog over its limit: likes are refused");
             } else {

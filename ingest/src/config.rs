@@ -1,11 +1,11 @@
 //! The settings of ingest.
 
-use std::{net::SocketAddr, num::NonZeroU64, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Parser;
 use shared::{
     cli::{self, SettingError},
-    config::{ByteCount, RedisArgs, StreamArgs, positive_duration},
+    config::{ByteCount, RedisArgs, StreamArgs, address, positive_duration},
     telemetry::TelemetryArgs,
 };
 
@@ -27,12 +27,18 @@ pub struct Settings {
     pub(crate) redis_ack: RedisAck,
 
     /// Where callers reach POST /likes
-    #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS", value_parser = address)]
     pub(crate) ingest_listen: SocketAddr,
 
     /// Where /livez, /readyz and /metrics are; never needs to be public
-    #[arg(long, env = "INGEST_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    #[arg(long, env = "INGEST_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS",
+          value_parser = address)]
     pub(crate) ingest_admin_listen: SocketAddr,
+
+    /// How many connections may be open; beyond it callers wait to be accepted
+    #[arg(long, env = "INGEST_MAX_CONNECTIONS", default_value = "10000", value_name = "CONNECTIONS",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) ingest_max_connections: u32,
 
     /// The longest body of a request
     #[arg(long, env = "INGEST_MAX_BODY", default_value = "16KiB", value_name = "SIZE")]
@@ -40,8 +46,9 @@ pub struct Settings {
 
     /// How many entries may wait in Redis for the consumers, over all partitions; beyond it callers get 503. It is
     /// compared twice a second, so it can be overshot by what arrives in between
-    #[arg(long, env = "INGEST_BACKLOG_LIMIT", default_value = "1000000", value_name = "ENTRIES")]
-    pub(crate) ingest_backlog_limit: NonZeroU64,
+    #[arg(long, env = "INGEST_BACKLOG_LIMIT", default_value = "1000000", value_name = "ENTRIES",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) ingest_backlog_limit: u64,
 
     /// How many likes may share one stream entry when they arrive faster than Redis answers; 28 bytes each at most
     #[arg(long, env = "INGEST_ENTRY_LIKES", default_value = "512", value_name = "LIKES",

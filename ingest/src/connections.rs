@@ -26,6 +26,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     requests: TaskTracker,
+    max_connections: usize,
     shutdown: CancellationToken,
 ) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -34,8 +35,9 @@ pub(crate) async fn serve(
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
+        // Beyond the limit callers wait in the system's own queue, which is bounded, too.
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if connections.len() < max_connections => accepted,
             Some(_) = connections.join_next() => continue,
             () = shutdown.cancelled() => break,
         };

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -76,7 +76,8 @@ async fn like(
     if !is_json(&headers) {
         return Err(Problem::UnsupportedMediaType);
     }
-    let body = read_body(body, service.max_body_bytes).await?;
+    let sender_waits = headers.contains_key(header::EXPECT);
+    let body = read_body(body, service.max_body_bytes, sender_waits).await?;
     let like = like_request::parse(&body, received_at_us).map_err(|bad| match bad {
         BadRequest::Json(why) => Problem::InvalidJson(why),
         BadRequest::Like(why) => Problem::InvalidLike(why),
@@ -94,7 +95,11 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-async fn read_body(mut body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
+/// `sender_waits` says that none of the body is sent before we ask for it: then there is no need to, if it is too long.
+async fn read_body(mut body: Body, max_bytes: usize, sender_waits: bool) -> Result<Bytes, Problem> {
+    if sender_waits && body.size_hint().lower() > max_bytes as u64 {
+        return Err(Problem::BodyTooLarge { max_bytes });
+    }
     let read = async {
         match Limited::new(&mut body, max_bytes).collect().await {
             Ok(collected) => Ok(collected.to_bytes()),

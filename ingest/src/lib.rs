@@ -21,7 +21,7 @@ use shared::{
     admin::{self, Health},
     agreement::{self, AgreementError},
     cli::SettingError,
-    redis::{Redis, Use},
+    redis::{Redis, Use, is_refusal},
     service::{Failure, Unreachable, wait_for},
     telemetry::Telemetry,
 };
@@ -59,8 +59,8 @@ pub enum IngestError {
     #[error(transparent)]
     Agreement(#[from] AgreementError),
     /// A bug.
-    #[error("the sampling of the backlog ended by itself: this is a bug")]
-    Crashed,
+    #[error("{0} ended by itself: this is a bug; likes without an answer may have been taken or not")]
+    Crashed(&'static str),
     /// Some request would not end.
     #[error("requests were still in flight after DRAIN_TIMEOUT, {0}: they got no answer")]
     Drain(humantime::FormattedDuration),
@@ -108,25 +108,38 @@ pub async fn run(
         Arc::clone(&metrics),
     );
     let mut sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
-    let (publisher, appenders) = Publisher::start(&appends, &settings, &metrics);
+    let (publisher, mut appenders) = Publisher::start(&appends, &settings, &metrics);
     let requests = TaskTracker::new();
     let max_body_bytes = settings.ingest_max_body.0;
     let service = http::Service { publisher, backlog, metrics, max_body_bytes, requests: requests.clone() };
 
     let deadline = shutdown.clone();
+    let serving = connections::serve(
+        listener,
+        http::router(service),
+        requests,
+        settings.ingest_max_connections as usize,
+        shutdown,
+    );
     let work = async {
-        connections::serve(listener, http::router(service), requests, shutdown).await;
+        tokio::select! {
+            () = serving => {}
+            _ = appenders.join_next() => return Err(IngestError::Crashed("an appender")),
+        }
         // The connections were the only ones with a publisher: their end lets the appenders finish what they hold.
-        appenders.join_all().await;
+        while let Some(ended) = appenders.join_next().await {
+            ended.map_err(|_| IngestError::Crashed("an appender"))?;
+        }
+        Ok(())
     };
     let deadline = async {
         deadline.cancelled().await;
         sleep(settings.drain_timeout).await;
     };
     tokio::select! {
-        () = work => Ok(()),
+        done = work => done,
         () = deadline => Err(IngestError::Drain(humantime::format_duration(settings.drain_timeout))),
-        _ = &mut sampling => Err(IngestError::Crashed),
+        _ = &mut sampling => Err(IngestError::Crashed("the sampling of the backlog")),
     }
 }
 
@@ -143,7 +156,8 @@ async fn listen_on(
 async fn connect(redis: &Redis, settings: &Settings) -> Result<(Client, AppendFactory), IngestError> {
     let server = format!("Redis at {}", redis.address());
     let client =
-        wait_for(server, "REDIS_URL", settings.startup_timeout, || redis.connect(Use::Commands)).await?;
+        wait_for(server, "REDIS_URL", settings.startup_timeout, is_refusal, || redis.connect(Use::Commands))
+            .await?;
     agreement::settle(&client, &settings.streams).await?;
     agreement::warn_of_eviction(&client).await;
     let timeout = settings.redis.redis_timeout;

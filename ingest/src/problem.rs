@@ -69,7 +69,7 @@ impl Problem {
                 StatusCode::BAD_REQUEST,
                 "body-incomplete",
                 "The body broke off",
-                "The connection ended before the body did.".to_owned(),
+                "The connection ended, or left the rules of HTTP, before the body did.".to_owned(),
             ),
             Self::BodyTimeout => no(
                 StatusCode::REQUEST_TIMEOUT,

@@ -65,7 +65,9 @@ fn one_line(error: &clap::Error, command: &clap::Command) -> String {
     if let (Some(arg), Some(value)) = (named(ContextKind::InvalidArg), named(ContextKind::InvalidValue)) {
         let setting = environment_name(command, arg).unwrap_or_else(|| arg.to_owned());
         let allowed = match (error.get(ContextKind::ValidValue), std::error::Error::source(error)) {
-            (Some(ContextValue::Strings(values)), _) => format!("allowed are {}", values.join(", ")),
+            (Some(ContextValue::Strings(values)), _) if !values.is_empty() => {
+                format!("allowed are {}", values.join(", "))
+            }
             (_, Some(source)) => source.to_string(),
             _ => "a value is needed".to_owned(),
         };

@@ -1,6 +1,6 @@
 //! Settings that several programs share: each a clap flag with an environment variable.
 
-use std::{fmt, fs, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -78,10 +78,23 @@ pub struct StreamArgs {
     pub likes_partitions: PartitionCount,
 }
 
-/// Reads `250ms`, `30s`, `1m 30s`.
+/// Reads `250ms`, `30s`, `1m 30s`, at most [`MAX_DURATION`].
 pub fn duration(text: &str) -> Result<Duration, InvalidDuration> {
-    humantime::parse_duration(text).map_err(|_| InvalidDuration)
+    humantime::parse_duration(text).ok().filter(|duration| *duration <= MAX_DURATION).ok_or(InvalidDuration)
 }
+
+/// A leap year: so that sums of durations and times never overflow.
+pub const MAX_DURATION: Duration = Duration::from_hours(366 * 24);
+
+/// Reads an address to listen on, like `127.0.0.1:8080`.
+pub fn address(text: &str) -> Result<SocketAddr, InvalidAddress> {
+    text.parse().map_err(|_| InvalidAddress)
+}
+
+/// Not an address.
+#[derive(Debug, Error)]
+#[error("allowed is an IP address with a port, like 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080")]
+pub struct InvalidAddress;
 
 /// Reads a [`duration`] that is not zero.
 pub fn positive_duration(text: &str) -> Result<Duration, InvalidDuration> {
@@ -109,7 +122,9 @@ impl FromStr for ByteCount {
 
 /// Not a duration, or zero where that makes no sense.
 #[derive(Debug, Error)]
-#[error("allowed is a duration like 250ms, 30s or 5m, not zero where nothing could be done in no time")]
+#[error(
+    "allowed is a duration like 250ms, 30s or 5m, up to 366 days, and not zero where nothing could be done in no time"
+)]
 pub struct InvalidDuration;
 
 /// Not a size.
@@ -166,7 +181,12 @@ mod tests {
     fn durations_and_sizes_are_humane() {
         assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(duration("1m 30s").unwrap(), Duration::from_secs(90));
-        assert!(duration("10").is_err() && duration("-1s").is_err() && positive_duration("0s").is_err());
+        assert!(
+            duration("10").is_err()
+                && duration("367d").is_err()
+                && duration("-1s").is_err()
+                && positive_duration("0s").is_err()
+        );
         assert_eq!("16KiB".parse::<ByteCount>().unwrap(), ByteCount(16_384));
         assert_eq!("4096".parse::<ByteCount>().unwrap(), ByteCount(4096));
         assert!("0".parse::<ByteCount>().is_err() && "1TiB".parse::<ByteCount>().is_err());

@@ -86,6 +86,11 @@ pub fn pool(config: Config, connections: usize, session: String) -> Result<Pool,
         .build()
 }
 
+/// Whether Postgres doesn't let us in, which waiting will not change: unknown user or database, wrong password.
+pub fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    classify(error) == FailureClass::Halt
+}
+
 /// What to do after a failed statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureClass {

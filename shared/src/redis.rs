@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use fred::{
-    prelude::{Builder, Client, ClientLike, Config, Error, EventInterface, ReconnectPolicy, TcpConfig},
+    prelude::{
+        Builder, Client, ClientLike, Config, Error, ErrorKind, EventInterface, ReconnectPolicy, TcpConfig,
+    },
     types::config::UnresponsiveConfig,
 };
 use secrecy::ExposeSecret;
@@ -97,6 +99,11 @@ impl Redis {
             });
         let client = builder.build()?;
         client.init().await?;
+        // One that has a password lets us in while it still loads its data.
+        if let Err(error) = client.ping::<String>(None).await {
+            tokio::spawn(async move { client.quit().await });
+            return Err(error);
+        }
         let address = self.address.clone();
         client.on_error(move |(error, _)| {
             tracing::warn!(redis = %address, %error, "connection to Redis in trouble");
@@ -111,6 +118,11 @@ impl Redis {
     }
 }
 
+/// Whether Redis doesn't let us in, which waiting will not change.
+pub fn is_refusal(error: &Error) -> bool {
+    *error.kind() == ErrorKind::Auth || matches!(error_code(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+}
+
 /// The error code that a Redis server's error starts with, like `NOGROUP` or `OOM`.
 pub fn error_code(error: &Error) -> Option<&str> {
     let code = error.details().split(' ').next()?;
@@ -120,7 +132,6 @@ pub fn error_code(error: &Error) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use fred::prelude::ErrorKind;
 
     use super::*;
 

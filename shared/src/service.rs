@@ -75,34 +75,52 @@ pub fn one_line(error: &dyn Error) -> String {
     line.replace('\n', " ")
 }
 
-/// A server did not come up in time.
+/// A server did not come up in time, or does not let us in.
 #[derive(Debug, thiserror::Error)]
-#[error("{server} was not reachable for {waited}: start it or correct {setting}")]
-pub struct Unreachable<E: Error + 'static> {
-    server: String,
-    setting: &'static str,
-    waited: humantime::FormattedDuration,
-    source: Attempt<E>,
-}
-
-/// How an attempt to reach a server failed.
-#[derive(Debug, thiserror::Error)]
-enum Attempt<E: Error + 'static> {
-    #[error(transparent)]
-    Failed(E),
-    #[error("it accepts connections and does not answer")]
-    NoAnswer,
+pub enum Unreachable<E: Error + 'static> {
+    /// It can't be reached.
+    #[error("{server} was not reachable for {waited}: start it or correct {setting}")]
+    Away {
+        /// Its name and address.
+        server: String,
+        /// What it might be over.
+        setting: &'static str,
+        /// `STARTUP_TIMEOUT`.
+        waited: humantime::FormattedDuration,
+        /// The last failure.
+        source: E,
+    },
+    /// It accepts connections and says nothing.
+    #[error("{server} accepts connections and did not answer for {waited}: see what is wrong with it")]
+    Silent {
+        /// Its name and address.
+        server: String,
+        /// `STARTUP_TIMEOUT`.
+        waited: humantime::FormattedDuration,
+    },
+    /// It says no.
+    #[error("{server} refuses: correct {setting}")]
+    Refused {
+        /// Its name and address.
+        server: String,
+        /// What it is over.
+        setting: &'static str,
+        /// What it said.
+        source: E,
+    },
 }
 
 /// Tries until it works, for as long as `limit`: at the start of a whole system nobody comes first. Waiting is
-/// logged once. `server` names it with its address, `setting` is what to correct.
+/// logged once. `server` names it with its address, `setting` is what to correct; `is_refusal` tells an answer that
+/// waiting will not change.
 ///
 /// # Errors
-/// The last failure, when the time is over.
+/// The last failure, when the time is over, or a refusal at once.
 pub async fn wait_for<T, E, F, R>(
     server: impl fmt::Display,
     setting: &'static str,
     limit: Duration,
+    is_refusal: impl Fn(&E) -> bool,
     mut attempt: F,
 ) -> Result<T, Unreachable<E>>
 where
@@ -115,12 +133,18 @@ where
     loop {
         let source = match timeout_at(give_up_at, attempt()).await {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => Attempt::Failed(error),
-            Err(_) => Attempt::NoAnswer,
+            Ok(Err(source)) if is_refusal(&source) => {
+                return Err(Unreachable::Refused { server: server.to_string(), setting, source });
+            }
+            Ok(Err(source)) => source,
+            Err(_) => {
+                let waited = humantime::format_duration(limit);
+                return Err(Unreachable::Silent { server: server.to_string(), waited });
+            }
         };
         if Instant::now() + START_RETRY > give_up_at {
             let waited = humantime::format_duration(limit);
-            return Err(Unreachable { server: server.to_string(), setting, waited, source });
+            return Err(Unreachable::Away { server: server.to_string(), setting, waited, source });
         }
         if !said {
             tracing::info!(%server, error = one_line(&source), "waiting for it to come up");

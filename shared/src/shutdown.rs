@@ -25,8 +25,8 @@ pub(crate) fn on_signal() -> io::Result<CancellationToken> {
                 tracing::warn!(signal = name, "second signal: ending at once");
                 process::exit(130);
             }
-            tracing::info!(signal = name, "shutting down");
             shutdown.cancel();
+            tracing::info!(signal = name, "shutting down");
         }
     });
     Ok(token)

@@ -7,7 +7,7 @@ use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
-use tracing_subscriber::{EnvFilter, fmt::time::SystemTime};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::time::SystemTime};
 
 use crate::cli::SettingError;
 
@@ -29,6 +29,13 @@ enum LogFormat {
     Json,
 }
 
+/// A word alone must be a level: it could be a target, too, but hardly anybody means one.
+fn filter(directives: &str) -> Option<EnvFilter> {
+    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+    let clear = |directive: &str| directive.contains(['=', '[']) || is_level(directive);
+    if directives.split(',').all(clear) { EnvFilter::try_new(directives).ok() } else { None }
+}
+
 /// The running telemetry of a program.
 #[derive(Clone)]
 pub struct Telemetry {
@@ -44,16 +51,20 @@ pub struct ExportError(#[source] Box<dyn std::error::Error + Send + Sync>);
 impl Telemetry {
     /// Starts logs (for the whole process, so once) and metrics.
     pub fn start(args: &TelemetryArgs) -> Result<Self, SettingError> {
-        let filter = EnvFilter::try_new(&args.rust_log).map_err(|e| {
-            let problem =
-                format!("'{}' is not valid: {e}; allowed is a level or info,consumer=debug", args.rust_log);
+        let filter = filter(&args.rust_log).ok_or_else(|| {
+            let problem = format!(
+                "'{}' is not valid: allowed is a level or something like info,consumer=debug",
+                args.rust_log
+            );
             SettingError::new("RUST_LOG", problem)
         })?;
         let logs = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_timer(SystemTime)
             .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal());
+            .with_ansi(io::stderr().is_terminal())
+            // It would say so on stderr, and panic where that is the trouble.
+            .log_internal_errors(false);
         match args.log_format {
             LogFormat::Text => logs.init(),
             LogFormat::Json => logs.json().flatten_event(true).init(),

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::harness::{Setup, eventually, likes};
+use fred::prelude::{LuaInterface, StreamsInterface, Value};
+
+use crate::harness::{GROUP, Setup, append_raw, create_groups, eventually, likes, stream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_names_what_is_missing() {
@@ -25,6 +27,57 @@ async fn readiness_names_what_is_missing() {
     eventually("Redis is missed", async || ready().0 == 503 && ready().1.contains("[-] redis failed")).await;
     setup.redis.start_again().unwrap();
     eventually("ready again", async || ready().0 == 200).await;
+}
+
+/// Connections stay and nothing is answered: that must not be taken for health, whoever is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn frozen_servers_are_noticed() {
+    let setup = Setup::with_own_postgres(&[]);
+    let consumer = setup.consumer(&[("REDIS_TIMEOUT", "300ms")]);
+    let ready = || local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
+    setup
+        .frozen_postgres(async || {
+            eventually("Postgres is missed", async || ready().1.contains("[-] postgres failed")).await;
+            assert!(ready().1.contains("[+] redis ok"), "{}", ready().1);
+        })
+        .await;
+    eventually("ready again", async || ready().0 == 200).await;
+
+    setup.redis.pause();
+    eventually("Redis is missed", async || {
+        ready().1.contains("[-] redis failed") && ready().1.contains("[-] reader failed")
+    })
+    .await;
+    setup.redis.resume();
+    eventually("ready again", async || ready().0 == 200).await;
+    setup.append(&likes(10), 1).await;
+    setup.wait_for_rows(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_dead_consumers_are_removed() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    // Redis 7.0 makes a consumer only when it gets something.
+    let id = append_raw(&redis, 0, &[0x92, 1, 0x93, 7, 42, 5]).await;
+    redis.xreadgroup::<Value, _, _, _, _>(GROUP, "gone", None, None, false, stream(0), ">").await.unwrap();
+    redis.xack::<u64, _, _, _>(stream(0), GROUP, id).await.unwrap();
+    // The name and the idle time in milliseconds of each.
+    let script = "local found = {}
+                  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+                      found[#found + 1] = consumer[2] .. ' ' .. consumer[6]
+                  end
+                  return table.concat(found, ',')";
+    let consumers = async || -> String { redis.eval(script, stream(0), GROUP).await.unwrap() };
+    eventually("it was idle for long", async || {
+        let idle_ms: u64 = consumers().await.strip_prefix("gone ").unwrap().parse().unwrap();
+        idle_ms >= 3_000
+    })
+    .await;
+    let settings = [("CLAIM_MIN_IDLE", "300ms"), ("WRITE_TIMEOUT", "140ms"), ("CONSUMER_NAME", "new")];
+    let _consumer = setup.consumer(&settings);
+    eventually("gone is gone", async || !consumers().await.contains("gone")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

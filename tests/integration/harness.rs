@@ -105,6 +105,14 @@ impl Setup {
         }
     }
 
+    /// While Postgres answers nobody.
+    pub(crate) async fn frozen_postgres(&self, work: impl AsyncFnOnce()) {
+        let Database::Own(server) = &self.database else { panic!("this test shares its Postgres") };
+        server.pause();
+        work().await;
+        server.resume();
+    }
+
     pub(crate) fn database_url(&self) -> String {
         match &self.database {
             Database::Own(server) => server.url("postgres"),

@@ -138,16 +138,49 @@ fn a_stack_stays_up_until_it_is_put_down() {
     assert!(run("up").1.starts_with("already up"));
     assert!(run("logs").1.contains("listening"));
 
-    // One part dies: that is seen, and `up` makes all of it new.
+    // One part dies: that is seen, and nothing is thrown away over it.
     let parts: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
     let pid = i32::try_from(parts["parts"][1]["pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     assert!(wait_until(SOON, || run("status").0 == Some(3)));
-    assert_eq!(run("up").0, Some(0));
-    assert_eq!(run("status").0, Some(0));
+    let (code, said) = run("up");
+    assert!(code == Some(3) && said.contains("not all of it is well"), "{said}");
+    assert_eq!(left_behind(&temporary).len(), 3);
 
     assert_eq!(run("down").0, Some(0));
     assert_eq!(run("status").0, Some(3));
+    assert_eq!(left_behind(&temporary), [""; 0]);
+}
+
+#[test]
+fn an_interrupted_start_leaves_nothing_up() {
+    let temporary = temporary_folder();
+    let state = temporary.path().join("state.json");
+    let arguments = ["--state", state.to_str().unwrap(), "up"];
+    let mut up =
+        localstack(&arguments, &temporary).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert!(wait_until(SOON, || !left_behind(&temporary).is_empty()));
+    kill(Pid::from_raw(up.id().cast_signed()), Signal::SIGINT).unwrap();
+    assert_eq!(up.wait().unwrap().code(), Some(130));
+    assert_eq!(left_behind(&temporary), [""; 0]);
+    assert!(!state.exists());
+}
+
+#[test]
+fn a_demo_whose_part_dies_says_which() {
+    let temporary = temporary_folder();
+    let mut command = localstack(&["demo", "--likes", "50000000"], &temporary);
+    let mut demo = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(wait_until(SOON, || left_behind(&temporary).len() == 3 && ingest_is_up(&temporary)));
+    let server = fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path());
+    let folder =
+        server.into_iter().find(|path| path.to_string_lossy().contains("likestream-postgres-")).unwrap();
+    let pid = fs::read_to_string(folder.join("data/postmaster.pid")).unwrap();
+    kill(Pid::from_raw(pid.lines().next().unwrap().parse().unwrap()), Signal::SIGKILL).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(1));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut demo.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.lines().last().unwrap().starts_with("error: postgres ended: "), "{said}");
     assert_eq!(left_behind(&temporary), [""; 0]);
 }
 

@@ -25,11 +25,15 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
         assert_refused(program, "REDIS_TIMEOUT", "0s", "not zero");
         assert_refused(program, "LOG_FORMAT", "xml", "text, json");
         assert_refused(program, "RUST_LOG", "info,consumer=loud", "a level");
+        assert_refused(program, "RUST_LOG", "loud", "a level");
+        assert_refused(program, "STARTUP_TIMEOUT", "584542046090y", "up to 366 days");
         assert_refused(program, "DRAIN_TIMEOUT", "0s", "not zero");
     }
-    assert_refused("ingest", "INGEST_LISTEN", "here", "socket address");
+    assert_refused("ingest", "INGEST_LISTEN", "localhost:8080", "127.0.0.1:8080");
     assert_refused("ingest", "INGEST_MAX_BODY", "0", "from 1 to 512MiB");
-    assert_refused("ingest", "INGEST_BACKLOG_LIMIT", "0", "would be zero");
+    assert_refused("ingest", "INGEST_BACKLOG_LIMIT", "0", "1..");
+    assert_refused("ingest", "INGEST_MAX_CONNECTIONS", "0", "1..");
+    assert_refused("ingest", "REDIS_URL_FILE", "", "a value is needed");
     assert_refused("ingest", "INGEST_ENTRY_LIKES", "10001", "1..=10000");
     assert_refused("ingest", "INGEST_QUEUE_LIKES", "-1", "");
     assert_refused("ingest", "INGEST_ADMIN_LISTEN", "127.0.0.1:8080", "another port");
@@ -108,6 +112,55 @@ fn missing_servers_are_said_in_one_line_with_exit_code_1() {
         assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
         assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
     }
+}
+
+/// Waiting would not help.
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_server_does_not_let_in_is_told_at_once() {
+    let setup = Setup::with_redis(&["--requirepass", "hunter2"]).await;
+    let redis = setup.redis.url();
+    let wrong_password = redis.replace("redis://", "redis://:hunter3@");
+    let no_database = setup.database_url().replace("test_", "nothing_");
+    for (program, arguments, setting, url) in [
+        ("ingest", &[][..], "REDIS_URL", &redis),
+        ("ingest", &[], "REDIS_URL", &wrong_password),
+        ("likesctl", &["migrate"], "DATABASE_URL", &no_database),
+    ] {
+        let settings = [
+            (setting, url.as_str()),
+            ("STARTUP_TIMEOUT", "1h"),
+            ("INGEST_LISTEN", "127.0.0.1:0"),
+            ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
+        ];
+        let ended = run(program, arguments, &settings);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let last = ended.stderr.lines().last().unwrap();
+        assert!(last.contains(&format!("refuses: correct {setting}")), "{last}");
+        assert!(!ended.stderr.contains("hunter"), "{}", ended.stderr);
+    }
+}
+
+/// The kernel accepts connections for a process that stands still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_server_at_start_is_said_in_time() {
+    let setup = Setup::with_own_postgres(&[]);
+    let (redis, database) = (setup.redis.url(), setup.database_url());
+    let settings = [
+        ("REDIS_URL", redis.as_str()),
+        ("DATABASE_URL", &database),
+        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0"),
+        ("STARTUP_TIMEOUT", "500ms"),
+    ];
+    setup
+        .frozen_postgres(async || {
+            for (program, arguments) in [("likesctl", &["migrate"][..]), ("consumer", &[])] {
+                let ended = run(program, arguments, &settings);
+                assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+                let last = ended.stderr.lines().last().unwrap();
+                assert!(last.contains("accepts connections and did not answer for 500ms"), "{last}");
+            }
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

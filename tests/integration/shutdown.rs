@@ -120,3 +120,33 @@ async fn idle_and_half_sent_connections_do_not_hold_up_the_end() {
     let _silent = tokio::net::TcpStream::connect(ingest.listen()).await.unwrap();
     assert!(ingest.terminate(SOON).unwrap().success());
 }
+
+/// A log that can't be written is no reason to stop taking likes, nor to ignore signals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_log_stops_nothing() {
+    let setup = Setup::new().await;
+    let address = format!("127.0.0.1:{}", local::free_port().unwrap());
+    let settings = [
+        ("REDIS_URL", setup.redis.url()),
+        ("INGEST_LISTEN", address.clone()),
+        ("INGEST_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+        ("REDIS_TIMEOUT", "300ms".to_owned()),
+    ];
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut ingest = local::program::command("ingest", &settings).unwrap().stderr(full).spawn().unwrap();
+    let mut client = HttpClient::new(address.parse().unwrap());
+    eventually("202", async || client.post_like(7, 42).await.is_ok_and(|r| r.status == 202)).await;
+    // This has to be logged, and can't be.
+    setup.redis.pause();
+    assert_eq!(client.post_like(7, 43).await.unwrap().status, 503);
+    setup.redis.resume();
+    eventually("202 again", async || client.post_like(7, 44).await.is_ok_and(|r| r.status == 202)).await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(ingest.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let mut status = None;
+    eventually("it ends", async || {
+        status = ingest.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    assert!(status.unwrap().success());
+}

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use fred::prelude::{Client, StreamsInterface, Value};
+use fred::{
+    prelude::{Client, ClientLike, StreamsInterface, Value},
+    types::InfoKind,
+};
 
 use crate::harness::{GROUP, Setup, append_raw, entries, eventually, likes, stream};
 
@@ -74,4 +77,22 @@ async fn acknowledged_entries_stay_for_their_retention() {
     assert_eq!(entries(&redis).await, 100, "the last trim comes at shutdown");
     let _forgetting = setup.consumer(&[("STREAM_RETENTION", "10ms")]);
     eventually("empty streams", async || entries(&redis).await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_memory_returns_to_where_it_was() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let used_memory = async || -> u64 {
+        let info: String = redis.info(Some(InfoKind::Memory)).await.unwrap();
+        let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+        used.trim().parse().unwrap()
+    };
+    let before = used_memory().await;
+    setup.append(&likes(1_000_000), 200).await;
+    let full = used_memory().await;
+    assert!(full > before + (15 << 20), "{full} after {before}");
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(1_000_000).await;
+    eventually("memory is free again", async || used_memory().await < before + (10 << 20)).await;
 }

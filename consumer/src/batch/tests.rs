@@ -58,7 +58,7 @@ fn copy_data_is_what_postgres_documents() {
         expected.extend_from_slice(&column.to_be_bytes());
     }
     expected.extend_from_slice(&[0xff, 0xff]);
-    assert_eq!(batch.next_rows().unwrap().copy_data(), expected);
+    assert_eq!(batch.progress().next_rows(&batch).unwrap().copy_data(), expected);
 }
 
 #[test]
@@ -70,16 +70,16 @@ fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
         entry(2, vec![like(7, 42, 2), like(3, 42, 0)]),
     ];
     let mut batch = Batch::new(entries, 5);
-    let mut stored = Vec::new();
-    while let Some(rows) = batch.next_rows() {
+    let (mut stored, mut progress) = (Vec::new(), batch.progress().clone());
+    while let Some(rows) = progress.next_rows(&batch) {
         if rows.0.contains(&bad) {
-            batch.rejected("no".to_owned());
+            progress.rejected(rows, "no".to_owned());
         } else {
             stored.extend(rows.0.iter().map(Like::user_id));
-            let inserted = rows.len() as u64;
-            batch.stored(inserted);
+            progress.stored(rows.len() as u64);
         }
     }
+    batch.advance(progress);
     assert_eq!(stored, [1, 2, 3]);
     assert_eq!(batch.inserted(), 3);
     let letters: Vec<Vec<Bytes>> = batch

@@ -1,6 +1,10 @@
 //! `likesctl migrate`
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    io::{self, Write},
+    time::Duration,
+};
 
 use clap::Args;
 use shared::{
@@ -26,17 +30,19 @@ pub(super) struct Options {
 pub(super) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let config = pg::config(&options.postgres, "likesctl migrate").unwrap_or_else(|error| refuse(&error));
     let (mut client, connection) =
-        wait_for(pg::address(&config), "DATABASE_URL", options.startup_timeout, || config.connect(NoTls))
-            .await?;
+        wait_for(pg::address(&config), "DATABASE_URL", options.startup_timeout, pg::is_refusal, || {
+            config.connect(NoTls)
+        })
+        .await?;
     let connection = tokio::spawn(connection);
     let applied = schema::migrate(&mut client).await?;
     drop(client);
     connection.await??;
-    for migration in &applied {
-        println!("applied {migration}");
-    }
+    let mut lines: Vec<String> = applied.iter().map(|migration| format!("applied {migration}")).collect();
     if applied.is_empty() {
-        println!("nothing to do: the schema is at version {}", schema::VERSION);
+        lines.push(format!("nothing to do: the schema is at version {}", schema::VERSION));
     }
+    // It is done, whether or not anybody hears of it.
+    let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
     Ok(())
 }

@@ -50,13 +50,14 @@ pub(crate) struct ChaosOptions {
 const CONSUMERS: usize = 3;
 const CALLERS: u16 = 16;
 const DUPLICATE_PERCENT: u8 = 10;
-const REJECTED_PERCENT: u8 = 2;
+const REJECTED_PER_MILLE: u16 = 2;
 
 /// At the end everything has to be done within this time.
 const DRAIN: Duration = Duration::from_mins(2);
 
 /// Runs it and tells whether every promise was kept.
 pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> {
+    figures::check_file(&options.json)?;
     let seed = options.seed.unwrap_or_else(|| rand::random::<u32>().into());
     say(&format!(
         "chaos with SEED={seed}: starting private Redis and Postgres, ingest and {CONSUMERS} consumers"
@@ -71,7 +72,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let storm = Storm {
         likes: u64::from(options.rate) * options.duration.as_secs().max(1) * 2,
         duplicate_percent: DUPLICATE_PERCENT,
-        rejected_percent: REJECTED_PERCENT,
+        rejected_per_mille: REJECTED_PER_MILLE,
     };
     let pace = Pace { connections: CALLERS, per_second: Some(options.rate), until: Some(until) };
     // The injector blocks, and must hear of it when this is dropped.
@@ -95,8 +96,8 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let mut verdict = check::check(run, (storm, &sent), &injector.poison, &redis, &database_url).await?;
     verdict.faults = injector.injected.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
     injector.stack.stop()?;
-    figures::write_json(&verdict, &options.json)?;
     verdict.print();
+    figures::write_json(&verdict, &options.json)?;
     Ok(verdict.passed())
 }
 

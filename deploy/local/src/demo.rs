@@ -15,13 +15,14 @@ use crate::{
     backlog::{self, Keys},
     figures, insert_each,
     progress::{Progress, say},
-    stack::{Stack, StackOptions, last_lines},
+    stack::{Stack, StackOptions},
     storm::{self, IndexSet, Pace, Storm},
     verdict::Verdict,
     verify,
 };
 
 const POLL: Duration = Duration::from_millis(50);
+const WATCH: Duration = Duration::from_millis(500);
 
 /// The drain may take as long as it likes, but not stand still.
 const STALLED: Duration = Duration::from_mins(1);
@@ -38,26 +39,30 @@ pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
     say("starting private Redis and Postgres, ingest and two consumers");
     let two_consumers = StackOptions { consumer_admin_ports: vec![0, 0], ..StackOptions::default() };
     let stack = Stack::start(two_consumers, Lifetime::Leashed)?;
-    match measure(options, &stack).await {
-        Ok(verdict) => {
-            stack.stop()?;
-            figures::write_json(&verdict, &options.json)?;
-            verdict.print();
-            Ok(verdict.passed())
+    figures::check_file(&options.json)?;
+    let verdict = tokio::select! {
+        verdict = measure(options, &stack) => verdict?,
+        ended = part_ended(&stack) => return Err(ended.into()),
+    };
+    stack.stop()?;
+    verdict.print();
+    figures::write_json(&verdict, &options.json)?;
+    Ok(verdict.passed())
+}
+
+/// Waits for a part of the stack to end by itself.
+async fn part_ended(stack: &Stack) -> LocalError {
+    loop {
+        if let Some(ended) = stack.ended_part() {
+            return ended;
         }
-        Err(error) => {
-            for program in ["ingest", "consumer-1", "consumer-2"] {
-                let log = stack.logs.path().join(format!("{program}.log"));
-                say(&format!("the last lines of {program}:\n{}", last_lines(&log, 3)));
-            }
-            Err(error)
-        }
+        sleep(WATCH).await;
     }
 }
 
 async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dyn Error>> {
     let storm =
-        Storm { likes: options.likes.into(), duplicate_percent: options.duplicates, rejected_percent: 0 };
+        Storm { likes: options.likes.into(), duplicate_percent: options.duplicates, rejected_per_mille: 0 };
     let pace = Pace { connections: options.connections, per_second: None, until: None };
     let sent = storm::send(storm, stack.ingest.listen(), pace).await?;
     let entries = drain(stack).await?;

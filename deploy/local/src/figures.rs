@@ -5,6 +5,15 @@ use std::{fs, io, path::Path};
 use local::LocalError;
 use serde::Serialize;
 
+/// Whether they can be written there, to be asked before the work that makes them.
+pub(crate) fn check_file(file: &Path) -> Result<(), LocalError> {
+    let failed = || format!("{} can't be written", file.display());
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).map_err(LocalError::io(failed()))?;
+    }
+    fs::OpenOptions::new().append(true).create(true).open(file).map(drop).map_err(LocalError::io(failed()))
+}
+
 /// Writes them, and makes the folder that they go to.
 pub(crate) fn write_json(figures: &impl Serialize, file: &Path) -> Result<(), LocalError> {
     let failed = || format!("{} can't be written", file.display());

@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    fs,
+    fs::{self, File},
     io::{self, Write},
     net::{SocketAddr, TcpListener},
     os::unix::process::CommandExt,
@@ -57,8 +57,9 @@ enum StopSignal {
 impl Part {
     /// Whether it is still that process, and not another one with its id.
     fn is_running(&self) -> bool {
-        let ticks = process::started_at_ticks(Pid::from_raw(self.pid));
-        ticks.is_some() && ticks == self.started_at_ticks
+        let pid = Pid::from_raw(self.pid);
+        let ticks = process::started_at_ticks(pid);
+        process::is_running(pid) && ticks.is_some() && ticks == self.started_at_ticks
     }
 
     fn health(&self) -> &'static str {
@@ -74,19 +75,31 @@ impl Part {
     }
 
     fn is_well(&self) -> bool {
-        matches!(self.health(), "running" | "ready")
+        is_well(self.health())
     }
 }
 
-pub(crate) fn up(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
+fn is_well(health: &str) -> bool {
+    matches!(health, "running" | "ready")
+}
+
+/// Starts the stack. `interrupted` tells whether nobody wants it any more.
+pub(crate) async fn up(
+    file: &Path,
+    interrupted: impl AsyncFnOnce() -> bool,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let _lock = lock(file)?;
     if let Some(state) = read(file)? {
         if state.parts.iter().all(Part::is_well) {
-            println!("already up");
-            print_urls(&state);
+            say("already up");
+            say_urls(&state);
             return Ok(ExitCode::SUCCESS);
         }
-        println!("some of an earlier stack is gone: starting anew");
-        end(&state, file)?;
+        // Its data may be somebody's: it is not for us to remove them unasked.
+        say(
+            "it is up, and not all of it is well: make status tells what, make down removes it with its data",
+        );
+        return Ok(ExitCode::from(EXIT_NOT_WELL));
     }
     let options = StackOptions {
         redis_port: preferred(6379),
@@ -96,46 +109,57 @@ pub(crate) fn up(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
         consumer_admin_ports: [8082, 8083].map(|port| preferred(port).unwrap_or(0)).to_vec(),
         ..StackOptions::default()
     };
-    let state = leave(Stack::start(options, Lifetime::Detached)?);
-    let written = serde_json::to_string_pretty(&state)
-        .map_err(io::Error::from)
-        .and_then(|json| fs::write(file, json))
-        .map_err(LocalError::io(format!("{} can't be written", file.display())));
-    if let Err(error) = written {
-        end(&state, file)?;
-        return Err(error.into());
+    let stack = Stack::start(options, Lifetime::Detached)?;
+    if interrupted().await {
+        return Ok(crate::interrupted());
     }
-    print_urls(&state);
+    let state = describe(&stack);
+    let json = serde_json::to_string_pretty(&state).map_err(io::Error::from);
+    let written = json.and_then(|json| fs::write(file, json));
+    written.map_err(LocalError::io(format!("{} can't be written", file.display())))?;
+    stack.let_go();
+    say_urls(&state);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Two at once would each start a stack, of which one would be lost.
+fn lock(file: &Path) -> Result<File, LocalError> {
+    let path = file.with_extension("lock");
+    let failed = || format!("{} can't be locked", path.display());
+    let lock = File::create(&path).map_err(LocalError::io(failed()))?;
+    lock.lock().map_err(LocalError::io(failed()))?;
+    Ok(lock)
 }
 
 pub(crate) fn down(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        println!("nothing is up");
+        say("nothing is up");
         return Ok(ExitCode::SUCCESS);
     };
     end(&state, file)?;
-    println!("stopped, and its data are removed");
+    say("stopped, and its data are removed");
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn status(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        println!("nothing is up: make up starts it");
+        say("nothing is up: make up starts it");
         return Ok(ExitCode::from(EXIT_NOT_WELL));
     };
+    let mut well = true;
     for part in &state.parts {
-        let admin = part.admin.map(|address| format!("admin http://{address}")).unwrap_or_default();
-        println!("{:<11} pid {:<8} {:<15} {admin}", part.name, part.pid, part.health());
+        let (health, admin) = (part.health(), part.admin.map(|address| format!("admin http://{address}")));
+        let admin = admin.unwrap_or_default();
+        say(&format!("{:<11} pid {:<8} {health:<15} {admin}", part.name, part.pid));
+        well &= is_well(health);
     }
-    print_urls(&state);
-    let well = state.parts.iter().all(Part::is_well);
+    say_urls(&state);
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOT_WELL) })
 }
 
 pub(crate) fn logs(file: &Path, follow: bool) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        println!("nothing is up: make up starts it");
+        say("nothing is up: make up starts it");
         return Ok(ExitCode::from(EXIT_NOT_WELL));
     };
     let mut tail = Command::new("tail");
@@ -146,8 +170,8 @@ pub(crate) fn logs(file: &Path, follow: bool) -> Result<ExitCode, Box<dyn Error>
     Err(LocalError::Spawn { program: "tail".to_owned(), source: tail.exec() }.into())
 }
 
-/// Writes down what is needed to find the stack again, and lets go of it.
-fn leave(stack: Stack) -> State {
+/// What is needed to find the stack again.
+fn describe(stack: &Stack) -> State {
     let part = |name: &str, pid, admin, log: PathBuf, stop_signal| Part {
         name: name.to_owned(),
         pid,
@@ -167,15 +191,13 @@ fn leave(stack: Stack) -> State {
     let (redis_log, postgres_log) = (redis_folder.join("redis.log"), postgres_folder.join("postgres.log"));
     parts.push(part("redis", stack.redis.pid(), None, redis_log, StopSignal::Term));
     parts.push(part("postgres", stack.postgres.pid(), None, postgres_log, StopSignal::Int));
-    let state = State {
+    State {
         redis_url: stack.redis.url(),
         database_url: stack.postgres.url("postgres"),
         ingest_url: format!("http://{}", stack.ingest.listen()),
         folders: [redis_folder, postgres_folder, logs].map(Path::to_owned).to_vec(),
         parts,
-    };
-    stack.let_go();
-    state
+    }
 }
 
 fn end(state: &State, file: &Path) -> Result<(), LocalError> {
@@ -201,10 +223,14 @@ fn end(state: &State, file: &Path) -> Result<(), LocalError> {
     fs::remove_file(file).map_err(LocalError::io(format!("{} can't be removed", file.display())))
 }
 
-fn print_urls(state: &State) {
-    println!("likes are taken at POST {}/likes", state.ingest_url);
-    println!("export REDIS_URL={} DATABASE_URL={}", state.redis_url, state.database_url);
-    let _ = io::stdout().flush();
+fn say_urls(state: &State) {
+    say(&format!("likes are taken at POST {}/likes", state.ingest_url));
+    say(&format!("export REDIS_URL={} DATABASE_URL={}", state.redis_url, state.database_url));
+}
+
+/// A line on stdout. Whoever has closed that doesn't want to hear it.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 fn read(file: &Path) -> Result<Option<State>, LocalError> {

@@ -15,12 +15,15 @@ mod verify;
 use std::{
     error::Error,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
-use shared::service::one_line;
+use shared::{
+    cli::{self, SettingError, Settings},
+    service::one_line,
+};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
@@ -78,15 +81,21 @@ struct DemoOptions {
     json: PathBuf,
 }
 
+impl Settings for Localstack {
+    fn check(&self) -> Result<(), SettingError> {
+        Ok(())
+    }
+}
+
 const EXIT_INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let Localstack { command, state } = Localstack::parse();
+    let Localstack { command, state } = cli::parse();
     let state = || state.map_or_else(kept::default_state_file, Ok);
     let done = match command {
         Command::Demo(options) => until_interrupted(demo::run(&options)),
         Command::Chaos(options) => until_interrupted(chaos::run(&options)),
-        Command::Up => state().map_err(Into::into).and_then(|file| kept::up(&file)),
+        Command::Up => state().map_err(Into::into).and_then(|file| start_to_keep(&file)),
         Command::Down => state().map_err(Into::into).and_then(|file| kept::down(&file)),
         Command::Status => state().map_err(Into::into).and_then(|file| kept::status(&file)),
         Command::Logs { follow } => state().map_err(Into::into).and_then(|file| kept::logs(&file, follow)),
@@ -112,6 +121,25 @@ fn until_interrupted(
             _ = terminate.recv() => Ok(interrupted()),
             _ = hang_up.recv() => Ok(interrupted()),
         }
+    })
+}
+
+/// A signal that comes while the stack starts must not leave half of it to live on.
+fn start_to_keep(state: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    Runtime::new()?.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        kept::up(state, async || {
+            tokio::select! {
+                biased;
+                _ = interrupt.recv() => true,
+                _ = terminate.recv() => true,
+                _ = hang_up.recv() => true,
+                () = tokio::task::yield_now() => false,
+            }
+        })
+        .await
     })
 }
 

@@ -78,6 +78,11 @@ impl PostgresServer {
         self.folder.path()
     }
 
+    /// Its last words, if it has ended.
+    pub fn last_words_if_ended(&self) -> Option<String> {
+        (!self.process.is_running()).then(|| process::last_words(&self.folder.path().join("postgres.log")))
+    }
+
     /// Ends it in good order, with its connections. Its data stay.
     pub fn stop(&mut self) {
         self.process.stop();
@@ -212,7 +217,9 @@ fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), Local
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last_words = said.lines().rev().find(|line| !line.is_empty()).unwrap_or_default().to_owned();
+    let says_why = |line: &&str| ["error:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
+    let last = || said.lines().rfind(|line| !line.is_empty());
+    let last_words = said.lines().find(says_why).or_else(last).unwrap_or_default().to_owned();
     Err(LocalError::Ended { program: "initdb".to_owned(), last_words })
 }
 

@@ -1,6 +1,7 @@
 //! Server processes that can't be left behind.
 
 use std::{
+    env,
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
@@ -228,8 +229,14 @@ impl Drop for ServerFolder {
     }
 }
 
+/// Whether there is such a program.
+pub(crate) fn is_on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
 /// Whether a process is there and not a zombie.
-pub(crate) fn is_running(pid: Pid) -> bool {
+pub fn is_running(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X'])))
 }

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::{
     LocalError,
     admin::{self, Metrics},
-    process::{Watchdog, append_to, last_words, wait_until},
+    process::{Watchdog, append_to, is_running, last_words, wait_until},
 };
 
 const START_SECONDS: u64 = 20;
@@ -95,6 +95,11 @@ impl Program {
     /// Its process.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw()
+    }
+
+    /// Its last words, if it has ended.
+    pub fn last_words_if_ended(&self) -> Option<String> {
+        (!is_running(self.pid)).then(|| last_words(&self.log))
     }
 
     /// What it wrote so far.

@@ -1,11 +1,12 @@
 //! A bar on a terminal, a line now and then elsewhere.
 
 use std::{
+    fmt,
     io::{self, IsTerminal, Write},
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -20,9 +21,13 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(what: &'static str, total: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let template = "{prefix:>8} {bar:40} {human_pos}/{human_len} {per_sec} {elapsed}";
-            let style =
-                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            // 80 columns are enough for a hundred million.
+            let template = "{prefix:>8} {bar:24} {human_pos}/{human_len} {rate} {elapsed}";
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                    let _ = write!(out, "{:.0}/s", state.per_sec());
+                });
             ProgressBar::new(total).with_style(style).with_prefix(what)
         });
         Self { what, total, bar, next_line: Instant::now() + LINE_INTERVAL }

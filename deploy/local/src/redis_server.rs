@@ -39,6 +39,9 @@ pub struct RedisServer {
 impl RedisServer {
     /// Starts it and waits until it answers.
     pub fn start(options: RedisOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
+        if !process::is_on_path("redis-server") {
+            return Err(LocalError::Missing("redis-server"));
+        }
         let folder = ServerFolder::make("likestream-redis-", None)?;
         let mut tries = 0;
         loop {
@@ -71,6 +74,11 @@ impl RedisServer {
     /// Its data and its log.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Its last words, if it has ended.
+    pub fn last_words_if_ended(&self) -> Option<String> {
+        (!self.process.is_running()).then(|| process::last_words(&self.folder.path().join("redis.log")))
     }
 
     /// Ends it in good order. Its data stay.
@@ -149,7 +157,8 @@ fn answers(port: u16) -> bool {
         connection.write_all(b"PING\r\n")?;
         let mut pong = [0; 5];
         connection.read_exact(&mut pong)?;
-        Ok(&pong == b"+PONG")
+        // One that wants a password first is there all the same.
+        Ok(&pong == b"+PONG" || &pong == b"-NOAU")
     };
     ask().unwrap_or(false)
 }

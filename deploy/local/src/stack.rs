@@ -65,7 +65,9 @@ impl Stack {
             stack.consumers.push(consumer);
         }
         for program in stack.consumers.iter().chain([&stack.ingest]) {
-            program.wait_ready(READY)?;
+            if let Err(error) = program.wait_ready(READY) {
+                return Err(stack.ended_part().unwrap_or(error));
+            }
         }
         Ok(stack)
     }
@@ -96,6 +98,19 @@ impl Stack {
         let ports = (self.ingest.listen().port(), self.ingest.admin().port());
         self.ingest = start_ingest(&self.redis, ports, self.logs.path())?;
         Ok(())
+    }
+
+    /// A part that has ended by itself, with its last words.
+    pub(crate) fn ended_part(&self) -> Option<LocalError> {
+        let programs = [("ingest", &self.ingest)].into_iter();
+        let programs = programs.chain(self.consumers.iter().map(|consumer| ("a consumer", consumer)));
+        let servers = [
+            ("redis-server", self.redis.last_words_if_ended()),
+            ("postgres", self.postgres.last_words_if_ended()),
+        ];
+        let parts = servers.into_iter().chain(programs.map(|(name, p)| (name, p.last_words_if_ended())));
+        let mut ended = parts.filter_map(|(name, words)| Some((name.to_owned(), words?)));
+        ended.next().map(|(program, last_words)| LocalError::Ended { program, last_words })
     }
 
     /// Lets all of it live on after this value.
@@ -153,11 +168,4 @@ fn migrate(database_url: &str) -> Result<(), LocalError> {
     }
     let last_words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(LocalError::Ended { program: "likesctl migrate".to_owned(), last_words })
-}
-
-/// For people: what to look at when something went wrong.
-pub(crate) fn last_lines(log: &Path, lines: usize) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
 }

@@ -36,8 +36,8 @@ const RETRY_WAIT: Duration = Duration::from_millis(200);
 pub(crate) struct Storm {
     pub(crate) likes: u64,
     pub(crate) duplicate_percent: u8,
-    /// How many of them are for [`REJECTED_POST`].
-    pub(crate) rejected_percent: u8,
+    /// How many of a thousand are for [`REJECTED_POST`].
+    pub(crate) rejected_per_mille: u16,
 }
 
 /// How fast a storm is sent.
@@ -70,7 +70,7 @@ impl Storm {
     /// Who likes what in a first like.
     pub(crate) fn pair(self, first: u64) -> (u64, u64) {
         let draw = mix(first.wrapping_mul(31).wrapping_add(17));
-        let post = if (draw >> 48) % 100 < self.rejected_percent.into() {
+        let post = if (draw >> 48) % 1_000 < self.rejected_per_mille.into() {
             REJECTED_POST
         } else if draw % 100 < OTHER_POSTS_PERCENT {
             1 + (draw >> 32) % OTHER_POSTS
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn duplicates_repeat_earlier_likes_in_the_asked_share() {
         for percent in [0_u8, 5, 50, 100] {
-            let storm = Storm { likes: 100_000, duplicate_percent: percent, rejected_percent: 0 };
+            let storm = Storm { likes: 100_000, duplicate_percent: percent, rejected_per_mille: 0 };
             let mut duplicates = 0_u64;
             for index in 0..storm.likes {
                 let first = storm.first_of_pair(index);
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_pair_leads_back_to_its_like_and_a_foreign_one_does_not() {
-        let storm = Storm { likes: 1_000, duplicate_percent: 20, rejected_percent: 3 };
+        let storm = Storm { likes: 1_000, duplicate_percent: 20, rejected_per_mille: 3 };
         for first in (0..1_000).filter(|index| storm.first_of_pair(*index) == *index) {
             let (user, post) = storm.pair(first);
             let (user, post) = (i64::try_from(user).unwrap(), i64::try_from(post).unwrap());

@@ -85,7 +85,7 @@ impl Verdict {
             (
                 "one INSERT each",
                 format!(
-                    "{} likes/s and {} transactions for the first {} likes, without HTTP",
+                    "{} likes/s, {} transactions for {} likes, no HTTP",
                     rounded(self.insert_each_likes_per_second),
                     grouped(self.insert_each_likes),
                     grouped(self.insert_each_likes)

@@ -1,0 +1,56 @@
+//! The transaction that finds the rows that a table rejects: pieces of a batch in savepoints, by halves.
+
+use deadpool_postgres::Object;
+use futures_util::future;
+use shared::{
+    pg::{self, FailureClass},
+    service::one_line,
+};
+use tokio::time::Instant;
+
+use crate::batch::{Batch, Columns, Progress};
+
+const INSERT: &str = "
+INSERT INTO likes (user_id, post_id, created_at)
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[])
+ON CONFLICT (user_id, post_id) DO NOTHING";
+
+/// Goes on with a batch where its progress says, and commits what it has found by the time: one piece at least, and
+/// all if it can. Returns what then is known of the rows.
+///
+/// What the table rejects costs a savepoint and no transaction of its own. Constraints that wait for the commit are
+/// checked with each piece, because a commit that fails tells nothing about pieces.
+pub(crate) async fn isolate(
+    connection: &Object,
+    batch: &Batch,
+    enough_at: Instant,
+) -> Result<Progress, tokio_postgres::Error> {
+    let insert = connection.prepare_cached(INSERT).await?;
+    connection.batch_execute("BEGIN; SET CONSTRAINTS ALL IMMEDIATE").await?;
+    let mut progress = batch.progress().clone();
+    while let Some(rows) = progress.next_rows(batch) {
+        let Columns { user_id, post_id, created_at } = rows.columns();
+        let (saved, inserted) = future::join(
+            connection.batch_execute("SAVEPOINT piece"),
+            connection.execute(&insert, &[&user_id, &post_id, &created_at]),
+        )
+        .await;
+        saved?;
+        match inserted {
+            Ok(inserted) => {
+                connection.batch_execute("RELEASE piece").await?;
+                progress.stored(inserted);
+            }
+            Err(error) if pg::classify(&error) == FailureClass::Reject => {
+                connection.batch_execute("ROLLBACK TO piece; RELEASE piece").await?;
+                progress.rejected(rows, one_line(&error));
+            }
+            Err(error) => return Err(error),
+        }
+        if Instant::now() >= enough_at {
+            break;
+        }
+    }
+    connection.batch_execute("COMMIT").await?;
+    Ok(progress)
+}
