@@ -10,6 +10,7 @@ mod consumer;
 mod crash_points;
 mod database_failures;
 mod dead_letters;
+mod documents;
 mod harness;
 mod http;
 mod local_stack;
