@@ -1,7 +1,6 @@
 //! How much waits in Redis, and whether that is too much to take more.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,12 +8,9 @@ use std::{
     time::Duration,
 };
 
-use fred::prelude::{Client, Error, StreamsInterface, Value};
-use shared::{admin::Check, config::StreamArgs, redis};
-use tokio::{
-    task::JoinSet,
-    time::{MissedTickBehavior, interval},
-};
+use fred::prelude::Client;
+use shared::{admin::Check, config::StreamArgs};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::metrics::Metrics;
 
@@ -61,7 +57,7 @@ pub(crate) async fn sample(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match total(&client, &streams).await {
+        match shared::backlog::of_all(&client, &streams).await {
             Ok(entries) => {
                 backlog.sampled(entries);
                 metrics.backlog(entries);
@@ -76,34 +72,4 @@ pub(crate) async fn sample(
             }
         }
     }
-}
-
-/// Over all partitions, in entries.
-async fn total(client: &Client, streams: &StreamArgs) -> Result<u64, Error> {
-    let mut partitions = JoinSet::new();
-    for partition in streams.likes_partitions.partitions() {
-        let (client, stream) = (client.clone(), streams.likes_stream.stream(partition));
-        partitions.spawn(async move { of_stream(&client, &stream).await });
-    }
-    partitions.join_all().await.into_iter().sum()
-}
-
-/// What the slowest group of a stream has still to do: undelivered and pending entries. Without a group that is
-/// all of the stream. A group's lag may be unknown to Redis (null); the length of the stream is then its bound.
-async fn of_stream(client: &Client, stream: &str) -> Result<u64, Error> {
-    let groups: Vec<HashMap<String, Value>> = match client.xinfo_groups(stream).await {
-        Ok(groups) => groups,
-        Err(error) if redis::error_code(&error) == Some("ERR") => Vec::new(), // no such key
-        Err(error) => return Err(error),
-    };
-    let number = |group: &HashMap<String, Value>, name| group.get(name).and_then(Value::as_u64);
-    if !groups.is_empty()
-        && let Some(most) = groups
-            .iter()
-            .map(|group| Some(number(group, "lag")? + number(group, "pending")?))
-            .try_fold(0, |most, group| Some(group?.max(most)))
-    {
-        return Ok(most);
-    }
-    client.xlen(stream).await
 }

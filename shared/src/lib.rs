@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod agreement;
+pub mod backlog;
 pub mod cli;
 pub mod codec;
 pub mod config;

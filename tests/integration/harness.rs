@@ -268,15 +268,11 @@ pub(crate) async fn pending_or_none(client: &Client) -> u64 {
     pending
 }
 
-/// Undelivered and pending entries of the group. An unknown lag counts as work to do.
+/// Undelivered and pending entries over all partitions.
 async fn backlog(client: &Client) -> u64 {
     let mut backlog = 0;
     for partition in 0..PARTITIONS {
-        let groups: Vec<std::collections::HashMap<String, Value>> =
-            client.xinfo_groups(stream(partition)).await.unwrap();
-        for group in groups.iter().filter(|group| group["name"].as_str().as_deref() == Some(GROUP)) {
-            backlog += group["pending"].as_u64().unwrap() + group["lag"].as_u64().unwrap_or(1);
-        }
+        backlog += shared::backlog::of_stream(client, &stream(partition)).await.unwrap();
     }
     backlog
 }

@@ -1,8 +1,6 @@
 //! What is still to be done, as Redis knows it.
 
-use std::collections::HashMap;
-
-use fred::prelude::{Builder, Client, ClientLike, Config, Error, ReconnectPolicy, StreamsInterface, Value};
+use fred::prelude::{Builder, Client, ClientLike, Config, Error, ReconnectPolicy};
 use shared::partition::{KeyPrefix, Partition, PartitionCount};
 
 /// The keys of a likestream with default settings.
@@ -45,20 +43,11 @@ pub(crate) async fn connect(redis_url: &str) -> Result<Client, Error> {
     Ok(client)
 }
 
-/// Undelivered and pending entries over all partitions. Where Redis doesn't know a group's lag, all of its stream.
+/// Undelivered and pending entries over all partitions.
 pub(crate) async fn entries(client: &Client, keys: &Keys) -> Result<u64, Error> {
     let mut entries = 0;
     for partition in keys.partitions() {
-        let stream = keys.stream(partition);
-        let groups: Vec<HashMap<String, Value>> = client.xinfo_groups(&stream).await?;
-        for group in groups {
-            let number = |name| group.get(name).and_then(Value::as_u64);
-            let lag = match number("lag") {
-                Some(lag) => lag,
-                None => client.xlen(&stream).await?,
-            };
-            entries += number("pending").unwrap_or(0) + lag;
-        }
+        entries += shared::backlog::of_stream(client, &keys.stream(partition)).await?;
     }
     Ok(entries)
 }
