@@ -7,7 +7,7 @@ use fred::prelude::{Client, StreamsInterface};
 use shared::codec;
 
 use crate::harness::{
-    GROUP, PARTITIONS, Setup, append_raw, dead_stream, eventually, like, likes, pending, stream,
+    GROUP, PARTITIONS, SOON, Setup, append_raw, dead_stream, eventually, like, likes, pending, stream,
 };
 
 pub(crate) type Letter = BTreeMap<String, Bytes>;
@@ -109,16 +109,20 @@ async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     let last = payload.len() - 9 - 2;
     payload[last] = 0xc0;
     append_raw(&redis, 0, &payload).await;
+    // The one has read it, the other has claimed it from the one.
     eventually("both hold it", async || {
-        let read = |name| consumers.iter().map(|c| c.metrics().unwrap().sum(name)).sum::<f64>();
-        read("likestream_entries_read_total") >= 1.0 && read("likestream_entries_reclaimed_total") >= 1.0
+        let counted = |name| consumers.each_ref().map(|c| c.metrics().unwrap().sum(name) >= 1.0);
+        let (read, claimed) =
+            (counted("likestream_entries_read_total"), counted("likestream_entries_reclaimed_total"));
+        (read[0] && claimed[1]) || (read[1] && claimed[0])
     })
     .await;
     setup.postgres().resume();
     setup.wait_for_rows(1).await;
     eventually("settled", async || pending(&redis).await == 0).await;
-    for consumer in consumers {
-        drop(consumer);
+    // Whoever comes second has come by then, too.
+    for mut consumer in consumers {
+        assert!(consumer.terminate(SOON).unwrap().success());
     }
     assert_eq!(dead_letters(&redis).await.len(), 1);
     let groups: Vec<BTreeMap<String, fred::prelude::Value>> = redis.xinfo_groups(stream(0)).await.unwrap();
