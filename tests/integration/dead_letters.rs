@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use fred::prelude::{Client, StreamsInterface};
+use fred::prelude::{Client, KeysInterface, StreamsInterface};
 use shared::codec;
 
 use crate::harness::{
@@ -127,4 +127,19 @@ async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     assert_eq!(dead_letters(&redis).await.len(), 1);
     let groups: Vec<BTreeMap<String, fred::prelude::Value>> = redis.xinfo_groups(stream(0)).await.unwrap();
     assert_eq!(groups[0]["name"].as_str().as_deref(), Some(GROUP));
+}
+
+/// Letter first, acknowledgement second: a letter that can't be written leaves its entry pending.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_whose_letter_cannot_be_written_stays_pending() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    redis.set::<(), _, _>(dead_stream(0), "mine", None, None, false).await.unwrap();
+    let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")]);
+    append_raw(&redis, 0, b"\xc1").await;
+    eventually("it is said", async || consumer.log_text().contains("stored, but not acknowledged")).await;
+    assert_eq!(pending(&redis).await, 1);
+    redis.del::<(), _>(dead_stream(0)).await.unwrap();
+    setup.wait_until_drained().await;
+    assert_eq!(dead_letters(&redis).await.len(), 1);
 }

@@ -7,8 +7,8 @@ use fred::{
 use local::http_client::HttpClient;
 
 use crate::harness::{
-    GROUP, PARTITIONS, SOON, Setup, append_raw, create_groups, eventually, likes, pending, pending_or_none,
-    post, stream,
+    GROUP, PARTITIONS, SOON, Setup, append_raw, create_groups, eventually, like, likes, pending,
+    pending_or_none, post, stream,
 };
 
 async fn deliver_to(client: &Client, consumer: &str) {
@@ -46,6 +46,28 @@ async fn entries_of_a_dead_consumer_are_claimed() {
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total"), 1_000.0);
+}
+
+/// What can be claimed may lie far behind what can't: the cursor is kept from page to page.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    let mut ids = Vec::new();
+    for user in 1..=1_600_u64 {
+        ids.push(append_raw(&redis, 0, &shared::codec::encode(&[like(user, 42)])).await);
+    }
+    deliver_to(&redis, "living").await;
+    let claim = CustomCommand::new_static("XCLAIM", ClusterHash::Random, false);
+    for id in &ids[1_500..] {
+        let arguments =
+            [stream(0).as_str(), GROUP, "gone", "0", id, "IDLE", "7200000", "JUSTID"].map(str::to_owned);
+        redis.custom::<Value, _>(claim.clone(), arguments.to_vec()).await.unwrap();
+    }
+    let _consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
+    setup.wait_for_rows(100).await;
+    eventually("only the living one has some left", async || pending(&redis).await == 1_500).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,7 +104,8 @@ async fn ingest_does_not_wait_for_ever() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let status = ingest.terminate(SOON).unwrap();
     assert_eq!(status.code(), Some(1));
-    assert!(in_flight.await.unwrap().is_err());
+    // It may just be told so before the end.
+    assert!(!in_flight.await.unwrap().is_ok_and(|response| response.status == 202));
     assert!(ingest.log_text().contains("requests were still in flight after DRAIN_TIMEOUT, 500ms"));
 }
 
