@@ -24,6 +24,8 @@ use crate::LocalError;
 ///
 /// Arguments: the signal to end it with, the folder, the server and its arguments.
 const LEASH: &str = r#"
+# The system hangs up on us when whoever started us dies while the server is frozen: just then we are needed.
+trap : HUP
 signal=$1 folder=$2; shift 2
 "$@" </dev/null & server=$!
 echo "$server"
