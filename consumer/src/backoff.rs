@@ -17,6 +17,11 @@ impl Backoff {
         Self { next: Duration::from_millis(50), cap: Duration::from_secs(5) }
     }
 
+    /// For a server on which all else waits, too.
+    pub(crate) fn server() -> Self {
+        Self { next: Duration::from_millis(25), cap: Duration::from_millis(500) }
+    }
+
     /// For what somebody has to mend.
     pub(crate) fn halt() -> Self {
         Self { next: Duration::from_secs(1), cap: Duration::from_secs(15) }
@@ -37,7 +42,7 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_cap_and_vary() {
-        for mut backoff in [Backoff::retry(), Backoff::halt()] {
+        for mut backoff in [Backoff::retry(), Backoff::server(), Backoff::halt()] {
             let (mut step, cap) = (backoff.next, backoff.cap);
             for _ in 0..20 {
                 let delay = backoff.next_delay();

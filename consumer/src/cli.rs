@@ -1,6 +1,7 @@
 //! `likesctl`, the command line for people. One file a command.
 
 mod migrate;
+mod partitions;
 
 use std::{
     io::{self, Write},
@@ -26,6 +27,9 @@ struct Likesctl {
 enum Command {
     /// Brings the schema in Postgres up to date
     Migrate(migrate::Options),
+    /// Changes how many streams the likes are spread over
+    #[command(subcommand)]
+    Partitions(partitions::Command),
 }
 
 impl Settings for Likesctl {
@@ -40,6 +44,7 @@ pub fn main() -> ExitCode {
     let run = async {
         match command {
             Command::Migrate(options) => migrate::run(options).await,
+            Command::Partitions(command) => partitions::run(command).await,
         }
     };
     let runtime = Builder::new_current_thread().enable_all().build();

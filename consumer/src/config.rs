@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
+    str::FromStr,
     time::Duration,
 };
 
@@ -10,8 +11,11 @@ use clap::Parser;
 use shared::{
     cli::{self, SettingError},
     config::{PostgresArgs, RedisArgs, StreamArgs, address, duration, positive_duration},
+    partition::PartitionCount,
     telemetry::TelemetryArgs,
 };
+
+use crate::fixed_partitions::FixedPartitions;
 
 /// Writes likes from Redis Streams into Postgres, in big transactions. Run as many as you like.
 #[derive(Parser, Debug)]
@@ -27,12 +31,23 @@ pub struct Settings {
     pub(crate) streams: StreamArgs,
 
     /// The consumer group: entries are shared among its members
-    #[arg(long, env = "LIKES_GROUP", default_value = "likes-writers", value_name = "NAME", value_parser = name)]
+    #[arg(long, env = "LIKES_GROUP", default_value = "likes-writers", value_name = "NAME", value_parser = group_name)]
     pub(crate) likes_group: String,
 
     /// This consumer's name in the group, unique in it [default: the host's name with a unique suffix]
-    #[arg(long, env = "CONSUMER_NAME", value_name = "NAME", value_parser = name)]
+    #[arg(long, env = "CONSUMER_NAME", value_name = "NAME", value_parser = group_name)]
     pub(crate) consumer_name: Option<String>,
+
+    /// Which partitions this consumer reads: auto (its share among the group's members), some (0-3,8), a share that is
+    /// fixed (2/4: the third of four, counted from 0), or ordinal/4 (the same, counted by the number at the end of the
+    /// host's name, as a StatefulSet gives it)
+    #[arg(
+        long = "partitions",
+        env = "CONSUMER_PARTITIONS",
+        default_value = "auto",
+        value_name = "PARTITIONS"
+    )]
+    pub(crate) consumer_partitions: ConsumerPartitions,
 
     /// Where /livez, /readyz and /metrics are; never needs to be public
     #[arg(long, env = "CONSUMER_ADMIN_LISTEN", default_value = "127.0.0.1:8082", value_name = "ADDRESS",
@@ -97,8 +112,62 @@ impl cli::Settings for Settings {
             );
             return Err(SettingError::new("CLAIM_MIN_IDLE", problem));
         }
-        Ok(())
+        self.consumer_partitions.resolve().map(drop)
     }
+}
+
+/// Which partitions a consumer reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ConsumerPartitions {
+    /// Its share among the members of the group.
+    Auto,
+    /// These.
+    Fixed(FixedPartitions),
+    /// One of so many shares, by the number at the end of the host's name.
+    Ordinal { of: u16 },
+}
+
+impl FromStr for ConsumerPartitions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        if let Some(of) = text.strip_prefix("ordinal/") {
+            let of = of.parse().ok().filter(|of| (1..=PartitionCount::MAX).contains(of));
+            let of =
+                of.ok_or_else(|| format!("allowed is ordinal/N with N from 1 to {}", PartitionCount::MAX))?;
+            return Ok(Self::Ordinal { of });
+        }
+        text.parse().map(Self::Fixed).map_err(|error| format!("{error}, auto, or ordinal/4"))
+    }
+}
+
+impl ConsumerPartitions {
+    /// What it is on this host; nothing for a share among the members.
+    pub(crate) fn resolve(&self) -> Result<Option<FixedPartitions>, SettingError> {
+        match self {
+            Self::Auto => Ok(None),
+            Self::Fixed(fixed) => Ok(Some(fixed.clone())),
+            Self::Ordinal { of } => {
+                let host = gethostname::gethostname().to_string_lossy().into_owned();
+                let index = ordinal(&host).filter(|index| index < of);
+                let index = index.ok_or_else(|| {
+                    let problem = format!(
+                        "'ordinal/{of}' needs a host name that ends in a hyphen and a number below {of}, and this one's is '{host}': allowed are also auto, partitions like 0-3,8, or a share like 2/4"
+                    );
+                    SettingError::new("CONSUMER_PARTITIONS", problem)
+                })?;
+                Ok(Some(FixedPartitions::Share { index, of: *of }))
+            }
+        }
+    }
+}
+
+/// The number that a StatefulSet gives its pod.
+fn ordinal(host: &str) -> Option<u16> {
+    host.split('.').next()?.rsplit_once('-')?.1.parse().ok()
 }
 
 fn batch_rows(text: &str) -> Result<NonZeroUsize, String> {
@@ -107,11 +176,36 @@ fn batch_rows(text: &str) -> Result<NonZeroUsize, String> {
     rows.ok_or_else(|| "allowed is a whole number from 1 to 100000".to_owned())
 }
 
-fn name(text: &str) -> Result<String, String> {
+/// A name in the group, or the group's.
+pub(crate) fn group_name(text: &str) -> Result<String, String> {
     let harmless = |b: u8| b.is_ascii_graphic();
     if (1..=128).contains(&text.len()) && text.bytes().all(harmless) {
         Ok(text.to_owned())
     } else {
         Err("allowed are 1 to 128 printable ASCII characters without spaces".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_a_share_or_fixed() {
+        assert_eq!("auto".parse(), Ok(ConsumerPartitions::Auto));
+        assert_eq!("ordinal/4".parse(), Ok(ConsumerPartitions::Ordinal { of: 4 }));
+        let fixed = FixedPartitions::Ranges(vec![(0, 3), (8, 8)]);
+        assert_eq!("0-3,8".parse(), Ok(ConsumerPartitions::Fixed(fixed)));
+        for bad in ["", "ordinal", "ordinal/0", "4/4", "all"] {
+            assert!(bad.parse::<ConsumerPartitions>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_ordinal_is_at_the_end_of_the_hosts_name() {
+        assert_eq!(ordinal("likestream-consumer-12"), Some(12));
+        assert_eq!(ordinal("consumer-3.consumers.default.svc"), Some(3));
+        assert_eq!(ordinal("consumer"), None);
+        assert_eq!(ordinal("consumer-7f9c"), None);
     }
 }

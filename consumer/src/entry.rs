@@ -42,7 +42,7 @@ pub(crate) struct Position {
 }
 
 /// An entry as Redis hands it out.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RawEntry {
     pub(crate) at: Position,
     /// Nothing when it was deleted while it was pending.

@@ -2,85 +2,163 @@
 //! on one entry twice.
 
 use std::{
-    collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, HashSet},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use shared::partition::Partition;
+use tokio::{sync::watch, time::Instant};
 
 use crate::entry::Position;
 
-/// Shared by the reader, which admits, and the writer, which releases.
+/// Shared by the lanes, which admit, and the writer, which releases.
 #[derive(Default)]
 pub(crate) struct InFlight {
-    state: Mutex<State>,
-    released: Notify,
+    state: watch::Sender<State>,
 }
 
 #[derive(Default)]
 struct State {
     entries: HashSet<Position>,
     rows: usize,
-    /// Whether the writer can't write.
-    held: bool,
+    entries_of: HashMap<Partition, usize>,
+    /// Lanes that are reading: what they get is not in flight yet.
+    reading: usize,
+    /// Since when the writer can't write.
+    held_since: Option<Instant>,
+    /// Whether somebody wants everything else out of the way.
+    alone: bool,
+}
+
+impl State {
+    fn room(&self, limit: usize) -> usize {
+        if self.held_since.is_some() || self.alone { 0 } else { limit.saturating_sub(self.rows) }
+    }
+}
+
+/// Leave to read, as long as this is there.
+pub(crate) struct Room<'a> {
+    in_flight: &'a InFlight,
+    /// How many more rows may be in flight.
+    pub(crate) rows: usize,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.in_flight.state.send_modify(|state| state.reading -= 1);
+    }
+}
+
+/// As long as this is there, nobody gets room to read.
+pub(crate) struct Alone<'a>(&'a InFlight);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.0.state.send_modify(|state| state.alone = false);
+    }
 }
 
 impl InFlight {
     /// Whether the entry is new here. If so it counts until it is released; one without rows counts as one.
     pub(crate) fn admit(&self, at: Position, rows: usize) -> bool {
-        let mut state = self.lock();
-        let new = state.entries.insert(at);
-        if new {
-            state.rows += rows.max(1);
-        }
+        let mut new = false;
+        self.state.send_if_modified(|state| {
+            new = state.entries.insert(at);
+            if new {
+                state.rows += rows.max(1);
+                *state.entries_of.entry(at.partition).or_default() += 1;
+            }
+            // Nobody waits for there to be more.
+            false
+        });
         new
     }
 
     /// Whether the entry is in flight.
     pub(crate) fn contains(&self, at: Position) -> bool {
-        self.lock().entries.contains(&at)
+        self.state.borrow().entries.contains(&at)
     }
 
-    /// The entry is settled, or given back to the group.
-    pub(crate) fn release(&self, at: Position, rows: usize) {
-        let mut state = self.lock();
-        if state.entries.remove(&at) {
-            state.rows -= rows.max(1);
-            self.released.notify_one();
-        }
+    /// The entries, each with its number of rows, are settled or given back to the group.
+    pub(crate) fn release(&self, entries: impl IntoIterator<Item = (Position, usize)>) {
+        self.state.send_modify(|state| {
+            for (at, rows) in entries {
+                if state.entries.remove(&at) {
+                    state.rows -= rows.max(1);
+                    if let Some(count) = state.entries_of.get_mut(&at.partition) {
+                        *count -= 1;
+                    }
+                }
+            }
+        });
     }
 
     /// From now on there is no room for more, until [`InFlight::go_on`].
     pub(crate) fn hold(&self) {
-        self.lock().held = true;
+        self.state.send_modify(|state| {
+            state.held_since.get_or_insert_with(Instant::now);
+        });
+    }
+
+    /// For how long the writer has not been able to write; zero if it is.
+    pub(crate) fn held_for(&self) -> Duration {
+        self.state.borrow().held_since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
     /// There is room again.
     pub(crate) fn go_on(&self) {
-        self.lock().held = false;
-        self.released.notify_one();
+        self.state.send_if_modified(|state| state.held_since.take().is_some());
     }
 
-    /// Waits until fewer than `limit` rows are in flight and tells how many more there may be. Only the reader waits.
-    pub(crate) async fn room(&self, limit: usize) -> usize {
+    /// Waits until fewer than `limit` rows are in flight.
+    pub(crate) async fn room(&self, limit: usize) -> Room<'_> {
         loop {
-            {
-                let state = self.lock();
-                if state.rows < limit && !state.held {
-                    return limit - state.rows;
-                }
+            let mut rows = 0;
+            self.state.send_if_modified(|state| {
+                rows = state.room(limit);
+                state.reading += usize::from(rows > 0);
+                false
+            });
+            if rows > 0 {
+                return Room { in_flight: self, rows };
             }
-            self.released.notified().await;
+            self.when(|state| state.room(limit) > 0).await;
         }
     }
 
-    /// Waits until nothing is in flight.
-    pub(crate) async fn drained(&self) {
-        self.room(1).await;
+    /// Waits until nothing of a partition is in flight, and nobody wants to be alone or is held up.
+    pub(crate) async fn drained(&self, partition: Partition) {
+        self.when(|state| {
+            let none = state.entries_of.get(&partition).is_none_or(|count| *count == 0);
+            none && state.held_since.is_none() && !state.alone
+        })
+        .await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until nothing is in flight and nobody reads. From the start of this wait on nobody gets room.
+    pub(crate) async fn alone(&self) -> Alone<'_> {
+        let mut changes = self.state.subscribe();
+        loop {
+            let taken = self.state.send_if_modified(|state| !std::mem::replace(&mut state.alone, true));
+            if taken {
+                break;
+            }
+            // The sender is ours: it is not gone.
+            let _ = changes.wait_for(|state| !state.alone).await;
+        }
+        let alone = Alone(self);
+        self.empty().await;
+        alone
+    }
+
+    /// Waits until nothing is in flight and nobody reads.
+    pub(crate) async fn empty(&self) {
+        self.when(|state| state.entries.is_empty() && state.reading == 0 && state.held_since.is_none()).await;
+    }
+
+    async fn when(&self, is_so: impl FnMut(&State) -> bool) {
+        // The sender is ours: it is not gone.
+        let _ = self.state.subscribe().wait_for(is_so).await;
     }
 }
 
@@ -97,21 +175,24 @@ mod tests {
         Position { partition, id: EntryId { ms: 1, seq } }
     }
 
+    fn room(in_flight: &InFlight, limit: usize) -> Option<usize> {
+        in_flight.room(limit).now_or_never().map(|room| room.rows)
+    }
+
     #[test]
     fn rows_are_bounded_and_an_entry_is_admitted_once() {
         let in_flight = InFlight::default();
         assert!(in_flight.admit(position(1), 5));
         assert!(!in_flight.admit(position(1), 5));
         assert!(in_flight.admit(position(2), 0));
-        assert_eq!(in_flight.room(10).now_or_never(), Some(4));
-        assert_eq!(in_flight.room(6).now_or_never(), None);
+        assert_eq!(room(&in_flight, 10), Some(4));
+        assert_eq!(room(&in_flight, 6), None);
 
-        in_flight.release(position(1), 5);
-        in_flight.release(position(1), 5);
-        assert_eq!(in_flight.room(6).now_or_never(), Some(5));
-        let mut drained = Box::pin(in_flight.drained());
+        in_flight.release([(position(1), 5), (position(1), 5)]);
+        assert_eq!(room(&in_flight, 6), Some(5));
+        let mut drained = Box::pin(in_flight.drained(position(2).partition));
         assert_eq!(drained.as_mut().now_or_never(), None);
-        in_flight.release(position(2), 0);
+        in_flight.release([(position(2), 0)]);
         assert_eq!(drained.as_mut().now_or_never(), Some(()));
     }
 
@@ -119,9 +200,35 @@ mod tests {
     fn there_is_no_room_while_the_writer_is_held_up() {
         let in_flight = InFlight::default();
         in_flight.hold();
-        let mut room = Box::pin(in_flight.room(10));
-        assert_eq!(room.as_mut().now_or_never(), None);
+        assert_eq!(room(&in_flight, 10), None);
         in_flight.go_on();
-        assert_eq!(room.as_mut().now_or_never(), Some(10));
+        assert_eq!(room(&in_flight, 10), Some(10));
+    }
+
+    #[test]
+    fn there_is_no_room_beside_whoever_is_alone() {
+        let in_flight = InFlight::default();
+        let reading = in_flight.room(10).now_or_never().unwrap();
+        in_flight.admit(position(1), 1);
+        let mut alone = Box::pin(in_flight.alone());
+        assert!(alone.as_mut().now_or_never().is_none(), "something is in flight");
+        assert_eq!(room(&in_flight, 10), None);
+        in_flight.release([(position(1), 1)]);
+        assert!(alone.as_mut().now_or_never().is_none(), "somebody reads");
+        drop(reading);
+        let guard = alone.as_mut().now_or_never().unwrap();
+
+        let mut another = Box::pin(in_flight.alone());
+        assert!(another.as_mut().now_or_never().is_none(), "one at a time");
+        drop(guard);
+        let guard = another.as_mut().now_or_never().unwrap();
+        assert_eq!(room(&in_flight, 10), None);
+        drop(guard);
+        assert_eq!(room(&in_flight, 10), Some(10));
+
+        let mut given_up = Box::pin(in_flight.alone());
+        assert!(given_up.as_mut().now_or_never().is_some());
+        drop(given_up);
+        assert_eq!(room(&in_flight, 10), Some(10));
     }
 }

@@ -1,9 +1,11 @@
 //! The consumer service: entries from Redis Streams into Postgres, and `likesctl`.
 //!
-//! `reader` takes entries from `stream` and decodes them (`entry`), `writer` collects them (`batch`), stores them
-//! (`copy`) and acknowledges them (`stream` again, with the proof from `copy`). What can't be stored is a
-//! `dead_letter`. Beside them `trim` keeps Redis small and `probe` knows whether the servers are there.
+//! `membership` knows which partitions are this consumer's, and `reader` keeps a `lane` on each: it takes entries from
+//! `stream` and decodes them (`entry`). `writer` collects them (`batch`), stores them (`copy`) and acknowledges them
+//! (`stream` again, with the proof from `copy`). What can't be stored is a `dead_letter`. Beside them `trim` keeps Redis
+//! small and `probe` knows whether the servers are there.
 
+mod assignment;
 mod backoff;
 mod batch;
 mod bisection;
@@ -11,10 +13,12 @@ pub mod cli;
 pub mod config;
 mod copy;
 mod dead_letter;
-mod departed;
 mod entry;
+mod fixed_partitions;
 mod in_flight;
 mod isolate;
+mod lane;
+mod membership;
 mod metrics;
 mod probe;
 mod reader;
@@ -26,18 +30,22 @@ mod writer;
 use std::{io, net::SocketAddr, process, sync::Arc};
 
 use deadpool_postgres::{BuildError, Pool};
-use fred::prelude::Client;
 use shared::{
     admin::{self, Health},
     agreement::{self, AgreementError},
     cli::SettingError,
+    partition::PartitionCount,
     pg,
-    redis::{Redis, Use, is_refusal},
+    redis::{Connections, Redis, is_refusal},
     service::{Failure, Unreachable, wait_for},
     telemetry::Telemetry,
 };
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::mpsc, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::sleep,
+};
 use tokio_postgres::NoTls;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -45,8 +53,10 @@ use crate::{
     batch::Limits,
     config::Settings,
     in_flight::InFlight,
+    lane::Lane,
+    membership::{Membership, NameTaken},
     metrics::Metrics,
-    reader::{BLOCK, Reader},
+    reader::{LaneCrashed, ReadHealth, Reader},
     schema::SchemaError,
     stream::{GroupError, Streams},
     writer::Writer,
@@ -54,9 +64,6 @@ use crate::{
 
 /// One for the writer, one for the probe.
 const CONNECTIONS: usize = 2;
-
-/// Names without pending entries go when they were idle for this many times `CLAIM_MIN_IDLE`.
-const DEPARTED_CLAIM_MIN_IDLES: u32 = 10;
 
 /// Batches in flight: one that is written, one that is read.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -87,6 +94,9 @@ pub enum ConsumerError {
     /// Other programs work on other settings.
     #[error(transparent)]
     Agreement(#[from] AgreementError),
+    /// Another consumer has this one's name.
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
     /// A group can't be made.
     #[error(transparent)]
     Group(#[from] GroupError),
@@ -106,7 +116,7 @@ pub enum ConsumerError {
 impl Failure for ConsumerError {
     fn is_over_a_setting(&self) -> bool {
         match self {
-            Self::Setting(_) => true,
+            Self::Setting(_) | Self::NameTaken(_) => true,
             Self::Agreement(error) => error.is_over_a_setting(),
             _ => false,
         }
@@ -117,6 +127,7 @@ impl Failure for ConsumerError {
 struct Checks {
     redis: admin::Check,
     postgres: admin::Check,
+    membership: admin::Check,
     reader: admin::Check,
     writer: admin::Check,
 }
@@ -139,6 +150,7 @@ pub async fn run(
     let checks = Checks {
         redis: health.check("redis"),
         postgres: health.check("postgres"),
+        membership: health.check("membership"),
         reader: health.check("reader"),
         writer: health.check("writer"),
     };
@@ -147,16 +159,21 @@ pub async fn run(
     tokio::spawn(admin::serve(listener, health, telemetry.clone(), stop_admin));
 
     let connect = connect(&redis, &postgres, &settings);
-    let Some((commands, reads)) = shutdown.run_until_cancelled(connect).await.transpose()? else {
+    let Some((redis, partitions)) = shutdown.run_until_cancelled(connect).await.transpose()? else {
         return Ok(());
     };
     let pool = pg::pool(postgres, CONNECTIONS, copy::session(settings.write_timeout))?;
-    let streams = Streams::new(commands, &settings.streams, settings.likes_group.clone(), consumer);
-    streams.ensure_groups().await?;
+    let keys = settings.streams.likes_stream.clone();
+    let streams = Streams::new(redis.clone(), keys.clone(), settings.likes_group.clone(), consumer);
+    streams.ensure_groups(partitions).await?;
 
     let metrics = Arc::new(Metrics::new(&telemetry.meter()));
-    let ended = consume(&settings, &streams, reads, pool, metrics, checks, shutdown).await;
-    if let Err(error) = streams.leave().await {
+    let partitions = watch::Sender::new(partitions);
+    let following = agreement::follow(redis, keys, partitions.clone());
+    let _following = AbortOnDropHandle::new(tokio::spawn(following));
+    let ended = consume(&settings, &streams, &partitions, pool, metrics, checks, shutdown).await;
+    let partitions = *partitions.borrow();
+    if let Err(error) = streams.leave(partitions).await {
         tracing::warn!(%error, "the consumer's name stays in the group");
     }
     ended
@@ -167,43 +184,59 @@ async fn connect(
     redis: &Redis,
     postgres: &tokio_postgres::Config,
     settings: &Settings,
-) -> Result<(Client, Client), ConsumerError> {
+) -> Result<(Connections, PartitionCount), ConsumerError> {
     let limit = settings.startup_timeout;
     let server = format!("Redis at {}", redis.address());
-    let commands = wait_for(server, "REDIS_URL", limit, is_refusal, || redis.connect(Use::Commands)).await?;
-    let server = format!("Redis at {}", redis.address());
-    let reads =
-        wait_for(server, "REDIS_URL", limit, is_refusal, || redis.connect(Use::BlockingReads(BLOCK))).await?;
-    agreement::settle(&commands, &settings.streams).await?;
-    agreement::warn_of_eviction(&commands).await;
+    let connections = wait_for(server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
+    let partitions = agreement::settle(&connections, &settings.streams).await?;
+    agreement::warn_of_eviction(&connections).await;
 
     let (client, connection) =
         wait_for(pg::address(postgres), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect(NoTls))
             .await?;
     tokio::spawn(connection);
     schema::check(&client).await?;
-    Ok((commands, reads))
+    Ok((connections, partitions))
 }
 
 async fn consume(
     settings: &Settings,
     streams: &Streams,
-    reads: Client,
+    partitions: &watch::Sender<PartitionCount>,
     pool: Pool,
     metrics: Arc<Metrics>,
     checks: Checks,
     shutdown: CancellationToken,
 ) -> Result<(), ConsumerError> {
+    let fixed = settings.consumer_partitions.resolve()?.map(|fixed| fixed.to_string()).unwrap_or_default();
+    let in_flight = Arc::new(InFlight::default());
+    let joining = Membership::join(
+        streams.clone(),
+        fixed,
+        partitions.subscribe(),
+        Arc::clone(&in_flight),
+        Arc::clone(&metrics),
+        checks.membership,
+    );
+    let Some(membership) = shutdown.run_until_cancelled(joining).await.transpose()? else {
+        return Ok(());
+    };
+    let ownership = membership.ownership();
+    let gone = CancellationToken::new();
+    let beating = AbortOnDropHandle::new(tokio::spawn(membership.run(shutdown.clone(), gone.clone())));
+
     let probe = probe::run(streams.clone(), pool.clone(), checks.redis, checks.postgres);
     let mut probing = AbortOnDropHandle::new(tokio::spawn(probe));
-    let departed = departed::run(streams.clone(), settings.claim_min_idle * DEPARTED_CLAIM_MIN_IDLES);
-    let mut removing_departed = AbortOnDropHandle::new(tokio::spawn(departed));
     let stop_trimming = CancellationToken::new();
-    let trimming =
-        trim::run(streams.clone(), settings.stream_retention, Arc::clone(&metrics), stop_trimming.clone());
+    let trimming = trim::run(
+        streams.clone(),
+        ownership.clone(),
+        settings.stream_retention,
+        Arc::clone(&metrics),
+        stop_trimming.clone(),
+    );
     let mut trimming = AbortOnDropHandle::new(tokio::spawn(trimming));
 
-    let in_flight = Arc::new(InFlight::default());
     let (sender, receiver) = mpsc::unbounded_channel();
     let rows = settings.batch_rows.get();
     checks.writer.pass();
@@ -217,40 +250,55 @@ async fn consume(
         check: checks.writer,
     };
     let mut writing = AbortOnDropHandle::new(tokio::spawn(writer.run(receiver)));
-    let reader = Reader {
-        client: reads,
-        streams: streams.clone(),
-        limits: reader::Limits {
-            rows_in_flight: BATCHES_IN_FLIGHT * rows,
-            claim_min_idle: settings.claim_min_idle,
-            max_deliveries: settings.max_deliveries,
-        },
-        in_flight,
-        entries: sender,
-        metrics,
-        check: checks.reader,
-        shutdown: shutdown.clone(),
+    let limits = lane::Limits {
+        rows_in_flight: BATCHES_IN_FLIGHT * rows,
+        claim_min_idle: settings.claim_min_idle,
+        max_deliveries: settings.max_deliveries,
     };
-    let reading = AbortOnDropHandle::new(tokio::spawn(reader.run()));
+    let health = Arc::new(ReadHealth::new(checks.reader));
+    let lane = {
+        let (streams, ownership, shutdown) = (streams.clone(), ownership.clone(), shutdown.clone());
+        move |partition| Lane {
+            partition,
+            streams: streams.clone(),
+            limits,
+            in_flight: Arc::clone(&in_flight),
+            entries: sender.clone(),
+            ownership: ownership.clone(),
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            shutdown: shutdown.clone(),
+        }
+    };
+    let had_earlier_life = settings.consumer_name.is_some();
+    let reader = Reader { lane, ownership, had_earlier_life, shutdown: shutdown.clone() };
+    let first_partitions = *partitions.borrow();
+    let reading = AbortOnDropHandle::new(tokio::spawn(reader.run(first_partitions)));
 
     // The reader's end closes the channel, and the writer ends when that is empty.
     let work = async {
-        reading.await.map_err(|_| ConsumerError::Crashed("the reader"))?;
+        let read = reading.await.map_err(|_| ConsumerError::Crashed("the reader"))?;
+        read.map_err(|LaneCrashed| ConsumerError::Crashed("a lane"))?;
         (&mut writing).await.map_err(|_| ConsumerError::Crashed("the writer"))
     };
     let deadline = async {
         shutdown.cancelled().await;
         sleep(settings.drain_timeout).await;
     };
-    tokio::select! {
-        done = work => done?,
-        () = deadline => return Err(ConsumerError::Drain(humantime::format_duration(settings.drain_timeout))),
-        _ = &mut probing => return Err(ConsumerError::Crashed("the probe")),
-        _ = &mut removing_departed => return Err(ConsumerError::Crashed("the removal of names")),
-        _ = &mut trimming => return Err(ConsumerError::Crashed("trimming")),
+    let ended = tokio::select! {
+        done = work => done,
+        () = deadline => Err(ConsumerError::Drain(humantime::format_duration(settings.drain_timeout))),
+        _ = &mut probing => Err(ConsumerError::Crashed("the probe")),
+        _ = &mut trimming => Err(ConsumerError::Crashed("trimming")),
+    };
+    if ended.is_ok() {
+        stop_trimming.cancel();
+        trimming.await.map_err(|_| ConsumerError::Crashed("trimming"))?;
     }
-    stop_trimming.cancel();
-    trimming.await.map_err(|_| ConsumerError::Crashed("trimming"))
+    // Whatever is still pending here is for the others now.
+    gone.cancel();
+    beating.await.map_err(|_| ConsumerError::Crashed("the heartbeat"))??;
+    ended
 }
 
 /// The host's name and a suffix that no other process has.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Histogram, Meter},
+    metrics::{Counter, Gauge, Histogram, Meter},
 };
 
 use crate::{batch::Flush, dead_letter::Reason};
@@ -24,6 +24,8 @@ pub(crate) struct Metrics {
     likes_deduplicated: Counter<u64>,
     batch_likes: Histogram<u64>,
     batch_duration: Histogram<f64>,
+    partitions_owned: Gauge<u64>,
+    partitions_orphaned: Gauge<u64>,
 }
 
 /// A batch that was committed.
@@ -38,7 +40,14 @@ impl Metrics {
     pub(crate) fn new(meter: &Meter) -> Self {
         let counter =
             |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
+        let gauge =
+            |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
         Self {
+            partitions_owned: gauge("likestream.partitions.owned", "Partitions that this consumer reads"),
+            partitions_orphaned: gauge(
+                "likestream.partitions.orphaned",
+                "Partitions that no consumer of the group reads, by what this one knows",
+            ),
             entries_read: counter("likestream.entries.read", "Entries delivered for the first time"),
             entries_reclaimed: counter(
                 "likestream.entries.reclaimed",
@@ -120,6 +129,11 @@ impl Metrics {
         self.likes_deduplicated.add(likes.saturating_sub(batch.inserted), &[]);
         self.batch_likes.record(likes, &[]);
         self.batch_duration.record(batch.duration.as_secs_f64(), &[]);
+    }
+
+    pub(crate) fn owned(&self, own: usize, orphans: usize) {
+        self.partitions_owned.record(own as u64, &[]);
+        self.partitions_orphaned.record(orphans as u64, &[]);
     }
 
     pub(crate) fn failed(&self) {

@@ -1,21 +1,21 @@
-//! Every Redis command of the consumer: groups, reads, claims, acks, trims. Replies are walked by hand in
-//! `stream::reply`.
+//! Every Redis command of the consumer: groups, reads, claims, acks, trims, and in `stream::members` heartbeats.
+//! Replies are walked by hand in `stream::reply`.
 
+mod members;
 mod reply;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
-use fred::prelude::{
-    Client, ClientLike, Error, HashesInterface, KeysInterface, LuaInterface, StreamsInterface, Value,
-};
+use fred::prelude::{Error, Value};
 use futures_util::future::{join, join_all, try_join_all};
 use shared::{
-    config::StreamArgs,
-    partition::{KeyPrefix, Partition},
-    redis,
+    partition::{KeyPrefix, Partition, PartitionCount},
+    redis::{self, Connections, Repeat},
 };
 use thiserror::Error as ThisError;
+
+pub(crate) use self::members::{Beat, Condition, Member};
 
 use crate::{
     batch::SettledEntry,
@@ -93,22 +93,56 @@ const BEGIN_TRY_ALONE: &str = r"#!lua flags=allow-oom
 return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
 ";
 
-/// Takes consumers out of the group that have been idle for long, unless they have pending entries: XGROUP
-/// DELCONSUMER would destroy them. Says how many it took out.
+/// Takes over entries of consumers that are no members any more and were not heard of for long, and takes such
+/// consumers out of the group that have none: XGROUP DELCONSUMER would destroy pending entries. Says which consumer
+/// had the entries, which entries they are, and which were pending but are no longer in the stream.
 ///
-/// KEYS: stream. ARGV: group, the least idle time in milliseconds, and a consumer's name or nothing for all of them.
-const REMOVE_IDLE: &str = r"
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-local removed = 0
+/// KEYS: stream. ARGV: group, the new owner, the least idle time in milliseconds, most entries, and then the members.
+const CLAIM_DEPARTED: &str = r"
+if redis.call('EXISTS', KEYS[1]) == 0 then return {'', {}, {}} end
+local member = {}
+for i = 5, #ARGV do member[ARGV[i]] = true end
 for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local consumer = {}
     for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
-    if consumer.pending == 0 and consumer.idle >= tonumber(ARGV[2]) and (ARGV[3] == '' or consumer.name == ARGV[3]) then
-        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
-        removed = removed + 1
+    if not member[consumer.name] and consumer.idle >= tonumber(ARGV[3]) then
+        if consumer.pending == 0 then
+            redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+        else
+            local ids = {}
+            for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], consumer.name)) do
+                ids[#ids + 1] = row[1]
+            end
+            local claimed, there, deleted = {}, {}, {}
+            for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(ids))) do
+                if entry then
+                    claimed[#claimed + 1] = entry
+                    there[entry[1]] = true
+                end
+            end
+            for _, id in ipairs(ids) do
+                if not there[id] then deleted[#deleted + 1] = id end
+            end
+            return {consumer.name, claimed, deleted}
+        end
     end
 end
-return removed
+return {'', {}, {}}
+";
+
+/// Takes a consumer out of the group unless it has pending entries: XGROUP DELCONSUMER would destroy them.
+///
+/// KEYS: stream. ARGV: group, consumer.
+const LEAVE: &str = r"
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local consumer = {}
+    for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
+    if consumer.name == ARGV[2] and consumer.pending == 0 then
+        return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) + 1
+    end
+end
+return 0
 ";
 
 /// A group is not there and can't be made.
@@ -122,23 +156,30 @@ pub struct GroupError {
 /// The streams, as one member of the group sees them.
 #[derive(Clone)]
 pub(crate) struct Streams {
-    /// For commands that Redis answers at once.
-    commands: Client,
+    redis: Connections,
     keys: KeyPrefix,
     group: String,
     consumer: String,
-    /// The partitions with the keys of their streams.
-    partitions: Vec<(Partition, String)>,
 }
 
 /// What a claim brought.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Claimed {
     pub(crate) entries: Vec<RawEntry>,
     /// Entries that were pending but are no longer in the stream: nobody can store them any more.
     pub(crate) deleted: Vec<EntryId>,
     /// Where the next claim goes on; zero when all pending entries were looked at.
     pub(crate) cursor: EntryId,
+}
+
+/// What was claimed from a consumer that is no member any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Inherited {
+    /// Whose entries they were.
+    pub(crate) from: String,
+    pub(crate) entries: Vec<RawEntry>,
+    /// Entries that were pending but are no longer in the stream.
+    pub(crate) deleted: Vec<EntryId>,
 }
 
 /// What became of the entries of a batch.
@@ -167,111 +208,116 @@ impl AckOutcome {
 }
 
 impl Streams {
-    pub(crate) fn new(commands: Client, args: &StreamArgs, group: String, consumer: String) -> Self {
-        let keys = args.likes_stream.clone();
-        let partitions =
-            args.likes_partitions.partitions().map(|partition| (partition, keys.stream(partition))).collect();
-        Self { commands, keys, group, consumer, partitions }
-    }
-
-    /// All partitions, in order.
-    pub(crate) fn partitions(&self) -> impl Iterator<Item = Partition> {
-        self.partitions.iter().map(|(partition, _)| *partition)
+    pub(crate) fn new(redis: Connections, keys: KeyPrefix, group: String, consumer: String) -> Self {
+        Self { redis, keys, group, consumer }
     }
 
     fn key(&self, partition: Partition) -> String {
         self.keys.stream(partition)
     }
 
-    /// Makes streams and groups where there are none. A group starts at the very first entry, never at the end:
-    /// what is in the stream already was accepted and must be stored.
-    pub(crate) async fn ensure_groups(&self) -> Result<(), GroupError> {
-        let ensured = self.partitions.iter().map(async |(_, stream)| {
-            self.ensure_group(stream).await.map_err(|source| GroupError { stream: stream.clone(), source })
-        });
-        try_join_all(ensured).await.map(drop)
+    /// Makes streams and groups where there are none.
+    pub(crate) async fn ensure_groups(&self, partitions: PartitionCount) -> Result<(), GroupError> {
+        try_join_all(partitions.partitions().map(|partition| self.ensure_group(partition))).await.map(drop)
     }
 
-    async fn ensure_group(&self, stream: &str) -> Result<(), Error> {
-        let created: Result<(), Error> = self.commands.xgroup_create(stream, &self.group, "0", true).await;
-        match created {
-            Ok(()) => {
+    /// Makes the stream of a partition and its group, if there is none. A group starts at the very first entry, never
+    /// at the end: what is in the stream already was accepted and must be stored.
+    pub(crate) async fn ensure_group(&self, partition: Partition) -> Result<(), GroupError> {
+        let stream = self.key(partition);
+        let args = ["CREATE", &stream, &self.group, "0", "MKSTREAM"].map(Value::from).into();
+        let created = self.redis.run::<Value>(&stream, Repeat::EvenIfDone, "XGROUP", args).await;
+        let failed = match created {
+            Ok(_) => {
                 tracing::info!(stream, group = self.group, "created the consumer group");
-                Ok(())
+                return Ok(());
             }
             Err(error) => match redis::error_code(&error) {
-                Some("BUSYGROUP") => Ok(()),
+                Some("BUSYGROUP") => return Ok(()),
                 // A Redis that is out of memory refuses without a look at what is there.
-                Some("OOM") if self.has_group(stream).await? => Ok(()),
-                _ => Err(error),
+                Some("OOM") => match self.has_group(&stream).await {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => error,
+                    Err(error) => error,
+                },
+                _ => error,
             },
-        }
+        };
+        Err(GroupError { stream, source: failed })
     }
 
     async fn has_group(&self, stream: &str) -> Result<bool, Error> {
-        if self.commands.exists::<u64, _>(stream).await? == 0 {
-            return Ok(false);
+        let args = ["GROUPS", stream].map(Value::from).into();
+        match self.redis.run(stream, Repeat::EvenIfDone, "XINFO", args).await {
+            Ok(groups) => Ok(reply::group_names(groups)?.contains(&self.group)),
+            Err(error) if redis::error_code(&error) == Some("ERR") => Ok(false), // no such key
+            Err(error) => Err(error),
         }
-        Ok(reply::group_names(self.commands.xinfo_groups(stream).await?)?.contains(&self.group))
     }
 
-    /// New entries of all partitions, at most `count` of each; waits up to `block_ms` for the first. `reader` is a
-    /// client for nothing but reads: while it blocks, all else behind it waits.
-    pub(crate) async fn read_new(
-        &self,
-        reader: &Client,
-        count: u64,
-        block_ms: u64,
-    ) -> Result<Vec<RawEntry>, Error> {
-        let keys: Vec<&str> = self.partitions.iter().map(|(_, stream)| stream.as_str()).collect();
-        let ids = vec![">"; keys.len()];
-        let reply: Value = reader
-            .xreadgroup(&self.group, &self.consumer, Some(count), Some(block_ms), false, keys, ids)
-            .await?;
-        self.entries_by_stream(reply)
+    /// Up to `count` new entries of a partition. After an error Redis may have handed out entries in a reply that
+    /// never came: they are pending then.
+    pub(crate) async fn read_new(&self, partition: Partition, count: u64) -> Result<Vec<RawEntry>, Error> {
+        self.read(partition, ">".to_owned(), count).await
     }
 
-    /// Entries that were delivered to this consumer and never acknowledged, from each partition those after the
-    /// cursor that `after` has for it, at most `count` of each.
+    /// Up to `count` entries of a partition that were delivered to this consumer and never acknowledged, from the one
+    /// after `after` on.
     pub(crate) async fn read_own_pending(
         &self,
-        reader: &Client,
-        after: &HashMap<Partition, EntryId>,
+        partition: Partition,
+        after: EntryId,
         count: u64,
     ) -> Result<Vec<RawEntry>, Error> {
-        let keys: Vec<&str> = self.partitions.iter().map(|(_, stream)| stream.as_str()).collect();
-        let cursor = |partition| after.get(&partition).copied().unwrap_or_default().to_string();
-        let ids: Vec<String> = self.partitions().map(cursor).collect();
-        let reply: Value =
-            reader.xreadgroup(&self.group, &self.consumer, Some(count), None, false, keys, ids).await?;
-        self.entries_by_stream(reply)
+        self.read(partition, after.to_string(), count).await
     }
 
-    fn entries_by_stream(&self, reply: Value) -> Result<Vec<RawEntry>, Error> {
-        let mut entries = Vec::new();
-        for (stream, rows) in reply::streams(reply)? {
-            let partition =
-                self.partitions.iter().find(|(_, key)| *key == stream).map(|(partition, _)| *partition);
-            let partition = partition.ok_or_else(|| reply::unexpected("a stream that was not asked for"))?;
-            entries.extend(reply::entries(partition, rows)?);
-        }
-        Ok(entries)
+    async fn read(&self, partition: Partition, from: String, count: u64) -> Result<Vec<RawEntry>, Error> {
+        let (stream, count) = (self.key(partition), count.to_string());
+        let args = ["GROUP", &self.group, &self.consumer, "COUNT", &count, "STREAMS", &stream, &from];
+        let args = args.map(Value::from).into();
+        reply::read(partition, self.redis.run(&stream, Repeat::IfNotDone, "XREADGROUP", args).await?)
     }
 
     /// Takes over up to `count` entries that have been pending for `min_idle_ms`, looking from `cursor` on.
     pub(crate) async fn claim(
         &self,
-        reader: &Client,
         partition: Partition,
         min_idle_ms: u64,
         cursor: EntryId,
         count: u64,
     ) -> Result<Claimed, Error> {
-        let key = self.key(partition);
-        let reply: Value = reader
-            .xautoclaim(key, &self.group, &self.consumer, min_idle_ms, cursor.to_string(), Some(count), false)
-            .await?;
-        reply::claimed(partition, reply)
+        let stream = self.key(partition);
+        let (min_idle_ms, cursor, count) = (min_idle_ms.to_string(), cursor.to_string(), count.to_string());
+        let args = [&stream, &self.group, &self.consumer, &min_idle_ms, &cursor, "COUNT", &count];
+        let args = args.map(Value::from).into();
+        reply::claimed(partition, self.redis.run(&stream, Repeat::IfNotDone, "XAUTOCLAIM", args).await?)
+    }
+
+    /// Takes over up to `count` entries from a consumer that is not among the members and was not heard of for
+    /// `idle_ms`. Nothing when there is none of that kind that has any.
+    pub(crate) async fn claim_departed(
+        &self,
+        partition: Partition,
+        members: &HashSet<String>,
+        idle_ms: u64,
+        count: u64,
+    ) -> Result<Option<Inherited>, Error> {
+        let mut args =
+            vec![self.group.clone(), self.consumer.clone(), idle_ms.to_string(), count.to_string()];
+        args.extend(members.iter().cloned());
+        reply::inherited(partition, self.eval(partition, CLAIM_DEPARTED, Repeat::IfNotDone, args).await?)
+    }
+
+    /// Runs a script that touches nothing but the stream of a partition.
+    async fn eval(
+        &self,
+        partition: Partition,
+        script: &'static str,
+        repeat: Repeat,
+        args: Vec<String>,
+    ) -> Result<Value, Error> {
+        self.redis.eval(script, &[self.key(partition)], repeat, args).await
     }
 
     /// Takes entries off the pending list that are no longer in the stream. There is nothing left to lose.
@@ -314,15 +360,17 @@ impl Streams {
 
     /// How many of them were pending and are no longer.
     async fn xack(&self, partition: Partition, ids: &[EntryId]) -> Result<u64, Error> {
-        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        self.commands.xack(self.key(partition), &self.group, ids).await
+        let stream = self.key(partition);
+        let ids = ids.iter().map(|id| Value::from(id.to_string()));
+        let args = [stream.as_str().into(), self.group.as_str().into()].into_iter().chain(ids).collect();
+        self.redis.run(&stream, Repeat::EvenIfDone, "XACK", args).await
     }
 
     /// 1 if it was pending and is no longer; 0 if somebody else has settled it.
     async fn settle(&self, entry: &SettledEntry) -> Result<u64, Error> {
         let Position { partition, id } = entry.at;
-        let keys =
-            vec![self.key(partition), self.keys.dead_letters(partition), self.keys.tried_alone(partition)];
+        let stream = self.key(partition);
+        let keys = [stream, self.keys.dead_letters(partition), self.keys.tried_alone(partition)];
         let mut args: Vec<Bytes> =
             [&self.group, &id.to_string(), &self.consumer, &entry.dead_letters.len().to_string()]
                 .map(|text| Bytes::copy_from_slice(text.as_bytes()))
@@ -332,54 +380,47 @@ impl Streams {
             args.push(fields.len().to_string().into());
             args.extend(fields);
         }
-        self.commands.eval(SETTLE, keys, args).await
+        self.redis.eval(SETTLE, &keys, Repeat::EvenIfDone, args).await
     }
 
     /// Notes that an entry is about to be tried alone, and tells how many such tries have begun and not ended.
     pub(crate) async fn begin_try_alone(&self, at: Position) -> Result<u64, Error> {
-        let tried_alone = self.keys.tried_alone(at.partition);
-        self.commands.eval(BEGIN_TRY_ALONE, vec![tried_alone], vec![at.id.to_string()]).await
+        let keys = [self.keys.tried_alone(at.partition)];
+        self.redis.eval(BEGIN_TRY_ALONE, &keys, Repeat::IfNotDone, [at.id.to_string()]).await
     }
 
     /// Whoever tried the entry alone has survived.
     pub(crate) async fn end_try_alone(&self, at: Position) -> Result<(), Error> {
         let tried_alone = self.keys.tried_alone(at.partition);
-        self.commands.hdel::<u64, _, _>(tried_alone, at.id.to_string()).await.map(drop)
+        let args = vec![tried_alone.as_str().into(), at.id.to_string().into()];
+        self.redis.run::<u64>(&tried_alone, Repeat::EvenIfDone, "HDEL", args).await.map(drop)
     }
 
     /// How often an entry was delivered, by Redis's own count. 0 if it isn't pending.
     pub(crate) async fn deliveries(&self, at: Position) -> Result<u64, Error> {
-        let id = at.id.to_string();
-        let pending: Value =
-            self.commands.xpending(self.key(at.partition), &self.group, (&*id, &*id, 1_u64)).await?;
-        reply::deliveries(pending)
+        let (stream, id) = (self.key(at.partition), at.id.to_string());
+        let args = [&stream, &self.group, &id, &id, "1"].map(Value::from).into();
+        reply::deliveries(self.redis.run(&stream, Repeat::EvenIfDone, "XPENDING", args).await?)
     }
 
     /// Trims from a partition what every group on it has acknowledged and what is older than `retention_ms`.
     /// Returns how many entries went.
     pub(crate) async fn trim(&self, partition: Partition, retention_ms: u64) -> Result<u64, Error> {
-        self.commands.eval(TRIM, vec![self.key(partition)], vec![retention_ms]).await
+        let args = vec![retention_ms.to_string()];
+        reply::count(&self.eval(partition, TRIM, Repeat::EvenIfDone, args).await?)
     }
 
     /// Takes this consumer out of the groups where it has nothing pending.
-    pub(crate) async fn leave(&self) -> Result<(), Error> {
-        let left = self.partitions().map(|partition| self.remove(partition, 0, &self.consumer));
+    pub(crate) async fn leave(&self, partitions: PartitionCount) -> Result<(), Error> {
+        let args = vec![self.group.clone(), self.consumer.clone()];
+        let left = partitions
+            .partitions()
+            .map(|partition| self.eval(partition, LEAVE, Repeat::EvenIfDone, args.clone()));
         try_join_all(left).await.map(drop)
     }
 
-    /// Takes consumers out of the group of a partition that have nothing pending and were not heard of for `idle_ms`.
-    /// Returns how many.
-    pub(crate) async fn remove_idle(&self, partition: Partition, idle_ms: u64) -> Result<u64, Error> {
-        self.remove(partition, idle_ms, "").await
-    }
-
-    async fn remove(&self, partition: Partition, idle_ms: u64, consumer: &str) -> Result<u64, Error> {
-        let args = vec![self.group.clone(), idle_ms.to_string(), consumer.to_owned()];
-        self.commands.eval(REMOVE_IDLE, vec![self.key(partition)], args).await
-    }
-
-    /// Whether Redis answers.
+    /// Whether Redis answers: all of its servers that are connected, and one at least.
     pub(crate) async fn ping(&self) -> Result<(), Error> {
-        self.commands.ping::<String>(None).await.map(drop)
+        self.redis.ping().await
     }
 }

@@ -115,9 +115,7 @@ impl Writer {
         if let Some((entries, error)) = acked.failed {
             tracing::warn!(%error, entries, "stored, but not acknowledged: they will be delivered again");
         }
-        for entry in acked.entries {
-            self.in_flight.release(entry.at, entry.likes);
-        }
+        self.in_flight.release(acked.entries.iter().map(|entry| (entry.at, entry.likes)));
     }
 
     /// One line a batch: there may be very many.

@@ -11,7 +11,7 @@ use futures_util::future;
 use shared::{
     cli::SettingError,
     codec,
-    redis::{Redis, Use},
+    redis::{self, Connection, Connections, Repeat},
 };
 use thiserror::Error;
 
@@ -66,8 +66,7 @@ enum Confirmation {
 /// Makes appends for any number of streams.
 #[derive(Clone)]
 pub(crate) struct AppendFactory {
-    redis: Redis,
-    shared: Client,
+    redis: Connections,
     confirmation: Option<Confirmation>,
     confirm_within: Duration,
 }
@@ -78,17 +77,16 @@ impl AppendFactory {
     /// # Errors
     /// When it can't.
     pub(crate) async fn new(
-        redis: Redis,
-        shared: Client,
+        redis: Connections,
         ack: RedisAck,
         confirm_within: Duration,
     ) -> Result<Self, SettingError> {
         let confirmation = match ack {
             RedisAck::Memory => None,
             RedisAck::Replicas(count) => Some(Confirmation::Replicas(count.get())),
-            RedisAck::Fsync if knows_waitaof(&shared).await => Some(Confirmation::LocalFsync),
+            RedisAck::Fsync if on_every_server(&redis, knows_waitaof).await => Some(Confirmation::LocalFsync),
             // Then the answer to XADD itself comes after the entry is on the disk.
-            RedisAck::Fsync if syncs_always(&shared).await => None,
+            RedisAck::Fsync if on_every_server(&redis, syncs_always).await => None,
             RedisAck::Fsync => {
                 return Err(SettingError::new(
                     "REDIS_ACK",
@@ -96,7 +94,7 @@ impl AppendFactory {
                 ));
             }
         };
-        Ok(Self { redis, shared, confirmation, confirm_within })
+        Ok(Self { redis, confirmation, confirm_within })
     }
 
     /// For one stream. Appends are to be made one after the other.
@@ -116,7 +114,7 @@ pub(crate) struct Append {
     stream: String,
     /// `WAIT` speaks of what was written on its own connection. So where it is used the connection is nobody else's,
     /// and never made anew behind our back.
-    own: Option<Client>,
+    own: Option<Connection>,
 }
 
 impl Append {
@@ -125,25 +123,45 @@ impl Append {
         &self.stream
     }
 
-    /// Appends an entry and returns its id.
+    /// Appends an entry and returns its id, with how often it was sent: what nobody knows to be done is done again.
     ///
     /// # Errors
     /// After most of them nobody knows whether Redis has the entry.
-    pub(crate) async fn append(&mut self, payload: Bytes) -> Result<String, AppendError> {
-        let Some(confirmation) = self.factory.confirmation else {
-            return Ok(self.xadd(&self.factory.shared, payload).await?);
-        };
-        let client = match self.own.take() {
-            Some(client) => client,
-            None => self.factory.redis.connect(Use::OneConnection).await?,
+    pub(crate) async fn append(&mut self, payload: Bytes) -> Result<(String, u64), AppendError> {
+        if let Some(confirmation) = self.factory.confirmation {
+            let mut sent = 1;
+            return match self.append_confirmed(&payload, confirmation).await {
+                // Where the stream has moved to another server it is tried there.
+                Err(AppendError::Redis(error)) if redis::is_away(&error) => {
+                    sent += 1;
+                    self.append_confirmed(&payload, confirmation).await
+                }
+                answer => answer,
+            }
+            .map(|entry_id| (entry_id, sent));
+        }
+        let args = vec![self.stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
+        Ok(self.factory.redis.run_counting(&self.stream, Repeat::EvenIfDone, "XADD", args).await?)
+    }
+
+    async fn append_confirmed(
+        &mut self,
+        payload: &Bytes,
+        confirmation: Confirmation,
+    ) -> Result<String, AppendError> {
+        let connection = match self.own.take() {
+            Some(connection) => connection,
+            None => self.factory.redis.own(&self.stream).await?,
         };
         // In this order on one connection: the second speaks of the first.
+        let client = connection.client();
         let (added, confirmed) =
-            future::join(self.xadd(&client, payload), self.confirm(&client, confirmation)).await;
+            future::join(self.xadd(client, payload.clone()), self.confirm(client, confirmation)).await;
+        for error in [added.as_ref().err(), confirmed.as_ref().err()].into_iter().flatten() {
+            self.factory.redis.doubt_after(error);
+        }
         if added.is_ok() && confirmed.is_ok() {
-            self.own = Some(client);
-        } else {
-            tokio::spawn(async move { client.quit().await });
+            self.own = Some(connection);
         }
         let (entry_id, (confirmed, asked, whose)) = (added?, confirmed?);
         if confirmed < asked {
@@ -177,13 +195,22 @@ impl Append {
     }
 }
 
-async fn knows_waitaof(client: &Client) -> bool {
+async fn on_every_server(redis: &Connections, is_so: impl AsyncFn(Client) -> bool) -> bool {
+    for server in redis.clients() {
+        if !is_so(server).await {
+            return false;
+        }
+    }
+    true
+}
+
+async fn knows_waitaof(client: Client) -> bool {
     let command = CustomCommand::new_static("COMMAND", ClusterHash::FirstKey, false);
     let info: Result<Vec<Value>, _> = client.custom(command, vec!["INFO", "WAITAOF"]).await;
     info.is_ok_and(|info| info.first().is_some_and(|about| !about.is_null()))
 }
 
-async fn syncs_always(client: &Client) -> bool {
+async fn syncs_always(client: Client) -> bool {
     let set_to = async |name: &str, value: &str| {
         let config = CustomCommand::new_static("CONFIG", ClusterHash::FirstKey, false);
         let settings: Result<Vec<String>, _> = client.custom(config, vec!["GET", name]).await;

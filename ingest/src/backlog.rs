@@ -8,9 +8,17 @@ use std::{
     time::Duration,
 };
 
-use fred::prelude::Client;
-use shared::{admin::Check, config::StreamArgs};
-use tokio::time::{MissedTickBehavior, interval};
+use futures_util::future::join_all;
+use shared::{
+    admin::Check,
+    backlog,
+    partition::{KeyPrefix, PartitionCount},
+    redis::Connections,
+};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 
 use crate::metrics::Metrics;
 
@@ -45,29 +53,48 @@ impl Backlog {
     }
 }
 
-/// Samples for ever. As it asks Redis all the time, it also knows whether Redis answers.
+/// Samples for ever. As it asks Redis all the time, it also knows whether Redis answers: ready is who reaches any
+/// part of it. Where a part doesn't answer, what was known of its partitions counts.
 pub(crate) async fn sample(
-    client: Client,
-    streams: StreamArgs,
-    backlog: Arc<Backlog>,
+    redis: Connections,
+    keys: KeyPrefix,
+    partitions: watch::Receiver<PartitionCount>,
+    limit: Arc<Backlog>,
     redis_check: Check,
     metrics: Arc<Metrics>,
 ) {
     let mut ticks = interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = Vec::new();
     loop {
         ticks.tick().await;
-        match shared::backlog::of_all(&client, &streams).await {
-            Ok(entries) => {
-                backlog.sampled(entries);
-                metrics.backlog(entries);
-                if redis_check.pass() {
-                    tracing::info!(backlog_entries = entries, "Redis answers: ready");
+        let streams = partitions.borrow().partitions().map(|partition| keys.stream(partition));
+        let sampled = join_all(streams.map(async |stream| backlog::of_stream(&redis, &stream).await)).await;
+        known.resize(sampled.len(), 0);
+        let (mut answered, mut failed) = (false, None);
+        for (known, sampled) in known.iter_mut().zip(sampled) {
+            match sampled {
+                Ok(entries) => {
+                    answered = true;
+                    *known = entries;
                 }
+                Err(error) => failed = Some(error),
             }
-            Err(error) => {
+        }
+        let entries = known.iter().sum();
+        if answered {
+            limit.sampled(entries);
+            metrics.backlog(entries);
+        }
+        match failed {
+            Some(error) if !answered => {
                 if redis_check.fail(error.to_string()) {
                     tracing::warn!(%error, "Redis does not answer: not ready");
+                }
+            }
+            _ => {
+                if redis_check.pass() {
+                    tracing::info!(backlog_entries = entries, "Redis answers: ready");
                 }
             }
         }

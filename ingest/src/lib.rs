@@ -16,24 +16,28 @@ mod publish;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use fred::prelude::Client;
 use shared::{
     admin::{self, Health},
     agreement::{self, AgreementError},
     cli::SettingError,
-    redis::{Redis, Use, is_refusal},
+    partition::PartitionCount,
+    redis::{Connections, Redis, is_refusal},
     service::{Failure, Unreachable, wait_for},
     telemetry::Telemetry,
 };
 use thiserror::Error;
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
 
 use crate::{
-    append::AppendFactory, backlog::Backlog, config::Settings, metrics::Metrics, publish::Publisher,
+    append::AppendFactory,
+    backlog::Backlog,
+    config::Settings,
+    metrics::Metrics,
+    publish::{AppenderCrashed, Publisher},
 };
 
 /// Why ingest ended other than by a signal.
@@ -93,22 +97,27 @@ pub async fn run(
     let _admin_ends_with_this = stop_admin.clone().drop_guard();
     tokio::spawn(admin::serve(admin_listener, health, telemetry.clone(), stop_admin));
 
-    let Some((client, appends)) =
+    let Some((redis, partitions, appends)) =
         shutdown.run_until_cancelled(connect(&redis, &settings)).await.transpose()?
     else {
         return Ok(());
     };
     let metrics = Arc::new(Metrics::new(&telemetry.meter()));
     let backlog = Arc::new(Backlog::new(settings.ingest_backlog_limit));
+    let (keys, partitions) = (settings.streams.likes_stream.clone(), watch::Sender::new(partitions));
     let sampling = backlog::sample(
-        client,
-        settings.streams.clone(),
+        redis.clone(),
+        keys.clone(),
+        partitions.subscribe(),
         Arc::clone(&backlog),
         redis_check,
         Arc::clone(&metrics),
     );
     let mut sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
-    let (publisher, mut appenders) = Publisher::start(&appends, &settings, &metrics);
+    let (publisher, appenders) =
+        Publisher::new(appends, &settings, Arc::clone(&metrics), partitions.subscribe());
+    let mut appending = AbortOnDropHandle::new(tokio::spawn(appenders.run()));
+    let _following = AbortOnDropHandle::new(tokio::spawn(agreement::follow(redis, keys, partitions)));
     let requests = TaskTracker::new();
     let max_body_bytes = settings.ingest_max_body.0;
     let service = http::Service { publisher, backlog, metrics, max_body_bytes, requests: requests.clone() };
@@ -124,13 +133,13 @@ pub async fn run(
     let work = async {
         tokio::select! {
             () = serving => {}
-            _ = appenders.join_next() => return Err(IngestError::Crashed("an appender")),
+            _ = &mut appending => return Err(IngestError::Crashed("an appender")),
         }
         // The connections were the only ones with a publisher: their end lets the appenders finish what they hold.
-        while let Some(ended) = appenders.join_next().await {
-            ended.map_err(|_| IngestError::Crashed("an appender"))?;
+        match appending.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(AppenderCrashed)) | Err(_) => Err(IngestError::Crashed("an appender")),
         }
-        Ok(())
     };
     let deadline = async {
         deadline.cancelled().await;
@@ -153,14 +162,16 @@ async fn listen_on(
     Ok((listener, address))
 }
 
-async fn connect(redis: &Redis, settings: &Settings) -> Result<(Client, AppendFactory), IngestError> {
+async fn connect(
+    redis: &Redis,
+    settings: &Settings,
+) -> Result<(Connections, PartitionCount, AppendFactory), IngestError> {
     let server = format!("Redis at {}", redis.address());
-    let client =
-        wait_for(server, "REDIS_URL", settings.startup_timeout, is_refusal, || redis.connect(Use::Commands))
-            .await?;
-    agreement::settle(&client, &settings.streams).await?;
-    agreement::warn_of_eviction(&client).await;
+    let redis =
+        wait_for(server, "REDIS_URL", settings.startup_timeout, is_refusal, || redis.connect()).await?;
+    let partitions = agreement::settle(&redis, &settings.streams).await?;
+    agreement::warn_of_eviction(&redis).await;
     let timeout = settings.redis.redis_timeout;
-    let appends = AppendFactory::new(redis.clone(), client.clone(), settings.redis_ack, timeout).await?;
-    Ok((client, appends))
+    let appends = AppendFactory::new(redis.clone(), settings.redis_ack, timeout).await?;
+    Ok((redis, partitions, appends))
 }

@@ -11,6 +11,7 @@ pub(crate) struct Metrics {
     refused: Counter<u64>,
     appended: Counter<u64>,
     append_failures: Counter<u64>,
+    append_repeats: Counter<u64>,
     append_duration: Histogram<f64>,
     backlog: Gauge<u64>,
 }
@@ -24,6 +25,10 @@ impl Metrics {
             refused: counter("likestream.requests.refused", "Requests that were refused, by problem code"),
             appended: counter("likestream.entries.appended", "Stream entries that Redis has taken"),
             append_failures: counter("likestream.append.failures", "Stream entries that Redis did not take"),
+            append_repeats: counter(
+                "likestream.append.repeats",
+                "Times that an entry was sent again because nobody knew if Redis had it: it may be there twice",
+            ),
             append_duration: meter
                 .f64_histogram("likestream.append.duration")
                 .with_unit("s")
@@ -43,6 +48,10 @@ impl Metrics {
         self.accepted.add(likes, &[]);
         self.appended.add(1, &[]);
         self.append_duration.record(seconds, &[]);
+    }
+
+    pub(crate) fn append_repeated(&self, times: u64) {
+        self.append_repeats.add(times, &[]);
     }
 
     pub(crate) fn append_failed(&self) {

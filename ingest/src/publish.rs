@@ -5,7 +5,7 @@
 //! storm entries fill by themselves, with no timer.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -13,13 +13,13 @@ use fred::bytes::Bytes;
 use shared::{
     codec,
     like::Like,
-    partition::{Partition, PartitionCount},
+    partition::{KeyPrefix, Partition, PartitionCount},
     redis,
     service::one_line,
 };
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -58,11 +58,17 @@ pub(crate) enum PublishError {
     Unavailable,
 }
 
-/// Hands likes to the appenders.
+/// Hands likes to the appenders. They end when it is dropped and all that they hold is answered.
 pub(crate) struct Publisher {
-    queues: Vec<mpsc::Sender<Waiting>>,
-    partitions: PartitionCount,
+    placement: Arc<RwLock<Placement>>,
     patience: Duration,
+}
+
+/// Which likes go where.
+struct Placement {
+    partitions: PartitionCount,
+    /// One a partition.
+    queues: Vec<mpsc::Sender<Waiting>>,
 }
 
 /// A like whose caller waits for the answer.
@@ -72,31 +78,32 @@ struct Waiting {
 }
 
 impl Publisher {
-    /// Starts one appender a partition. They end when the publisher is dropped and all that they hold is answered.
-    pub(crate) fn start(
-        appends: &AppendFactory,
+    /// With the appenders, which have to be run.
+    pub(crate) fn new(
+        appends: AppendFactory,
         settings: &Settings,
-        metrics: &Arc<Metrics>,
-    ) -> (Self, JoinSet<()>) {
-        let partitions = settings.streams.likes_partitions;
-        let failures = Arc::new(FailureLog::default());
-        let mut appenders = JoinSet::new();
-        let start = |partition| {
-            let (queue, waiting) = mpsc::channel(settings.ingest_queue_likes as usize);
-            let appender = Appender {
-                append: appends.for_stream(settings.streams.likes_stream.stream(partition)),
-                partition,
-                entry_likes: settings.ingest_entry_likes.into(),
-                metrics: Arc::clone(metrics),
-                failures: Arc::clone(&failures),
-            };
-            appenders.spawn(appender.run(waiting));
-            queue
+        metrics: Arc<Metrics>,
+        partitions: watch::Receiver<PartitionCount>,
+    ) -> (Self, Appenders) {
+        let mut appenders = Appenders {
+            placement: Weak::new(),
+            running: JoinSet::new(),
+            partitions,
+            keys: settings.streams.likes_stream.clone(),
+            queue_likes: settings.ingest_queue_likes as usize,
+            entry_likes: settings.ingest_entry_likes.into(),
+            metrics,
+            failures: Arc::default(),
+            appends,
         };
-        let queues = partitions.partitions().map(start).collect();
+        let partitions = *appenders.partitions.borrow_and_update();
+        let mut queues = Vec::new();
+        appenders.start(partitions, &mut queues);
+        let placement = Arc::new(RwLock::new(Placement { partitions, queues }));
+        appenders.placement = Arc::downgrade(&placement);
         // One entry may be in flight ahead of the like's own.
-        let patience = appends.patience(settings.redis.redis_timeout) * 2;
-        (Self { queues, partitions, patience }, appenders)
+        let patience = appenders.appends.patience(settings.redis.redis_timeout) * 2;
+        (Self { placement, patience }, appenders)
     }
 
     /// Waits until Redis has the like.
@@ -104,13 +111,72 @@ impl Publisher {
     /// # Errors
     /// After most of them nobody knows whether Redis has it.
     pub(crate) async fn publish(&self, like: Like) -> Result<Accepted, PublishError> {
-        let partition = self.partitions.of_user(like.user_id());
         let (answer, answered) = oneshot::channel();
-        let queue = self.queues.get(partition.index()).ok_or(PublishError::Unavailable)?;
-        queue.try_send(Waiting { like, answer }).map_err(|_| PublishError::QueueFull)?;
+        {
+            let placement = self.placement.read().unwrap_or_else(PoisonError::into_inner);
+            let partition = placement.partitions.of_user(like.user_id());
+            let queue = placement.queues.get(partition.index()).ok_or(PublishError::Unavailable)?;
+            queue.try_send(Waiting { like, answer }).map_err(|_| PublishError::QueueFull)?;
+        }
         match timeout(self.patience, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) | Err(_) => Err(PublishError::Unavailable),
+        }
+    }
+}
+
+/// One appender a partition; more when the partitions grow.
+pub(crate) struct Appenders {
+    /// Gone with the publisher.
+    placement: Weak<RwLock<Placement>>,
+    running: JoinSet<()>,
+    partitions: watch::Receiver<PartitionCount>,
+    keys: KeyPrefix,
+    queue_likes: usize,
+    entry_likes: usize,
+    metrics: Arc<Metrics>,
+    failures: Arc<FailureLog>,
+    appends: AppendFactory,
+}
+
+/// An appender has panicked.
+pub(crate) struct AppenderCrashed;
+
+impl Appenders {
+    /// Runs until the publisher is gone and all that the appenders hold is answered.
+    pub(crate) async fn run(mut self) -> Result<(), AppenderCrashed> {
+        loop {
+            tokio::select! {
+                ended = self.running.join_next() => match ended {
+                    Some(ended) => ended.map_err(|_| AppenderCrashed)?,
+                    None => return Ok(()),
+                },
+                Ok(()) = self.partitions.changed() => self.grow(),
+            }
+        }
+    }
+
+    fn grow(&mut self) {
+        let partitions = *self.partitions.borrow_and_update();
+        let Some(placement) = self.placement.upgrade() else { return };
+        let mut placement = placement.write().unwrap_or_else(PoisonError::into_inner);
+        self.start(partitions, &mut placement.queues);
+        placement.partitions = partitions;
+    }
+
+    /// Starts appenders on the partitions that have no queue yet.
+    fn start(&mut self, partitions: PartitionCount, queues: &mut Vec<mpsc::Sender<Waiting>>) {
+        for partition in partitions.partitions().skip(queues.len()) {
+            let (queue, waiting) = mpsc::channel(self.queue_likes);
+            let appender = Appender {
+                append: self.appends.for_stream(self.keys.stream(partition)),
+                partition,
+                entry_likes: self.entry_likes,
+                metrics: Arc::clone(&self.metrics),
+                failures: Arc::clone(&self.failures),
+            };
+            self.running.spawn(appender.run(waiting));
+            queues.push(queue);
         }
     }
 }
@@ -146,8 +212,9 @@ impl Appender {
         let payload = Bytes::from(codec::encode(&likes));
         let started = Instant::now();
         match self.append.append(payload).await {
-            Ok(entry_id) => {
+            Ok((entry_id, sent)) => {
                 self.metrics.entry_appended(likes.len() as u64, started.elapsed().as_secs_f64());
+                self.metrics.append_repeated(sent - 1);
                 Ok(Accepted { entry_id: entry_id.into(), partition: self.partition })
             }
             Err(error) => {

@@ -1,29 +1,56 @@
 //! What all programs of one likestream must agree on is recorded in Redis by the first one that starts.
 
+use std::time::Duration;
+
 use fred::{
-    prelude::{Client, ClientLike, HashesInterface, KeysInterface},
+    prelude::{ClientLike, Error},
     types::InfoKind,
 };
-use thiserror::Error;
+use thiserror::Error as ThisError;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 
-use crate::{config::StreamArgs, partition::PartitionCount};
+use crate::{
+    config::StreamArgs,
+    partition::{KeyPrefix, PartitionCount},
+    redis::{Connections, Repeat},
+};
 
 const PARTITIONS: &str = "partitions";
 
+/// The numbers of partitions that there were before, with commas between: who is still set to one of them follows.
+const GROWN_FROM: &str = "grown_from";
+
+/// How often the record is looked at.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Raises the number of partitions, if it is still what it was thought to be.
+///
+/// KEYS: settings. ARGV: the number that there should be now, the new one.
+const GROW: &str = r"
+local now = redis.call('HGET', KEYS[1], 'partitions')
+if now ~= ARGV[1] then return 0 end
+local before = redis.call('HGET', KEYS[1], 'grown_from')
+redis.call('HSET', KEYS[1], 'partitions', ARGV[2], 'grown_from', before and (before .. ',' .. now) or now)
+return 1
+";
+
 /// The programs would not agree, or Redis could not tell.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 pub enum AgreementError {
     /// Redis failed.
     #[error("the settings recorded in Redis can't be read")]
-    Redis(#[from] fred::error::Error),
+    Redis(#[from] Error),
     /// Another number of partitions is on record.
     #[error(
-        "LIKES_PARTITIONS: '{configured}' is not what Redis has on record in {key}: allowed is {recorded}"
+        "LIKES_PARTITIONS: '{configured}' is not what Redis has on record in {key}: allowed is {recorded}, or nothing to go by the record; likesctl partitions grow makes more"
     )]
     Partitions {
         /// By this program's settings.
         configured: PartitionCount,
-        /// By the first program that started.
+        /// By the first program that started, or since then by `likesctl partitions grow`.
         recorded: String,
         /// The key of the record.
         key: String,
@@ -47,43 +74,136 @@ impl AgreementError {
     }
 }
 
-/// Records the number of partitions if nobody has, and otherwise compares.
-pub async fn settle(client: &Client, streams: &StreamArgs) -> Result<(), AgreementError> {
-    let key = streams.likes_stream.settings();
-    let configured = streams.likes_partitions;
-    let kind: String = client.r#type(&key).await?;
-    if kind != "hash" && kind != "none" {
-        return Err(AgreementError::ForeignKey { key, kind });
+/// What is on record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    partitions: Option<String>,
+    grown_from: Option<String>,
+}
+
+impl Record {
+    fn partitions(&self) -> Option<PartitionCount> {
+        self.partitions.as_deref()?.parse().ok()
     }
-    // A Redis that is out of memory refuses to write, even where there would be nothing to write.
-    let mut recorded: Option<String> = client.hget(&key, PARTITIONS).await?;
-    if recorded.is_none() {
-        let _: bool = client.hsetnx(&key, PARTITIONS, configured.get()).await?;
-        recorded = client.hget(&key, PARTITIONS).await?;
-    }
-    let recorded = recorded.unwrap_or_default();
-    if recorded.parse().is_ok_and(|recorded: PartitionCount| recorded == configured) {
-        Ok(())
-    } else {
-        Err(AgreementError::Partitions { configured, recorded, key })
+
+    fn has_grown_from(&self, partitions: PartitionCount) -> bool {
+        let earlier = self.grown_from.as_deref().unwrap_or_default().split(',');
+        earlier
+            .into_iter()
+            .any(|earlier| earlier.parse().is_ok_and(|earlier: PartitionCount| earlier == partitions))
     }
 }
 
-/// Says so, loudly, when Redis might drop streams to make room.
-pub async fn warn_of_eviction(client: &Client) {
-    let memory: String = match client.info(Some(InfoKind::Memory)).await {
-        Ok(memory) => memory,
-        Err(error) => {
-            tracing::warn!(%error, "Redis does not tell its maxmemory-policy: see that it is noeviction");
-            return;
+/// How many partitions there are: what is on record, and if nothing is, what this program is set to, which is then
+/// recorded. A program that is set to a number from which the partitions have grown follows.
+///
+/// # Errors
+/// When this program is set to another number, or Redis can't tell.
+pub async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<PartitionCount, AgreementError> {
+    let key = streams.likes_stream.settings();
+    let kind: String = redis.run(&key, Repeat::EvenIfDone, "TYPE", vec![key.as_str().into()]).await?;
+    if kind != "hash" && kind != "none" {
+        return Err(AgreementError::ForeignKey { key, kind });
+    }
+    let first = streams.likes_partitions.unwrap_or(PartitionCount::DEFAULT);
+    let record = read_or_record(redis, &key, first).await?;
+    let configured = streams.likes_partitions;
+    match (record.partitions(), configured) {
+        (Some(recorded), None) => Ok(recorded),
+        (Some(recorded), Some(configured)) if recorded == configured => Ok(recorded),
+        (Some(recorded), Some(configured)) if record.has_grown_from(configured) => {
+            tracing::warn!(
+                %configured, %recorded,
+                "the partitions have grown: LIKES_PARTITIONS should be set to the number on record, which is used"
+            );
+            Ok(recorded)
         }
-    };
-    let field = |name: &str| memory.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let policy = field("maxmemory_policy").unwrap_or("unknown");
-    if policy.starts_with("allkeys") {
-        tracing::error!(
-            maxmemory_policy = policy,
-            "Redis drops likes when its memory is full: set maxmemory-policy to noeviction"
-        );
+        _ => Err(AgreementError::Partitions {
+            configured: first,
+            recorded: record.partitions.unwrap_or_default(),
+            key,
+        }),
+    }
+}
+
+/// Tells of a grown number of partitions, for ever. A record that is lost is made anew.
+pub async fn follow(redis: Connections, keys: KeyPrefix, partitions: watch::Sender<PartitionCount>) {
+    let key = keys.settings();
+    let mut ticks = interval(FOLLOW_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut refused = None;
+    loop {
+        ticks.tick().await;
+        let known = *partitions.borrow();
+        // What is away is noticed elsewhere.
+        let Ok(record) = read_or_record(&redis, &key, known).await else { continue };
+        match record.partitions() {
+            Some(recorded) if recorded == known => refused = None,
+            Some(recorded) if recorded > known => {
+                tracing::info!(from = %known, to = %recorded, "the partitions have grown");
+                partitions.send_replace(recorded);
+            }
+            _ if refused.as_ref() == Some(&record) => {}
+            _ => {
+                let recorded = record.partitions.clone().unwrap_or_default();
+                tracing::error!(
+                    key, recorded, used = %known,
+                    "the number of partitions on record can't be followed, it can only grow: put it right"
+                );
+                refused = Some(record);
+            }
+        }
+    }
+}
+
+/// Raises the number of partitions. Everybody follows who looks at the record.
+///
+/// # Errors
+/// When Redis fails. `false` when the number was not `from` any more.
+pub async fn grow(
+    redis: &Connections,
+    keys: &KeyPrefix,
+    from: PartitionCount,
+    to: PartitionCount,
+) -> Result<bool, Error> {
+    let args = [from.to_string(), to.to_string()];
+    Ok(redis.eval::<u64>(GROW, &[keys.settings()], Repeat::IfNotDone, args).await? == 1)
+}
+
+/// A Redis that is out of memory refuses to write, even where there would be nothing to write; so it is read first.
+async fn read_or_record(redis: &Connections, key: &str, first: PartitionCount) -> Result<Record, Error> {
+    let record = read(redis, key).await?;
+    if record.partitions.is_some() {
+        return Ok(record);
+    }
+    let args = vec![key.into(), PARTITIONS.into(), first.to_string().into()];
+    redis.run::<u64>(key, Repeat::EvenIfDone, "HSETNX", args).await?;
+    read(redis, key).await
+}
+
+async fn read(redis: &Connections, key: &str) -> Result<Record, Error> {
+    let args = vec![key.into(), PARTITIONS.into(), GROWN_FROM.into()];
+    let (partitions, grown_from) = redis.run(key, Repeat::EvenIfDone, "HMGET", args).await?;
+    Ok(Record { partitions, grown_from })
+}
+
+/// Says so, loudly, when a server of Redis might drop streams to make room.
+pub async fn warn_of_eviction(redis: &Connections) {
+    for server in redis.clients() {
+        let memory: String = match server.info(Some(InfoKind::Memory)).await {
+            Ok(memory) => memory,
+            Err(error) => {
+                tracing::warn!(%error, "Redis does not tell its maxmemory-policy: see that it is noeviction");
+                return;
+            }
+        };
+        let field = |name: &str| memory.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let policy = field("maxmemory_policy").unwrap_or("unknown");
+        if policy.starts_with("allkeys") {
+            tracing::error!(
+                maxmemory_policy = policy,
+                "Redis drops likes when its memory is full: set maxmemory-policy to noeviction"
+            );
+        }
     }
 }

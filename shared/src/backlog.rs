@@ -2,21 +2,9 @@
 
 use std::collections::HashMap;
 
-use fred::prelude::{Client, Error, StreamsInterface, Value};
-use futures_util::future::try_join_all;
+use fred::prelude::{Error, Value};
 
-use crate::{config::StreamArgs, redis};
-
-/// Over all partitions, in entries, see [`of_stream`].
-///
-/// # Errors
-/// When Redis fails.
-pub async fn of_all(client: &Client, streams: &StreamArgs) -> Result<u64, Error> {
-    let partitions = streams.likes_partitions.partitions();
-    let streams = partitions.map(|partition| streams.likes_stream.stream(partition));
-    let backlogs = streams.map(async |stream| of_stream(client, &stream).await);
-    try_join_all(backlogs).await.map(|backlogs| backlogs.into_iter().sum())
-}
+use crate::redis::{self, Connections, Repeat};
 
 /// What the slowest group of a stream has still to do: undelivered and pending entries. Without a group that is all of
 /// the stream, and nothing without a stream.
@@ -27,13 +15,16 @@ pub async fn of_all(client: &Client, streams: &StreamArgs) -> Result<u64, Error>
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn of_stream(client: &Client, stream: &str) -> Result<u64, Error> {
-    let about: HashMap<String, Value> = match client.xinfo_stream(stream, false, None).await {
-        Ok(about) => about,
-        Err(error) if redis::error_code(&error) == Some("ERR") => return Ok(0), // no such key
-        Err(error) => return Err(error),
-    };
-    let groups: Vec<HashMap<String, Value>> = client.xinfo_groups(stream).await?;
+pub async fn of_stream(redis: &Connections, stream: &str) -> Result<u64, Error> {
+    let about = |what: &'static str| vec![what.into(), stream.into()];
+    let groups: Vec<HashMap<String, Value>> =
+        match redis.run(stream, Repeat::EvenIfDone, "XINFO", about("GROUPS")).await {
+            Ok(groups) => groups,
+            Err(error) if redis::error_code(&error) == Some("ERR") => return Ok(0), // no such key
+            Err(error) => return Err(error),
+        };
+    let about: HashMap<String, Value> =
+        redis.run(stream, Repeat::EvenIfDone, "XINFO", about("STREAM")).await?;
     let length = number(&about, "length").unwrap_or(0);
     let last = id(&about, "last-generated-id");
     let of_group = |group: &HashMap<String, Value>| {

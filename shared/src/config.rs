@@ -15,7 +15,8 @@ use crate::{
 /// Where Redis is.
 #[derive(Args, Debug, Clone)]
 pub struct RedisArgs {
-    /// Redis, as redis://[user:password@]host:port[/db] [default: redis://127.0.0.1:6379]
+    /// Redis, as redis://[user:password@]host:port[/db], redis-cluster://host:port[?node=host:port…], or
+    /// redis-sentinel://host:port[/db]?sentinelServiceName=name[&node=host:port…] [default: redis://127.0.0.1:6379]
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: Option<SecretString>,
 
@@ -73,9 +74,10 @@ pub struct StreamArgs {
     #[arg(long, env = "LIKES_STREAM", default_value = "likes", value_name = "PREFIX")]
     pub likes_stream: KeyPrefix,
 
-    /// How many streams the likes are spread over; recorded in Redis at first start, the same for all programs
-    #[arg(long, env = "LIKES_PARTITIONS", default_value = "16", value_name = "COUNT")]
-    pub likes_partitions: PartitionCount,
+    /// How many streams the likes are spread over, the same for all programs; recorded in Redis at first start
+    /// [default: what is on record, or 16]
+    #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT")]
+    pub likes_partitions: Option<PartitionCount>,
 }
 
 /// Reads `250ms`, `30s`, `1m 30s`, at most [`MAX_DURATION`].

@@ -27,7 +27,7 @@ impl fmt::Display for Partition {
 }
 
 /// How many streams there are: 1 … [`PartitionCount::MAX`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartitionCount(NonZeroU16);
 
 /// The number of partitions is out of range.
@@ -38,6 +38,9 @@ pub struct InvalidPartitionCount;
 impl PartitionCount {
     /// The most that are allowed.
     pub const MAX: u16 = 1024;
+
+    /// Where nobody says otherwise.
+    pub const DEFAULT: Self = Self(NonZeroU16::new(16).unwrap());
 
     /// # Errors
     /// When it is 0 or more than [`PartitionCount::MAX`].
@@ -55,21 +58,25 @@ impl PartitionCount {
         (0..self.get()).map(Partition)
     }
 
-    /// The partition of all likes of this user: the SplitMix64 output function of the id, modulo the count.
-    /// Stable for ever, and easy to write in any language; `shared/vectors/partition.json` has examples.
+    /// The partition of all likes of this user: [`mix`] of the id, modulo the count. Stable for ever, and easy to
+    /// write in any language; `shared/vectors/partition.json` has examples.
     ///
     /// By user and not by post: both likes of one (user, post) meet in one partition, while the likes of a
     /// celebrity's post spread over all of them.
-    ///
-    /// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
     pub fn of_user(self, user_id: i64) -> Partition {
-        let mut z = user_id.cast_unsigned().wrapping_add(0x9E37_79B9_7F4A_7C15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
         #[expect(clippy::cast_possible_truncation, reason = "a remainder of a u16 fits into one")]
-        Partition((z % u64::from(self.get())) as u16)
+        Partition((mix(user_id.cast_unsigned()) % u64::from(self.get())) as u16)
     }
+}
+
+/// The output function of SplitMix64: a bijection that spreads neighbours far.
+///
+/// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+pub fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 impl FromStr for PartitionCount {
@@ -130,6 +137,11 @@ impl KeyPrefix {
     /// `likes:{7}:tried-alone`: entry id → number of tries.
     pub fn tried_alone(&self, partition: Partition) -> String {
         format!("{self}:{{{partition}}}:tried-alone")
+    }
+
+    /// The hash of the members of a consumer group, `likes:members:likes-writers`: consumer → its last heartbeat.
+    pub fn members(&self, group: &str) -> String {
+        format!("{self}:members:{group}")
     }
 
     /// The hash that records what all programs must agree on, `likes:settings`.

@@ -1,126 +1,289 @@
-//! Builds Redis clients that reconnect for ever, time out, and notice a dead or frozen server.
+//! How to reach Redis: one server, one that sentinels name, or a cluster.
 //!
-//! Together with `agreement` and the stream files of the programs this is all that touches fred.
+//! Together with `agreement`, `backlog` and the stream files of the programs this is all that touches fred.
+
+mod connections;
+mod layout;
 
 use std::time::Duration;
 
 use fred::{
-    prelude::{
-        Builder, Client, ClientLike, Config, Error, ErrorKind, EventInterface, ReconnectPolicy, TcpConfig,
+    prelude::{Builder, Client, ClientLike, Config, Error, ErrorKind, ServerConfig, TcpConfig, Value},
+    types::{
+        ClusterHash, ConnectHandle, CustomCommand,
+        config::{Server, UnresponsiveConfig},
     },
-    types::config::UnresponsiveConfig,
 };
+use futures_util::future::{join, join_all};
 use secrecy::ExposeSecret;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
+pub use self::connections::{Connections, Repeat};
+use self::layout::Layout;
 use crate::{cli::SettingError, config::RedisArgs};
-
-/// First and longest wait between two attempts to reconnect.
-const RECONNECT_MIN_MS: u32 = 50;
-const RECONNECT_MAX_MS: u32 = 2_000;
 
 /// Over the command timeout, before a silent connection is given up and made anew.
 const UNRESPONSIVE_MARGIN: Duration = Duration::from_secs(3);
 
+const URLS: &str = "allowed is a URL like redis://user:password@host:6379/0, redis-cluster://host:7000?node=other:7001 or \
+     redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name";
+
 /// How to reach Redis.
 #[derive(Clone)]
 pub struct Redis {
-    config: Config,
+    deployment: Deployment,
+    /// For every server; which one it is comes on top.
+    login: Config,
     timeout: Duration,
     address: String,
 }
 
-/// What a client is for: that decides how long a reply may take and what a broken connection means.
-#[derive(Clone, Copy)]
-pub enum Use {
-    /// Commands that are answered at once. One that was in flight when the connection broke is sent again, so it
-    /// may be carried out twice.
-    Commands,
-    /// Blocking reads, one at a time, each blocking this long at most. A read whose reply is lost is an error and
-    /// not sent again: its entries are now pending, and only the caller knows where to look for them.
-    BlockingReads(Duration),
-    /// Commands of which one may speak of the one before it, as WAIT does of a write: when the connection breaks, the
-    /// client ends with all that is in flight. An answer may take twice the usual time.
-    OneConnection,
+/// How Redis is run.
+#[derive(Clone)]
+enum Deployment {
+    One(Server),
+    Sentinels { sentinels: Vec<Server>, login: Box<Config>, master: String },
+    Cluster { seeds: Vec<Server> },
+}
+
+/// One connection to one server, never made anew behind anybody's back. It ends when dropped.
+pub struct Connection {
+    client: Client,
+    router: AbortOnDropHandle<Result<(), Error>>,
+}
+
+impl Connection {
+    /// To send commands on it.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    async fn ended(&mut self) {
+        // Why it has ended is the error of whatever was in flight.
+        let _ = (&mut self.router).await;
+    }
 }
 
 impl Redis {
     /// Reads the URL and connects to nothing yet.
     pub fn new(args: &RedisArgs) -> Result<Self, SettingError> {
-        let url = args.url()?;
-        let url = url.expose_secret();
-        if !url.starts_with("redis://") {
-            return Err(SettingError::new(
-                "REDIS_URL",
-                "allowed is a URL like redis://user:password@host:6379/0",
-            ));
-        }
-        // The parser's own error might quote a part of the URL, and so of a password.
-        let mut config = Config::from_url_centralized(url).map_err(|_| {
-            SettingError::new("REDIS_URL", "not a URL like redis://user:password@host:6379/0")
-        })?;
-        config.fail_fast = true;
-        let address: Vec<String> =
-            config.server.hosts().iter().map(|server| format!("{}:{}", server.host, server.port)).collect();
-        let address = address.join(", ");
-        Ok(Self { config, timeout: args.redis_timeout, address })
+        Self::at(args.url()?.expose_secret(), args.redis_timeout)
     }
 
-    /// Host and port, for people to read.
+    /// At this URL, with so much time for a command.
+    ///
+    /// # Errors
+    /// When the URL can't be used.
+    pub fn at(url: &str, timeout: Duration) -> Result<Self, SettingError> {
+        let scheme = url.split("://").next().unwrap_or_default();
+        if !["redis", "redis-cluster", "redis-sentinel"].contains(&scheme) || !url.contains("://") {
+            return Err(SettingError::new("REDIS_URL", URLS));
+        }
+        // The parser's own error might quote a part of the URL, and so of a password.
+        let config = match scheme {
+            "redis-cluster" => Config::from_url_clustered(url),
+            "redis-sentinel" => Config::from_url_sentinel(url),
+            _ => Config::from_url_centralized(url),
+        };
+        let config = config.map_err(|_| SettingError::new("REDIS_URL", format!("can't be read: {URLS}")))?;
+        let hosts = config.server.hosts();
+        let address = hosts.iter().map(address).collect::<Vec<_>>().join(", ");
+        let deployment = match &config.server {
+            ServerConfig::Centralized { server } => Deployment::One(server.clone()),
+            ServerConfig::Clustered { hosts, .. } => Deployment::Cluster { seeds: hosts.clone() },
+            ServerConfig::Sentinel { hosts, service_name, username, password } => Deployment::Sentinels {
+                sentinels: hosts.clone(),
+                login: Box::new(Config {
+                    username: username.clone(),
+                    password: password.clone(),
+                    ..Config::default()
+                }),
+                master: service_name.clone(),
+            },
+        };
+        Ok(Self { deployment, login: config, timeout, address })
+    }
+
+    /// Hosts and ports of the URL, for people to read.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// A connected client. From then on it reconnects by itself, if that suits its purpose, and says so in the log.
-    pub async fn connect(&self, purpose: Use) -> Result<Client, Error> {
-        let (timeout, attempts) = match purpose {
-            Use::Commands => (self.timeout, 3),
-            Use::BlockingReads(block) => (self.timeout + block, 1),
-            Use::OneConnection => (self.timeout * 2, 1),
-        };
-        let mut builder = Builder::from_config(self.config.clone());
-        if !matches!(purpose, Use::OneConnection) {
-            builder.set_policy(ReconnectPolicy::new_exponential(0, RECONNECT_MIN_MS, RECONNECT_MAX_MS, 2));
-        }
-        builder
-            .with_performance_config(|performance| performance.default_command_timeout = timeout)
-            .with_connection_config(|connection| {
-                connection.connection_timeout = self.timeout;
-                connection.internal_command_timeout = self.timeout;
-                connection.max_command_attempts = attempts;
-                connection.unresponsive = UnresponsiveConfig {
-                    max_timeout: Some(timeout + UNRESPONSIVE_MARGIN),
-                    interval: Duration::from_secs(1),
-                };
-                connection.tcp = TcpConfig {
-                    nodelay: Some(true),
-                    user_timeout: Some(timeout + UNRESPONSIVE_MARGIN),
-                    ..TcpConfig::default()
-                };
-            });
-        let client = builder.build()?;
-        client.init().await?;
-        // One that has a password lets us in while it still loads its data.
-        if let Err(error) = client.ping::<String>(None).await {
-            tokio::spawn(async move { client.quit().await });
-            return Err(error);
-        }
-        let address = self.address.clone();
-        client.on_error(move |(error, _)| {
-            tracing::warn!(redis = %address, %error, "connection to Redis in trouble");
-            async { Ok(()) }
-        });
-        let address = self.address.clone();
-        client.on_reconnect(move |_| {
-            tracing::info!(redis = %address, "connected to Redis");
-            async { Ok(()) }
-        });
-        Ok(client)
+    /// Finds the servers and connects to them. From then on connections are kept up, and the log says how they are.
+    ///
+    /// # Errors
+    /// When nobody tells where the servers are, or none of them lets us in.
+    pub async fn connect(&self) -> Result<Connections, Error> {
+        Connections::open(self).await
     }
+
+    async fn open(&self, server: &Server) -> Result<Connection, Error> {
+        open(&self.login, server, self.timeout).await
+    }
+
+    /// Which servers have which slots. Those in `connected` are asked first, and if need be those in `known` and in
+    /// the URL.
+    async fn discover(&self, connected: Vec<Client>, known: &[Server]) -> Result<Layout, Error> {
+        match &self.deployment {
+            Deployment::One(server) => Ok(Layout::of_one(server.clone())),
+            Deployment::Sentinels { sentinels, login, master } => {
+                self.ask_sentinels(sentinels, login, master).await.map(Layout::of_one)
+            }
+            Deployment::Cluster { seeds } => {
+                let asked = connected.iter().map(|client| ask_node(client, self.timeout));
+                if let Ok(layout) = newest(join_all(asked).await) {
+                    return Ok(layout);
+                }
+                let mut servers: Vec<&Server> = seeds.iter().chain(known).collect();
+                servers.sort_unstable();
+                servers.dedup();
+                let asked = servers.into_iter().map(async |server| {
+                    let connection = self.open(server).await?;
+                    ask_node(&connection.client, self.timeout).await
+                });
+                newest(join_all(asked).await)
+            }
+        }
+    }
+
+    /// Source: "Guidelines for Redis clients with support for Redis Sentinel".
+    async fn ask_sentinels(
+        &self,
+        sentinels: &[Server],
+        login: &Config,
+        master: &str,
+    ) -> Result<Server, Error> {
+        let mut failed = Error::new(ErrorKind::Sentinel, "no sentinels are known");
+        for sentinel in sentinels {
+            let asked = async {
+                let connection = open(login, sentinel, self.timeout).await?;
+                let args = vec!["GET-MASTER-ADDR-BY-NAME", master];
+                connection.client.custom::<Option<(String, u16)>, _>(command("SENTINEL"), args).await
+            };
+            match asked.await {
+                Ok(Some((host, port))) => return Ok(Server::new(host, port)),
+                Ok(None) => {
+                    let why = format!("{} knows no master of the name '{master}'", address(sentinel));
+                    failed = Error::new(ErrorKind::Sentinel, why);
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+}
+
+async fn open(login: &Config, server: &Server, answer_within: Duration) -> Result<Connection, Error> {
+    let config = Config {
+        server: ServerConfig::Centralized { server: server.clone() },
+        fail_fast: true,
+        ..login.clone()
+    };
+    let client = Builder::from_config(config)
+        .with_performance_config(|performance| performance.default_command_timeout = answer_within)
+        .with_connection_config(|connection| {
+            connection.connection_timeout = answer_within;
+            connection.internal_command_timeout = answer_within;
+            connection.max_command_attempts = 1;
+            connection.unresponsive = UnresponsiveConfig {
+                max_timeout: Some(answer_within + UNRESPONSIVE_MARGIN),
+                interval: Duration::from_secs(1),
+            };
+            connection.tcp = TcpConfig {
+                nodelay: Some(true),
+                user_timeout: Some(answer_within + UNRESPONSIVE_MARGIN),
+                ..TcpConfig::default()
+            };
+        })
+        .build()?;
+    // With no policy for reconnecting, the router's task ends with its connection and all that is in flight.
+    let router: ConnectHandle = client.init().await?;
+    let connection = Connection { client, router: AbortOnDropHandle::new(router) };
+    // One that has a password lets us in while it still loads its data.
+    connection.client.ping::<String>(None).await?;
+    Ok(connection)
+}
+
+/// What a node of a cluster thinks of the cluster, with how new that is.
+async fn ask_node(client: &Client, answer_within: Duration) -> Result<(u64, Layout), Error> {
+    let asked = join(
+        client.custom::<String, _>(command("CLUSTER"), vec!["INFO"]),
+        client.custom::<Value, _>(command("CLUSTER"), vec!["SLOTS"]),
+    );
+    let silent = |_| Error::new(ErrorKind::Timeout, "no answer about the cluster");
+    let (info, slots) = timeout(answer_within, asked).await.map_err(silent)?;
+    let info = info?;
+    let epoch =
+        info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:")?.trim().parse().ok());
+    let host = client.client_config().server.hosts().first().map(|server| server.host.to_string());
+    Ok((epoch.unwrap_or(0), Layout::of_cluster(slots?, &host.unwrap_or_default())?))
+}
+
+/// Of several answers that of the newest epoch: a node that was cut off from the others doesn't know better.
+fn newest(answers: Vec<Result<(u64, Layout), Error>>) -> Result<Layout, Error> {
+    let mut best: Option<(u64, Layout)> = None;
+    let mut failed = Error::new(ErrorKind::Cluster, "nobody is there to tell about the cluster");
+    for answer in answers {
+        match answer {
+            Ok((epoch, layout)) if best.as_ref().is_none_or(|(newest, _)| epoch > *newest) => {
+                best = Some((epoch, layout));
+            }
+            Ok(_) => {}
+            Err(error) => failed = error,
+        }
+    }
+    best.map(|(_, layout)| layout).ok_or(failed)
+}
+
+fn command(name: &'static str) -> CustomCommand {
+    CustomCommand::new_static(name, ClusterHash::FirstKey, false)
+}
+
+fn address(server: &Server) -> String {
+    format!("{}:{}", server.host, server.port)
+}
+
+/// What an error says about its command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The server answered, and will answer so again.
+    Refused,
+    /// It was not carried out, and may be soon, here or elsewhere.
+    NotDone,
+    /// It was carried out or not.
+    Unknown,
+}
+
+fn outcome(error: &Error) -> Outcome {
+    match (error_code(error), error.kind()) {
+        // The last two come from a server that was the master a moment ago, or will be.
+        (Some("MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "READONLY" | "MASTERDOWN"), _) => Outcome::NotDone,
+        // fred closes the connection over this one, and gives it as the answer to all that was in flight.
+        (Some("CLUSTERDOWN"), _) => Outcome::Unknown,
+        (None, ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Timeout | ErrorKind::Unknown) => {
+            Outcome::Unknown
+        }
+        _ => Outcome::Refused,
+    }
+}
+
+/// The slot and the server that a MOVED error names, `MOVED 3999 127.0.0.1:6381`.
+fn moved_to(error: &Error) -> Option<(u16, Server)> {
+    let mut words = error.details().split(' ');
+    let (_, slot, server) = (words.next().filter(|code| *code == "MOVED")?, words.next()?, words.next()?);
+    let (host, port) = server.rsplit_once(':')?;
+    Some((slot.parse().ok()?, Server::new(host, port.parse().ok()?)))
 }
 
 /// Whether Redis doesn't let us in, which waiting will not change.
 pub fn is_refusal(error: &Error) -> bool {
     *error.kind() == ErrorKind::Auth || matches!(error_code(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+}
+
+/// Whether the server, or what is between, is in trouble: no answer, or a broken connection.
+pub fn is_away(error: &Error) -> bool {
+    outcome(error) != Outcome::Refused
 }
 
 /// The error code that a Redis server's error starts with, like `NOGROUP` or `OOM`.
@@ -147,12 +310,39 @@ mod tests {
 
     #[test]
     fn a_bad_url_is_refused_without_repeating_it() {
-        for url in ["http://:hunter2@host", "rediss://:hunter2@host", "redis://:hunter2@host:port", "hunter2"]
-        {
+        for url in [
+            "http://:hunter2@host",
+            "rediss://:hunter2@host",
+            "redis://:hunter2@host:port",
+            "redis-sentinel://:hunter2@host",
+            "hunter2",
+        ] {
             let error = redis(url).err().unwrap().to_string();
             assert!(error.starts_with("REDIS_URL: ") && !error.contains("hunter2"), "{error}");
         }
         assert_eq!(redis("redis://user:hunter2@host:7000/1").ok().unwrap().address(), "host:7000");
+    }
+
+    #[test]
+    fn clusters_and_sentinels_have_several_addresses() {
+        let cluster = redis("redis-cluster://:hunter2@a:7000?node=b:7001").ok().unwrap();
+        assert_eq!(cluster.address(), "b:7001, a:7000");
+        let sentinels = redis("redis-sentinel://a:1/2?node=b:2&sentinelServiceName=m").ok().unwrap();
+        assert!(matches!(sentinels.deployment, Deployment::Sentinels { ref master, .. } if master == "m"));
+    }
+
+    #[test]
+    fn errors_say_whether_a_command_was_carried_out() {
+        let outcome = |kind, text: &'static str| outcome(&Error::new(kind, text));
+        assert_eq!(outcome(ErrorKind::Cluster, "ASK 1 127.0.0.1:7"), Outcome::NotDone);
+        assert_eq!(outcome(ErrorKind::Unknown, "TRYAGAIN Multiple keys"), Outcome::NotDone);
+        assert_eq!(outcome(ErrorKind::Cluster, "CLUSTERDOWN The cluster is down"), Outcome::Unknown);
+        assert_eq!(outcome(ErrorKind::Timeout, "Request timed out."), Outcome::Unknown);
+        assert_eq!(outcome(ErrorKind::Unknown, "NOGROUP No such key"), Outcome::Refused);
+        assert_eq!(outcome(ErrorKind::Parse, "Cannot convert"), Outcome::Refused);
+        let moved = Error::new(ErrorKind::Cluster, "MOVED 3999 127.0.0.1:6381");
+        assert_eq!(moved_to(&moved), Some((3_999, Server::new("127.0.0.1", 6_381))));
+        assert_eq!(moved_to(&Error::new(ErrorKind::Cluster, "ASK 3999 127.0.0.1:6381")), None);
     }
 
     #[test]

@@ -13,7 +13,11 @@ async fn readiness_names_what_is_missing() {
     let ready = || local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
     assert_eq!(
         ready(),
-        (200, "[+] postgres ok\n[+] reader ok\n[+] redis ok\n[+] writer ok\nready\n".to_owned())
+        (
+            200,
+            "[+] membership ok\n[+] postgres ok\n[+] reader ok\n[+] redis ok\n[+] writer ok\nready\n"
+                .to_owned()
+        )
     );
 
     setup.postgres().stop();

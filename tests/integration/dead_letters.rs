@@ -101,7 +101,7 @@ async fn an_entry_without_a_payload_keeps_all_of_its_fields() {
 async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     let mut setup = Setup::with_own_postgres(&[]);
     let redis = setup.redis_client().await;
-    let settings = [("CLAIM_MIN_IDLE", "400ms"), ("WRITE_TIMEOUT", "150ms")];
+    let settings = [("CONSUMER_PARTITIONS", "0-3"), ("CLAIM_MIN_IDLE", "400ms"), ("WRITE_TIMEOUT", "150ms")];
     let consumers = [setup.consumer(&settings), setup.consumer(&settings)];
     setup.postgres().pause();
     // A good and a bad like, so that the entry has to wait for Postgres.

@@ -17,7 +17,11 @@ use local::{
     program::{self, Program},
     redis_server::{RedisOptions, RedisServer},
 };
-use shared::{codec, like::Like};
+use shared::{
+    codec,
+    like::Like,
+    redis::{Connections, Redis},
+};
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
 
@@ -209,8 +213,8 @@ impl Setup {
 
     /// Waits until nothing is undelivered or pending in any partition.
     pub(crate) async fn wait_until_drained(&self) {
-        let client = self.redis_client().await;
-        eventually("drained", async || backlog(&client).await == 0).await;
+        let redis = Redis::at(&self.redis.url(), SOON).unwrap().connect().await.unwrap();
+        eventually("drained", async || backlog(&redis).await == 0).await;
     }
 }
 
@@ -269,10 +273,10 @@ pub(crate) async fn pending_or_none(client: &Client) -> u64 {
 }
 
 /// Undelivered and pending entries over all partitions.
-async fn backlog(client: &Client) -> u64 {
+async fn backlog(redis: &Connections) -> u64 {
     let mut backlog = 0;
     for partition in 0..PARTITIONS {
-        backlog += shared::backlog::of_stream(client, &stream(partition)).await.unwrap();
+        backlog += shared::backlog::of_stream(redis, &stream(partition)).await.unwrap();
     }
     backlog
 }

@@ -40,6 +40,9 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
     assert_refused("consumer", "BATCH_ROWS", "0", "from 1 to 100000");
     assert_refused("consumer", "BATCH_LINGER", "fast", "like 250ms, 30s");
     assert_refused("consumer", "CONSUMER_NAME", "a b", "without spaces");
+    assert_refused("consumer", "CONSUMER_PARTITIONS", "4/4", "like 0-3,8");
+    assert_refused("consumer", "CONSUMER_PARTITIONS", "ordinal/0", "ordinal/N");
+    assert_refused("consumer", "CONSUMER_PARTITIONS", "ordinal/1", "ends in a hyphen and a number");
     assert_refused("consumer", "CLAIM_MIN_IDLE", "20s", "20s 10ms");
     assert_refused("consumer", "MAX_DELIVERIES", "0", "1..=1000000");
     assert_refused("ingest", "REDIS_ACK", "replicas:0", "replicas:N");
@@ -200,7 +203,7 @@ async fn all_programs_must_agree_on_the_partitions() {
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
         assert_eq!(
             ended.stderr.lines().last().unwrap(),
-            "error: LIKES_PARTITIONS: '8' is not what Redis has on record in likes:settings: allowed is 4"
+            "error: LIKES_PARTITIONS: '8' is not what Redis has on record in likes:settings: allowed is 4, or nothing to go by the record; likesctl partitions grow makes more"
         );
     }
 }
@@ -249,9 +252,12 @@ fn every_setting_is_in_help_and_in_the_example() {
         .filter(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
         .collect();
     let mut documented = BTreeSet::new();
-    for (program, arguments) in
-        [("ingest", &["--help"][..]), ("consumer", &["--help"]), ("likesctl", &["migrate", "--help"])]
-    {
+    for (program, arguments) in [
+        ("ingest", &["--help"][..]),
+        ("consumer", &["--help"]),
+        ("likesctl", &["migrate", "--help"]),
+        ("likesctl", &["partitions", "grow", "--help"]),
+    ] {
         let help = run(program, arguments, &[]);
         assert_eq!(help.code, Some(0));
         let words: Vec<&str> = help.stdout.split_whitespace().collect();

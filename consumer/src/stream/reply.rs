@@ -4,48 +4,60 @@ use bytes::Bytes;
 use fred::prelude::{Error, ErrorKind, Value};
 use shared::partition::Partition;
 
-use super::Claimed;
+use super::{Claimed, Condition, Inherited, Member};
 use crate::entry::{EntryId, Position, RawEntry};
 
 pub(super) fn unexpected(what: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("unexpected reply from Redis: {what}"))
 }
 
-/// XREADGROUP: nil, or `[[stream, rows] …]`.
-pub(super) fn streams(reply: Value) -> Result<Vec<(String, Value)>, Error> {
+/// XREADGROUP of one stream: nil, or `[[stream, rows]]`.
+pub(super) fn read(partition: Partition, reply: Value) -> Result<Vec<RawEntry>, Error> {
     if reply.is_null() {
         return Ok(Vec::new());
     }
-    let stream = |pair| match <[Value; 2]>::try_from(array(pair)?) {
-        Ok([stream, rows]) => Ok((text(stream)?, rows)),
-        Err(_) => Err(unexpected("a stream without its entries")),
-    };
-    array(reply)?.into_iter().map(stream).collect()
+    let [stream] = parts(reply, "a read of another number of streams")?;
+    let [_, rows] = parts(stream, "a stream without its entries")?;
+    entries(partition, rows)
 }
 
 /// `[[id, [name, value …]] …]`; the fields are nil where the entry was deleted.
 pub(super) fn entries(partition: Partition, rows: Value) -> Result<Vec<RawEntry>, Error> {
-    let entry = |row| match <[Value; 2]>::try_from(array(row)?) {
-        Ok([id, fields]) => {
-            let at = Position { partition, id: entry_id(id)? };
-            let fields = if fields.is_null() { None } else { Some(field_pairs(fields)?) };
-            Ok(RawEntry { at, fields })
-        }
-        Err(_) => Err(unexpected("an entry without its fields")),
+    let entry = |row| {
+        let [id, fields] = parts(row, "an entry without its fields")?;
+        let at = Position { partition, id: entry_id(id)? };
+        let fields = if fields.is_null() { None } else { Some(field_pairs(fields)?) };
+        Ok(RawEntry { at, fields })
     };
     array(rows)?.into_iter().filter(|row| !row.is_null()).map(entry).collect()
 }
 
 /// XAUTOCLAIM: `[cursor, rows, deleted ids]`.
 pub(super) fn claimed(partition: Partition, reply: Value) -> Result<Claimed, Error> {
-    match <[Value; 3]>::try_from(array(reply)?) {
-        Ok([cursor, rows, deleted]) => Ok(Claimed {
-            entries: entries(partition, rows)?,
-            deleted: array(deleted)?.into_iter().map(entry_id).collect::<Result<_, _>>()?,
-            cursor: entry_id(cursor)?,
-        }),
-        Err(_) => Err(unexpected("a claim without its three parts")),
+    let [cursor, rows, deleted] = parts(reply, "a claim without its three parts")?;
+    Ok(Claimed { entries: entries(partition, rows)?, deleted: ids(deleted)?, cursor: entry_id(cursor)? })
+}
+
+/// Our own script: `[consumer, rows, deleted ids]`, with no consumer where there is nothing to inherit.
+pub(super) fn inherited(partition: Partition, reply: Value) -> Result<Option<Inherited>, Error> {
+    let [from, rows, deleted] = parts(reply, "a claim without its three parts")?;
+    let from = text(from)?;
+    let inherited = Inherited { from, entries: entries(partition, rows)?, deleted: ids(deleted)? };
+    Ok(Some(inherited).filter(|inherited| !inherited.from.is_empty()))
+}
+
+/// Our own script: `[0 or 1, [[name, condition, fixed] …]]`; 0 says that the name is another process's.
+pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
+    let [is_ours, members] = parts(reply, "a heartbeat without its two parts")?;
+    if count(&is_ours)? == 0 {
+        return Ok(None);
     }
+    let member = |value| {
+        let [name, condition, fixed] = parts(value, "a member without its three parts")?;
+        let condition = Condition::named(&text(condition)?);
+        Ok(Member { name: text(name)?, condition, fixed: text(fixed)? })
+    };
+    array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
 }
 
 /// XINFO GROUPS: for each group `[name, value …]`. Their names.
@@ -81,6 +93,19 @@ fn pairs(values: Vec<Value>) -> Result<Vec<(Value, Value)>, Error> {
         pairs.push((first, second));
     }
     Ok(pairs)
+}
+
+/// A whole number.
+pub(super) fn count(value: &Value) -> Result<u64, Error> {
+    value.as_u64().ok_or_else(|| unexpected("no count where there should be one"))
+}
+
+fn ids(value: Value) -> Result<Vec<EntryId>, Error> {
+    array(value)?.into_iter().map(entry_id).collect()
+}
+
+fn parts<const N: usize>(value: Value, otherwise: &str) -> Result<[Value; N], Error> {
+    array(value)?.try_into().map_err(|_| unexpected(otherwise))
 }
 
 fn array(value: Value) -> Result<Vec<Value>, Error> {
@@ -119,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_empty_poll_is_no_error() {
-        assert!(streams(Value::Null).unwrap().is_empty());
+        assert!(read(partition(), Value::Null).unwrap().is_empty());
     }
 
     #[test]
@@ -143,9 +168,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_inherited_names_whose_it_was() {
+        let reply = |from: &str| list([from.into(), list([]), list(["3-1".into()])]);
+        let inherited = |from| inherited(partition(), reply(from)).unwrap();
+        assert_eq!(inherited("gone").unwrap().deleted, [EntryId { ms: 3, seq: 1 }]);
+        assert_eq!(inherited(""), None);
+    }
+
+    #[test]
     fn other_shapes_are_errors() {
-        assert!(streams(Value::Integer(1)).is_err());
-        assert!(streams(list([list(["likes:{0}".into()])])).is_err());
+        assert!(read(partition(), Value::Integer(1)).is_err());
+        assert!(read(partition(), list([list(["likes:{0}".into()])])).is_err());
+        assert!(inherited(partition(), list(["a".into(), list([])])).is_err());
+        assert!(count(&"x".into()).is_err());
         assert!(entries(partition(), list([list(["x".into(), Value::Null])])).is_err());
         assert!(entries(partition(), list([list(["1-0".into(), list(["l".into()])])])).is_err());
         assert!(claimed(partition(), list(["0-0".into(), list([])])).is_err());

@@ -1,7 +1,14 @@
 //! What is still to be done, as Redis knows it.
 
-use fred::prelude::{Builder, Client, ClientLike, Config, Error, ReconnectPolicy};
-use shared::partition::{KeyPrefix, Partition, PartitionCount};
+use std::{error::Error, time::Duration};
+
+use shared::{
+    partition::{KeyPrefix, Partition, PartitionCount},
+    redis::{Connections, Redis},
+};
+
+/// How long a server that comes back is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The keys of a likestream with default settings.
 pub(crate) struct Keys {
@@ -11,9 +18,9 @@ pub(crate) struct Keys {
 
 impl Default for Keys {
     fn default() -> Self {
-        #[expect(clippy::expect_used, reason = "constants")]
-        let (prefix, partitions) = ("likes".parse().expect("a prefix"), "16".parse().expect("a count"));
-        Self { prefix, partitions }
+        #[expect(clippy::expect_used, reason = "a constant")]
+        let prefix = "likes".parse().expect("a prefix");
+        Self { prefix, partitions: PartitionCount::DEFAULT }
     }
 }
 
@@ -31,23 +38,16 @@ impl Keys {
     }
 }
 
-/// A client that comes back when its server does.
-pub(crate) async fn connect(redis_url: &str) -> Result<Client, Error> {
-    let mut builder = Builder::from_config(Config::from_url(redis_url)?);
-    builder.set_policy(ReconnectPolicy::new_constant(0, 100));
-    builder.with_performance_config(|performance| {
-        performance.default_command_timeout = std::time::Duration::from_secs(5);
-    });
-    let client = builder.build()?;
-    client.init().await?;
-    Ok(client)
+/// Connections to Redis that come back when their servers do.
+pub(crate) async fn connect(redis_url: &str) -> Result<Connections, Box<dyn Error>> {
+    Ok(Redis::at(redis_url, PATIENCE)?.connect().await?)
 }
 
 /// Undelivered and pending entries over all partitions.
-pub(crate) async fn entries(client: &Client, keys: &Keys) -> Result<u64, Error> {
+pub(crate) async fn entries(redis: &Connections, keys: &Keys) -> Result<u64, fred::error::Error> {
     let mut entries = 0;
     for partition in keys.partitions() {
-        entries += shared::backlog::of_stream(client, &keys.stream(partition)).await?;
+        entries += shared::backlog::of_stream(redis, &keys.stream(partition)).await?;
     }
     Ok(entries)
 }

@@ -11,9 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fred::prelude::Client;
 use local::process::Lifetime;
-use shared::config::positive_duration;
+use shared::{config::positive_duration, redis::Connections};
 use tokio::{runtime::Handle, time::sleep};
 use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
@@ -119,7 +118,7 @@ async fn reject_the_rejected_post(database_url: &str) -> Result<(), tokio_postgr
 }
 
 /// How many entries are still to be done when the time is up.
-async fn wait_until_drained(redis: &Client) -> Result<u64, fred::error::Error> {
+async fn wait_until_drained(redis: &Connections) -> Result<u64, fred::error::Error> {
     let (keys, give_up_at) = (Keys::default(), Instant::now() + DRAIN);
     loop {
         let waiting = backlog::entries(redis, &keys).await?;

@@ -8,10 +8,13 @@ use std::{
 
 use fred::{
     bytes::Bytes,
-    prelude::{Client, StreamsInterface},
+    prelude::{FromValue, Value},
 };
 use serde::Serialize;
-use shared::codec;
+use shared::{
+    codec,
+    redis::{Connections, Repeat},
+};
 use tokio_postgres::NoTls;
 
 use crate::{
@@ -105,7 +108,7 @@ pub(crate) async fn check(
     (seed, seconds, stuck): (u64, u64, u64),
     (storm, sent): (Storm, &Sent),
     poison: &Poison,
-    redis: &Client,
+    redis: &Connections,
     database_url: &str,
 ) -> Result<ChaosVerdict, Box<dyn Error>> {
     let letters = read_dead_letters(redis, storm, sent, poison).await?;
@@ -135,8 +138,13 @@ pub(crate) async fn check(
     })
 }
 
+/// All entries of a stream.
+async fn range<T: FromValue>(redis: &Connections, stream: &str) -> Result<T, fred::error::Error> {
+    redis.run(stream, Repeat::EvenIfDone, "XRANGE", [stream, "-", "+"].map(Value::from).into()).await
+}
+
 async fn read_dead_letters(
-    redis: &Client,
+    redis: &Connections,
     storm: Storm,
     sent: &Sent,
     poison: &Poison,
@@ -147,7 +155,7 @@ async fn read_dead_letters(
     let keys = Keys::default();
     for partition in keys.partitions() {
         let letters: Vec<(String, HashMap<String, Bytes>)> =
-            redis.xrange(keys.dead_letters(partition), "-", "+", None).await?;
+            range(redis, &keys.dead_letters(partition)).await?;
         for (_, letter) in letters {
             let field = |name: &str| letter.get(name).cloned().unwrap_or_default();
             let payload = field(codec::FIELD);

@@ -7,10 +7,11 @@ use std::{
 };
 
 use fred::{
-    prelude::{Client, ClientLike},
+    prelude::ClientLike,
     types::{ClusterHash, CustomCommand},
 };
 use local::LocalError;
+use shared::redis::Connections;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio_postgres::NoTls;
@@ -45,7 +46,7 @@ pub(crate) enum InjectorError {
 /// A stack, and what is done to it.
 pub(crate) struct Injector {
     pub(crate) stack: Stack,
-    pub(crate) redis: Client,
+    pub(crate) redis: Connections,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     pub(crate) poison: Poison,
@@ -170,8 +171,11 @@ impl Injector {
     }
 
     fn redis_command(&self, name: &'static str, arguments: &[&str]) -> Result<(), fred::error::Error> {
-        let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
-        self.runtime.block_on(self.redis.custom::<(), _>(command, arguments.to_vec()))
+        for server in self.redis.clients() {
+            let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
+            self.runtime.block_on(server.custom::<(), _>(command, arguments.to_vec()))?;
+        }
+        Ok(())
     }
 
     async fn cut_postgres_connections(&self) -> Result<(), tokio_postgres::Error> {

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
-use fred::{
-    bytes::Bytes,
-    prelude::{Client, StreamsInterface},
+use fred::bytes::Bytes;
+use shared::{
+    codec,
+    like::Like,
+    partition::Partition,
+    redis::{Connections, Repeat},
 };
-use shared::{codec, like::Like, partition::Partition};
 
 use crate::backlog::Keys;
 
@@ -31,7 +33,7 @@ pub(crate) enum Certainty {
 
 impl Poison {
     /// Appends a poison entry of another sort each time, with bytes that no other has.
-    pub(crate) async fn append(&mut self, client: &Client, keys: &Keys) {
+    pub(crate) async fn append(&mut self, redis: &Connections, keys: &Keys) {
         self.made += 1;
         let number = self.made;
         let (payload, letter, neighbour) = match number % 3 {
@@ -59,9 +61,9 @@ impl Poison {
         };
         let partitions: Vec<Partition> = keys.partitions().collect();
         let partition = partitions[number as usize % partitions.len()];
-        let fields = vec![(codec::FIELD, payload)];
-        let appended: Result<String, _> =
-            client.xadd(keys.stream(partition), false, None::<()>, "*", fields).await;
+        let stream = keys.stream(partition);
+        let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
+        let appended = redis.run::<String>(&stream, Repeat::IfNotDone, "XADD", args).await;
         let certainty = if appended.is_ok() { Certainty::Must } else { Certainty::May };
         self.letters.insert(letter, certainty);
         if let Some(user) = neighbour {

@@ -1,0 +1,357 @@
+//! A connection to each server of a Redis, kept up, and commands sent to the server that has their key.
+//!
+//! fred is used for single connections only. Its own routing stalls all servers while one of them is away, and it
+//! follows ASK in a way that can mix up replies; so routing, redirection and reconnecting are done here.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use fred::{
+    prelude::{Client, ClientLike, Error, ErrorKind, FromValue, Value},
+    types::config::Server,
+    util::redis_keyslot,
+};
+use futures_util::future::join_all;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Connection, Outcome, Redis, address, command, error_code, layout::Layout, moved_to, outcome};
+
+/// Between two attempts at one command.
+const REPEAT_AFTER: Duration = Duration::from_millis(25);
+
+/// How often the layout is asked for, and how often at most when it is in doubt.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
+const DOUBT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// First and longest wait between two attempts to connect.
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// Whether a command may be sent again when nobody knows if it was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// No: only when it was certainly not carried out.
+    IfNotDone,
+    /// Yes: twice does no harm.
+    EvenIfDone,
+}
+
+/// Connections to all servers of a Redis that take writes. They end with the last clone.
+#[derive(Clone)]
+pub struct Connections {
+    shared: Arc<Shared>,
+    _stop: Arc<DropGuard>,
+}
+
+struct Shared {
+    redis: Redis,
+    state: watch::Sender<State>,
+    /// Somebody has reason to think that the layout has changed.
+    doubt: Notify,
+    stop: CancellationToken,
+}
+
+/// Which servers there are, and those of them that are connected.
+struct State {
+    layout: Layout,
+    nodes: HashMap<Server, Node>,
+}
+
+/// A connected server.
+#[derive(Clone)]
+struct Node {
+    client: Client,
+    /// Cancelled when the connection has ended.
+    ended: CancellationToken,
+}
+
+impl Node {
+    /// What is in flight when the connection ends fails at once, and so does what is sent after that.
+    async fn send<R: FromValue>(&self, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
+        tokio::select! {
+            biased;
+            answer = self.client.custom(command(name), args) => answer,
+            () = self.ended.cancelled() => Err(Error::new(ErrorKind::IO, "the connection to Redis broke")),
+        }
+    }
+}
+
+impl Connections {
+    /// Finds the servers and connects to them. One at least must let us in; the others are connected when they can be.
+    pub(super) async fn open(redis: &Redis) -> Result<Self, Error> {
+        let layout = redis.discover(Vec::new(), &[]).await?;
+        let opened = layout.servers().iter().map(async |server| (server.clone(), redis.open(server).await));
+        let mut connections = HashMap::new();
+        let mut failed = Error::new(ErrorKind::Cluster, "no server has any slots");
+        for (server, opened) in join_all(opened).await {
+            match opened {
+                Ok(connection) => drop(connections.insert(server, connection)),
+                Err(error) => failed = error,
+            }
+        }
+        if connections.is_empty() {
+            return Err(failed);
+        }
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            redis: redis.clone(),
+            state: watch::Sender::new(State { layout: layout.clone(), nodes: HashMap::new() }),
+            doubt: Notify::new(),
+            stop: stop.clone(),
+        });
+        let mut kept = HashMap::new();
+        shared.keep(&layout, &mut kept, connections);
+        let watching = Arc::clone(&shared).watch_layout(layout, kept);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
+        Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    /// Sends a command, `name` and `args`, to the server that has the key. While that server is away, says that it has
+    /// the key no longer, or is just moving it, the command waits or is sent again, for no longer than `REDIS_TIMEOUT`.
+    ///
+    /// # Errors
+    /// What the server said, or that it can't be reached. Then the command may have been carried out or not.
+    pub async fn run<R: FromValue>(
+        &self,
+        key: &str,
+        repeat: Repeat,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Result<R, Error> {
+        self.run_counting(key, repeat, name, args).await.map(|(answer, _)| answer)
+    }
+
+    /// The same for a script, which goes to the server that has its first key; all keys must be there.
+    ///
+    /// # Errors
+    /// As [`Connections::run`].
+    pub async fn eval<R: FromValue>(
+        &self,
+        script: &'static str,
+        keys: &[String],
+        repeat: Repeat,
+        args: impl IntoIterator<Item = impl Into<Value>>,
+    ) -> Result<R, Error> {
+        let mut all: Vec<Value> = vec![script.into(), keys.len().to_string().into()];
+        all.extend(keys.iter().map(Value::from));
+        all.extend(args.into_iter().map(Into::into));
+        self.run(keys.first().map_or("", String::as_str), repeat, "EVAL", all).await
+    }
+
+    /// As [`Connections::run`], with how often the command was sent.
+    ///
+    /// # Errors
+    /// As [`Connections::run`].
+    pub async fn run_counting<R: FromValue>(
+        &self,
+        key: &str,
+        repeat: Repeat,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Result<(R, u64), Error> {
+        let slot = redis_keyslot(key.as_bytes());
+        let give_up_at = Instant::now() + self.shared.redis.timeout;
+        let mut sent = 0;
+        loop {
+            let node = self.node(slot, give_up_at).await?;
+            sent += 1;
+            let error = match node.send(name, args.clone()).await {
+                Ok(answer) => return Ok((answer, sent)),
+                Err(error) => error,
+            };
+            let again = match outcome(&error) {
+                Outcome::Refused => false,
+                Outcome::NotDone => true,
+                Outcome::Unknown => repeat == Repeat::EvenIfDone,
+            };
+            self.doubt_after(&error);
+            if !again || Instant::now() + REPEAT_AFTER >= give_up_at {
+                return Err(error);
+            }
+            sleep(REPEAT_AFTER).await;
+        }
+    }
+
+    /// A connection of its own to the server that has the key, with twice the usual time for an answer.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub async fn own(&self, key: &str) -> Result<Connection, Error> {
+        let slot = redis_keyslot(key.as_bytes());
+        let server = self.shared.state.borrow().layout.server_of(slot).cloned();
+        let server = server.ok_or_else(|| Error::new(ErrorKind::Cluster, "no server has the slot"))?;
+        let redis = Redis { timeout: self.shared.redis.timeout * 2, ..self.shared.redis.clone() };
+        let opened = redis.open(&server).await;
+        if opened.is_err() {
+            self.shared.doubt.notify_one();
+        }
+        opened
+    }
+
+    /// Takes note of what an error says of the layout.
+    pub fn doubt_after(&self, error: &Error) {
+        if outcome(error) == Outcome::Refused {
+            return;
+        }
+        if let Some((slot, server)) = moved_to(error) {
+            self.shared.state.send_if_modified(|state| state.layout.moved(slot, &server));
+        }
+        if error_code(error) == Some("READONLY") {
+            // One that was the master: whoever is it now can be found only by asking anew.
+            self.shared.state.borrow().nodes.values().for_each(|node| node.ended.cancel());
+        }
+        self.shared.doubt.notify_one();
+    }
+
+    /// The connected servers.
+    pub fn clients(&self) -> Vec<Client> {
+        self.shared.clients()
+    }
+
+    /// Whether every server answers that there is by what is known.
+    ///
+    /// # Errors
+    /// The first failure, or that a server is not connected.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let missing = {
+            let state = self.shared.state.borrow();
+            state.layout.servers().iter().find(|server| !state.nodes.contains_key(*server)).map(address)
+        };
+        if let Some(missing) = missing {
+            return Err(Error::new(ErrorKind::IO, format!("no connection to {missing}")));
+        }
+        let pinged = self.clients().into_iter().map(async |client| client.ping::<String>(None).await);
+        for answer in join_all(pinged).await {
+            answer.inspect_err(|error| self.doubt_after(error))?;
+        }
+        Ok(())
+    }
+
+    async fn node(&self, slot: u16, give_up_at: Instant) -> Result<Node, Error> {
+        let node_of = |state: &State| state.nodes.get(state.layout.server_of(slot)?).cloned();
+        if let Some(node) = node_of(&self.shared.state.borrow()) {
+            return Ok(node);
+        }
+        let mut changes = self.shared.state.subscribe();
+        let connected = timeout_at(give_up_at, changes.wait_for(|state| node_of(state).is_some())).await;
+        let node = connected.ok().and_then(|state| node_of(&*state.ok()?));
+        node.ok_or_else(|| {
+            let server = self.shared.state.borrow().layout.server_of(slot).map(address);
+            let server = server.as_deref().unwrap_or("the server of the slot").to_owned();
+            Error::new(ErrorKind::Timeout, format!("no connection to {server}"))
+        })
+    }
+}
+
+impl Shared {
+    fn clients(&self) -> Vec<Client> {
+        self.state.borrow().nodes.values().map(|node| node.client.clone()).collect()
+    }
+
+    async fn watch_layout(self: Arc<Self>, mut layout: Layout, mut kept: HashMap<Server, DropGuard>) {
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                () = self.doubt.notified() => {}
+                () = sleep(REFRESH_INTERVAL) => {}
+            }
+            match self.redis.discover(self.clients(), &layout.known).await {
+                Ok(found) => {
+                    failing = false;
+                    if found.servers() != layout.servers() {
+                        tracing::info!(servers = addresses(found.servers()), "Redis is on other servers");
+                    }
+                    self.keep(&found, &mut kept, HashMap::new());
+                    layout = found;
+                }
+                Err(error) if !failing => {
+                    failing = true;
+                    tracing::warn!(redis = self.redis.address(), %error, "no server tells where Redis is");
+                }
+                Err(_) => {}
+            }
+            sleep(DOUBT_INTERVAL).await;
+        }
+    }
+
+    /// Keeps up connections to the servers of a layout, and to no others.
+    fn keep(
+        self: &Arc<Self>,
+        layout: &Layout,
+        kept: &mut HashMap<Server, DropGuard>,
+        mut connections: HashMap<Server, Connection>,
+    ) {
+        kept.retain(|server, _| layout.servers().contains(server));
+        self.state.send_if_modified(|state| {
+            let changed = state.layout != *layout;
+            state.layout = layout.clone();
+            state.nodes.retain(|server, node| {
+                let stays = layout.servers().contains(server);
+                if !stays {
+                    node.ended.cancel();
+                }
+                stays
+            });
+            changed
+        });
+        for server in layout.servers() {
+            if !kept.contains_key(server) {
+                let stop = self.stop.child_token();
+                let keeping = Arc::clone(self).keep_up(server.clone(), connections.remove(server));
+                tokio::spawn(stop.clone().run_until_cancelled_owned(keeping));
+                kept.insert(server.clone(), stop.drop_guard());
+            }
+        }
+    }
+
+    async fn keep_up(self: Arc<Self>, server: Server, mut connection: Option<Connection>) {
+        let mut wait = RECONNECT_MIN;
+        let mut failing = false;
+        loop {
+            let opened = match connection.take() {
+                Some(connection) => Ok(connection),
+                None => self.redis.open(&server).await,
+            };
+            match opened {
+                Ok(connection) => {
+                    if failing {
+                        tracing::info!(redis = address(&server), "connected to Redis");
+                    }
+                    wait = RECONNECT_MIN;
+                    self.serve(&server, connection).await;
+                    tracing::warn!(redis = address(&server), "the connection to Redis broke");
+                    failing = true;
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(redis = address(&server), %error, "no connection to Redis");
+                    }
+                    failing = true;
+                    wait = (wait * 2).min(RECONNECT_MAX);
+                }
+            }
+            self.doubt.notify_one();
+            sleep(wait).await;
+        }
+    }
+
+    /// Lets commands use a connection until it ends.
+    async fn serve(&self, server: &Server, mut connection: Connection) {
+        let ended = CancellationToken::new();
+        let _ended = ended.clone().drop_guard();
+        let node = Node { client: connection.client().clone(), ended: ended.clone() };
+        self.state.send_modify(|state| drop(state.nodes.insert(server.clone(), node)));
+        tokio::select! {
+            () = connection.ended() => {}
+            () = ended.cancelled() => {}
+        }
+        self.state.send_modify(|state| drop(state.nodes.remove(server)));
+    }
+}
+
+fn addresses(servers: &[Server]) -> String {
+    servers.iter().map(address).collect::<Vec<_>>().join(", ")
+}

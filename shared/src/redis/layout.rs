@@ -1,0 +1,137 @@
+//! Which server has which keys.
+
+use fred::{
+    prelude::{Error, ErrorKind, Value},
+    types::config::Server,
+};
+
+/// How many slots a cluster has. Source: the Redis Cluster specification, "Key distribution model".
+const SLOTS: u16 = 16_384;
+
+/// The servers that take writes, and which slots each has. All slots of a Redis that is no cluster are with its one
+/// server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    servers: Vec<Server>,
+    /// For each slot an index into the servers.
+    owners: Vec<Option<u16>>,
+    /// All servers that could be asked for the layout, replicas included.
+    pub(super) known: Vec<Server>,
+}
+
+impl Layout {
+    pub(super) fn of_one(server: Server) -> Self {
+        let known = vec![server.clone()];
+        Self { servers: vec![server], owners: vec![Some(0); SLOTS.into()], known }
+    }
+
+    /// From the reply to `CLUSTER SLOTS`, `[[first, last, [host, port, …], replica …] …]`, of a server at
+    /// `asked_host`, which leaves out a host that is its own or that it doesn't know.
+    pub(super) fn of_cluster(slots: Value, asked_host: &str) -> Result<Self, Error> {
+        let mut layout = Self { servers: Vec::new(), owners: vec![None; SLOTS.into()], known: Vec::new() };
+        for range in slots.into_array() {
+            let mut parts = range.into_array().into_iter();
+            let (first, last) = (parts.next(), parts.next());
+            let bound =
+                |value: Option<Value>| value.and_then(|v| v.as_u64()).and_then(|v| u16::try_from(v).ok());
+            let (Some(first), Some(last)) = (bound(first), bound(last)) else { return Err(unexpected()) };
+            let servers: Option<Vec<Server>> = parts.map(|value| server(value, asked_host)).collect();
+            let servers = servers.ok_or_else(unexpected)?;
+            let owner = layout.index(servers.first().ok_or_else(unexpected)?);
+            for slot in first..=last.min(SLOTS - 1) {
+                layout.owners[usize::from(slot)] = Some(owner);
+            }
+            layout.known.extend(servers);
+        }
+        Ok(layout)
+    }
+
+    /// The server of a slot, unless nobody has it.
+    pub(super) fn server_of(&self, slot: u16) -> Option<&Server> {
+        let owner = self.owners.get(usize::from(slot)).copied().flatten()?;
+        self.servers.get(usize::from(owner))
+    }
+
+    /// Each server once.
+    pub(super) fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    /// A server has said that the slot is with another one. Whether that is news; only servers are believed that are
+    /// in the layout already.
+    pub(super) fn moved(&mut self, slot: u16, server: &Server) -> bool {
+        let owner = self.servers.iter().position(|known| known == server).and_then(|i| u16::try_from(i).ok());
+        match (owner, self.owners.get_mut(usize::from(slot))) {
+            (Some(owner), Some(slot)) if *slot != Some(owner) => {
+                *slot = Some(owner);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn index(&mut self, server: &Server) -> u16 {
+        let found = self.servers.iter().position(|known| known == server);
+        let index = found.unwrap_or_else(|| {
+            self.servers.push(server.clone());
+            self.servers.len() - 1
+        });
+        // There are not more servers than slots.
+        u16::try_from(index).unwrap_or(u16::MAX)
+    }
+}
+
+/// `[host, port, …]`
+fn server(value: Value, asked_host: &str) -> Option<Server> {
+    let mut parts = value.into_array().into_iter();
+    let host = parts.next()?.into_string().filter(|host| !host.is_empty() && host != "?");
+    let port = u16::try_from(parts.next()?.as_u64()?).ok()?;
+    Some(Server::new(host.as_deref().unwrap_or(asked_host), port))
+}
+
+fn unexpected() -> Error {
+    Error::new(ErrorKind::Protocol, "unexpected reply from Redis to CLUSTER SLOTS")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(host: Value, port: i64) -> Value {
+        Value::Array(vec![host, port.into(), "id".into()])
+    }
+
+    fn cluster() -> Layout {
+        let slots = Value::Array(vec![
+            Value::Array(vec![0.into(), 8_191.into(), node("a".into(), 1), node("b".into(), 2)]),
+            Value::Array(vec![8_192.into(), 16_000.into(), node(Value::Null, 3)]),
+        ]);
+        Layout::of_cluster(slots, "asked").unwrap()
+    }
+
+    #[test]
+    fn slots_are_with_the_first_server_of_their_range() {
+        let layout = cluster();
+        assert_eq!(layout.server_of(0), Some(&Server::new("a", 1)));
+        assert_eq!(layout.server_of(8_192), Some(&Server::new("asked", 3)));
+        assert_eq!(layout.server_of(16_383), None, "nobody has it");
+        assert_eq!(layout.servers(), [Server::new("a", 1), Server::new("asked", 3)]);
+        assert!(layout.known.contains(&Server::new("b", 2)), "replicas may be asked, too");
+    }
+
+    #[test]
+    fn a_moved_slot_is_with_the_server_that_was_named() {
+        let mut layout = cluster();
+        assert!(layout.moved(5, &Server::new("asked", 3)));
+        assert_eq!(layout.server_of(5), Some(&Server::new("asked", 3)));
+        assert!(!layout.moved(5, &Server::new("asked", 3)), "no news");
+        assert!(!layout.moved(5, &Server::new("stranger", 9)), "not in the layout");
+    }
+
+    #[test]
+    fn other_replies_are_errors() {
+        assert!(Layout::of_cluster(Value::Array(vec![Value::Array(vec![0.into()])]), "h").is_err());
+        assert!(Layout::of_cluster(Value::Array(vec![Value::Array(vec![0.into(), 1.into()])]), "h").is_err());
+        assert!(Layout::of_cluster(Value::Array(vec!["x".into()]), "h").is_err());
+    }
+}
