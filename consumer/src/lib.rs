@@ -16,6 +16,7 @@ mod entry;
 mod in_flight;
 mod isolate;
 mod metrics;
+mod pooling;
 mod probe;
 mod reader;
 pub mod schema;
@@ -46,6 +47,7 @@ use crate::{
     config::Settings,
     in_flight::InFlight,
     metrics::Metrics,
+    pooling::Pooling,
     reader::{BLOCK, Reader},
     schema::SchemaError,
     stream::{GroupError, Streams},
@@ -150,7 +152,7 @@ pub async fn run(
     let Some((commands, reads)) = shutdown.run_until_cancelled(connect).await.transpose()? else {
         return Ok(());
     };
-    let pool = pg::pool(postgres, CONNECTIONS, copy::session(settings.write_timeout))?;
+    let pool = pg::pool(postgres, CONNECTIONS, settings.transactions().connected())?;
     let streams = Streams::new(commands, &settings.streams, settings.likes_group.clone(), consumer);
     streams.ensure_groups().await?;
 
@@ -181,6 +183,9 @@ async fn connect(
         wait_for(pg::address(postgres), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect(NoTls))
             .await?;
     tokio::spawn(connection);
+    if settings.postgres_pooling == Pooling::Session && pooling::shares_sessions(postgres, &client).await {
+        return Err(pooling::wrong_setting().into());
+    }
     schema::check(&client).await?;
     Ok((commands, reads))
 }
@@ -211,7 +216,7 @@ async fn consume(
         pool,
         streams: streams.clone(),
         limits: Limits { rows, linger: settings.batch_linger },
-        write_timeout: settings.write_timeout,
+        transactions: settings.transactions(),
         in_flight: Arc::clone(&in_flight),
         metrics: Arc::clone(&metrics),
         check: checks.writer,

@@ -16,6 +16,7 @@ mod http;
 mod local_stack;
 mod migrations;
 mod overload;
+mod pgbouncer;
 mod pipeline;
 mod proxy;
 mod recovery;
