@@ -147,8 +147,9 @@ async fn attempt(
     done
 }
 
-/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network. Each
-/// step fails if the one before it did, so COMMIT is reached, and answered with a count, only when all is well.
+/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network, and one
+/// more where the statement must be prepared anew. Each step fails if the one before it did, so COMMIT is reached, and
+/// answered with a count, only when all is well.
 async fn store(
     connection: &Object,
     transactions: Transactions,

@@ -12,6 +12,7 @@ mod database_failures;
 mod dead_letters;
 mod documents;
 mod harness;
+mod hash_partitions;
 mod http;
 mod local_stack;
 mod migrations;
