@@ -4,7 +4,7 @@
 -- Run it as the owner of likes, directly on Postgres, step by step or all at once:
 --   psql --set ON_ERROR_STOP=1 --file sql/optional/hash_partitions.sql
 -- From step 2 to step 4 nobody but consumers may change likes. Triggers and further indexes are yours to make again.
--- To call it off before step 4: DROP TRIGGER likes_to_hashed ON likes; DROP TABLE likes_hashed;
+-- To call it off before step 4: DROP FUNCTION IF EXISTS likes_to_hashed CASCADE; DROP TABLE likes_hashed;
 
 -- Step 1: the new table, with its partitions and the rights on the old one. Blocks nothing.
 BEGIN;

@@ -50,24 +50,9 @@ async fn caught_in_a_transaction(postgres: &tokio_postgres::Client) {
     .await;
 }
 
-/// Two sessions for the writers and probes of three consumers, whose statements have the same names.
-#[tokio::test(flavor = "multi_thread")]
-async fn consumers_share_sessions_and_leave_nothing_in_them() {
-    let setup = Setup::new().await;
-    let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
-    let consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
-    let mut twice = likes(10_000);
-    twice.extend(likes(10_000));
-    setup.append(&twice, 10).await;
-    setup.wait_until_drained().await;
-    assert_eq!(setup.count().await, 10_000);
-    for consumer in &consumers {
-        assert!(failed(consumer).abs() < 1.0, "{}", consumer.log_text());
-    }
-    drop(consumers);
-
+/// Both transactions have a session, so they are all that a PgBouncer with two of them has.
+async fn nothing_is_left_in_two_sessions(pooler: &Pooler) {
     let (one, other) = (postgres_client(&pooler.url).await, postgres_client(&pooler.url).await);
-    // What is in a transaction has a session; the other gets the second.
     for client in [&one, &other] {
         client.batch_execute("BEGIN").await.unwrap();
     }
@@ -84,6 +69,25 @@ async fn consumers_share_sessions_and_leave_nothing_in_them() {
     assert_ne!(sessions[0], sessions[1]);
 }
 
+/// Two sessions for the writers and probes of three consumers, whose statements have the same names.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_share_sessions_and_leave_nothing_in_them() {
+    let setup = Setup::new().await;
+    let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
+    let consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
+    let mut twice = likes(10_000);
+    twice.extend(likes(10_000));
+    setup.append(&twice, 10).await;
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 10_000);
+    for consumer in &consumers {
+        assert!(failed(consumer).abs() < 1.0, "{}", consumer.log_text());
+    }
+    drop(consumers);
+
+    nothing_is_left_in_two_sessions(&pooler).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_rows_become_dead_letters_alone_through_a_pooler() {
     let setup = Setup::new().await;
@@ -94,12 +98,14 @@ async fn rejected_rows_become_dead_letters_alone_through_a_pooler() {
         all[user] = like(10_000 + user as u64, 13);
     }
     setup.append(&all, 20).await;
-    let _consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
+    let consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
     setup.wait_for_rows(2_996).await;
     setup.wait_until_drained().await;
     let letters = dead_letters(&redis).await;
     assert_eq!(letters.len(), 4);
     assert!(letters.iter().all(|letter| letter["reason"] == "rejected"));
+    drop(consumers);
+    nothing_is_left_in_two_sessions(&pooler).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
