@@ -20,7 +20,7 @@ help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: # Redis, Postgres and a linker, where they are missing
+install: # Redis, Postgres, PgBouncer and a linker, where they are missing
 	@deploy/local/install.sh
 
 .PHONY: build

@@ -15,7 +15,10 @@ use shared::{
     telemetry::TelemetryArgs,
 };
 
-use crate::fixed_partitions::FixedPartitions;
+use crate::{
+    fixed_partitions::FixedPartitions,
+    pooling::{Pooling, Transactions},
+};
 
 /// Writes likes from Redis Streams into Postgres, in big transactions. Run as many as you like.
 #[derive(Parser, Debug)]
@@ -81,6 +84,10 @@ pub struct Settings {
     #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) write_timeout: Duration,
 
+    /// Whether a connection has a session of Postgres to itself, or only a transaction at a time, behind a pooler
+    #[arg(long, env = "POSTGRES_POOLING", default_value = "session", value_name = "MODE", value_enum)]
+    pub(crate) postgres_pooling: Pooling,
+
     /// How long the batch in hand may take to be stored and acknowledged after SIGTERM
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) drain_timeout: Duration,
@@ -97,6 +104,10 @@ impl Settings {
     /// How to log.
     pub fn telemetry(&self) -> &TelemetryArgs {
         &self.telemetry
+    }
+
+    pub(crate) fn transactions(&self) -> Transactions {
+        Transactions { pooling: self.postgres_pooling, limit: self.write_timeout }
     }
 }
 

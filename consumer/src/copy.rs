@@ -1,7 +1,5 @@
 //! The one transaction that stores a batch, and the proof that it did.
 
-use std::time::Duration;
-
 use deadpool_postgres::{HookError, Object, Pool, PoolError};
 use futures_util::{SinkExt, future};
 use shared::{
@@ -18,24 +16,8 @@ use tokio_postgres::SimpleQueryMessage;
 use crate::{
     batch::{Batch, Progress, SettledEntry},
     isolate::isolate,
+    pooling::{self, Transactions},
 };
-
-/// What each connection starts with: bounds on what a statement may wait for, commits that wait for the disk (a
-/// server that has this switched off could otherwise forget what was acknowledged), and the staging table, which
-/// empties itself with each transaction.
-///
-/// `limit` is what a whole transaction may take: whatever waits longer in the server would wait for nobody.
-pub(crate) fn session(limit: Duration) -> String {
-    let (limit_ms, lock_ms) = (limit.as_millis().max(2), (limit / 2).as_millis().max(1));
-    format!(
-        "SET statement_timeout = {limit_ms};
-SET lock_timeout = {lock_ms};
-SET idle_in_transaction_session_timeout = {limit_ms};
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
-CREATE TEMPORARY TABLE likes_batch (user_id bigint, post_id bigint, created_at timestamptz) ON COMMIT DELETE ROWS;
-"
-    )
-}
 
 const STAGE: &str = "COPY likes_batch (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
@@ -67,9 +49,13 @@ impl Committed {
 #[derive(Debug, Error)]
 pub(crate) enum WriteError {
     #[error("no connection to Postgres")]
-    Connect(#[from] PoolError),
+    Connect(#[source] PoolError),
     #[error("Postgres did not store the batch")]
-    Postgres(#[from] tokio_postgres::Error),
+    Postgres(#[source] tokio_postgres::Error),
+    #[error(
+        "a pooler shares the sessions of Postgres: set POSTGRES_POOLING=transaction, for all consumers behind it"
+    )]
+    SharedSession(#[source] tokio_postgres::Error),
     #[error("Postgres did not answer within WRITE_TIMEOUT")]
     Timeout,
     #[error("Postgres staged {staged} of {rows} rows")]
@@ -78,11 +64,29 @@ pub(crate) enum WriteError {
     Answer,
 }
 
+impl From<PoolError> for WriteError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::PostCreateHook(HookError::Backend(error)) if pooling::is_of_shared_session(&error) => {
+                Self::SharedSession(error)
+            }
+            error => Self::Connect(error),
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for WriteError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if pooling::is_of_shared_session(&error) { Self::SharedSession(error) } else { Self::Postgres(error) }
+    }
+}
+
 impl WriteError {
     /// What to do about it. Nothing that goes wrong before rows are sent can be the rows' fault.
     pub(crate) fn class(&self) -> FailureClass {
         match self {
             Self::Postgres(error) => pg::classify(error),
+            Self::SharedSession(_) => FailureClass::Halt,
             Self::Connect(
                 PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)),
             ) => match pg::classify(error) {
@@ -100,12 +104,12 @@ impl WriteError {
 /// After a failure the connection is closed: whatever it was in the middle of is rolled back.
 pub(crate) async fn write(
     pool: &Pool,
+    transactions: Transactions,
     mut batch: Batch,
-    limit: Duration,
 ) -> Result<Committed, (Batch, WriteError)> {
     while let Some(rows) = batch.progress().next_rows(&batch) {
         let whole = rows.len() == batch.rows();
-        match attempt(pool, &batch, whole, limit).await {
+        match attempt(pool, transactions, &batch, whole).await {
             Ok(progress) => batch.advance(progress),
             Err(error) if whole && error.class() == FailureClass::Reject => {
                 let mut progress = batch.progress().clone();
@@ -119,14 +123,20 @@ pub(crate) async fn write(
 }
 
 /// One transaction: all rows at once, or as many pieces as it has time for.
-async fn attempt(pool: &Pool, batch: &Batch, whole: bool, limit: Duration) -> Result<Progress, WriteError> {
+async fn attempt(
+    pool: &Pool,
+    transactions: Transactions,
+    batch: &Batch,
+    whole: bool,
+) -> Result<Progress, WriteError> {
+    let limit = transactions.limit;
     let connection = pool.get().await?;
     let work = async {
         if whole {
-            store(&connection, batch).await
+            store(&connection, transactions, batch).await
         } else {
             // The other half of the time is for the piece in hand and the commit.
-            Ok(isolate(&connection, batch, Instant::now() + limit / 2).await?)
+            Ok(isolate(&connection, transactions, batch, Instant::now() + limit / 2).await?)
         }
     };
     let done = time::timeout(limit, work).await.unwrap_or(Err(WriteError::Timeout));
@@ -137,13 +147,21 @@ async fn attempt(pool: &Pool, batch: &Batch, whole: bool, limit: Duration) -> Re
     done
 }
 
-/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network. Each
-/// step fails if the one before it did, so COMMIT is reached, and answered with a count, only when all is well.
-async fn store(connection: &Object, batch: &Batch) -> Result<Progress, WriteError> {
+/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network, and one
+/// more where the statement must be prepared anew. Each step fails if the one before it did, so COMMIT is reached, and
+/// answered with a count, only when all is well.
+async fn store(
+    connection: &Object,
+    transactions: Transactions,
+    batch: &Batch,
+) -> Result<Progress, WriteError> {
     let mut progress = batch.progress().clone();
     let Some(rows) = progress.next_rows(batch) else { return Ok(progress) };
-    let stage = connection.prepare_cached(STAGE).await?;
-    let (began, sink) = future::join(connection.batch_execute("BEGIN"), connection.copy_in(&stage)).await;
+    let copy = async {
+        let stage = transactions.prepare(connection, STAGE).await?;
+        connection.copy_in(&stage).await
+    };
+    let (began, sink) = future::join(connection.batch_execute(&transactions.begin()), copy).await;
     began?;
     let sink = sink?;
     pin!(sink);

@@ -8,7 +8,10 @@ use shared::{
 };
 use tokio::time::Instant;
 
-use crate::batch::{Batch, Columns, Progress};
+use crate::{
+    batch::{Batch, Columns, Progress},
+    pooling::Transactions,
+};
 
 const INSERT: &str = "
 INSERT INTO likes (user_id, post_id, created_at)
@@ -22,11 +25,12 @@ ON CONFLICT (user_id, post_id) DO NOTHING";
 /// checked with each piece, because a commit that fails tells nothing about pieces.
 pub(crate) async fn isolate(
     connection: &Object,
+    transactions: Transactions,
     batch: &Batch,
     enough_at: Instant,
 ) -> Result<Progress, tokio_postgres::Error> {
-    let insert = connection.prepare_cached(INSERT).await?;
-    connection.batch_execute("BEGIN; SET CONSTRAINTS ALL IMMEDIATE").await?;
+    connection.batch_execute(&format!("{}SET CONSTRAINTS ALL IMMEDIATE", transactions.begin())).await?;
+    let insert = transactions.prepare(connection, INSERT).await?;
     let mut progress = batch.progress().clone();
     while let Some(rows) = progress.next_rows(batch) {
         let Columns { user_id, post_id, created_at } = rows.columns();
@@ -51,6 +55,7 @@ pub(crate) async fn isolate(
             break;
         }
     }
+    drop(insert);
     connection.batch_execute("COMMIT").await?;
     Ok(progress)
 }

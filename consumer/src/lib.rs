@@ -20,6 +20,7 @@ mod isolate;
 mod lane;
 mod membership;
 mod metrics;
+mod pooling;
 mod probe;
 mod reader;
 pub mod schema;
@@ -56,6 +57,7 @@ use crate::{
     lane::Lane,
     membership::{Membership, NameTaken},
     metrics::Metrics,
+    pooling::Pooling,
     reader::{LaneCrashed, ReadHealth, Reader},
     schema::SchemaError,
     stream::{GroupError, Streams},
@@ -162,7 +164,7 @@ pub async fn run(
     let Some((redis, partitions)) = shutdown.run_until_cancelled(connect).await.transpose()? else {
         return Ok(());
     };
-    let pool = pg::pool(postgres, CONNECTIONS, copy::session(settings.write_timeout))?;
+    let pool = pg::pool(postgres, CONNECTIONS, settings.transactions().connected())?;
     let keys = settings.streams.likes_stream.clone();
     let streams = Streams::new(redis.clone(), keys.clone(), settings.likes_group.clone(), consumer);
     streams.ensure_groups(partitions).await?;
@@ -195,6 +197,9 @@ async fn connect(
         wait_for(pg::address(postgres), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect(NoTls))
             .await?;
     tokio::spawn(connection);
+    if settings.postgres_pooling == Pooling::Session && pooling::shares_sessions(postgres, &client).await {
+        return Err(pooling::wrong_setting().into());
+    }
     schema::check(&client).await?;
     Ok((connections, partitions))
 }
@@ -244,7 +249,7 @@ async fn consume(
         pool,
         streams: streams.clone(),
         limits: Limits { rows, linger: settings.batch_linger },
-        write_timeout: settings.write_timeout,
+        transactions: settings.transactions(),
         in_flight: Arc::clone(&in_flight),
         metrics: Arc::clone(&metrics),
         check: checks.writer,

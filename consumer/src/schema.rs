@@ -54,7 +54,9 @@ pub enum MigrateError {
 /// # Errors
 /// When it doesn't, with what to do.
 pub async fn check(client: &impl GenericClient) -> Result<(), SchemaError> {
-    let row = match client.query_opt("SELECT version, oldest_program FROM likes_schema", &[]).await {
+    // A statement without a name: behind a pooler one with a name would stay in somebody else's session.
+    let sql = "SELECT version, oldest_program FROM likes_schema";
+    let row = match client.query_typed_opt(sql, &[]).await {
         Ok(row) => row.ok_or(SchemaError::Missing)?,
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return Err(SchemaError::Missing),
         Err(error) => return Err(error.into()),

@@ -18,6 +18,7 @@ use crate::{
     entry::{Entry, Position},
     in_flight::InFlight,
     metrics::{CommittedBatch, Metrics},
+    pooling::Transactions,
     stream::Streams,
 };
 
@@ -26,7 +27,7 @@ pub(crate) struct Writer {
     pub(crate) pool: Pool,
     pub(crate) streams: Streams,
     pub(crate) limits: Limits,
-    pub(crate) write_timeout: Duration,
+    pub(crate) transactions: Transactions,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) check: Check,
@@ -48,7 +49,7 @@ impl Writer {
         let (mut retry, mut halt) = (Backoff::retry(), Backoff::halt());
         loop {
             let started = Instant::now();
-            let (unwritten, error) = match copy::write(&self.pool, batch, self.write_timeout).await {
+            let (unwritten, error) = match copy::write(&self.pool, self.transactions, batch).await {
                 Ok(committed) => {
                     if has_rows {
                         let (inserted, duration) = (committed.inserted(), started.elapsed());

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that what the demo and the tests run on is here: a Rust toolchain with a linker, Redis and Postgres.
+# Makes sure that what the demo and the tests run on is here: a Rust toolchain with a linker, Redis, Postgres and
+# PgBouncer.
 # Silent when it is. Installs the servers where apt can; starts no system service.
 set -euo pipefail
 
@@ -22,6 +23,7 @@ missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v redis-server >/dev/null || missing+=(redis-server)
 has_postgres || missing+=(postgresql)
+command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 by_hand="install these first: ${missing[*]}"

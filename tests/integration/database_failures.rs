@@ -144,7 +144,7 @@ async fn what_somebody_must_mend_halts_the_consumer_and_says_why() {
     assert!(dead_letters(&redis).await.is_empty());
 }
 
-async fn forbid_post_13(setup: &Setup) -> Client {
+pub(crate) async fn forbid_post_13(setup: &Setup) -> Client {
     let forbid = "ALTER TABLE likes ADD CONSTRAINT no_13 CHECK (post_id <> 13)";
     setup.postgres_client().await.batch_execute(forbid).await.unwrap();
     setup.redis_client().await

@@ -8,14 +8,14 @@ use std::{
 
 use clap::Args;
 use shared::{
-    cli::refuse,
+    cli::{SettingError, refuse},
     config::{PostgresArgs, positive_duration},
     pg,
     service::wait_for,
 };
 use tokio_postgres::NoTls;
 
-use crate::schema;
+use crate::{pooling, schema};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -35,6 +35,12 @@ pub(super) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         })
         .await?;
     let connection = tokio::spawn(connection);
+    if pooling::shares_sessions(&config, &client).await {
+        refuse(&SettingError::new(
+            "DATABASE_URL",
+            "leads to a pooler that shares sessions, and the lock for migrations needs one: allowed is Postgres itself",
+        ));
+    }
     let applied = schema::migrate(&mut client).await?;
     drop(client);
     connection.await??;

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod http_client;
+pub mod pgbouncer_server;
 pub mod postgres_server;
 pub mod process;
 pub mod program;

@@ -1,0 +1,71 @@
+-- Turns likes into a table of hash partitions while consumers write to it. Optional, see docs/postgres.md: whether it is
+-- worth it, and what each step blocks. Not one of the migrations.
+--
+-- Run it as the owner of likes, directly on Postgres, step by step or all at once:
+--   psql --set ON_ERROR_STOP=1 --file sql/optional/hash_partitions.sql
+-- From step 2 to step 4 nobody but consumers may change likes. Triggers and further indexes are yours to make again.
+-- To call it off before step 4: DROP FUNCTION IF EXISTS likes_to_hashed CASCADE; DROP TABLE likes_hashed;
+
+-- Step 1: the new table, with its partitions and the rights on the old one. Blocks nothing.
+BEGIN;
+CREATE TABLE likes_hashed (
+    LIKE likes INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
+    PRIMARY KEY (post_id, user_id)
+) PARTITION BY HASH (post_id);
+DO $$
+DECLARE
+    partitions constant integer := 8;
+    granted record;
+BEGIN
+    FOR n IN 0 .. partitions - 1 LOOP
+        EXECUTE format('CREATE TABLE likes_hashed_%s PARTITION OF likes_hashed
+                        FOR VALUES WITH (MODULUS %s, REMAINDER %s)', n, partitions, n);
+    END LOOP;
+    FOR granted IN
+        SELECT acl.privilege_type, CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END AS grantee
+        FROM pg_class, aclexplode(relacl) AS acl
+        WHERE oid = 'likes'::regclass AND acl.grantee <> relowner
+    LOOP
+        EXECUTE format('GRANT %s ON likes_hashed TO %s', granted.privilege_type, granted.grantee);
+    END LOOP;
+END $$;
+COMMIT;
+
+-- Step 2: what is inserted from now on goes to both tables. Waits for running transactions of consumers, and new ones
+-- wait for it: milliseconds.
+BEGIN;
+SET LOCAL lock_timeout = '5s';
+CREATE FUNCTION likes_to_hashed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO likes_hashed (user_id, post_id, created_at) SELECT user_id, post_id, created_at FROM inserted
+    ON CONFLICT (user_id, post_id) DO NOTHING;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER likes_to_hashed AFTER INSERT ON likes REFERENCING NEW TABLE AS inserted
+FOR EACH STATEMENT EXECUTE FUNCTION likes_to_hashed();
+COMMIT;
+
+-- Step 3: what was there before. Takes long and blocks nothing. Can be repeated.
+INSERT INTO likes_hashed (user_id, post_id, created_at) SELECT user_id, post_id, created_at FROM likes
+ON CONFLICT (user_id, post_id) DO NOTHING;
+ANALYZE likes_hashed;
+
+-- Step 4: the new table takes the place of the old one, unless it lacks a like. The look takes long and blocks nothing.
+-- The rest waits for running transactions of consumers, and new ones wait for it: milliseconds.
+BEGIN;
+SET LOCAL lock_timeout = '5s';
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM likes LEFT JOIN likes_hashed USING (post_id, user_id) WHERE likes_hashed.post_id IS NULL) THEN
+        RAISE 'likes_hashed lacks likes: repeat step 3';
+    END IF;
+END $$;
+DROP TRIGGER likes_to_hashed ON likes;
+DROP FUNCTION likes_to_hashed();
+ALTER TABLE likes RENAME TO likes_before_hashing;
+ALTER TABLE likes_before_hashing RENAME CONSTRAINT likes_pkey TO likes_before_hashing_pkey;
+ALTER TABLE likes_hashed RENAME TO likes;
+ALTER TABLE likes RENAME CONSTRAINT likes_hashed_pkey TO likes_pkey;
+COMMIT;
+
+-- Afterwards, when you are content: DROP TABLE likes_before_hashing;

@@ -1,0 +1,231 @@
+//! Through a real PgBouncer that gives its few sessions to transactions.
+
+use local::{
+    pgbouncer_server::{PgbouncerOptions, PgbouncerServer, PoolMode},
+    program::Program,
+};
+
+use crate::{
+    database_failures::forbid_post_13,
+    dead_letters::dead_letters,
+    harness::{Ended, SOON, Setup, eventually, like, likes, pending, postgres_client, run},
+};
+
+/// A PgBouncer before the database of a test.
+struct Pooler {
+    server: PgbouncerServer,
+    options: PgbouncerOptions,
+    url: String,
+}
+
+impl Pooler {
+    fn start(setup: &Setup, pool_mode: PoolMode, server_connections: usize) -> Self {
+        let direct = setup.database_url();
+        let (server, database) = direct.rsplit_once('/').unwrap();
+        let postgres_port = server.rsplit_once(':').unwrap().1.parse().unwrap();
+        let options = PgbouncerOptions { postgres_port, pool_mode, server_connections };
+        let server = PgbouncerServer::start(options).unwrap();
+        let url = server.url(database);
+        Self { server, options, url }
+    }
+
+    fn consumer(&self, setup: &Setup, pooling: &str) -> Program {
+        let settings =
+            [("DATABASE_URL", self.url.as_str()), ("POSTGRES_POOLING", pooling), ("BATCH_ROWS", "100")];
+        setup.consumer(&settings)
+    }
+}
+
+fn failed(consumer: &Program) -> f64 {
+    consumer.metrics().unwrap().sum("likestream_batches_failed_total")
+}
+
+/// Waits until a statement of the consumers waits for a lock.
+async fn caught_in_a_transaction(postgres: &tokio_postgres::Client) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INTO likes%'";
+    eventually("a transaction waits for the table", async || {
+        postgres.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+}
+
+/// Both transactions have a session, so they are all that a PgBouncer with two of them has.
+async fn nothing_is_left_in_two_sessions(pooler: &Pooler) {
+    let (one, other) = (postgres_client(&pooler.url).await, postgres_client(&pooler.url).await);
+    for client in [&one, &other] {
+        client.batch_execute("BEGIN").await.unwrap();
+    }
+    let mut sessions = Vec::new();
+    for client in [&one, &other] {
+        let left = "SELECT pg_backend_pid(),
+                    (SELECT count(*) FROM pg_prepared_statements),
+                    (SELECT count(*) FROM pg_class WHERE relname = 'likes_batch'),
+                    current_setting('statement_timeout')";
+        let row = client.query_typed_one(left, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(1), row.get::<_, i64>(2), row.get::<_, &str>(3)), (0, 0, "0"));
+        sessions.push(row.get::<_, i32>(0));
+    }
+    assert_ne!(sessions[0], sessions[1]);
+}
+
+/// Two sessions for the writers and probes of three consumers, whose statements have the same names.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_share_sessions_and_leave_nothing_in_them() {
+    let setup = Setup::new().await;
+    let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
+    let consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
+    let mut twice = likes(10_000);
+    twice.extend(likes(10_000));
+    setup.append(&twice, 10).await;
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 10_000);
+    for consumer in &consumers {
+        assert!(failed(consumer).abs() < 1.0, "{}", consumer.log_text());
+    }
+    drop(consumers);
+
+    nothing_is_left_in_two_sessions(&pooler).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_rows_become_dead_letters_alone_through_a_pooler() {
+    let setup = Setup::new().await;
+    let redis = forbid_post_13(&setup).await;
+    let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
+    let mut all = likes(3_000);
+    for user in [1, 500, 501, 2_999] {
+        all[user] = like(10_000 + user as u64, 13);
+    }
+    setup.append(&all, 20).await;
+    let consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
+    setup.wait_for_rows(2_996).await;
+    setup.wait_until_drained().await;
+    let letters = dead_letters(&redis).await;
+    assert_eq!(letters.len(), 4);
+    assert!(letters.iter().all(|letter| letter["reason"] == "rejected"));
+    drop(consumers);
+    nothing_is_left_in_two_sessions(&pooler).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_that_dies_in_a_transaction_is_waited_for() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let mut pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
+    let consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
+    postgres.batch_execute("BEGIN; LOCK TABLE likes IN SHARE MODE").await.unwrap();
+    setup.append(&likes(1_000), 1).await;
+    caught_in_a_transaction(&postgres).await;
+    pooler.server.kill();
+    postgres.batch_execute("COMMIT").await.unwrap();
+    eventually("attempts fail", async || consumers.iter().any(|consumer| failed(consumer) > 0.0)).await;
+    pooler.server.start_again(pooler.options).unwrap();
+    setup.wait_for_rows(1_000).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&setup.redis_client().await).await.is_empty());
+}
+
+/// Each process numbers its statements from the start, in sessions that have seen those of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_that_end_or_die_leave_no_names_in_the_way() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let pooler = Pooler::start(&setup, PoolMode::Transaction, 1);
+    let mut stored = 0;
+    for dies in [false, true, false] {
+        let settings = [
+            ("DATABASE_URL", pooler.url.as_str()),
+            ("POSTGRES_POOLING", "transaction"),
+            ("CONSUMER_NAME", "phoenix"),
+        ];
+        let mut consumer = setup.consumer(&settings);
+        setup.append(&likes(stored + 50), 1).await;
+        stored += 50;
+        setup.wait_for_rows(usize::try_from(stored).unwrap()).await;
+        setup.wait_until_drained().await;
+        assert!(failed(&consumer).abs() < 1.0, "{}", consumer.log_text());
+        if dies {
+            postgres.batch_execute("BEGIN; LOCK TABLE likes IN SHARE MODE").await.unwrap();
+            setup.append(&likes(stored + 1), 100).await;
+            caught_in_a_transaction(&postgres).await;
+            consumer.kill();
+            postgres.batch_execute("COMMIT").await.unwrap();
+        } else {
+            consumer.terminate(SOON).unwrap();
+        }
+    }
+}
+
+fn through(pooler: &Pooler, setup: &Setup, program: &str, arguments: &[&str]) -> Ended {
+    let redis = setup.redis.url();
+    let settings = [
+        ("REDIS_URL", redis.as_str()),
+        ("DATABASE_URL", &pooler.url),
+        ("LIKES_PARTITIONS", "4"),
+        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0"),
+    ];
+    run(program, arguments, &settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_counts_on_a_session_is_told_at_start_that_there_is_none() {
+    let setup = Setup::new().await;
+    let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
+    let consumer = through(&pooler, &setup, "consumer", &[]);
+    assert_eq!(consumer.code, Some(2), "{}", consumer.stderr);
+    assert_eq!(
+        consumer.stderr.lines().last().unwrap(),
+        "error: POSTGRES_POOLING: 'session' does not do: DATABASE_URL leads to a pooler that shares sessions: \
+         allowed is transaction"
+    );
+    let migration = through(&pooler, &setup, "likesctl", &["migrate"]);
+    assert_eq!(migration.code, Some(2), "{}", migration.stderr);
+    assert_eq!(migration.stderr.lines().count(), 1, "{}", migration.stderr);
+    assert!(migration.stderr.starts_with("error: DATABASE_URL: leads to a pooler"), "{}", migration.stderr);
+}
+
+/// A PgBouncer that gives sessions to clients is like Postgres itself. When it changes its mode behind the back of
+/// consumers they halt and say what to do, and no like is acknowledged for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let mut pooler = Pooler::start(&setup, PoolMode::Session, 10);
+    let consumers = [(); 2].map(|()| pooler.consumer(&setup, "session"));
+    setup.append(&likes(50), 1).await;
+    setup.wait_for_rows(50).await;
+    setup.wait_until_drained().await;
+
+    pooler.server.kill();
+    // Of the four connections that the consumers have, only one can make its staging table now.
+    let options =
+        PgbouncerOptions { pool_mode: PoolMode::Transaction, server_connections: 1, ..pooler.options };
+    pooler.server.start_again(options).unwrap();
+    let mut users = 50;
+    eventually("one says what to do", async || {
+        users += 1;
+        setup.append(&[like(users, 42)], 1).await;
+        consumers.iter().any(|consumer| {
+            let (_, checks) = local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
+            checks.contains(
+                "halted until this is mended: a pooler shares the sessions of Postgres: set \
+                             POSTGRES_POOLING=transaction",
+            )
+        })
+    })
+    .await;
+    assert!(pending(&redis).await > 0);
+
+    drop(consumers);
+    let settings = [
+        ("DATABASE_URL", pooler.url.as_str()),
+        ("POSTGRES_POOLING", "transaction"),
+        ("WRITE_TIMEOUT", "400ms"),
+        ("CLAIM_MIN_IDLE", "1s"),
+    ];
+    let _consumer = setup.consumer(&settings);
+    setup.wait_for_rows(usize::try_from(users).unwrap()).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
+}
