@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fred::prelude::{Builder, Client, ClientLike, Config, StreamsInterface, Value};
+use fred::{
+    prelude::{Builder, Client, ClientLike, Config, HashesInterface, StreamsInterface, Value},
+    types::{ClusterHash, CustomCommand},
+};
 use local::{
     http_client::{HttpClient, Response},
     postgres_server::{PostgresOptions, PostgresServer},
@@ -24,6 +27,7 @@ use shared::{
 };
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
+use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) const GROUP: &str = "likes-writers";
 
@@ -65,7 +69,7 @@ fn start_postgres(settings: Settings<'_>) -> PostgresServer {
 
 pub(crate) fn start_redis(arguments: &[&str]) -> RedisServer {
     let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    RedisServer::start(RedisOptions { port: None, arguments }, Lifetime::Leashed).unwrap()
+    RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed).unwrap()
 }
 
 impl Setup {
@@ -213,8 +217,7 @@ impl Setup {
 
     /// Waits until nothing is undelivered or pending in any partition.
     pub(crate) async fn wait_until_drained(&self) {
-        let redis = Redis::at(&self.redis.url(), SOON).unwrap().connect().await.unwrap();
-        eventually("drained", async || backlog(&redis).await == 0).await;
+        wait_until_drained(&self.redis.url()).await;
     }
 }
 
@@ -270,6 +273,32 @@ pub(crate) async fn pending_or_none(client: &Client) -> u64 {
         pending += summary.ok().and_then(|summary| summary[0].as_u64()).unwrap_or(0);
     }
     pending
+}
+
+/// Waits until nothing is undelivered or pending in any partition of this Redis.
+pub(crate) async fn wait_until_drained(redis_url: &str) {
+    let redis = connections(redis_url).await;
+    eventually("drained", async || backlog(&redis).await == 0).await;
+}
+
+/// Connections to whatever Redis is at the URL.
+pub(crate) async fn connections(redis_url: &str) -> Connections {
+    Redis::at(redis_url, SOON).unwrap().connect().await.unwrap()
+}
+
+/// Makes a consumer that isn't there look alive to the others, for as long as the task runs.
+pub(crate) fn beat_for(client: Client, consumer: &'static str) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let key = format!("likes:members:{GROUP}");
+        loop {
+            let time = CustomCommand::new_static("TIME", ClusterHash::Random, false);
+            let (seconds, microseconds): (u64, u64) =
+                client.custom(time, Vec::<String>::new()).await.unwrap();
+            let beat = format!("test leaving  {}", seconds * 1_000 + microseconds / 1_000);
+            client.hset::<u64, _, _>(&key, (consumer, beat)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }))
 }
 
 /// Undelivered and pending entries over all partitions.

@@ -6,22 +6,27 @@
     reason = "a test fails by panicking, and counters are whole numbers"
 )]
 
+mod cluster;
 mod consumer;
 mod crash_points;
 mod database_failures;
 mod dead_letters;
 mod documents;
+mod growth;
 mod harness;
 mod hash_partitions;
 mod http;
+mod load;
 mod local_stack;
 mod migrations;
 mod overload;
+mod ownership;
 mod pgbouncer;
 mod pipeline;
 mod proxy;
 mod recovery;
 mod redis_ack;
+mod sentinels;
 mod settings;
 mod shutdown;
 mod trimming;

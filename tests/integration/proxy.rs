@@ -35,6 +35,10 @@ impl Proxy {
         Self { address, gates, _connections: connections }
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     pub(crate) fn redis_url(&self) -> String {
         format!("redis://{}", self.address)
     }

@@ -7,7 +7,7 @@ use fred::{
 use local::http_client::HttpClient;
 
 use crate::harness::{
-    GROUP, PARTITIONS, SOON, Setup, append_raw, create_groups, eventually, like, likes, pending,
+    GROUP, PARTITIONS, SOON, Setup, append_raw, beat_for, create_groups, eventually, like, likes, pending,
     pending_or_none, post, stream,
 };
 
@@ -59,6 +59,7 @@ async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
         ids.push(append_raw(&redis, 0, &shared::codec::encode(&[like(user, 42)])).await);
     }
     deliver_to(&redis, "living").await;
+    let _beating = beat_for(redis.clone(), "living");
     let claim = CustomCommand::new_static("XCLAIM", ClusterHash::Random, false);
     for id in &ids[1_500..] {
         let arguments =
@@ -77,6 +78,7 @@ async fn entries_of_a_living_consumer_are_left_to_it() {
     create_groups(&redis).await;
     append_raw(&redis, 0, &[0x92, 1, 0x93, 7, 42, 5]).await;
     deliver_to(&redis, "living").await;
+    let _beating = beat_for(redis.clone(), "living");
     let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
     setup.append(&likes(100), 1).await;
     setup.wait_for_rows(100).await;

@@ -32,6 +32,10 @@ local members = {}
 local records = redis.call('HGETALL', KEYS[1])
 for i = 1, #records, 2 do
     local token, condition, fixed, age = read(records[i + 1])
+    if token and age < 0 then
+        -- Written by a server whose clock was ahead: it counts from now on, or it would live for too long.
+        redis.call('HSET', KEYS[1], records[i], string.format('%s %s %s %.0f', token, condition, fixed, now))
+    end
     if not token or age >= tonumber(ARGV[6]) then
         redis.call('HDEL', KEYS[1], records[i])
     elseif age < tonumber(ARGV[5]) then

@@ -9,6 +9,8 @@ pub mod pgbouncer_server;
 pub mod postgres_server;
 pub mod process;
 pub mod program;
+pub mod redis_cluster;
+pub mod redis_sentinels;
 pub mod redis_server;
 
 use std::{io, net::TcpListener, path::PathBuf};

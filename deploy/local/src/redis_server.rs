@@ -1,9 +1,11 @@
-//! A private Redis.
+//! A private Redis, or a Valkey in its place.
 
 use std::{
+    env, fs,
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -24,6 +26,19 @@ pub struct RedisOptions {
     pub port: Option<u16>,
     /// More arguments for `redis-server`, like `--appendonly yes`.
     pub arguments: Vec<String>,
+    /// The text of a configuration file, where the server needs one to write to.
+    pub config: Option<String>,
+}
+
+/// The server program: `redis-server`, or what `REDIS_SERVER` names, like `valkey-server`.
+fn server_program() -> String {
+    env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
+/// The command line that comes with the server program.
+fn cli_program() -> String {
+    let server = server_program();
+    server.strip_suffix("-server").map_or_else(|| "redis-cli".to_owned(), |name| format!("{name}-cli"))
 }
 
 /// A running Redis on loopback, without persistence unless asked for, which never drops keys to make room. Its folder
@@ -39,7 +54,8 @@ pub struct RedisServer {
 impl RedisServer {
     /// Starts it and waits until it answers.
     pub fn start(options: RedisOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
-        if !process::is_on_path("redis-server") {
+        let program = server_program();
+        if !Path::new(&program).is_file() && !process::is_on_path(&program) {
             return Err(LocalError::Missing("redis-server"));
         }
         let folder = ServerFolder::make("likestream-redis-", None)?;
@@ -103,6 +119,23 @@ impl RedisServer {
         self.folder.release();
     }
 
+    /// Sends it a command by its own command line, and returns what that prints.
+    ///
+    /// # Errors
+    /// When there is no answer, or an error.
+    pub fn command(&self, words: &[&str]) -> Result<String, LocalError> {
+        let program = cli_program();
+        let port = self.port.to_string();
+        let output = Command::new(&program).args(["-e", "-p", &port]).args(words).output();
+        let output = output.map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let last_words = [output.stdout, output.stderr].concat();
+        let last_words = String::from_utf8_lossy(&last_words).trim().to_owned();
+        Err(LocalError::Ended { program: format!("{program} {}", words.join(" ")), last_words })
+    }
+
     /// Freezes it: connections stay, nothing is answered.
     pub fn pause(&self) {
         self.process.signal(Signal::SIGSTOP);
@@ -128,17 +161,27 @@ fn launch(
     lifetime: Lifetime,
 ) -> Result<ServerProcess, LocalError> {
     let log = folder.join("redis.log");
-    let mut arguments: Vec<String> = ["redis-server", "--bind", "127.0.0.1", "--port", &port.to_string()]
+    let mut arguments = vec![server_program()];
+    if let Some(config) = &options.config {
+        let file = folder.join("redis.conf");
+        // One that was started before has written to it.
+        if !file.exists() {
+            fs::write(&file, config).map_err(LocalError::io("the configuration can't be written"))?;
+        }
+        arguments.push("redis.conf".to_owned());
+    }
+    let port_text = port.to_string();
+    let common = ["--bind", "127.0.0.1", "--port", &port_text]
         .into_iter()
         .chain(["--dir", ".", "--save", "", "--maxmemory-policy", "noeviction", "--logfile", "redis.log"])
-        .map(str::to_owned)
-        .collect();
+        .map(str::to_owned);
+    arguments.extend(common);
     arguments.extend(options.arguments.iter().cloned());
     let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGTERM, user: None };
     let mut server = ServerProcess::start(&command, lifetime)?;
     let limit = Duration::from_secs(START_SECONDS);
     let up = wait_until(limit, || !server.is_running() || answers(port));
-    let program = "redis-server".to_owned();
+    let program = server_program();
     if !server.is_running() {
         server.kill();
         return Err(LocalError::Ended { program, last_words: process::last_words(&log) });

@@ -51,7 +51,10 @@ impl Stack {
         // A like that Redis has taken must survive a crash of Redis.
         let mut arguments = ["--appendonly", "yes"].map(str::to_owned).to_vec();
         arguments.extend(options.redis_arguments);
-        let redis = RedisServer::start(RedisOptions { port: options.redis_port, arguments }, lifetime)?;
+        let redis = RedisServer::start(
+            RedisOptions { port: options.redis_port, arguments, ..RedisOptions::default() },
+            lifetime,
+        )?;
         let postgres = PostgresOptions { port: options.postgres_port, settings: Vec::new() };
         let postgres = PostgresServer::start(postgres, lifetime)?;
         migrate(&postgres.url("postgres"))?;

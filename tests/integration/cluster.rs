@@ -1,0 +1,141 @@
+//! A real Redis Cluster: all of the pipeline on it, masters that die, slots that move.
+
+use std::time::Duration;
+
+use fred::prelude::Value;
+use local::redis_cluster::RedisCluster;
+use shared::{
+    codec,
+    redis::{Connections, Repeat},
+};
+
+use crate::{
+    harness::{
+        GROUP, PARTITIONS, Settings, Setup, connections, dead_stream, eventually, like, post, stream,
+        wait_until_drained,
+    },
+    load::Load,
+};
+
+async fn command(redis: &Connections, name: &'static str, args: &[&str]) -> Value {
+    let key = if name == "XGROUP" || name == "XINFO" { args[1] } else { args[0] };
+    let args = args.iter().map(|arg| Value::from(*arg)).collect();
+    redis.run(key, Repeat::IfNotDone, name, args).await.unwrap()
+}
+
+async fn length(redis: &Connections, stream: &str) -> u64 {
+    command(redis, "XLEN", &[stream]).await.as_u64().unwrap()
+}
+
+async fn append(redis: &Connections, partition: u16, payload: &[u8]) {
+    let stream = stream(partition);
+    let payload = Value::Bytes(bytes::Bytes::copy_from_slice(payload));
+    let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload];
+    redis.run::<String>(&stream, Repeat::IfNotDone, "XADD", args).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_the_pipeline_works_on_a_cluster() {
+    let setup = Setup::new().await;
+    let cluster = RedisCluster::start(&[]).unwrap();
+    let (url, redis) = (cluster.url(), connections(&cluster.url()).await);
+    let masters: std::collections::BTreeSet<usize> =
+        (0..PARTITIONS).map(|partition| cluster.master_of(&stream(partition)).unwrap()).collect();
+    assert!(masters.len() > 1, "the partitions are on several masters");
+    // Entries that somebody has left behind, and a poison entry.
+    for partition in 0..PARTITIONS {
+        let stream = stream(partition);
+        command(&redis, "XGROUP", &["CREATE", &stream, GROUP, "0", "MKSTREAM"]).await;
+        append(&redis, partition, &codec::encode(&[like(1_000 + u64::from(partition), 42)])).await;
+        let read = ["GROUP", GROUP, "gone", "STREAMS", &stream, ">"].map(Value::from).to_vec();
+        redis.run::<Value>(&stream, Repeat::IfNotDone, "XREADGROUP", read).await.unwrap();
+        append(&redis, partition, b"\xc1").await;
+    }
+    let settings: Settings<'_> = &[("REDIS_URL", &url), ("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")];
+    let ingest = setup.ingest(settings);
+    let _consumers = [setup.consumer(settings), setup.consumer(settings)];
+    for user in 1..=200 {
+        let body = format!(r#"{{"user_id": {user}, "post_id": 42}}"#);
+        assert_eq!(post(&ingest, &body).await.status, 202);
+    }
+    setup.wait_for_rows(200 + usize::from(PARTITIONS)).await;
+    wait_until_drained(&url).await;
+    for partition in 0..PARTITIONS {
+        assert_eq!(length(&redis, &dead_stream(partition)).await, 1);
+        eventually("trimmed", async || length(&redis, &stream(partition)).await == 0).await;
+    }
+    eventually("ingest knows the backlog", async || {
+        ingest.metrics().unwrap().sum("likestream_backlog_entries") == 0.0
+    })
+    .await;
+}
+
+/// What a replica has confirmed is not lost with its master, and the other masters work on meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
+    let setup = Setup::new().await;
+    // As everybody should have it who would rather refuse some likes than all.
+    let mut cluster = RedisCluster::start(&["--cluster-require-full-coverage", "no"]).unwrap();
+    let url = cluster.url();
+    let settings: Settings<'_> =
+        &[("REDIS_URL", &url), ("REDIS_TIMEOUT", "1s"), ("CLAIM_MIN_IDLE", "2s"), ("WRITE_TIMEOUT", "900ms")];
+    let ingest = setup.ingest(&[settings, &[("REDIS_ACK", "replicas:1")]].concat());
+    let consumers = [setup.consumer(settings), setup.consumer(settings)];
+    let load = Load::start(ingest.listen(), 300);
+    load.wait_for(300).await;
+
+    let victim = cluster.master_of(&stream(0)).unwrap();
+    cluster.servers()[victim].kill();
+    eventually("its replica took over", async || {
+        cluster.master_of(&stream(0)).is_ok_and(|now| now != victim)
+    })
+    .await;
+    // Likes of its slots are accepted again only when there is a replica to confirm them.
+    cluster.servers()[victim].start_again().unwrap();
+    load.wait_for(600).await;
+
+    let sent = load.finish().await;
+    setup.wait_for_rows(sent).await;
+    wait_until_drained(&url).await;
+    for consumer in &consumers {
+        assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
+    }
+}
+
+/// Between the steps of a migration every command about the slot is answered with ASK, or TRYAGAIN.
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_move_under_load() {
+    let setup = Setup::new().await;
+    let cluster = RedisCluster::start(&[]).unwrap();
+    let url = cluster.url();
+    let redis = connections(&url).await;
+    let settings: Settings<'_> = &[("REDIS_URL", &url), ("CLAIM_MIN_IDLE", "2s"), ("WRITE_TIMEOUT", "900ms")];
+    let ingest = setup.ingest(settings);
+    let consumers = [setup.consumer(settings), setup.consumer(settings)];
+    let load = Load::start(ingest.listen(), 400);
+    load.wait_for(200).await;
+    for round in 0..2 {
+        for partition in 0..PARTITIONS {
+            let key = stream(partition);
+            let to = cluster.other_master(cluster.master_of(&key).unwrap()).unwrap();
+            // A poison entry's dead letter touches keys that the slot has not yet, on either side.
+            append(&redis, partition, &[0xc1, round, u8::try_from(partition).unwrap()]).await;
+            cluster
+                .move_slot(cluster.slot_of(&key).unwrap(), to, || {
+                    std::thread::sleep(Duration::from_millis(400))
+                })
+                .unwrap();
+            eventually("it has moved", async || cluster.master_of(&key).is_ok_and(|now| now == to)).await;
+            load.wait_for(50).await;
+        }
+    }
+    let sent = load.finish().await;
+    setup.wait_for_rows(sent).await;
+    wait_until_drained(&url).await;
+    for partition in 0..PARTITIONS {
+        assert_eq!(length(&redis, &dead_stream(partition)).await, 2, "each poison entry left one letter");
+    }
+    for consumer in &consumers {
+        assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
+    }
+}

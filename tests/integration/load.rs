@@ -1,0 +1,103 @@
+//! A steady load of likes over HTTP. Every like is sent until it is accepted.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use local::http_client::HttpClient;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+const CALLERS: u64 = 8;
+
+/// Between two attempts of a caller that was told to come again.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Callers at work.
+pub(crate) struct Load {
+    accepted: Arc<AtomicU64>,
+    stop: CancellationToken,
+    callers: JoinSet<()>,
+}
+
+impl Load {
+    /// Starts to send this many likes a second, each of another user.
+    pub(crate) fn start(ingest: SocketAddr, per_second: u64) -> Self {
+        let (accepted, stop) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
+        let mut callers = JoinSet::new();
+        for caller in 0..CALLERS {
+            let pace = Duration::from_secs(CALLERS) / u32::try_from(per_second).unwrap();
+            callers.spawn(call(ingest, caller, pace, Arc::clone(&accepted), stop.clone()));
+        }
+        Self { accepted, stop, callers }
+    }
+
+    /// How many likes were accepted so far.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more are accepted.
+    pub(crate) async fn wait_for(&self, likes: u64) {
+        let until = self.accepted() + likes;
+        crate::harness::eventually("likes are accepted", async || self.accepted() >= until).await;
+    }
+
+    /// Stops when what was begun is accepted, and tells how many likes that makes: each must be in the table once.
+    pub(crate) async fn finish(mut self) -> usize {
+        self.stop.cancel();
+        while let Some(ended) = self.callers.join_next().await {
+            ended.unwrap();
+        }
+        usize::try_from(self.accepted()).unwrap()
+    }
+}
+
+async fn call(
+    ingest: SocketAddr,
+    caller: u64,
+    pace: Duration,
+    accepted: Arc<AtomicU64>,
+    stop: CancellationToken,
+) {
+    let mut client = HttpClient::new(ingest);
+    let mut ticks = interval(pace);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for number in 0.. {
+        if stop.run_until_cancelled(ticks.tick()).await.is_none() {
+            return;
+        }
+        let user = 1 + caller + number * CALLERS;
+        while !client.post_like(user, 42).await.is_ok_and(|response| response.status == 202) {
+            sleep(AGAIN_AFTER).await;
+        }
+        accepted.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Watches how a number grows, and remembers for how long it stood still at most.
+pub(crate) struct Stalls {
+    last: (i64, Instant),
+    pub(crate) longest: Duration,
+}
+
+impl Stalls {
+    pub(crate) fn new() -> Self {
+        Self { last: (0, Instant::now()), longest: Duration::ZERO }
+    }
+
+    pub(crate) fn saw(&mut self, number: i64) {
+        self.longest = self.longest.max(self.last.1.elapsed());
+        if number != self.last.0 {
+            self.last = (number, Instant::now());
+        }
+    }
+}

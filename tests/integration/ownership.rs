@@ -1,0 +1,275 @@
+//! Who reads which partition: joining, leaving, dying, freezing, standing by. Overlap and gaps lose and double nothing.
+
+use std::time::{Duration, Instant};
+
+use local::program::Program;
+use nix::sys::signal::Signal;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    harness::{PARTITIONS, SOON, Settings, Setup, beat_for, eventually, likes, pending, post, run},
+    load::{Load, Stalls},
+    proxy::Proxy,
+};
+
+fn owned(consumer: &Program) -> u16 {
+    let owned = consumer.metrics().unwrap().sum("likestream_partitions_owned");
+    (0..=1_024).find(|n| f64::from(*n) == owned).unwrap()
+}
+
+fn counted(consumers: &[Program], metric: &str) -> f64 {
+    consumers.iter().map(|consumer| consumer.metrics().unwrap().sum(metric)).sum()
+}
+
+/// Waits until all partitions are owned, evenly, and tells how long that took.
+async fn settled(consumers: &[Program]) -> Duration {
+    let started = Instant::now();
+    eventually("ownership settles", async || {
+        let owned: Vec<u16> = consumers.iter().map(owned).collect();
+        let (least, most) = (owned.iter().min().unwrap(), owned.iter().max().unwrap());
+        owned.iter().sum::<u16>() == PARTITIONS && most - least <= 1
+    })
+    .await;
+    started.elapsed()
+}
+
+/// For how long at most the table did not grow.
+async fn watch_rows(client: tokio_postgres::Client, stop: CancellationToken) -> Duration {
+    let mut stalls = Stalls::new();
+    while !stop.is_cancelled() {
+        let row = client.query_one("SELECT count(*) FROM likes", &[]).await.unwrap();
+        stalls.saw(row.get(0));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stalls.longest
+}
+
+/// The longest that a like had to wait for its commit, in milliseconds.
+async fn longest_wait_ms(client: &tokio_postgres::Client) -> i64 {
+    let sql = "SELECT coalesce(max(extract(epoch FROM pg_xact_commit_timestamp(xmin) - created_at) * 1000), 0)::bigint
+               FROM likes";
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_come_and_go_under_load() {
+    let setup = Setup::with_own_postgres(&[("track_commit_timestamp", "on")]);
+    let ingest = setup.ingest(&[]);
+    let mut consumers = vec![setup.consumer(&[])];
+    let load = Load::start(ingest.listen(), 500);
+    load.wait_for(200).await;
+    let stop = CancellationToken::new();
+    let watching = tokio::spawn(watch_rows(setup.postgres_client().await, stop.clone()));
+    let one = settled(&consumers).await;
+    consumers.extend((0..3).map(|_| setup.consumer(&[])));
+    let four = settled(&consumers).await;
+    load.wait_for(500).await;
+    for consumer in &mut consumers[..2] {
+        assert!(consumer.terminate(SOON).unwrap().success());
+    }
+    consumers.drain(..2);
+    let two = settled(&consumers).await;
+    load.wait_for(500).await;
+    stop.cancel();
+    let stalled = watching.await.unwrap();
+    let sent = load.finish().await;
+    setup.wait_for_rows(sent).await;
+    setup.wait_until_drained().await;
+    let waited_ms = longest_wait_ms(&setup.postgres_client().await).await;
+    println!(
+        "{sent} likes; settled after {one:?} with 1, {four:?} with 4, {two:?} with 2; stalled for {stalled:?} at most; longest wait {waited_ms} ms"
+    );
+}
+
+/// Its entries are stored without waiting until they have been idle for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_consumer_had_is_claimed_at_once() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let redis = setup.redis_client().await;
+    let settings: Settings<'_> = &[("CLAIM_MIN_IDLE", "1h"), ("BATCH_ROWS", "300")];
+    let mut consumers: Vec<Program> = (0..3).map(|_| setup.consumer(settings)).collect();
+    settled(&consumers).await;
+    setup.postgres().pause();
+    setup.append(&likes(3_000), 1).await;
+    eventually("all of them have entries in hand", async || {
+        consumers
+            .iter()
+            .all(|consumer| consumer.metrics().unwrap().sum("likestream_entries_read_total") > 0.0)
+    })
+    .await;
+    consumers.remove(0).kill();
+    let killed = Instant::now();
+    assert!(pending(&redis).await > 0);
+    setup.postgres().resume();
+    setup.wait_for_rows(3_000).await;
+    println!("what the killed one had was stored {:?} after its end", killed.elapsed());
+    setup.wait_until_drained().await;
+    assert!(counted(&consumers, "likestream_entries_reclaimed_total") > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_consumer_that_comes_back_doubles_nothing_and_is_welcome() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let settings: Settings<'_> = &[("CLAIM_MIN_IDLE", "1h"), ("BATCH_ROWS", "200")];
+    let consumers: Vec<Program> = (0..2).map(|_| setup.consumer(settings)).collect();
+    settled(&consumers).await;
+    setup.postgres().pause();
+    setup.append(&likes(2_000), 1).await;
+    eventually("it has entries in hand", async || {
+        consumers[0].metrics().unwrap().sum("likestream_entries_read_total") > 0.0
+    })
+    .await;
+    consumers[0].signal(Signal::SIGSTOP);
+    setup.postgres().resume();
+    // The other one takes over partitions and entries.
+    setup.wait_for_rows(2_000).await;
+    eventually("all is the other's", async || owned(&consumers[1]) == PARTITIONS).await;
+    consumers[0].signal(Signal::SIGCONT);
+    settled(&consumers).await;
+    setup.append(&likes(2_100), 7).await;
+    setup.wait_for_rows(2_100).await;
+    setup.wait_until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_for_one_consumer_at_a_time() {
+    let setup = Setup::new().await;
+    let mut first = setup.consumer(&[("CONSUMER_NAME", "one")]);
+    let (redis_url, database_url) = (setup.redis.url(), setup.database_url());
+    let settings = [
+        ("REDIS_URL", redis_url.as_str()),
+        ("DATABASE_URL", &database_url),
+        ("CONSUMER_NAME", "one"),
+        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0"),
+    ];
+    let second = run("consumer", &[], &settings);
+    assert_eq!(second.code, Some(2), "{}", second.stderr);
+    assert_eq!(
+        second.stderr.lines().last().unwrap(),
+        "error: CONSUMER_NAME: 'one' is in use by another consumer of the group likes-writers: allowed is a name that no other has"
+    );
+    assert_eq!(owned(&first), PARTITIONS);
+
+    // One that died is no hindrance, and one that was frozen meanwhile makes way.
+    first.kill();
+    let mut second = setup.consumer(&[("CONSUMER_NAME", "one")]);
+    second.signal(Signal::SIGSTOP);
+    let third = setup.consumer(&[("CONSUMER_NAME", "one")]);
+    second.signal(Signal::SIGCONT);
+    assert_eq!(second.wait_exit(SOON).unwrap().code(), Some(2));
+    assert!(second.log_text().contains("is in use by another consumer"));
+    setup.append(&likes(500), 1).await;
+    setup.wait_for_rows(500).await;
+    assert_eq!(owned(&third), PARTITIONS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn surplus_consumers_stand_by_and_take_over() {
+    let setup = Setup::new().await;
+    let mut consumers: Vec<Program> = (0..=PARTITIONS).map(|_| setup.consumer(&[])).collect();
+    settled(&consumers).await;
+    let idle = consumers.iter().position(|consumer| owned(consumer) == 0).unwrap();
+    assert!(consumers[idle].log_text().contains("standby"));
+    let standby = consumers.remove(idle);
+    consumers[0].kill();
+    eventually("it takes over", async || owned(&standby) == 1).await;
+    setup.append(&likes(100), 1).await;
+    setup.wait_for_rows(100).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_may_be_fixed_to_partitions() {
+    let setup = Setup::new().await;
+    let low = setup.consumer(&[("CONSUMER_PARTITIONS", "0-1")]);
+    setup.append(&likes(400), 1).await;
+    setup.wait_for_rows(200).await;
+    assert_eq!(low.metrics().unwrap().sum("likestream_partitions_orphaned"), 2.0);
+    assert!(low.log_text().contains("nobody reads these partitions"));
+
+    let odd = setup.consumer(&[("CONSUMER_PARTITIONS", "1/2")]);
+    setup.wait_for_rows(300).await;
+    let rest = setup.consumer(&[]);
+    setup.wait_for_rows(400).await;
+    eventually("nothing is without a reader", async || {
+        [&low, &odd, &rest].iter().all(|c| c.metrics().unwrap().sum("likestream_partitions_orphaned") == 0.0)
+    })
+    .await;
+    assert_eq!([owned(&low), owned(&odd), owned(&rest)], [2, 2, 1]);
+}
+
+/// One that can't reach Postgres must not sit on partitions that others could read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_cannot_store_leaves_its_partitions_to_others() {
+    let setup = Setup::with_own_postgres(&[]);
+    let port = setup.database_url().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+    let proxy = Proxy::start(port).await;
+    let proxied = setup.database_url().replace(&format!(":{port}"), &format!(":{}", proxy.port()));
+    let settings: Settings<'_> = &[("WRITE_TIMEOUT", "300ms"), ("CLAIM_MIN_IDLE", "1s")];
+    let cut_off = setup.consumer(&[settings, &[("DATABASE_URL", &proxied)]].concat());
+    let other = setup.consumer(settings);
+    eventually("they share", async || owned(&cut_off) == 2 && owned(&other) == 2).await;
+    proxy.hold_requests();
+    setup.append(&likes(1_000), 1).await;
+    // What it has in hand is claimed when it was idle for long enough.
+    setup.wait_for_rows(1_000).await;
+    assert_eq!((owned(&cut_off), owned(&other)), (0, PARTITIONS));
+    proxy.let_go();
+    eventually("they share again", async || owned(&cut_off) == 2 && owned(&other) == 2).await;
+    setup.wait_until_drained().await;
+}
+
+/// When Redis comes back nobody has been heard of for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_taken_for_dead_because_redis_was_away() {
+    let setup = Setup::new().await;
+    let consumers = [setup.consumer(&[]), setup.consumer(&[])];
+    settled(&consumers).await;
+    setup.redis.pause();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    setup.redis.resume();
+    for consumer in &consumers {
+        consumer.wait_ready(SOON).unwrap();
+    }
+    settled(&consumers).await;
+    for consumer in &consumers {
+        let assignments = consumer.log_text().matches("partitions assigned").count();
+        assert!(assignments <= 2, "{}", consumer.log_text());
+    }
+}
+
+/// Quiet partitions share transactions.
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_partitions_are_batched_together() {
+    let setup = Setup::new().await;
+    let settings: Settings<'_> =
+        &[("LIKES_PARTITIONS", "64"), ("BATCH_LINGER", "500ms"), ("CLAIM_MIN_IDLE", "21s")];
+    let ingest = setup.ingest(settings);
+    let consumers = [setup.consumer(settings), setup.consumer(settings)];
+    let started = Instant::now();
+    let load = Load::start(ingest.listen(), 20);
+    load.wait_for(100).await;
+    let sent = load.finish().await;
+    setup.wait_for_rows(sent).await;
+    let lingers = started.elapsed().as_secs_f64() / 0.5;
+    for consumer in &consumers {
+        let transactions = consumer.metrics().unwrap().sum("likestream_batches_committed_total");
+        println!("{transactions} transactions in {lingers:.1} linger intervals");
+        assert!(transactions <= lingers + 1.0, "{transactions} in {lingers}");
+    }
+}
+
+/// Foreign readers of the group that beat are left alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_record_of_members_can_be_lost() {
+    use fred::prelude::KeysInterface;
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let consumers = [setup.consumer(&[]), setup.consumer(&[])];
+    let _beating = beat_for(redis.clone(), "foreign");
+    settled(&consumers).await;
+    let ingest = setup.ingest(&[]);
+    redis.del::<u64, _>("likes:members:likes-writers").await.unwrap();
+    assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 42}"#).await.status, 202);
+    setup.wait_for_rows(1).await;
+    settled(&consumers).await;
+}

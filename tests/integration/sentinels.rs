@@ -1,0 +1,71 @@
+//! A Redis that sentinels watch over: its master dies, freezes, comes back.
+
+use fred::prelude::Value;
+use local::redis_sentinels::RedisSentinels;
+use shared::redis::Repeat;
+
+use crate::{
+    harness::{Settings, Setup, connections, eventually, wait_until_drained},
+    load::Load,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_loses_and_doubles_nothing_that_replicas_have() {
+    let setup = Setup::new().await;
+    let mut sentinels = RedisSentinels::start().unwrap();
+    let url = sentinels.url();
+    let settings: Settings<'_> = &[
+        ("REDIS_URL", &url),
+        ("REDIS_ACK", "replicas:1"),
+        ("REDIS_TIMEOUT", "1s"),
+        ("CLAIM_MIN_IDLE", "2s"),
+        ("WRITE_TIMEOUT", "900ms"),
+    ];
+    let ingest = setup.ingest(settings);
+    let settings = [&settings[..1], &settings[2..]].concat();
+    let consumers = [setup.consumer(&settings), setup.consumer(&settings)];
+    let load = Load::start(ingest.listen(), 300);
+    load.wait_for(300).await;
+
+    let first = sentinels.master().unwrap();
+    sentinels.servers[first].kill();
+    eventually("the replica is the master", async || sentinels.master().is_ok_and(|now| now != first)).await;
+    // With no replica nothing is accepted until the old master is back as one.
+    sentinels.servers[first].start_again().unwrap();
+    load.wait_for(300).await;
+
+    let second = sentinels.master().unwrap();
+    sentinels.servers[second].pause();
+    eventually("the first one is it again", async || sentinels.master().is_ok_and(|now| now != second)).await;
+    sentinels.servers[second].resume();
+    load.wait_for(300).await;
+
+    let sent = load.finish().await;
+    setup.wait_for_rows(sent).await;
+    wait_until_drained(&url).await;
+    for consumer in &consumers {
+        assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_of_another_name_is_said() {
+    let sentinels = RedisSentinels::start().unwrap();
+    let url = sentinels.url();
+    let answer: Value =
+        connections(&url).await.run("x", Repeat::EvenIfDone, "TYPE", vec!["x".into()]).await.unwrap();
+    assert_eq!(answer.as_str().as_deref(), Some("none"));
+    let wrong = url.replace("sentinelServiceName=likestream", "sentinelServiceName=other");
+    let ended = crate::harness::run(
+        "ingest",
+        &[],
+        &[
+            ("REDIS_URL", &wrong),
+            ("STARTUP_TIMEOUT", "300ms"),
+            ("INGEST_LISTEN", "127.0.0.1:0"),
+            ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
+        ],
+    );
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("knows no master of the name 'other'"), "{}", ended.stderr);
+}
