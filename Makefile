@@ -13,6 +13,7 @@ LIKES ?= 1000000
 DUPLICATES ?= 5
 SEED ?=
 MINUTES ?= 10
+REDIS ?= one
 FUZZ_SECONDS ?= 60
 
 .PHONY: help
@@ -36,8 +37,8 @@ test: build ## Run all tests, against real servers that they start themselves
 	$(CARGO) test --locked --release --workspace
 
 .PHONY: chaos
-chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10)
-	@$(LOCALSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m
+chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10 REDIS=one|cluster)
+	@$(LOCALSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m --redis $(REDIS)
 
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each

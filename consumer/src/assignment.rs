@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn member(name: &str, fixed: &str) -> Member {
-        Member { name: name.to_owned(), condition: Condition::Able, fixed: fixed.to_owned() }
+        Member { name: name.to_owned(), condition: Condition::Able, fixed: fixed.to_owned(), is_alive: true }
     }
 
     fn count(partitions: u16) -> PartitionCount {

@@ -4,7 +4,7 @@
 //! One read at a time, and never a read dropped half way: an entry that Redis has handed out and nobody has received
 //! stays pending until somebody looks for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use fred::prelude::Error;
 use futures_util::future::join_all;
@@ -79,14 +79,14 @@ enum Step {
 }
 
 impl Lane {
-    /// Reads until `lost`, when the partition is somebody else's, until shutdown, or until nobody takes entries any
-    /// more. What Redis may have handed out to nobody is looked for before it ends, unless it is by shutdown.
-    pub(crate) async fn run(mut self, mut own_pending_unknown: bool, lost: CancellationToken) {
+    /// Reads for as long as the partition is wanted, until shutdown, or until nobody takes entries any more. What Redis
+    /// may have handed out to nobody is looked for before it ends, unless it is by shutdown.
+    pub(crate) async fn run(mut self, mut own_pending_unknown: bool, mut wanted: watch::Receiver<bool>) {
         let mut expected_rows = RowsPerEntry::default();
         let mut claims = ClaimRound::new(self.limits.claim_min_idle);
         let mut poll = POLL_MIN;
         let mut backoff = Backoff::server();
-        while !self.shutdown.is_cancelled() && (own_pending_unknown || !lost.is_cancelled()) {
+        while !self.shutdown.is_cancelled() && (own_pending_unknown || *wanted.borrow()) {
             if self.ownership.has_changed().unwrap_or(false) {
                 self.ownership.mark_unchanged();
                 claims.begin();
@@ -98,8 +98,8 @@ impl Lane {
             };
             let done = match step {
                 Step::RecoverOwnPending => self.recover_own_pending(&mut own_pending_unknown).await,
-                Step::Claim => self.claim(&mut claims).await,
-                Step::ReadNew => self.read_new(&mut expected_rows, &mut poll, &lost).await,
+                Step::Claim => self.claim(&mut claims, &mut wanted).await,
+                Step::ReadNew => self.read_new(&mut expected_rows, &mut poll, &mut wanted).await,
             };
             match done {
                 Ok(Ok(())) => {
@@ -121,12 +121,10 @@ impl Lane {
         &self,
         expected: &mut RowsPerEntry,
         poll: &mut Duration,
-        lost: &CancellationToken,
+        wanted: &mut watch::Receiver<bool>,
     ) -> Result<Result<(), Closed>, Error> {
         let room = self.in_flight.room(self.limits.rows_in_flight);
-        let Some(Some(room)) = self.shutdown.run_until_cancelled(lost.run_until_cancelled(room)).await else {
-            return Ok(Ok(()));
-        };
+        let Some(room) = self.while_wanted(wanted, room).await else { return Ok(Ok(())) };
         let lanes = self.ownership.borrow().own().len().max(1);
         let count = expected.entries_for(room.rows).div_ceil(lanes);
         let entries = self.streams.read_new(self.partition, count as u64).await?;
@@ -140,7 +138,7 @@ impl Lane {
         expected.observed(read, rows);
         *poll = if read == 0 { (*poll * 2).min(POLL_MAX) } else { POLL_MIN };
         if read < count {
-            self.shutdown.run_until_cancelled(lost.run_until_cancelled(sleep(*poll))).await;
+            self.while_wanted(wanted, sleep(*poll)).await;
         }
         Ok(Ok(()))
     }
@@ -171,9 +169,13 @@ impl Lane {
     }
 
     /// Takes over what dead members left, or a page of what living ones left for too long.
-    async fn claim(&self, round: &mut ClaimRound) -> Result<Result<(), Closed>, Error> {
+    async fn claim(
+        &self,
+        round: &mut ClaimRound,
+        wanted: &mut watch::Receiver<bool>,
+    ) -> Result<Result<(), Closed>, Error> {
         let room = self.in_flight.room(self.limits.rows_in_flight);
-        let Some(room) = self.shutdown.run_until_cancelled(room).await else { return Ok(Ok(())) };
+        let Some(room) = self.while_wanted(wanted, room).await else { return Ok(Ok(())) };
         drop(room);
         let members = Arc::clone(&self.ownership.borrow().members);
         let dead_after_ms = milliseconds(DEAD_AFTER);
@@ -188,6 +190,19 @@ impl Lane {
         self.claimed(entries.len(), &deleted, "members that had them for too long");
         round.go_on(cursor);
         self.take_again(entries).await
+    }
+
+    /// Nothing when the wait is over because the partition is no longer wanted, or by shutdown.
+    async fn while_wanted<T>(
+        &self,
+        wanted: &mut watch::Receiver<bool>,
+        wait: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::select! {
+            done = wait => Some(done),
+            _ = wanted.wait_for(|wanted| !wanted) => None,
+            () = self.shutdown.cancelled() => None,
+        }
     }
 
     fn claimed(&self, entries: usize, deleted: &[EntryId], from: &str) {

@@ -55,7 +55,7 @@ use crate::{
     config::Settings,
     in_flight::InFlight,
     lane::Lane,
-    membership::{Membership, NameTaken},
+    membership::{Membership, NameTaken, Ownership},
     metrics::Metrics,
     pooling::Pooling,
     reader::{LaneCrashed, ReadHealth, Reader},
@@ -227,8 +227,14 @@ async fn consume(
         return Ok(());
     };
     let ownership = membership.ownership();
+    // By a signal, or because somebody else has our name.
+    let stop = shutdown.child_token();
     let gone = CancellationToken::new();
-    let beating = AbortOnDropHandle::new(tokio::spawn(membership.run(shutdown.clone(), gone.clone())));
+    let beating = {
+        let (stop, gone) = (stop.clone(), gone.clone());
+        async move { membership.run(stop.clone(), gone).await.inspect_err(|_| stop.cancel()) }
+    };
+    let beating = AbortOnDropHandle::new(tokio::spawn(beating));
 
     let probe = probe::run(streams.clone(), pool.clone(), checks.redis, checks.postgres);
     let mut probing = AbortOnDropHandle::new(tokio::spawn(probe));
@@ -242,56 +248,23 @@ async fn consume(
     );
     let mut trimming = AbortOnDropHandle::new(tokio::spawn(trimming));
 
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let rows = settings.batch_rows.get();
-    checks.writer.pass();
-    let writer = Writer {
-        pool,
+    let work = Work {
+        settings,
         streams: streams.clone(),
-        limits: Limits { rows, linger: settings.batch_linger },
-        transactions: settings.transactions(),
-        in_flight: Arc::clone(&in_flight),
-        metrics: Arc::clone(&metrics),
-        check: checks.writer,
-    };
-    let mut writing = AbortOnDropHandle::new(tokio::spawn(writer.run(receiver)));
-    let limits = lane::Limits {
-        rows_in_flight: BATCHES_IN_FLIGHT * rows,
-        claim_min_idle: settings.claim_min_idle,
-        max_deliveries: settings.max_deliveries,
-    };
-    let health = Arc::new(ReadHealth::new(checks.reader));
-    let lane = {
-        let (streams, ownership, shutdown) = (streams.clone(), ownership.clone(), shutdown.clone());
-        move |partition| Lane {
-            partition,
-            streams: streams.clone(),
-            limits,
-            in_flight: Arc::clone(&in_flight),
-            entries: sender.clone(),
-            ownership: ownership.clone(),
-            metrics: Arc::clone(&metrics),
-            health: Arc::clone(&health),
-            shutdown: shutdown.clone(),
-        }
-    };
-    let had_earlier_life = settings.consumer_name.is_some();
-    let reader = Reader { lane, ownership, had_earlier_life, shutdown: shutdown.clone() };
-    let first_partitions = *partitions.borrow();
-    let reading = AbortOnDropHandle::new(tokio::spawn(reader.run(first_partitions)));
-
-    // The reader's end closes the channel, and the writer ends when that is empty.
-    let work = async {
-        let read = reading.await.map_err(|_| ConsumerError::Crashed("the reader"))?;
-        read.map_err(|LaneCrashed| ConsumerError::Crashed("a lane"))?;
-        (&mut writing).await.map_err(|_| ConsumerError::Crashed("the writer"))
+        pool,
+        in_flight,
+        ownership,
+        metrics,
+        reader: checks.reader,
+        writer: checks.writer,
+        stop: stop.clone(),
     };
     let deadline = async {
-        shutdown.cancelled().await;
+        stop.cancelled().await;
         sleep(settings.drain_timeout).await;
     };
     let ended = tokio::select! {
-        done = work => done,
+        done = work.run(*partitions.borrow()) => done,
         () = deadline => Err(ConsumerError::Drain(humantime::format_duration(settings.drain_timeout))),
         _ = &mut probing => Err(ConsumerError::Crashed("the probe")),
         _ = &mut trimming => Err(ConsumerError::Crashed("trimming")),
@@ -304,6 +277,69 @@ async fn consume(
     gone.cancel();
     beating.await.map_err(|_| ConsumerError::Crashed("the heartbeat"))??;
     ended
+}
+
+/// From Redis into Postgres.
+struct Work<'a> {
+    settings: &'a Settings,
+    streams: Streams,
+    pool: Pool,
+    in_flight: Arc<InFlight>,
+    ownership: watch::Receiver<Ownership>,
+    metrics: Arc<Metrics>,
+    reader: admin::Check,
+    writer: admin::Check,
+    stop: CancellationToken,
+}
+
+impl Work<'_> {
+    /// Reads until stopped, and until all that was read is stored and acknowledged. The reader's end closes the channel,
+    /// and the writer ends when that is empty.
+    async fn run(self, partitions: PartitionCount) -> Result<(), ConsumerError> {
+        let Self { settings, streams, pool, in_flight, ownership, metrics, reader, writer, stop } = self;
+        let (entries, receiver) = mpsc::unbounded_channel();
+        let rows = settings.batch_rows.get();
+        writer.pass();
+        let writer = Writer {
+            pool,
+            streams: streams.clone(),
+            limits: Limits { rows, linger: settings.batch_linger },
+            transactions: settings.transactions(),
+            in_flight: Arc::clone(&in_flight),
+            metrics: Arc::clone(&metrics),
+            check: writer,
+        };
+        let writing = AbortOnDropHandle::new(tokio::spawn(writer.run(receiver)));
+
+        let limits = lane::Limits {
+            rows_in_flight: BATCHES_IN_FLIGHT * rows,
+            claim_min_idle: settings.claim_min_idle,
+            max_deliveries: settings.max_deliveries,
+        };
+        let (health, shutdown) = (Arc::new(ReadHealth::new(reader)), stop.clone());
+        let owned = ownership.clone();
+        let lane = move |partition| Lane {
+            partition,
+            streams: streams.clone(),
+            limits,
+            in_flight: Arc::clone(&in_flight),
+            entries: entries.clone(),
+            ownership: owned.clone(),
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            shutdown: shutdown.clone(),
+        };
+        let had_earlier_life = settings.consumer_name.is_some();
+        let reader = Reader { lane, ownership, had_earlier_life, shutdown: stop };
+        let reading = AbortOnDropHandle::new(tokio::spawn(reader.run(partitions)));
+
+        let read = async {
+            let read = reading.await.map_err(|_| ConsumerError::Crashed("the reader"))?;
+            read.map_err(|LaneCrashed| ConsumerError::Crashed("a lane"))
+        };
+        let written = async { writing.await.map_err(|_| ConsumerError::Crashed("the writer")) };
+        tokio::try_join!(read, written).map(drop)
+    }
 }
 
 /// The host's name and a suffix that no other process has.

@@ -89,7 +89,12 @@ impl Membership {
         let token = format!("{:016x}", rand::random::<u64>());
         let condition = Condition::Able;
         let beat = Beat { token, condition, fixed, dead_after: DEAD_AFTER };
-        let myself = Member { name: streams.consumer().to_owned(), condition, fixed: beat.fixed.clone() };
+        let myself = Member {
+            name: streams.consumer().to_owned(),
+            condition,
+            fixed: beat.fixed.clone(),
+            is_alive: true,
+        };
         let ownership = watch::Sender::new(Ownership {
             assignment: Assignment::default(),
             members: Arc::default(),
@@ -188,12 +193,9 @@ impl Membership {
     /// long enough that the living have been heard of again.
     fn heard(&mut self, mut members: Vec<Member>) {
         let in_touch_since = *self.in_touch_since.get_or_insert_with(Instant::now);
-        if in_touch_since.elapsed() < DEAD_AFTER {
-            let known = std::mem::take(&mut self.members);
-            let missing = known.into_iter().filter(|old| members.iter().all(|new| new.name != old.name));
-            let missing: Vec<Member> = missing.collect();
-            members.extend(missing);
-        }
+        let is_early = in_touch_since.elapsed() < DEAD_AFTER;
+        let was_alive = |name: &str| self.members.iter().any(|member| member.name == name);
+        members.retain(|member| member.is_alive || (is_early && was_alive(&member.name)));
         self.members = members;
     }
 

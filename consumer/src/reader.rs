@@ -10,7 +10,10 @@ use shared::{
     admin::Check,
     partition::{Partition, PartitionCount},
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{lane::Lane, membership::Ownership};
@@ -28,51 +31,65 @@ pub(crate) struct Reader<F> {
 /// A lane has panicked.
 pub(crate) struct LaneCrashed;
 
+/// Lanes at work, each told whether its partition is still wanted.
+#[derive(Default)]
+struct Lanes {
+    running: JoinSet<Partition>,
+    wanted: HashMap<Partition, watch::Sender<bool>>,
+}
+
 impl<F: Fn(Partition) -> Lane> Reader<F> {
     /// Reads until shutdown, and until every lane has ended.
     pub(crate) async fn run(mut self, partitions: PartitionCount) -> Result<(), LaneCrashed> {
-        let mut running = JoinSet::new();
-        let mut lanes: HashMap<Partition, CancellationToken> = HashMap::new();
+        let mut lanes = Lanes::default();
         if self.had_earlier_life {
             // Lanes on what is not ours end when they have found what the name has pending there.
-            for partition in partitions.partitions() {
-                lanes.insert(partition, start(&mut running, (self.lane)(partition), true));
-            }
+            partitions.partitions().for_each(|partition| lanes.start((self.lane)(partition), true));
         }
         loop {
             let ownership = self.ownership.borrow_and_update().clone();
-            lanes.retain(|partition, lost| {
-                let stays = ownership.own().contains(partition);
-                if !stays {
-                    lost.cancel();
-                }
-                stays
-            });
+            for (partition, wanted) in &lanes.wanted {
+                let is_ours = ownership.own().contains(partition);
+                wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_ours) != is_ours);
+            }
             for partition in ownership.own() {
-                if !lanes.contains_key(partition) {
-                    lanes.insert(*partition, start(&mut running, (self.lane)(*partition), false));
+                if !lanes.wanted.contains_key(partition) {
+                    lanes.start((self.lane)(*partition), false);
                 }
             }
             tokio::select! {
                 changed = self.ownership.changed() => if changed.is_err() { break },
                 () = self.shutdown.cancelled() => break,
-                Some(ended) = running.join_next() => ended.map_err(|_| LaneCrashed)?,
+                Some(ended) = lanes.running.join_next() => lanes.ended(ended)?,
             }
         }
-        // Without membership nothing is ours to read.
-        lanes.values().for_each(CancellationToken::cancel);
         drop(self);
-        while let Some(ended) = running.join_next().await {
-            ended.map_err(|_| LaneCrashed)?;
+        // Without membership nothing is ours to read.
+        for wanted in lanes.wanted.values() {
+            wanted.send_replace(false);
+        }
+        while let Some(ended) = lanes.running.join_next().await {
+            lanes.ended(ended)?;
         }
         Ok(())
     }
 }
 
-fn start(running: &mut JoinSet<()>, lane: Lane, own_pending_unknown: bool) -> CancellationToken {
-    let lost = CancellationToken::new();
-    running.spawn(lane.run(own_pending_unknown, lost.clone()));
-    lost
+impl Lanes {
+    fn start(&mut self, lane: Lane, own_pending_unknown: bool) {
+        let (partition, wanted) = (lane.partition, watch::Sender::new(true));
+        let is_wanted = wanted.subscribe();
+        self.wanted.insert(partition, wanted);
+        self.running.spawn(async move {
+            lane.run(own_pending_unknown, is_wanted).await;
+            partition
+        });
+    }
+
+    fn ended(&mut self, ended: Result<Partition, JoinError>) -> Result<(), LaneCrashed> {
+        self.wanted.remove(&ended.map_err(|_| LaneCrashed)?);
+        Ok(())
+    }
 }
 
 /// Whether the lanes can read, for `/readyz` and for the log, which has a line for all of them together.

@@ -12,6 +12,7 @@ use futures_util::future::{join, join_all, try_join_all};
 use shared::{
     partition::{KeyPrefix, Partition, PartitionCount},
     redis::{self, Connections, Repeat},
+    service::one_line,
 };
 use thiserror::Error as ThisError;
 
@@ -216,9 +217,18 @@ impl Streams {
         self.keys.stream(partition)
     }
 
-    /// Makes streams and groups where there are none.
+    /// Makes streams and groups where there are none. That some can't be made is only said, as long as it is because
+    /// a part of Redis is away: they are made when they are read.
     pub(crate) async fn ensure_groups(&self, partitions: PartitionCount) -> Result<(), GroupError> {
-        try_join_all(partitions.partitions().map(|partition| self.ensure_group(partition))).await.map(drop)
+        let ensured = join_all(partitions.partitions().map(|partition| self.ensure_group(partition))).await;
+        let all_failed = ensured.iter().all(Result::is_err);
+        for failed in ensured.into_iter().filter_map(Result::err) {
+            if all_failed || !redis::is_away(&failed.source) {
+                return Err(failed);
+            }
+            tracing::warn!(error = one_line(&failed), "a consumer group has to wait");
+        }
+        Ok(())
     }
 
     /// Makes the stream of a partition and its group, if there is none. A group starts at the very first entry, never
@@ -419,7 +429,7 @@ impl Streams {
         try_join_all(left).await.map(drop)
     }
 
-    /// Whether Redis answers: all of its servers that are connected, and one at least.
+    /// Whether all servers of Redis answer.
     pub(crate) async fn ping(&self) -> Result<(), Error> {
         self.redis.ping().await
     }

@@ -4,8 +4,7 @@ use std::{num::NonZeroU16, str::FromStr, time::Duration};
 
 use fred::{
     bytes::Bytes,
-    prelude::{Client, ClientLike, Error, ServerInterface, StreamsInterface, Value},
-    types::{ClusterHash, CustomCommand},
+    prelude::{Error, Value},
 };
 use futures_util::future;
 use shared::{
@@ -13,7 +12,11 @@ use shared::{
     codec,
     redis::{self, Connection, Connections, Repeat},
 };
-use thiserror::Error;
+use thiserror::Error as ThisError;
+use tokio::time::{Instant, sleep};
+
+/// Between two attempts to append an entry.
+const REPEAT_AFTER: Duration = Duration::from_millis(25);
 
 /// When a like counts as taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub(crate) enum RedisAck {
 }
 
 /// Not one of the three.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 #[error("allowed are memory, replicas:N with N from 1 to 65535, and fsync")]
 pub(crate) struct InvalidRedisAck;
 
@@ -45,7 +48,7 @@ impl FromStr for RedisAck {
 }
 
 /// An entry was not taken, or is not as safe as it should be.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 pub(crate) enum AppendError {
     #[error("Redis did not take the entry")]
     Redis(#[from] Error),
@@ -128,35 +131,33 @@ impl Append {
     /// # Errors
     /// After most of them nobody knows whether Redis has the entry.
     pub(crate) async fn append(&mut self, payload: Bytes) -> Result<(String, u64), AppendError> {
-        if let Some(confirmation) = self.factory.confirmation {
-            let mut sent = 1;
-            return match self.append_confirmed(&payload, confirmation).await {
-                // Where the stream has moved to another server it is tried there.
-                Err(AppendError::Redis(error)) if redis::is_away(&error) => {
+        let entry = vec![self.stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
+        let Some(confirmation) = self.factory.confirmation else {
+            let redis = &self.factory.redis;
+            return Ok(redis.run_counting(&self.stream, Repeat::EvenIfDone, "XADD", entry).await?);
+        };
+        let give_up_at = Instant::now() + self.factory.confirm_within;
+        let mut sent = 1;
+        loop {
+            match self.append_confirmed(entry.clone(), confirmation).await {
+                Err(AppendError::Redis(error)) if redis::is_away(&error) && Instant::now() < give_up_at => {
                     sent += 1;
-                    self.append_confirmed(&payload, confirmation).await
+                    sleep(REPEAT_AFTER).await;
                 }
-                answer => answer,
+                answer => return answer.map(|entry_id| (entry_id, sent)),
             }
-            .map(|entry_id| (entry_id, sent));
         }
-        let args = vec![self.stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
-        Ok(self.factory.redis.run_counting(&self.stream, Repeat::EvenIfDone, "XADD", args).await?)
     }
 
     async fn append_confirmed(
         &mut self,
-        payload: &Bytes,
+        entry: Vec<Value>,
         confirmation: Confirmation,
     ) -> Result<String, AppendError> {
-        let connection = match self.own.take() {
-            Some(connection) => connection,
-            None => self.factory.redis.own(&self.stream).await?,
-        };
+        let connection = self.factory.redis.own(&self.stream, self.own.take()).await?;
         // In this order on one connection: the second speaks of the first.
-        let client = connection.client();
         let (added, confirmed) =
-            future::join(self.xadd(client, payload.clone()), self.confirm(client, confirmation)).await;
+            future::join(connection.send("XADD", entry), self.confirm(&connection, confirmation)).await;
         for error in [added.as_ref().err(), confirmed.as_ref().err()].into_iter().flatten() {
             self.factory.redis.doubt_after(error);
         }
@@ -170,50 +171,44 @@ impl Append {
         Ok(entry_id)
     }
 
-    async fn xadd(&self, client: &Client, payload: Bytes) -> Result<String, Error> {
-        client.xadd(&self.stream, false, None::<()>, "*", vec![(codec::FIELD, payload)]).await
-    }
-
     /// How many have confirmed, how many should have, and what they are.
     async fn confirm(
         &self,
-        client: &Client,
+        connection: &Connection,
         confirmation: Confirmation,
     ) -> Result<(u64, u64, &'static str), Error> {
-        let limit_ms = i64::try_from(self.factory.confirm_within.as_millis()).unwrap_or(i64::MAX);
+        let limit_ms = self.factory.confirm_within.as_millis().to_string();
         match confirmation {
             Confirmation::Replicas(count) => {
-                let confirmed: u64 = client.wait(count.into(), limit_ms).await?;
-                Ok((confirmed, count.into(), "replicas"))
+                let args = vec![count.to_string().into(), limit_ms.into()];
+                Ok((connection.send("WAIT", args).await?, count.into(), "replicas"))
             }
             Confirmation::LocalFsync => {
-                let waitaof = CustomCommand::new_static("WAITAOF", ClusterHash::FirstKey, false);
-                let (local, _replicas): (u64, u64) = client.custom(waitaof, vec![1, 0, limit_ms]).await?;
+                let args = vec!["1".into(), "0".into(), limit_ms.into()];
+                let (local, _replicas): (u64, u64) = connection.send("WAITAOF", args).await?;
                 Ok((local, 1, "disks"))
             }
         }
     }
 }
 
-async fn on_every_server(redis: &Connections, is_so: impl AsyncFn(Client) -> bool) -> bool {
-    for server in redis.clients() {
-        if !is_so(server).await {
+async fn on_every_server(redis: &Connections, is_so: impl AsyncFn(&Connection) -> bool) -> bool {
+    for server in redis.servers() {
+        if !is_so(&server).await {
             return false;
         }
     }
     true
 }
 
-async fn knows_waitaof(client: Client) -> bool {
-    let command = CustomCommand::new_static("COMMAND", ClusterHash::FirstKey, false);
-    let info: Result<Vec<Value>, _> = client.custom(command, vec!["INFO", "WAITAOF"]).await;
+async fn knows_waitaof(server: &Connection) -> bool {
+    let info: Result<Vec<Value>, _> = server.send("COMMAND", vec!["INFO".into(), "WAITAOF".into()]).await;
     info.is_ok_and(|info| info.first().is_some_and(|about| !about.is_null()))
 }
 
-async fn syncs_always(client: Client) -> bool {
+async fn syncs_always(server: &Connection) -> bool {
     let set_to = async |name: &str, value: &str| {
-        let config = CustomCommand::new_static("CONFIG", ClusterHash::FirstKey, false);
-        let settings: Result<Vec<String>, _> = client.custom(config, vec!["GET", name]).await;
+        let settings: Result<Vec<String>, _> = server.send("CONFIG", vec!["GET".into(), name.into()]).await;
         settings.is_ok_and(|settings| settings.get(1).is_some_and(|set| set == value))
     };
     set_to("appendonly", "yes").await && set_to("appendfsync", "always").await

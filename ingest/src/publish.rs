@@ -229,6 +229,7 @@ impl Appender {
 fn publish_error(error: &AppendError) -> PublishError {
     match error {
         AppendError::Unconfirmed { .. } => PublishError::Unconfirmed,
+        AppendError::Redis(error) if redis::is_away(error) => PublishError::Unavailable,
         AppendError::Redis(error) => match redis::error_code(error) {
             Some("OOM") => PublishError::OutOfMemory,
             Some(_) => PublishError::Refused,

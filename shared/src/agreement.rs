@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use fred::{
-    prelude::{ClientLike, Error},
-    types::InfoKind,
-};
+use fred::prelude::Error;
 use thiserror::Error as ThisError;
 use tokio::{
     sync::watch,
@@ -189,8 +186,8 @@ async fn read(redis: &Connections, key: &str) -> Result<Record, Error> {
 
 /// Says so, loudly, when a server of Redis might drop streams to make room.
 pub async fn warn_of_eviction(redis: &Connections) {
-    for server in redis.clients() {
-        let memory: String = match server.info(Some(InfoKind::Memory)).await {
+    for server in redis.servers() {
+        let memory: String = match server.send("INFO", vec!["memory".into()]).await {
             Ok(memory) => memory,
             Err(error) => {
                 tracing::warn!(%error, "Redis does not tell its maxmemory-policy: see that it is noeviction");

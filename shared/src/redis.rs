@@ -5,26 +5,28 @@
 mod connections;
 mod layout;
 
-use std::time::Duration;
+use std::{future::Future, sync::Arc, time::Duration};
 
 use fred::{
-    prelude::{Builder, Client, ClientLike, Config, Error, ErrorKind, ServerConfig, TcpConfig, Value},
-    types::{
-        ClusterHash, ConnectHandle, CustomCommand,
-        config::{Server, UnresponsiveConfig},
+    prelude::{
+        Builder, Client, ClientLike, Config, Error, ErrorKind, FromValue, ServerConfig, TcpConfig, Value,
     },
+    types::{ClusterHash, CustomCommand, config::Server},
 };
-use futures_util::future::{join, join_all};
+use futures_util::{StreamExt, TryFutureExt, future::try_join, stream::FuturesUnordered};
 use secrecy::ExposeSecret;
-use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::connections::{Connections, Repeat};
 use self::layout::Layout;
 use crate::{cli::SettingError, config::RedisArgs};
 
-/// Over the command timeout, before a silent connection is given up and made anew.
-const UNRESPONSIVE_MARGIN: Duration = Duration::from_secs(3);
+/// Over the command timeout: how long what was sent may stay unacknowledged before the system gives up a connection.
+const USER_TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
+
+/// How long the other nodes of a cluster may take to answer once one has.
+const OTHER_ANSWERS: Duration = Duration::from_millis(100);
 
 const URLS: &str = "allowed is a URL like redis://user:password@host:6379/0, redis-cluster://host:7000?node=other:7001 or \
      redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name";
@@ -49,19 +51,37 @@ enum Deployment {
 
 /// One connection to one server, never made anew behind anybody's back. It ends when dropped.
 pub struct Connection {
+    server: Server,
     client: Client,
-    router: AbortOnDropHandle<Result<(), Error>>,
+    /// Cancelled when it has ended, or is to end.
+    ended: CancellationToken,
+    _router: AbortOnDropHandle<()>,
 }
 
 impl Connection {
-    /// To send commands on it.
-    pub fn client(&self) -> &Client {
-        &self.client
+    /// Sends a command. What is in flight when the connection ends fails at once, and so does what is sent after that.
+    /// A server that doesn't answer in time ends the connection: whatever else is asked on it would wait for as long.
+    ///
+    /// # Errors
+    /// What the server said, or that there was no answer.
+    pub async fn send<R: FromValue>(&self, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
+        let answer = tokio::select! {
+            biased;
+            answer = self.client.custom(command(name), args) => answer,
+            () = self.ended.cancelled() => Err(Error::new(ErrorKind::IO, "the connection to Redis broke")),
+        };
+        if answer.as_ref().is_err_and(|error| *error.kind() == ErrorKind::Timeout) {
+            self.end();
+        }
+        answer
     }
 
-    async fn ended(&mut self) {
-        // Why it has ended is the error of whatever was in flight.
-        let _ = (&mut self.router).await;
+    fn end(&self) {
+        self.ended.cancel();
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
     }
 }
 
@@ -124,25 +144,23 @@ impl Redis {
 
     /// Which servers have which slots. Those in `connected` are asked first, and if need be those in `known` and in
     /// the URL.
-    async fn discover(&self, connected: Vec<Client>, known: &[Server]) -> Result<Layout, Error> {
+    async fn discover(&self, connected: &[Arc<Connection>], known: &[Server]) -> Result<Layout, Error> {
         match &self.deployment {
             Deployment::One(server) => Ok(Layout::of_one(server.clone())),
             Deployment::Sentinels { sentinels, login, master } => {
                 self.ask_sentinels(sentinels, login, master).await.map(Layout::of_one)
             }
             Deployment::Cluster { seeds } => {
-                let asked = connected.iter().map(|client| ask_node(client, self.timeout));
-                if let Ok(layout) = newest(join_all(asked).await) {
+                if let Ok(layout) = newest(connected.iter().map(|connection| ask_node(connection))).await {
                     return Ok(layout);
                 }
                 let mut servers: Vec<&Server> = seeds.iter().chain(known).collect();
                 servers.sort_unstable();
                 servers.dedup();
-                let asked = servers.into_iter().map(async |server| {
-                    let connection = self.open(server).await?;
-                    ask_node(&connection.client, self.timeout).await
-                });
-                newest(join_all(asked).await)
+                let asked = servers
+                    .into_iter()
+                    .map(|server| self.open(server).and_then(async |connection| ask_node(&connection).await));
+                newest(asked).await
             }
         }
     }
@@ -158,8 +176,8 @@ impl Redis {
         for sentinel in sentinels {
             let asked = async {
                 let connection = open(login, sentinel, self.timeout).await?;
-                let args = vec!["GET-MASTER-ADDR-BY-NAME", master];
-                connection.client.custom::<Option<(String, u16)>, _>(command("SENTINEL"), args).await
+                let args = ["GET-MASTER-ADDR-BY-NAME", master].map(Value::from).into();
+                connection.send::<Option<(String, u16)>>("SENTINEL", args).await
             };
             match asked.await {
                 Ok(Some((host, port))) => return Ok(Server::new(host, port)),
@@ -186,54 +204,77 @@ async fn open(login: &Config, server: &Server, answer_within: Duration) -> Resul
             connection.connection_timeout = answer_within;
             connection.internal_command_timeout = answer_within;
             connection.max_command_attempts = 1;
-            connection.unresponsive = UnresponsiveConfig {
-                max_timeout: Some(answer_within + UNRESPONSIVE_MARGIN),
-                interval: Duration::from_secs(1),
-            };
             connection.tcp = TcpConfig {
                 nodelay: Some(true),
-                user_timeout: Some(answer_within + UNRESPONSIVE_MARGIN),
+                user_timeout: Some(answer_within + USER_TIMEOUT_MARGIN),
                 ..TcpConfig::default()
             };
         })
         .build()?;
-    // With no policy for reconnecting, the router's task ends with its connection and all that is in flight.
-    let router: ConnectHandle = client.init().await?;
-    let connection = Connection { client, router: AbortOnDropHandle::new(router) };
+    // With no policy for reconnecting, the router's task ends with its connection. What is sent to it after that would
+    // wait in vain: that is what `ended` is for.
+    let mut router = AbortOnDropHandle::new(client.connect());
+    tokio::select! {
+        connected = client.wait_for_connect() => connected?,
+        ended = &mut router => {
+            let silent = || Error::new(ErrorKind::IO, "the connection to Redis could not be made");
+            return Err(ended.ok().and_then(Result::err).unwrap_or_else(silent));
+        }
+    }
+    let ended = CancellationToken::new();
+    let ends = ended.clone();
+    let router = tokio::spawn(async move {
+        let _ends = ends.clone().drop_guard();
+        tokio::select! {
+            // Why it has ended is the error of whatever was in flight.
+            _ = router => {}
+            () = ends.cancelled() => {}
+        }
+    });
+    let router = AbortOnDropHandle::new(router);
+    let connection = Connection { server: server.clone(), client, ended, _router: router };
     // One that has a password lets us in while it still loads its data.
-    connection.client.ping::<String>(None).await?;
+    connection.send::<Value>("PING", Vec::new()).await?;
     Ok(connection)
 }
 
 /// What a node of a cluster thinks of the cluster, with how new that is.
-async fn ask_node(client: &Client, answer_within: Duration) -> Result<(u64, Layout), Error> {
-    let asked = join(
-        client.custom::<String, _>(command("CLUSTER"), vec!["INFO"]),
-        client.custom::<Value, _>(command("CLUSTER"), vec!["SLOTS"]),
-    );
-    let silent = |_| Error::new(ErrorKind::Timeout, "no answer about the cluster");
-    let (info, slots) = timeout(answer_within, asked).await.map_err(silent)?;
-    let info = info?;
+async fn ask_node(connection: &Connection) -> Result<(u64, Layout), Error> {
+    let (info, slots) = try_join(
+        connection.send::<String>("CLUSTER", vec!["INFO".into()]),
+        connection.send::<Value>("CLUSTER", vec!["SLOTS".into()]),
+    )
+    .await?;
     let epoch =
         info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:")?.trim().parse().ok());
-    let host = client.client_config().server.hosts().first().map(|server| server.host.to_string());
-    Ok((epoch.unwrap_or(0), Layout::of_cluster(slots?, &host.unwrap_or_default())?))
+    Ok((epoch.unwrap_or(0), Layout::of_cluster(slots, &connection.server.host)?))
 }
 
-/// Of several answers that of the newest epoch: a node that was cut off from the others doesn't know better.
-fn newest(answers: Vec<Result<(u64, Layout), Error>>) -> Result<Layout, Error> {
+/// Of several answers that of the newest epoch: a node that was cut off from the others doesn't know better. Once there
+/// is one, nodes that are slow to answer are waited for only a little.
+async fn newest(
+    asked: impl Iterator<Item = impl Future<Output = Result<(u64, Layout), Error>>>,
+) -> Result<Layout, Error> {
+    let mut asked: FuturesUnordered<_> = asked.collect();
     let mut best: Option<(u64, Layout)> = None;
     let mut failed = Error::new(ErrorKind::Cluster, "nobody is there to tell about the cluster");
-    for answer in answers {
+    let mut until = None;
+    loop {
+        let answer = match until {
+            None => asked.next().await,
+            Some(until) => timeout_at(until, asked.next()).await.unwrap_or_default(),
+        };
         match answer {
-            Ok((epoch, layout)) if best.as_ref().is_none_or(|(newest, _)| epoch > *newest) => {
-                best = Some((epoch, layout));
+            None => return best.map(|(_, layout)| layout).ok_or(failed),
+            Some(Ok((epoch, layout))) => {
+                until.get_or_insert_with(|| Instant::now() + OTHER_ANSWERS);
+                if best.as_ref().is_none_or(|(newest, _)| epoch > *newest) {
+                    best = Some((epoch, layout));
+                }
             }
-            Ok(_) => {}
-            Err(error) => failed = error,
+            Some(Err(error)) => failed = error,
         }
     }
-    best.map(|(_, layout)| layout).ok_or(failed)
 }
 
 fn command(name: &'static str) -> CustomCommand {

@@ -85,13 +85,13 @@ async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
     load.wait_for(300).await;
 
     let victim = cluster.master_of(&stream(0)).unwrap();
-    cluster.servers()[victim].kill();
+    cluster.servers_mut()[victim].kill();
     eventually("its replica took over", async || {
         cluster.master_of(&stream(0)).is_ok_and(|now| now != victim)
     })
     .await;
     // Likes of its slots are accepted again only when there is a replica to confirm them.
-    cluster.servers()[victim].start_again().unwrap();
+    cluster.servers_mut()[victim].start_again().unwrap();
     load.wait_for(600).await;
 
     let sent = load.finish().await;
@@ -122,7 +122,7 @@ async fn slots_move_under_load() {
             append(&redis, partition, &[0xc1, round, u8::try_from(partition).unwrap()]).await;
             cluster
                 .move_slot(cluster.slot_of(&key).unwrap(), to, || {
-                    std::thread::sleep(Duration::from_millis(400))
+                    std::thread::sleep(Duration::from_millis(400));
                 })
                 .unwrap();
             eventually("it has moved", async || cluster.master_of(&key).is_ok_and(|now| now == to)).await;

@@ -63,20 +63,32 @@ fn the_demo_passes_and_writes_its_figures() {
 /// A short run of what `make chaos` does for longer.
 #[test]
 fn chaos_loses_and_doubles_nothing() {
+    chaos("one", "2");
+}
+
+#[test]
+fn chaos_on_a_cluster_loses_and_doubles_nothing() {
+    let faults = chaos("cluster", "5");
+    assert!(faults.contains_key("move of a slot") && faults.contains_key("kill -9 of Redis"), "{faults:?}");
+}
+
+/// Returns how often each kind of fault came.
+fn chaos(redis: &str, seed: &str) -> serde_json::Map<String, serde_json::Value> {
     let temporary = temporary_folder();
     let json = temporary.path().join("chaos.json");
     let json = json.to_str().unwrap();
-    let arguments = ["chaos", "--seed", "2", "--duration", "30s", "--rate", "300", "--json", json];
-    let output = localstack(&arguments, &temporary).output().unwrap();
+    let how = ["chaos", "--redis", redis, "--seed", seed, "--duration", "30s", "--rate", "300", "--json", json];
+    let output = localstack(&how, &temporary).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
-    assert!(stderr.contains("SEED=2"), "{stderr}");
+    assert!(stderr.contains(&format!("SEED={seed}")), "{stderr}");
     let figures: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
-    let faults: u64 =
-        figures["faults"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
-    assert!(faults >= 4, "{faults} faults");
+    let faults = figures["faults"].as_object().unwrap();
+    let count: u64 = faults.values().map(|count| count.as_u64().unwrap()).sum();
+    assert!(count >= 4, "{count} faults");
     assert!(figures["dead_lettered"].as_u64().unwrap() > 0 && figures["stored"].as_u64().unwrap() > 1_000);
     assert_eq!(left_behind(&temporary), [""; 0]);
+    faults.clone()
 }
 
 /// A demo that is in the middle of its storm.

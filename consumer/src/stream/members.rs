@@ -7,8 +7,8 @@ use shared::redis::Repeat;
 
 use super::{Streams, reply};
 
-/// Says that a member is there, and tells who else is. A member is what was heard of within the time after which it
-/// counts as dead; a record that is much older goes. A name that another process uses is not taken over.
+/// Says that a member is there, and tells who else has a record, and whether that is fresh or the member counts as
+/// dead; a record that is much older goes. A name that another process uses is not taken over.
 ///
 /// Redis that is out of memory must take it, or owners would change just then; a member's record is small.
 ///
@@ -22,24 +22,30 @@ local function read(record)
     local token, condition, fixed, beat = string.match(record, '^(%S+) (%a+) (%S*) (%d+)$')
     return token, condition, fixed, now - tonumber(beat or 0)
 end
+local function record(token, condition, fixed)
+    return string.format('%s %s %s %.0f', token, condition, fixed, now)
+end
+-- A record from the future, of a server whose clock was ahead, would live for too long: it counts from now on.
 local mine = redis.call('HGET', KEYS[1], ARGV[1])
 if mine then
-    local token, _, _, age = read(mine)
-    if token ~= ARGV[2] and age < tonumber(ARGV[5]) then return {0, {}} end
+    local token, condition, fixed, age = read(mine)
+    if token ~= ARGV[2] and age < tonumber(ARGV[5]) then
+        if age < 0 then redis.call('HSET', KEYS[1], ARGV[1], record(token, condition, fixed)) end
+        return {0, {}}
+    end
 end
-redis.call('HSET', KEYS[1], ARGV[1], string.format('%s %s %s %.0f', ARGV[2], ARGV[3], ARGV[4], now))
+redis.call('HSET', KEYS[1], ARGV[1], record(ARGV[2], ARGV[3], ARGV[4]))
 local members = {}
 local records = redis.call('HGETALL', KEYS[1])
 for i = 1, #records, 2 do
     local token, condition, fixed, age = read(records[i + 1])
     if token and age < 0 then
-        -- Written by a server whose clock was ahead: it counts from now on, or it would live for too long.
-        redis.call('HSET', KEYS[1], records[i], string.format('%s %s %s %.0f', token, condition, fixed, now))
+        redis.call('HSET', KEYS[1], records[i], record(token, condition, fixed))
     end
     if not token or age >= tonumber(ARGV[6]) then
         redis.call('HDEL', KEYS[1], records[i])
-    elseif age < tonumber(ARGV[5]) then
-        members[#members + 1] = {records[i], condition, fixed}
+    else
+        members[#members + 1] = {records[i], condition, fixed, age < tonumber(ARGV[5]) and 1 or 0}
     end
 end
 return {1, members}
@@ -95,13 +101,15 @@ pub(crate) struct Beat {
     pub(crate) dead_after: Duration,
 }
 
-/// A consumer that was heard of lately.
+/// A consumer that has not resigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) condition: Condition,
     /// As it says it.
     pub(crate) fixed: String,
+    /// Whether it was heard of lately.
+    pub(crate) is_alive: bool,
 }
 
 impl Streams {
@@ -115,7 +123,7 @@ impl Streams {
         &self.group
     }
 
-    /// Says that this consumer is there. Returns all members of the group, itself among them, or nothing when another
+    /// Says that this consumer is there. Returns all that have not resigned, itself among them, or nothing when another
     /// process has its name.
     pub(crate) async fn beat(&self, beat: &Beat) -> Result<Option<Vec<Member>>, Error> {
         let args = [

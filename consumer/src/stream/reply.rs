@@ -46,16 +46,16 @@ pub(super) fn inherited(partition: Partition, reply: Value) -> Result<Option<Inh
     Ok(Some(inherited).filter(|inherited| !inherited.from.is_empty()))
 }
 
-/// Our own script: `[0 or 1, [[name, condition, fixed] …]]`; 0 says that the name is another process's.
+/// Our own script: `[0 or 1, [[name, condition, fixed, 0 or 1] …]]`; 0 says that the name is another process's.
 pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
     let [is_ours, members] = parts(reply, "a heartbeat without its two parts")?;
     if count(&is_ours)? == 0 {
         return Ok(None);
     }
     let member = |value| {
-        let [name, condition, fixed] = parts(value, "a member without its three parts")?;
+        let [name, condition, fixed, is_alive] = parts(value, "a member without its four parts")?;
         let condition = Condition::named(&text(condition)?);
-        Ok(Member { name: text(name)?, condition, fixed: text(fixed)? })
+        Ok(Member { name: text(name)?, condition, fixed: text(fixed)?, is_alive: count(&is_alive)? == 1 })
     };
     array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
 }

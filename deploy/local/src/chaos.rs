@@ -19,10 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backlog::{self, Keys},
-    chaos::{injector::Injector, plan::Plan, poison::Poison},
+    chaos::{
+        injector::Injector,
+        plan::{Kind, Plan},
+        poison::Poison,
+    },
     figures,
     progress::say,
     stack::{Stack, StackOptions},
+    stack_redis::Deployment,
     storm::{self, Pace, REJECTED_POST, Storm},
 };
 
@@ -41,6 +46,10 @@ pub(crate) struct ChaosOptions {
     #[arg(long, default_value = "2000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
 
+    /// How Redis is run
+    #[arg(long, default_value = "one", value_name = "DEPLOYMENT")]
+    redis: Deployment,
+
     /// Where the figures go as JSON
     #[arg(long, default_value = "target/chaos.json", value_name = "FILE")]
     json: PathBuf,
@@ -58,10 +67,8 @@ const DRAIN: Duration = Duration::from_mins(2);
 pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> {
     figures::check_file(&options.json)?;
     let seed = options.seed.unwrap_or_else(|| rand::random::<u32>().into());
-    say(&format!(
-        "chaos with SEED={seed}: starting private Redis and Postgres, ingest and {CONSUMERS} consumers"
-    ));
-    let stack = Stack::start(stack_options(), Lifetime::Leashed)?;
+    say(&format!("chaos with SEED={seed}: starting private servers, ingest and {CONSUMERS} consumers"));
+    let stack = Stack::start(stack_options(options.redis), Lifetime::Leashed)?;
     let (ingest, redis_url, database_url) =
         (stack.ingest.listen(), stack.redis.url(), stack.postgres.url("postgres"));
     reject_the_rejected_post(&database_url).await?;
@@ -85,7 +92,8 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
         poison: Poison::default(),
         injected: std::collections::BTreeMap::new(),
     };
-    let injecting = tokio::task::spawn_blocking(move || injector.run(Plan::new(seed), until));
+    let plan = Plan::new(seed, Kind::all(options.redis));
+    let injecting = tokio::task::spawn_blocking(move || injector.run(plan, until));
     let sending = storm::send(storm, ingest, pace);
     let injected = async { Ok::<_, Box<dyn Error>>(injecting.await??) };
     let (injector, sent) = tokio::try_join!(injected, async { Ok(sending.await?) })?;
@@ -101,11 +109,18 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
 }
 
 /// Every crash of Redis is to keep what was accepted; and what is left pending is to be claimed soon.
-fn stack_options() -> StackOptions {
+fn stack_options(redis: Deployment) -> StackOptions {
+    let acks = match redis {
+        Deployment::One => "memory",
+        // What the replica has not, a failover loses.
+        Deployment::Cluster => "replicas:1",
+    };
     let consumer_settings = [("BATCH_LINGER", "20ms"), ("WRITE_TIMEOUT", "900ms"), ("CLAIM_MIN_IDLE", "2s")];
     StackOptions {
         consumer_admin_ports: vec![0; CONSUMERS],
         redis_arguments: ["--appendfsync", "always"].map(str::to_owned).to_vec(),
+        redis,
+        ingest_settings: vec![("REDIS_ACK", acks.to_owned())],
         consumer_settings: consumer_settings.map(|(name, value)| (name, value.to_owned())).to_vec(),
         ..StackOptions::default()
     }

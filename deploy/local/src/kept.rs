@@ -184,18 +184,22 @@ fn describe(stack: &Stack) -> State {
     let program = |name: &str, program: &Program| {
         part(name, program.pid(), Some(program.admin()), logs.join(format!("{name}.log")), StopSignal::Term)
     };
-    let (redis_folder, postgres_folder) = (stack.redis.folder(), stack.postgres.folder());
+    let postgres_folder = stack.postgres.folder();
     let mut parts = vec![program("ingest", &stack.ingest)];
     let consumers = stack.consumers.iter().zip(1..);
     parts.extend(consumers.map(|(consumer, number)| program(&format!("consumer-{number}"), consumer)));
-    let (redis_log, postgres_log) = (redis_folder.join("redis.log"), postgres_folder.join("postgres.log"));
-    parts.push(part("redis", stack.redis.pid(), None, redis_log, StopSignal::Term));
+    let mut folders = vec![postgres_folder.to_owned(), logs.to_owned()];
+    for server in stack.redis.servers() {
+        parts.push(part("redis", server.pid(), None, server.folder().join("redis.log"), StopSignal::Term));
+        folders.push(server.folder().to_owned());
+    }
+    let postgres_log = postgres_folder.join("postgres.log");
     parts.push(part("postgres", stack.postgres.pid(), None, postgres_log, StopSignal::Int));
     State {
         redis_url: stack.redis.url(),
         database_url: stack.postgres.url("postgres"),
         ingest_url: format!("http://{}", stack.ingest.listen()),
-        folders: [redis_folder, postgres_folder, logs].map(Path::to_owned).to_vec(),
+        folders,
         parts,
     }
 }

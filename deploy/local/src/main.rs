@@ -8,6 +8,7 @@ mod insert_each;
 mod kept;
 mod progress;
 mod stack;
+mod stack_redis;
 mod storm;
 mod verdict;
 mod verify;

@@ -85,7 +85,12 @@ impl RedisCluster {
     }
 
     /// Its servers, in the order in which they were started.
-    pub fn servers(&mut self) -> &mut [RedisServer] {
+    pub fn servers(&self) -> &[RedisServer] {
+        &self.servers
+    }
+
+    /// The same, to do something to them.
+    pub fn servers_mut(&mut self) -> &mut [RedisServer] {
         &mut self.servers
     }
 

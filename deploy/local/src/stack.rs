@@ -10,9 +10,11 @@ use local::{
     postgres_server::{PostgresOptions, PostgresServer},
     process::Lifetime,
     program::{self, Program},
-    redis_server::{RedisOptions, RedisServer},
+    redis_server::RedisOptions,
 };
 use tempfile::TempDir;
+
+use crate::stack_redis::{Deployment, StackRedis};
 
 const READY: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(40);
@@ -27,9 +29,12 @@ pub(crate) struct StackOptions {
     pub(crate) ingest_admin_port: u16,
     /// One a consumer.
     pub(crate) consumer_admin_ports: Vec<u16>,
+    /// How Redis is run.
+    pub(crate) redis: Deployment,
     /// More arguments for `redis-server`.
     pub(crate) redis_arguments: Vec<String>,
-    /// More settings of the consumers; later ones win.
+    /// More settings of ingest and of the consumers; later ones win.
+    pub(crate) ingest_settings: Vec<(&'static str, String)>,
     pub(crate) consumer_settings: Vec<(&'static str, String)>,
 }
 
@@ -37,9 +42,10 @@ pub(crate) struct StackOptions {
 pub(crate) struct Stack {
     pub(crate) ingest: Program,
     pub(crate) consumers: Vec<Program>,
-    pub(crate) redis: RedisServer,
+    pub(crate) redis: StackRedis,
     pub(crate) postgres: PostgresServer,
     pub(crate) logs: TempDir,
+    ingest_settings: Vec<(&'static str, String)>,
     consumer_settings: Vec<(&'static str, String)>,
 }
 
@@ -51,19 +57,18 @@ impl Stack {
         // A like that Redis has taken must survive a crash of Redis.
         let mut arguments = ["--appendonly", "yes"].map(str::to_owned).to_vec();
         arguments.extend(options.redis_arguments);
-        let redis = RedisServer::start(
-            RedisOptions { port: options.redis_port, arguments, ..RedisOptions::default() },
-            lifetime,
-        )?;
+        let redis = RedisOptions { port: options.redis_port, arguments, ..RedisOptions::default() };
+        let redis = StackRedis::start(options.redis, redis, lifetime)?;
         let postgres = PostgresOptions { port: options.postgres_port, settings: Vec::new() };
         let postgres = PostgresServer::start(postgres, lifetime)?;
         migrate(&postgres.url("postgres"))?;
 
         let ports = (options.ingest_port, options.ingest_admin_port);
-        let ingest = start_ingest(&redis, ports, logs.path())?;
-        let consumer_settings = options.consumer_settings;
-        let mut stack = Self { ingest, consumers: Vec::new(), redis, postgres, logs, consumer_settings };
-        for (number, port) in options.consumer_admin_ports.into_iter().enumerate() {
+        let StackOptions { ingest_settings, consumer_settings, consumer_admin_ports, .. } = options;
+        let ingest = start_ingest(&redis.url(), ports, &ingest_settings, logs.path())?;
+        let consumers = Vec::new();
+        let mut stack = Self { ingest, consumers, redis, postgres, logs, ingest_settings, consumer_settings };
+        for (number, port) in consumer_admin_ports.into_iter().enumerate() {
             let consumer = stack.start_consumer(number, port)?;
             stack.consumers.push(consumer);
         }
@@ -99,7 +104,7 @@ impl Stack {
     /// Starts ingest in the place of one that has ended, where its callers know it.
     pub(crate) fn replace_ingest(&mut self) -> Result<(), LocalError> {
         let ports = (self.ingest.listen().port(), self.ingest.admin().port());
-        self.ingest = start_ingest(&self.redis, ports, self.logs.path())?;
+        self.ingest = start_ingest(&self.redis.url(), ports, &self.ingest_settings, self.logs.path())?;
         Ok(())
     }
 
@@ -107,11 +112,9 @@ impl Stack {
     pub(crate) fn ended_part(&self) -> Option<LocalError> {
         let programs = [("ingest", &self.ingest)].into_iter();
         let programs = programs.chain(self.consumers.iter().map(|consumer| ("a consumer", consumer)));
-        let servers = [
-            ("redis-server", self.redis.last_words_if_ended()),
-            ("postgres", self.postgres.last_words_if_ended()),
-        ];
-        let parts = servers.into_iter().chain(programs.map(|(name, p)| (name, p.last_words_if_ended())));
+        let redis = self.redis.servers().iter().map(|server| ("redis-server", server.last_words_if_ended()));
+        let servers = redis.chain([("postgres", self.postgres.last_words_if_ended())]);
+        let parts = servers.chain(programs.map(|(name, p)| (name, p.last_words_if_ended())));
         let mut ended = parts.filter_map(|(name, words)| Some((name.to_owned(), words?)));
         ended.next().map(|(program, last_words)| LocalError::Ended { program, last_words })
     }
@@ -144,12 +147,18 @@ pub(crate) fn end_well(program: &mut Program) -> Result<(), LocalError> {
     Err(LocalError::Ended { program: format!("a program, with {status}"), last_words })
 }
 
-fn start_ingest(redis: &RedisServer, ports: (u16, u16), logs: &Path) -> Result<Program, LocalError> {
-    let settings = [
-        ("REDIS_URL", redis.url()),
+fn start_ingest(
+    redis_url: &str,
+    ports: (u16, u16),
+    more: &[(&'static str, String)],
+    logs: &Path,
+) -> Result<Program, LocalError> {
+    let mut settings = vec![
+        ("REDIS_URL", redis_url.to_owned()),
         ("INGEST_LISTEN", loopback(ports.0)),
         ("INGEST_ADMIN_LISTEN", loopback(ports.1)),
     ];
+    settings.extend(more.iter().cloned());
     Program::start("ingest", &settings, &logs.join("ingest.log"))
 }
 

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use fred::{
-    prelude::{Client, ClientLike, Error, ErrorKind, FromValue, Value},
+    prelude::{Error, ErrorKind, FromValue, Value},
     types::config::Server,
     util::redis_keyslot,
 };
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Connection, Outcome, Redis, address, command, error_code, layout::Layout, moved_to, outcome};
+use super::{Connection, Outcome, Redis, address, error_code, layout::Layout, moved_to, outcome};
 
 /// Between two attempts at one command.
 const REPEAT_AFTER: Duration = Duration::from_millis(25);
@@ -57,32 +57,13 @@ struct Shared {
 /// Which servers there are, and those of them that are connected.
 struct State {
     layout: Layout,
-    nodes: HashMap<Server, Node>,
-}
-
-/// A connected server.
-#[derive(Clone)]
-struct Node {
-    client: Client,
-    /// Cancelled when the connection has ended.
-    ended: CancellationToken,
-}
-
-impl Node {
-    /// What is in flight when the connection ends fails at once, and so does what is sent after that.
-    async fn send<R: FromValue>(&self, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
-        tokio::select! {
-            biased;
-            answer = self.client.custom(command(name), args) => answer,
-            () = self.ended.cancelled() => Err(Error::new(ErrorKind::IO, "the connection to Redis broke")),
-        }
-    }
+    nodes: HashMap<Server, Arc<Connection>>,
 }
 
 impl Connections {
     /// Finds the servers and connects to them. One at least must let us in; the others are connected when they can be.
     pub(super) async fn open(redis: &Redis) -> Result<Self, Error> {
-        let layout = redis.discover(Vec::new(), &[]).await?;
+        let layout = redis.discover(&[], &[]).await?;
         let opened = layout.servers().iter().map(async |server| (server.clone(), redis.open(server).await));
         let mut connections = HashMap::new();
         let mut failed = Error::new(ErrorKind::Cluster, "no server has any slots");
@@ -110,7 +91,8 @@ impl Connections {
     }
 
     /// Sends a command, `name` and `args`, to the server that has the key. While that server is away, says that it has
-    /// the key no longer, or is just moving it, the command waits or is sent again, for no longer than `REDIS_TIMEOUT`.
+    /// the key no longer, or is just moving it, the command waits or is sent again, within `REDIS_TIMEOUT`; then it has
+    /// that time for its answer.
     ///
     /// # Errors
     /// What the server said, or that it can't be reached. Then the command may have been carried out or not.
@@ -175,20 +157,20 @@ impl Connections {
         }
     }
 
-    /// A connection of its own to the server that has the key, with twice the usual time for an answer.
+    /// A connection of its own to the server that has the key, with twice the usual time for an answer: the one that
+    /// there was, if it is still good.
     ///
     /// # Errors
     /// When there is none to be had.
-    pub async fn own(&self, key: &str) -> Result<Connection, Error> {
+    pub async fn own(&self, key: &str, before: Option<Connection>) -> Result<Connection, Error> {
         let slot = redis_keyslot(key.as_bytes());
         let server = self.shared.state.borrow().layout.server_of(slot).cloned();
         let server = server.ok_or_else(|| Error::new(ErrorKind::Cluster, "no server has the slot"))?;
-        let redis = Redis { timeout: self.shared.redis.timeout * 2, ..self.shared.redis.clone() };
-        let opened = redis.open(&server).await;
-        if opened.is_err() {
-            self.shared.doubt.notify_one();
+        if let Some(before) = before.filter(|before| before.server == server && !before.has_ended()) {
+            return Ok(before);
         }
-        opened
+        let redis = Redis { timeout: self.shared.redis.timeout * 2, ..self.shared.redis.clone() };
+        redis.open(&server).await.inspect_err(|error| self.doubt_after(error))
     }
 
     /// Takes note of what an error says of the layout.
@@ -201,17 +183,17 @@ impl Connections {
         }
         if error_code(error) == Some("READONLY") {
             // One that was the master: whoever is it now can be found only by asking anew.
-            self.shared.state.borrow().nodes.values().for_each(|node| node.ended.cancel());
+            self.shared.state.borrow().nodes.values().for_each(|node| node.end());
         }
         self.shared.doubt.notify_one();
     }
 
     /// The connected servers.
-    pub fn clients(&self) -> Vec<Client> {
-        self.shared.clients()
+    pub fn servers(&self) -> Vec<Arc<Connection>> {
+        self.shared.connected()
     }
 
-    /// Whether every server answers that there is by what is known.
+    /// Whether all servers that there are by what is known are connected, and answer.
     ///
     /// # Errors
     /// The first failure, or that a server is not connected.
@@ -223,14 +205,15 @@ impl Connections {
         if let Some(missing) = missing {
             return Err(Error::new(ErrorKind::IO, format!("no connection to {missing}")));
         }
-        let pinged = self.clients().into_iter().map(async |client| client.ping::<String>(None).await);
+        let servers = self.servers();
+        let pinged = servers.iter().map(async |server| server.send::<Value>("PING", Vec::new()).await);
         for answer in join_all(pinged).await {
             answer.inspect_err(|error| self.doubt_after(error))?;
         }
         Ok(())
     }
 
-    async fn node(&self, slot: u16, give_up_at: Instant) -> Result<Node, Error> {
+    async fn node(&self, slot: u16, give_up_at: Instant) -> Result<Arc<Connection>, Error> {
         let node_of = |state: &State| state.nodes.get(state.layout.server_of(slot)?).cloned();
         if let Some(node) = node_of(&self.shared.state.borrow()) {
             return Ok(node);
@@ -247,8 +230,8 @@ impl Connections {
 }
 
 impl Shared {
-    fn clients(&self) -> Vec<Client> {
-        self.state.borrow().nodes.values().map(|node| node.client.clone()).collect()
+    fn connected(&self) -> Vec<Arc<Connection>> {
+        self.state.borrow().nodes.values().cloned().collect()
     }
 
     async fn watch_layout(self: Arc<Self>, mut layout: Layout, mut kept: HashMap<Server, DropGuard>) {
@@ -258,7 +241,7 @@ impl Shared {
                 () = self.doubt.notified() => {}
                 () = sleep(REFRESH_INTERVAL) => {}
             }
-            match self.redis.discover(self.clients(), &layout.known).await {
+            match self.redis.discover(&self.connected(), &layout.known).await {
                 Ok(found) => {
                     failing = false;
                     if found.servers() != layout.servers() {
@@ -291,7 +274,7 @@ impl Shared {
             state.nodes.retain(|server, node| {
                 let stays = layout.servers().contains(server);
                 if !stays {
-                    node.ended.cancel();
+                    node.end();
                 }
                 stays
             });
@@ -320,35 +303,36 @@ impl Shared {
                     if failing {
                         tracing::info!(redis = address(&server), "connected to Redis");
                     }
-                    wait = RECONNECT_MIN;
-                    self.serve(&server, connection).await;
-                    tracing::warn!(redis = address(&server), "the connection to Redis broke");
-                    failing = true;
-                }
-                Err(error) => {
-                    if !failing {
-                        tracing::warn!(redis = address(&server), %error, "no connection to Redis");
+                    let since = Instant::now();
+                    self.serve(connection).await;
+                    // One that lets us in and breaks at once is no better than one that doesn't let us in.
+                    let was_good = since.elapsed() >= RECONNECT_MAX;
+                    if was_good {
+                        wait = RECONNECT_MIN;
                     }
-                    failing = true;
-                    wait = (wait * 2).min(RECONNECT_MAX);
+                    if was_good || !failing {
+                        tracing::warn!(redis = address(&server), "the connection to Redis broke");
+                    }
                 }
+                Err(error) if !failing => {
+                    tracing::warn!(redis = address(&server), %error, "no connection to Redis");
+                }
+                Err(_) => {}
             }
+            failing = true;
             self.doubt.notify_one();
             sleep(wait).await;
+            wait = (wait * 2).min(RECONNECT_MAX);
         }
     }
 
     /// Lets commands use a connection until it ends.
-    async fn serve(&self, server: &Server, mut connection: Connection) {
-        let ended = CancellationToken::new();
-        let _ended = ended.clone().drop_guard();
-        let node = Node { client: connection.client().clone(), ended: ended.clone() };
-        self.state.send_modify(|state| drop(state.nodes.insert(server.clone(), node)));
-        tokio::select! {
-            () = connection.ended() => {}
-            () = ended.cancelled() => {}
-        }
-        self.state.send_modify(|state| drop(state.nodes.remove(server)));
+    async fn serve(&self, connection: Connection) {
+        let connection = Arc::new(connection);
+        let server = connection.server.clone();
+        self.state.send_modify(|state| drop(state.nodes.insert(server.clone(), Arc::clone(&connection))));
+        connection.ended.cancelled().await;
+        self.state.send_modify(|state| drop(state.nodes.remove(&server)));
     }
 }
 

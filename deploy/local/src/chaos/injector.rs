@@ -6,12 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fred::{
-    prelude::ClientLike,
-    types::{ClusterHash, CustomCommand},
-};
+use fred::prelude::Value;
 use local::LocalError;
-use shared::redis::Connections;
+use shared::{partition::Partition, redis::Connections};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio_postgres::NoTls;
@@ -41,6 +38,13 @@ pub(crate) enum InjectorError {
     Redis(#[from] fred::error::Error),
     #[error("Postgres did not take an order of the test")]
     Postgres(#[from] tokio_postgres::Error),
+}
+
+/// The stream of the partition that a fault is about.
+fn key_of(fault: Fault) -> String {
+    let keys = Keys::default();
+    let partitions: Vec<Partition> = keys.partitions().collect();
+    keys.stream(partitions[fault.which % partitions.len()])
 }
 
 /// A stack, and what is done to it.
@@ -85,7 +89,7 @@ impl Injector {
     }
 
     fn inject(&mut self, fault: Fault) -> Result<(), InjectorError> {
-        let consumer = fault.consumer % self.stack.consumers.len();
+        let consumer = fault.which % self.stack.consumers.len();
         match fault.kind {
             Kind::KillConsumer => {
                 self.stack.consumers[consumer].kill();
@@ -116,24 +120,24 @@ impl Injector {
                 self.stack.postgres.start_again()?;
             }
             Kind::RestartRedis | Kind::KillRedis => {
-                if fault.kind == Kind::KillRedis {
-                    self.stack.redis.kill();
-                } else {
-                    self.stack.redis.stop();
-                }
-                self.pause(fault.outage);
-                self.stack.redis.start_again()?;
+                self.at_redis(fault, |injector, key| {
+                    let server = injector.stack.redis.server_of(key)?;
+                    if fault.kind == Kind::KillRedis {
+                        server.kill();
+                    } else {
+                        server.stop();
+                    }
+                    let port = server.port();
+                    injector.pause(fault.outage);
+                    injector.stack.redis.server_at(port)?.start_again()
+                })?;
             }
             Kind::FreezePostgres => {
                 self.stack.postgres.pause();
                 self.pause(fault.outage);
                 self.stack.postgres.resume();
             }
-            Kind::FreezeRedis => {
-                self.stack.redis.pause();
-                self.pause(fault.outage);
-                self.stack.redis.resume();
-            }
+            Kind::FreezeRedis => self.freeze_redis(fault, |_| Ok(()))?,
             Kind::KillConsumerAtFrozenPostgres => {
                 self.stack.postgres.pause();
                 self.pause(fault.outage);
@@ -142,12 +146,13 @@ impl Injector {
                 self.stack.replace_consumer(consumer)?;
             }
             Kind::KillConsumerAtFrozenRedis => {
-                self.stack.redis.pause();
-                self.pause(fault.outage);
-                self.stack.consumers[consumer].kill();
-                self.stack.redis.resume();
+                self.freeze_redis(fault, |injector| {
+                    injector.stack.consumers[consumer].kill();
+                    Ok(())
+                })?;
                 self.stack.replace_consumer(consumer)?;
             }
+            Kind::MoveSlot => self.stack.redis.move_slot(&key_of(fault), fault.outage / 4)?,
             Kind::CutRedisConnections => {
                 self.redis_command("CLIENT", &["KILL", "TYPE", "normal", "SKIPME", "yes"])?;
             }
@@ -170,10 +175,37 @@ impl Injector {
         Ok(())
     }
 
+    /// Does something to the server of a partition, and waits until Redis is well again.
+    fn at_redis(
+        &mut self,
+        fault: Fault,
+        harm: impl FnOnce(&mut Self, &str) -> Result<(), LocalError>,
+    ) -> Result<(), LocalError> {
+        harm(self, &key_of(fault))?;
+        self.stack.redis.wait_well()
+    }
+
+    /// Freezes the server of a partition for a while, and does something more just before it goes on.
+    fn freeze_redis(
+        &mut self,
+        fault: Fault,
+        more: impl FnOnce(&mut Self) -> Result<(), LocalError>,
+    ) -> Result<(), LocalError> {
+        self.at_redis(fault, |injector, key| {
+            let server = injector.stack.redis.server_of(key)?;
+            server.pause();
+            let port = server.port();
+            injector.pause(fault.outage);
+            more(injector)?;
+            injector.stack.redis.server_at(port)?.resume();
+            Ok(())
+        })
+    }
+
     fn redis_command(&self, name: &'static str, arguments: &[&str]) -> Result<(), fred::error::Error> {
-        for server in self.redis.clients() {
-            let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
-            self.runtime.block_on(server.custom::<(), _>(command, arguments.to_vec()))?;
+        for server in self.redis.servers() {
+            let arguments = arguments.iter().map(|argument| Value::from(*argument)).collect();
+            self.runtime.block_on(server.send::<Value>(name, arguments))?;
         }
         Ok(())
     }

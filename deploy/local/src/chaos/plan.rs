@@ -4,6 +4,8 @@ use std::{fmt, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
+use crate::stack_redis::Deployment;
+
 /// Between two faults, in milliseconds.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 500..=2_500;
 
@@ -38,10 +40,13 @@ pub(crate) enum Kind {
     FillRedis,
     /// Entries that can't be stored, or not all of them.
     Poison,
+    /// A partition's slot of a cluster goes to another master.
+    MoveSlot,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 16] = [
+    /// What can happen with one Redis.
+    pub(crate) const COMMON: [Self; 16] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -59,6 +64,12 @@ impl Kind {
         Self::FillRedis,
         Self::Poison,
     ];
+
+    /// What can happen with a Redis that is run so.
+    pub(crate) fn all(redis: Deployment) -> Vec<Self> {
+        let of_clusters = [Self::MoveSlot].into_iter().filter(|_| redis == Deployment::Cluster);
+        Self::COMMON.into_iter().chain(of_clusters).collect()
+    }
 }
 
 impl fmt::Display for Kind {
@@ -80,6 +91,7 @@ impl fmt::Display for Kind {
             Self::KillConsumerAtFrozenRedis => "kill -9 of a consumer at a frozen Redis",
             Self::FillRedis => "Redis out of memory",
             Self::Poison => "poison entries",
+            Self::MoveSlot => "move of a slot",
         };
         f.pad(words)
     }
@@ -93,8 +105,8 @@ pub(crate) struct Fault {
     pub(crate) after: Duration,
     /// How long it lasts, where that makes sense.
     pub(crate) outage: Duration,
-    /// Which consumer, where it is about one; counted over all, to be taken modulo their number.
-    pub(crate) consumer: usize,
+    /// Which consumer or partition, where it is about one; counted over all, to be taken modulo their number.
+    pub(crate) which: usize,
     /// How many poison entries.
     pub(crate) poison: u32,
 }
@@ -102,12 +114,13 @@ pub(crate) struct Fault {
 /// Faults without end. Every kind comes once before any comes twice.
 pub(crate) struct Plan {
     random: StdRng,
+    kinds: Vec<Kind>,
     deck: Vec<Kind>,
 }
 
 impl Plan {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(seed), deck: Vec::new() }
+    pub(crate) fn new(seed: u64, kinds: Vec<Kind>) -> Self {
+        Self { random: StdRng::seed_from_u64(seed), kinds, deck: Vec::new() }
     }
 }
 
@@ -116,7 +129,7 @@ impl Iterator for Plan {
 
     fn next(&mut self) -> Option<Fault> {
         if self.deck.is_empty() {
-            self.deck = Kind::ALL.to_vec();
+            self.deck.clone_from(&self.kinds);
             self.deck.shuffle(&mut self.random);
         }
         let kind = self.deck.pop()?;
@@ -124,7 +137,7 @@ impl Iterator for Plan {
             kind,
             after: Duration::from_millis(self.random.random_range(PAUSE_MS)),
             outage: Duration::from_millis(self.random.random_range(OUTAGE_MS)),
-            consumer: self.random.random_range(0..usize::from(u16::MAX)),
+            which: self.random.random_range(0..usize::from(u16::MAX)),
             poison: self.random.random_range(POISON),
         })
     }
@@ -136,15 +149,17 @@ mod tests {
 
     #[test]
     fn a_seed_always_makes_the_same_plan_and_another_one_another() {
-        let plan = |seed| Plan::new(seed).take(100).collect::<Vec<_>>();
+        let plan = |seed| Plan::new(seed, Kind::all(Deployment::One)).take(100).collect::<Vec<_>>();
         assert_eq!(plan(7), plan(7));
         assert_ne!(plan(7), plan(8));
     }
 
     #[test]
     fn every_kind_comes_before_any_comes_again() {
-        let mut kinds: Vec<Kind> = Plan::new(1).take(Kind::ALL.len()).map(|fault| fault.kind).collect();
+        let all = Kind::all(Deployment::Cluster);
+        let plan = Plan::new(1, all.clone());
+        let mut kinds: Vec<Kind> = plan.take(all.len()).map(|fault| fault.kind).collect();
         kinds.sort_unstable();
-        assert_eq!(kinds, Kind::ALL);
+        assert_eq!(kinds, all);
     }
 }

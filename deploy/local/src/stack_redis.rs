@@ -1,0 +1,106 @@
+//! The Redis of a stack: one server or a cluster.
+
+use std::{slice, thread, time::Duration};
+
+use local::{
+    LocalError,
+    process::Lifetime,
+    redis_cluster::RedisCluster,
+    redis_server::{RedisOptions, RedisServer},
+};
+
+/// How Redis is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Deployment {
+    /// One server
+    #[default]
+    One,
+    /// Three masters with a replica each
+    Cluster,
+}
+
+/// A running Redis.
+pub(crate) enum StackRedis {
+    One(RedisServer),
+    Cluster(RedisCluster),
+}
+
+impl StackRedis {
+    /// Starts it. A cluster ends with this process.
+    pub(crate) fn start(
+        deployment: Deployment,
+        options: RedisOptions,
+        lifetime: Lifetime,
+    ) -> Result<Self, LocalError> {
+        match deployment {
+            Deployment::One => RedisServer::start(options, lifetime).map(Self::One),
+            Deployment::Cluster => {
+                let arguments: Vec<&str> = options.arguments.iter().map(String::as_str).collect();
+                // A lost master is to cost its own slots only.
+                let arguments = [&["--cluster-require-full-coverage", "no"], &arguments[..]].concat();
+                RedisCluster::start(&arguments).map(Self::Cluster)
+            }
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::One(server) => server.url(),
+            Self::Cluster(cluster) => cluster.url(),
+        }
+    }
+
+    /// All of its servers.
+    pub(crate) fn servers(&self) -> &[RedisServer] {
+        match self {
+            Self::One(server) => slice::from_ref(server),
+            Self::Cluster(cluster) => cluster.servers(),
+        }
+    }
+
+    /// The server that takes the writes to a key now.
+    pub(crate) fn server_of(&mut self, key: &str) -> Result<&mut RedisServer, LocalError> {
+        match self {
+            Self::One(server) => Ok(server),
+            Self::Cluster(cluster) => {
+                let master = cluster.master_of(key)?;
+                Ok(&mut cluster.servers_mut()[master])
+            }
+        }
+    }
+
+    /// The server that listens on a port.
+    pub(crate) fn server_at(&mut self, port: u16) -> Result<&mut RedisServer, LocalError> {
+        let servers = match self {
+            Self::One(server) => slice::from_mut(server),
+            Self::Cluster(cluster) => cluster.servers_mut(),
+        };
+        servers.iter_mut().find(|server| server.port() == port).ok_or(LocalError::Missing("a server"))
+    }
+
+    /// Moves the slot of a key to another master, and leaves it half way for a while, twice.
+    pub(crate) fn move_slot(&self, key: &str, half_way: Duration) -> Result<(), LocalError> {
+        let Self::Cluster(cluster) = self else { return Ok(()) };
+        let to = cluster.other_master(cluster.master_of(key)?)?;
+        cluster.move_slot(cluster.slot_of(key)?, to, || thread::sleep(half_way))?;
+        cluster.wait_well()
+    }
+
+    /// Waits until it can stand the loss of another server.
+    pub(crate) fn wait_well(&self) -> Result<(), LocalError> {
+        match self {
+            Self::One(_) => Ok(()),
+            Self::Cluster(cluster) => cluster.wait_well(),
+        }
+    }
+
+    /// Lets it live on after this value.
+    pub(crate) fn detach(self) {
+        match self {
+            Self::One(server) => server.detach(),
+            // Its servers are on leashes: they end here.
+            Self::Cluster(_) => {}
+        }
+    }
+}
