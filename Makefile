@@ -9,6 +9,9 @@ BUILD := $(CARGO) build --locked --release
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LOCALSTACK := $(TARGET)/release/localstack
 
+# Tests mostly wait, for servers and for one another.
+export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
+
 LIKES ?= 1000000
 DUPLICATES ?= 5
 SEED ?=

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use shared::{partition::Partition, redis, service::one_line};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,7 @@ use crate::{
 /// Between two reads of a partition: the first wait, and doubled up to the last one while nothing is new. A read that
 /// comes back full is followed by the next one at once.
 const POLL_MIN: Duration = Duration::from_millis(4);
-const POLL_MAX: Duration = Duration::from_millis(32);
+const POLL_MAX: Duration = Duration::from_millis(64);
 
 /// How many pending entries a claim takes over at once.
 const CLAIM_COUNT: u64 = 100;
@@ -51,6 +51,8 @@ pub(crate) struct Limits {
     pub(crate) claim_min_idle: Duration,
     /// How often an entry may be delivered before it is tried alone.
     pub(crate) max_deliveries: u64,
+    /// When the lanes' clock started.
+    pub(crate) started: Instant,
 }
 
 /// Reads one partition and sends its entries on, decoded.
@@ -138,7 +140,8 @@ impl Lane {
         expected.observed(read, rows);
         *poll = if read == 0 { (*poll * 2).min(POLL_MAX) } else { POLL_MIN };
         if read < count {
-            self.while_wanted(wanted, sleep(*poll)).await;
+            let tick = next_tick(self.limits.started, Instant::now(), *poll);
+            self.while_wanted(wanted, sleep_until(tick)).await;
         }
         Ok(Ok(()))
     }
@@ -311,6 +314,13 @@ impl Lane {
     }
 }
 
+/// The end of a wait that ends for all lanes at once: their reads then leave together.
+fn next_tick(started: Instant, now: Instant, period: Duration) -> Instant {
+    let (elapsed_us, period_us) = ((now - started).as_micros(), period.as_micros().max(1));
+    let next_us = (elapsed_us / period_us + 1) * period_us;
+    started + Duration::from_micros(u64::try_from(next_us).unwrap_or(u64::MAX))
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -371,6 +381,17 @@ impl ClaimRound {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lanes_wait_for_the_same_moment() {
+        let started = Instant::now();
+        for elapsed_us in [0, 3_999, 4_000, 4_001, 400 * 24 * 3_600_000_001] {
+            let now = started + Duration::from_micros(elapsed_us);
+            let next = next_tick(started, now, POLL_MIN);
+            assert!((Duration::from_micros(1)..=POLL_MIN).contains(&(next - now)));
+            assert_eq!((next - started).as_micros() % POLL_MIN.as_micros(), 0);
+        }
+    }
 
     #[test]
     fn reads_are_sized_by_the_rows_that_entries_bring() {

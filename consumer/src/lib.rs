@@ -45,7 +45,7 @@ use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_postgres::NoTls;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -315,6 +315,7 @@ impl Work<'_> {
             rows_in_flight: BATCHES_IN_FLIGHT * rows,
             claim_min_idle: settings.claim_min_idle,
             max_deliveries: settings.max_deliveries,
+            started: Instant::now(),
         };
         let (health, shutdown) = (Arc::new(ReadHealth::new(reader)), stop.clone());
         let owned = ownership.clone();

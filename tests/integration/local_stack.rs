@@ -68,7 +68,7 @@ fn chaos_loses_and_doubles_nothing() {
 
 #[test]
 fn chaos_on_a_cluster_loses_and_doubles_nothing() {
-    let faults = chaos("cluster", "5");
+    let faults = chaos("cluster", "238");
     assert!(faults.contains_key("move of a slot") && faults.contains_key("kill -9 of Redis"), "{faults:?}");
 }
 
@@ -77,7 +77,8 @@ fn chaos(redis: &str, seed: &str) -> serde_json::Map<String, serde_json::Value> 
     let temporary = temporary_folder();
     let json = temporary.path().join("chaos.json");
     let json = json.to_str().unwrap();
-    let how = ["chaos", "--redis", redis, "--seed", seed, "--duration", "30s", "--rate", "300", "--json", json];
+    let how =
+        ["chaos", "--redis", redis, "--seed", seed, "--duration", "30s", "--rate", "300", "--json", json];
     let output = localstack(&how, &temporary).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
