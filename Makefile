@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## Print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: # Redis, Postgres, PgBouncer and a linker, where they are missing
@@ -38,6 +38,11 @@ demo: build ## A storm of likes on a private stack, with a verdict (LIKES=100000
 .PHONY: test
 test: build ## Run all tests, against real servers that they start themselves
 	$(CARGO) test --locked --release --workspace
+
+.PHONY: test-valkey
+test-valkey: build ## The integration tests on Valkey 8 in place of Redis
+	server=$$(deploy/local/valkey.sh $(abspath $(TARGET))/valkey) && \
+	REDIS_SERVER=$$server $(CARGO) test --locked --release --package likestream-tests
 
 .PHONY: chaos
 chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10 REDIS=one|cluster)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Prints where a valkey-server is, for REDIS_SERVER. Where none is installed, on Debian, it unpacks that of the
+# backports into the folder given, and installs nothing.
+set -euo pipefail
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    exit 1
+}
+
+if command -v valkey-server; then exit 0; fi
+folder=${1:?a folder}
+server=$folder/root/usr/bin/valkey-server
+if [ ! -x "$server" ]; then
+    by_hand='install Valkey 8 first, so that valkey-server and valkey-cli are found'
+    command -v apt-get >/dev/null || fail "$by_hand (this machine has no apt-get)"
+    mkdir -p "$folder"/{lists,cache/archives}/partial
+    # shellcheck disable=SC2016 # the variables are apt's
+    read -r codename repository < <(apt-get indextargets \
+        --format '$(CREATED_BY) $(COMPONENT) $(CODENAME) $(REPO_URI)' | awk '$1 == "Packages" && $2 == "main" { print $3, $4; exit }')
+    printf 'deb %s %s-backports main\n' "$repository" "$codename" >"$folder/backports.list"
+    apt=(apt-get -o "Dir::Etc::sourcelist=$folder/backports.list" -o Dir::Etc::sourceparts=- \
+        -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder/cache")
+    printf 'fetching Valkey\n' >&2
+    if ! { "${apt[@]}" update && cd "$folder" && "${apt[@]}" download valkey-server valkey-tools; } >"$folder/log" 2>&1; then
+        tail -n 3 "$folder/log" >&2
+        fail "$by_hand (the backports of $codename don't have it, or can't be reached)"
+    fi
+    for package in "$folder"/*.deb; do dpkg-deb -x "$package" "$folder/root"; done
+fi
+printf '%s\n' "$server"
