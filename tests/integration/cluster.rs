@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fred::prelude::Value;
-use local::redis_cluster::RedisCluster;
+use local::{redis_cluster::RedisCluster, redis_server::RedisServer};
 use shared::{
     codec,
     redis::{Connections, Repeat},
@@ -32,6 +32,13 @@ async fn append(redis: &Connections, partition: u16, payload: &[u8]) {
     let payload = Value::Bytes(bytes::Bytes::copy_from_slice(payload));
     let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload];
     redis.run::<String>(&stream, Repeat::IfNotDone, "XADD", args).await.unwrap();
+}
+
+/// How many entries a stream has had so far.
+fn entries_added(server: &RedisServer, stream: &str) -> u64 {
+    let about = server.command(&["XINFO", "STREAM", stream]).unwrap();
+    let mut lines = about.lines().skip_while(|line| *line != "entries-added");
+    lines.nth(1).unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,8 +91,16 @@ async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
     let load = Load::start(ingest.listen(), 300);
     load.wait_for(300).await;
 
+    // It dies with entries that its replica has not: those must not have been accepted.
     let victim = cluster.master_of(&stream(0)).unwrap();
+    let replica = victim + cluster.servers().len() / 2;
+    cluster.servers()[replica].pause();
+    cluster.servers()[victim].command(&["CLIENT", "KILL", "TYPE", "replica"]).unwrap();
+    let appended = |cluster: &RedisCluster| entries_added(&cluster.servers()[victim], &stream(0));
+    let before = appended(&cluster);
+    eventually("only the master has some", async || appended(&cluster) > before).await;
     cluster.servers_mut()[victim].kill();
+    cluster.servers()[replica].resume();
     eventually("its replica took over", async || {
         cluster.master_of(&stream(0)).is_ok_and(|now| now != victim)
     })
