@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harness::{PARTITIONS, SOON, Settings, Setup, beat_for, eventually, likes, pending, post, run},
+    harness::{GROUP, PARTITIONS, SOON, Settings, Setup, beat_for, eventually, likes, pending, post, run},
     load::{Load, Stalls},
     proxy::Proxy,
 };
@@ -235,6 +235,23 @@ async fn nobody_is_taken_for_dead_because_redis_was_away() {
         let assignments = consumer.log_text().matches("partitions assigned").count();
         assert!(assignments <= 2, "{}", consumer.log_text());
     }
+}
+
+/// As after a failover to a server whose clock is behind. Clocks of other hosts don't come into it: only Redis's is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_from_the_future_counts_from_now() {
+    use fred::prelude::HashesInterface;
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let key = format!("likes:members:{GROUP}");
+    let garbage = [("ghost", "token able  99999999999999"), ("garbage", "?"), ("", "")];
+    for (name, record) in garbage {
+        redis.hset::<u64, _, _>(&key, (name, record)).await.unwrap();
+    }
+    let consumer = setup.consumer(&[]);
+    assert!(owned(&consumer) < PARTITIONS, "the ghost is a member");
+    eventually("the ghost is dead", async || owned(&consumer) == PARTITIONS).await;
+    assert!(!redis.hexists::<bool, _, _>(&key, "garbage").await.unwrap());
 }
 
 /// Quiet partitions share transactions.

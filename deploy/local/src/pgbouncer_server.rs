@@ -1,6 +1,6 @@
 //! A private PgBouncer.
 
-use std::{fs, net::TcpStream, path::PathBuf, time::Duration};
+use std::{fs, net::TcpStream, path::PathBuf};
 
 use nix::{
     sys::signal::Signal,
@@ -9,10 +9,9 @@ use nix::{
 
 use crate::{
     LocalError, free_port,
-    process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
+    process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };
 
-const START_SECONDS: u64 = 20;
 const PORT_TRIES: usize = 5;
 const CONFIG: &str = "pgbouncer.ini";
 
@@ -126,19 +125,9 @@ fn launch(
     let arguments = vec![program()?.display().to_string(), CONFIG.to_owned()];
     let command =
         ServerCommand { arguments, folder: folder.path(), log: &log, stop_signal: Signal::SIGTERM, user };
-    let mut server = ServerProcess::start(&command, Lifetime::Leashed)?;
-    let limit = Duration::from_secs(START_SECONDS);
-    let up = wait_until(limit, || !server.is_running() || TcpStream::connect(("127.0.0.1", port)).is_ok());
-    let program = "pgbouncer".to_owned();
-    if !server.is_running() {
-        server.kill();
-        return Err(LocalError::Ended { program, last_words: process::last_words(&log) });
-    }
-    if up {
-        Ok(server)
-    } else {
-        Err(LocalError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
-    }
+    ServerProcess::start_answering(&command, Lifetime::Leashed, || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    })
 }
 
 fn program() -> Result<PathBuf, LocalError> {

@@ -20,7 +20,6 @@ use crate::{
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
 };
 
-const START_SECONDS: u64 = 60;
 const PORT_TRIES: usize = 5;
 
 /// Known homes of Postgres programs that are not on the PATH: Debian's and Red Hat's.
@@ -187,18 +186,7 @@ fn launch(
         vec![programs.join("postgres").display().to_string(), "-D".to_owned(), "data".to_owned()];
     arguments.extend(own.chain(given).flat_map(|setting| ["-c".to_owned(), setting]));
     let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGINT, user };
-    let mut server = ServerProcess::start(&command, lifetime)?;
-    let up = wait_until(Duration::from_secs(START_SECONDS), || !server.is_running() || answers(port));
-    let program = "postgres".to_owned();
-    if !server.is_running() {
-        server.kill();
-        return Err(LocalError::Ended { program, last_words: process::last_words(&log) });
-    }
-    if up {
-        Ok(server)
-    } else {
-        Err(LocalError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
-    }
+    ServerProcess::start_answering(&command, lifetime, || answers(port))
 }
 
 fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), LocalError> {

@@ -45,6 +45,9 @@ const WATCHDOG: &str = r#"read -r word; [ "$word" = done ] || kill -s KILL "$1" 
 
 const POLL: Duration = Duration::from_millis(10);
 
+/// How long a server may take until it answers.
+const START_SECONDS: u64 = 60;
+
 /// How a server lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
@@ -110,6 +113,28 @@ impl ServerProcess {
         };
         let pid = Pid::from_raw(pid);
         Ok(Self { child, leash, pid, stop_signal: command.stop_signal, released: false })
+    }
+
+    /// Starts a server and waits until it answers.
+    pub(crate) fn start_answering(
+        command: &ServerCommand<'_>,
+        lifetime: Lifetime,
+        answers: impl Fn() -> bool,
+    ) -> Result<Self, LocalError> {
+        let mut server = Self::start(command, lifetime)?;
+        let up = wait_until(Duration::from_secs(START_SECONDS), || !server.is_running() || answers());
+        let program = command.arguments.first().map(Path::new).and_then(Path::file_name);
+        let program = program.unwrap_or_default().to_string_lossy().into_owned();
+        let log = command.log.to_owned();
+        if !server.is_running() {
+            server.kill();
+            return Err(LocalError::Ended { program, last_words: last_words(&log) });
+        }
+        if up {
+            Ok(server)
+        } else {
+            Err(LocalError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
+        }
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -13,10 +13,9 @@ use nix::sys::signal::Signal;
 
 use crate::{
     LocalError, free_port,
-    process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
+    process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };
 
-const START_SECONDS: u64 = 20;
 const PORT_TRIES: usize = 5;
 
 /// How to run it.
@@ -178,19 +177,7 @@ fn launch(
     arguments.extend(common);
     arguments.extend(options.arguments.iter().cloned());
     let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGTERM, user: None };
-    let mut server = ServerProcess::start(&command, lifetime)?;
-    let limit = Duration::from_secs(START_SECONDS);
-    let up = wait_until(limit, || !server.is_running() || answers(port));
-    let program = server_program();
-    if !server.is_running() {
-        server.kill();
-        return Err(LocalError::Ended { program, last_words: process::last_words(&log) });
-    }
-    if up {
-        Ok(server)
-    } else {
-        Err(LocalError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
-    }
+    ServerProcess::start_answering(&command, lifetime, || answers(port))
 }
 
 fn answers(port: u16) -> bool {
