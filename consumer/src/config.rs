@@ -81,7 +81,7 @@ pub struct Settings {
     pub(crate) stream_retention: Duration,
 
     /// How long a transaction may take before it is given up and tried again
-    #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = write_timeout)]
     pub(crate) write_timeout: Duration,
 
     /// Whether a connection has a session of Postgres to itself, or only a transaction at a time, behind a pooler
@@ -179,6 +179,14 @@ impl ConsumerPartitions {
 /// The number that a StatefulSet gives its pod.
 fn ordinal(host: &str) -> Option<u16> {
     host.split('.').next()?.rsplit_once('-')?.1.parse().ok()
+}
+
+/// Postgres counts its timeouts in milliseconds of 31 bits, which is a little more than this.
+const WRITE_TIMEOUT_MAX: Duration = Duration::from_hours(24 * 24);
+
+fn write_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = positive_duration(text).map_err(|error| error.to_string())?;
+    if timeout <= WRITE_TIMEOUT_MAX { Ok(timeout) } else { Err("allowed are at most 24 days".to_owned()) }
 }
 
 fn batch_rows(text: &str) -> Result<NonZeroUsize, String> {

@@ -45,6 +45,7 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
     assert_refused("consumer", "CONSUMER_PARTITIONS", "ordinal/1", "ends in a hyphen and a number");
     assert_refused("consumer", "CLAIM_MIN_IDLE", "20s", "20s 10ms");
     assert_refused("consumer", "POSTGRES_POOLING", "statement", "session, transaction");
+    assert_refused("consumer", "WRITE_TIMEOUT", "25d", "at most 24 days");
     assert_refused("consumer", "MAX_DELIVERIES", "0", "1..=1000000");
     assert_refused("ingest", "REDIS_ACK", "replicas:0", "replicas:N");
 }
