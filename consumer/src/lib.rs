@@ -28,7 +28,7 @@ mod stream;
 mod trim;
 mod writer;
 
-use std::{io, net::SocketAddr, process, sync::Arc};
+use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
 
 use deadpool_postgres::{BuildError, Pool};
 use shared::{
@@ -45,7 +45,7 @@ use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_postgres::NoTls;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -66,6 +66,9 @@ use crate::{
 
 /// One for the writer, one for the probe.
 const CONNECTIONS: usize = 2;
+
+/// How long the last words to Redis may take, twice, when all else is done.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Batches in flight: one that is written, one that is read.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -175,8 +178,8 @@ pub async fn run(
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
     let ended = consume(&settings, &streams, &partitions, pool, metrics, checks, shutdown).await;
     let partitions = *partitions.borrow();
-    if let Err(error) = streams.leave(partitions).await {
-        tracing::warn!(%error, "the consumer's name stays in the group");
+    if !matches!(timeout(FAREWELL, streams.leave(partitions)).await, Ok(Ok(()))) {
+        tracing::warn!("the consumer's name stays in the group, until others remove it");
     }
     ended
 }
@@ -189,8 +192,8 @@ async fn connect(
 ) -> Result<(Connections, PartitionCount), ConsumerError> {
     let limit = settings.startup_timeout;
     let server = format!("Redis at {}", redis.address());
-    let connections = wait_for(server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
-    let partitions = agreement::settle(&connections, &settings.streams).await?;
+    let connections = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
+    let partitions = agreement::settle_within(limit, &server, &connections, &settings.streams).await??;
     agreement::warn_of_eviction(&connections).await;
 
     let (client, connection) =
@@ -267,16 +270,19 @@ async fn consume(
         done = work.run(*partitions.borrow()) => done,
         () = deadline => Err(ConsumerError::Drain(humantime::format_duration(settings.drain_timeout))),
         _ = &mut probing => Err(ConsumerError::Crashed("the probe")),
-        _ = &mut trimming => Err(ConsumerError::Crashed("trimming")),
+        _ = &mut trimming => return Err(ConsumerError::Crashed("trimming")),
     };
-    if ended.is_ok() {
-        stop_trimming.cancel();
-        trimming.await.map_err(|_| ConsumerError::Crashed("trimming"))?;
-    }
     // Whatever is still pending here is for the others now.
+    stop_trimming.cancel();
     gone.cancel();
-    beating.await.map_err(|_| ConsumerError::Crashed("the heartbeat"))??;
-    ended
+    let farewell = async { tokio::join!(trimming, beating) };
+    let Ok((trimmed, beaten)) = timeout(FAREWELL, farewell).await else {
+        tracing::warn!("Redis does not answer: others will notice by and by that this consumer is gone");
+        return ended;
+    };
+    beaten.map_err(|_| ConsumerError::Crashed("the heartbeat"))??;
+    ended?;
+    trimmed.map_err(|_| ConsumerError::Crashed("trimming"))
 }
 
 /// From Redis into Postgres.

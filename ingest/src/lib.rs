@@ -167,9 +167,9 @@ async fn connect(
     settings: &Settings,
 ) -> Result<(Connections, PartitionCount, AppendFactory), IngestError> {
     let server = format!("Redis at {}", redis.address());
-    let redis =
-        wait_for(server, "REDIS_URL", settings.startup_timeout, is_refusal, || redis.connect()).await?;
-    let partitions = agreement::settle(&redis, &settings.streams).await?;
+    let limit = settings.startup_timeout;
+    let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
+    let partitions = agreement::settle_within(limit, &server, &redis, &settings.streams).await??;
     agreement::warn_of_eviction(&redis).await;
     let timeout = settings.redis.redis_timeout;
     let appends = AppendFactory::new(redis.clone(), settings.redis_ack, timeout).await?;

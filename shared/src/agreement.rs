@@ -12,7 +12,8 @@ use tokio::{
 use crate::{
     config::StreamArgs,
     partition::{KeyPrefix, PartitionCount},
-    redis::{Connections, Repeat},
+    redis::{self, Connections, Repeat, is_refusal},
+    service::{Unreachable, wait_for},
 };
 
 const PARTITIONS: &str = "partitions";
@@ -48,6 +49,16 @@ pub enum AgreementError {
         /// By this program's settings.
         configured: PartitionCount,
         /// By the first program that started, or since then by `likesctl partitions grow`.
+        recorded: PartitionCount,
+        /// The key of the record.
+        key: String,
+    },
+    /// What is on record is no number of partitions.
+    #[error(
+        "{key} in Redis has partitions '{recorded}', which is no number of partitions: put right what somebody has written there"
+    )]
+    Garbage {
+        /// What is there.
         recorded: String,
         /// The key of the record.
         key: String,
@@ -72,7 +83,7 @@ impl AgreementError {
 }
 
 /// What is on record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     partitions: Option<String>,
     grown_from: Option<String>,
@@ -115,12 +126,36 @@ pub async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<Partiti
             );
             Ok(recorded)
         }
-        _ => Err(AgreementError::Partitions {
-            configured: first,
-            recorded: record.partitions.unwrap_or_default(),
-            key,
-        }),
+        (Some(recorded), Some(configured)) => Err(AgreementError::Partitions { configured, recorded, key }),
+        (None, _) => Err(AgreementError::Garbage { recorded: record.partitions.unwrap_or_default(), key }),
     }
+}
+
+/// The same, for as long as `limit` where Redis fails: a part of it may be away just now. `server` names it.
+///
+/// # Errors
+/// As [`settle`], or that Redis went on failing.
+pub async fn settle_within(
+    limit: Duration,
+    server: &str,
+    redis: &Connections,
+    streams: &StreamArgs,
+) -> Result<Result<PartitionCount, AgreementError>, Unreachable<Error>> {
+    let settled = async || match settle(redis, streams).await {
+        Err(AgreementError::Redis(error)) => Err(error),
+        settled => Ok(settled),
+    };
+    wait_for(server, "REDIS_URL", limit, is_refusal, settled).await
+}
+
+/// How many partitions there are, if anybody has recorded that.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn is_recorded(redis: &Connections, keys: &KeyPrefix) -> Result<bool, Error> {
+    let key = keys.settings();
+    let args = vec![key.as_str().into(), PARTITIONS.into()];
+    Ok(redis.run::<u64>(&key, Repeat::EvenIfDone, "HEXISTS", args).await? == 1)
 }
 
 /// Tells of a grown number of partitions, for ever. A record that is lost is made anew.
@@ -132,20 +167,35 @@ pub async fn follow(redis: Connections, keys: KeyPrefix, partitions: watch::Send
     loop {
         ticks.tick().await;
         let known = *partitions.borrow();
-        // What is away is noticed elsewhere.
-        let Ok(record) = read_or_record(&redis, &key, known).await else { continue };
+        let record = match read_or_record(&redis, &key, known).await {
+            Ok(record) => record,
+            Err(error) => {
+                // What is away is noticed elsewhere.
+                if !redis::is_away(&error) && refused.replace(Record::default()) != Some(Record::default()) {
+                    tracing::error!(key, %error, "the record of settings can't be read: put it right");
+                }
+                continue;
+            }
+        };
         match record.partitions() {
             Some(recorded) if recorded == known => refused = None,
-            Some(recorded) if recorded > known => {
+            // Partitions that somebody may have written to must be read.
+            Some(recorded) if recorded < known => match grow(&redis, &keys, recorded, known).await {
+                Ok(_) => tracing::error!(
+                    key, %recorded, used = %known,
+                    "the record had fewer partitions than there are: it is put right"
+                ),
+                Err(error) => tracing::debug!(%error, "the record has fewer partitions than there are"),
+            },
+            Some(recorded) => {
                 tracing::info!(from = %known, to = %recorded, "the partitions have grown");
                 partitions.send_replace(recorded);
             }
-            _ if refused.as_ref() == Some(&record) => {}
-            _ => {
+            None if refused.as_ref() == Some(&record) => {}
+            None => {
                 let recorded = record.partitions.clone().unwrap_or_default();
                 tracing::error!(
-                    key, recorded, used = %known,
-                    "the number of partitions on record can't be followed, it can only grow: put it right"
+                    key, recorded, used = %known, "what is on record is no number of partitions: put it right"
                 );
                 refused = Some(record);
             }

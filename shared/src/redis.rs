@@ -142,6 +142,21 @@ impl Redis {
         open(&self.login, server, self.timeout).await
     }
 
+    /// Whether the servers are what the URL says.
+    async fn check(&self, connection: &Connection) -> Result<(), Error> {
+        if matches!(self.deployment, Deployment::Cluster { .. }) {
+            return Ok(());
+        }
+        // A server that doesn't tell is taken for what it should be.
+        let about = connection.send::<String>("INFO", vec!["cluster".into()]).await.unwrap_or_default();
+        if about.contains("cluster_enabled:1") {
+            let server = address(&connection.server);
+            let what = format!("{server} is a node of a cluster: use redis-cluster://{server}");
+            return Err(Error::new(ErrorKind::Config, what));
+        }
+        Ok(())
+    }
+
     /// Which servers have which slots. Those in `connected` are asked first, and if need be those in `known` and in
     /// the URL.
     async fn discover(&self, connected: &[Arc<Connection>], known: &[Server]) -> Result<Layout, Error> {
@@ -268,7 +283,8 @@ async fn newest(
             None => return best.map(|(_, layout)| layout).ok_or(failed),
             Some(Ok((epoch, layout))) => {
                 until.get_or_insert_with(|| Instant::now() + OTHER_ANSWERS);
-                if best.as_ref().is_none_or(|(newest, _)| epoch > *newest) {
+                let how_good = (epoch, layout.covered());
+                if best.as_ref().is_none_or(|(newest, best)| how_good > (*newest, best.covered())) {
                     best = Some((epoch, layout));
                 }
             }
@@ -309,17 +325,19 @@ fn outcome(error: &Error) -> Outcome {
     }
 }
 
-/// The slot and the server that a MOVED error names, `MOVED 3999 127.0.0.1:6381`.
-fn moved_to(error: &Error) -> Option<(u16, Server)> {
+/// The slot and the server that a redirection names, `MOVED 3999 127.0.0.1:6381` or `ASK 3999 127.0.0.1:6381`.
+fn redirected(error: &Error, code: &str) -> Option<(u16, Server)> {
     let mut words = error.details().split(' ');
-    let (_, slot, server) = (words.next().filter(|code| *code == "MOVED")?, words.next()?, words.next()?);
+    let (_, slot, server) = (words.next().filter(|word| *word == code)?, words.next()?, words.next()?);
     let (host, port) = server.rsplit_once(':')?;
     Some((slot.parse().ok()?, Server::new(host, port.parse().ok()?)))
 }
 
 /// Whether Redis doesn't let us in, which waiting will not change.
 pub fn is_refusal(error: &Error) -> bool {
-    *error.kind() == ErrorKind::Auth || matches!(error_code(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+    matches!(error.kind(), ErrorKind::Auth | ErrorKind::Config)
+        || matches!(error_code(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+        || error.details().contains("DB index is out of range")
 }
 
 /// Whether the server, or what is between, is in trouble: no answer, or a broken connection.
@@ -382,8 +400,8 @@ mod tests {
         assert_eq!(outcome(ErrorKind::Unknown, "NOGROUP No such key"), Outcome::Refused);
         assert_eq!(outcome(ErrorKind::Parse, "Cannot convert"), Outcome::Refused);
         let moved = Error::new(ErrorKind::Cluster, "MOVED 3999 127.0.0.1:6381");
-        assert_eq!(moved_to(&moved), Some((3_999, Server::new("127.0.0.1", 6_381))));
-        assert_eq!(moved_to(&Error::new(ErrorKind::Cluster, "ASK 3999 127.0.0.1:6381")), None);
+        assert_eq!(redirected(&moved, "MOVED"), Some((3_999, Server::new("127.0.0.1", 6_381))));
+        assert_eq!(redirected(&moved, "ASK"), None);
     }
 
     #[test]

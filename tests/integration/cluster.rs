@@ -1,7 +1,5 @@
 //! A real Redis Cluster: all of the pipeline on it, masters that die, slots that move.
 
-use std::time::Duration;
-
 use fred::prelude::Value;
 use local::{redis_cluster::RedisCluster, redis_server::RedisServer};
 use shared::{
@@ -9,10 +7,12 @@ use shared::{
     redis::{Connections, Repeat},
 };
 
+use tokio::{runtime::Handle, task::block_in_place};
+
 use crate::{
     harness::{
-        GROUP, PARTITIONS, Settings, Setup, connections, dead_stream, eventually, like, post, stream,
-        wait_until_drained,
+        GROUP, PARTITIONS, SOON, Settings, Setup, connections, dead_stream, eventually, like, post, run,
+        stream, wait_until_drained,
     },
     load::Load,
 };
@@ -135,11 +135,9 @@ async fn slots_move_under_load() {
             let to = cluster.other_master(cluster.master_of(&key).unwrap()).unwrap();
             // A poison entry's dead letter touches keys that the slot has not yet, on either side.
             append(&redis, partition, &[0xc1, round, u8::try_from(partition).unwrap()]).await;
-            cluster
-                .move_slot(cluster.slot_of(&key).unwrap(), to, || {
-                    std::thread::sleep(Duration::from_millis(400));
-                })
-                .unwrap();
+            // Half here and half there it is served all the same: soon every caller has a like for it.
+            let served = || block_in_place(|| Handle::current().block_on(load.wait_for(60)));
+            cluster.move_slot(cluster.slot_of(&key).unwrap(), to, served).unwrap();
             eventually("it has moved", async || cluster.master_of(&key).is_ok_and(|now| now == to)).await;
             load.wait_for(50).await;
         }
@@ -152,5 +150,60 @@ async fn slots_move_under_load() {
     }
     for consumer in &consumers {
         assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
+    }
+}
+
+/// A server that was taken out of its cluster still answers, that it has nothing: it is not believed, also when it is
+/// the only one that the programs were told of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_left_the_cluster_is_not_believed() {
+    let setup = Setup::new().await;
+    let mut cluster = RedisCluster::start(&["--cluster-require-full-coverage", "no"]).unwrap();
+    // A replica may be told of as well as a master.
+    let replica = cluster.servers().last().unwrap();
+    let url = format!("redis-cluster://127.0.0.1:{}", replica.port());
+    let ingest = setup.ingest(&[("REDIS_URL", &url)]);
+    let consumer = setup.consumer(&[("REDIS_URL", &url)]);
+    let id = replica.command(&["CLUSTER", "MYID"]).unwrap();
+    for server in cluster.servers().iter().rev().skip(1) {
+        server.command(&["CLUSTER", "FORGET", id.trim()]).unwrap();
+    }
+    replica.command(&["CLUSTER", "RESET"]).unwrap();
+    for server in &mut cluster.servers_mut()[..3] {
+        server.kill();
+        server.start_again().unwrap();
+    }
+    for program in [&ingest, &consumer] {
+        program.wait_ready(SOON).unwrap();
+    }
+    let load = Load::start(ingest.listen(), 100);
+    load.wait_for(100).await;
+    let sent = load.finish().await;
+    setup.wait_for_rows(sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_of_the_wrong_kind_is_said() {
+    let setup = Setup::new().await;
+    let cluster = RedisCluster::start(&[]).unwrap();
+    let port = cluster.servers()[0].port();
+    let single = setup.redis.url();
+    for (url, said) in [
+        (
+            format!("redis://127.0.0.1:{port}"),
+            format!("is a node of a cluster: use redis-cluster://127.0.0.1:{port}"),
+        ),
+        (single.replace("redis://", "redis-cluster://"), "cluster support disabled".to_owned()),
+        (format!("{single}/99"), "DB index is out of range".to_owned()),
+    ] {
+        let settings = [
+            ("REDIS_URL", url.as_str()),
+            ("INGEST_LISTEN", "127.0.0.1:0"),
+            ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
+        ];
+        let ended = run("ingest", &[], &settings);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let last = ended.stderr.lines().last().unwrap();
+        assert!(last.contains("refuses: correct REDIS_URL") && last.contains(&said), "{last}");
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     harness::{PARTITIONS, Setup, create_groups, eventually, run, stream},
     load::Load,
 };
-use fred::prelude::StreamsInterface;
+use fred::prelude::{HashesInterface, KeysInterface, StreamsInterface};
 
 const GROWN: u16 = 11;
 
@@ -83,4 +83,38 @@ async fn partitions_only_grow_and_strangers_are_refused() {
             }
         }
     }
+}
+
+/// Somebody has lowered the record, or it was lost and a newcomer was first: what was written must be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_was_lowered_is_put_right() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let ingest = setup.ingest(&[("LIKES_PARTITIONS", "8")]);
+    redis.hset::<u64, _, _>("likes:settings", ("partitions", "4")).await.unwrap();
+    let consumer = setup.consumer(&[("LIKES_PARTITIONS", "4")]);
+    eventually("the newcomer has followed", async || {
+        consumer.metrics().unwrap().sum("likestream_partitions_owned") == 8.0
+    })
+    .await;
+    assert!(ingest.log_text().contains("it is put right"));
+
+    redis.hset::<u64, _, _>("likes:settings", ("partitions", "many")).await.unwrap();
+    eventually("it is said", async || ingest.log_text().contains("is no number of partitions")).await;
+    let grown = grow(&setup, "16");
+    assert_eq!(grown.code, Some(2));
+    assert!(grown.stderr.contains("likes:settings in Redis has partitions 'many'"), "{}", grown.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_grows_where_nothing_is() {
+    let setup = Setup::new().await;
+    let grown = grow(&setup, "16");
+    assert_eq!(grown.code, Some(1));
+    assert!(
+        grown
+            .stderr
+            .starts_with("error: no likestream with LIKES_STREAM 'likes' has ever started on Redis at")
+    );
+    assert_eq!(setup.redis_client().await.exists::<u64, _>("likes:{0}").await.unwrap(), 0);
 }

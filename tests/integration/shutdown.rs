@@ -151,3 +151,13 @@ async fn a_full_disk_under_the_log_stops_nothing() {
     .await;
     assert!(status.unwrap().success());
 }
+
+/// However long a command may take by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_ends_in_time_though_redis_is_frozen() {
+    let setup = Setup::new().await;
+    let mut consumer = setup.consumer(&[("REDIS_TIMEOUT", "10m"), ("DRAIN_TIMEOUT", "500ms")]);
+    setup.redis.pause();
+    assert_eq!(consumer.terminate(SOON).unwrap().code(), Some(1));
+    assert!(consumer.log_text().contains("DRAIN_TIMEOUT"));
+}

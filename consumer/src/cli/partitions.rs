@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use shared::{
-    agreement::{self, AgreementError},
+    agreement,
     cli::refuse,
     config::{RedisArgs, StreamArgs, positive_duration},
     partition::{KeyPrefix, PartitionCount},
@@ -60,13 +60,15 @@ pub(super) async fn run(command: Command) -> Result<(), Box<dyn Error>> {
 async fn grow(options: GrowOptions) -> Result<(), Box<dyn Error>> {
     let redis = Redis::new(&options.redis).unwrap_or_else(|error| refuse(&error));
     let server = format!("Redis at {}", redis.address());
-    let redis =
-        wait_for(server, "REDIS_URL", options.startup_timeout, is_refusal, || redis.connect()).await?;
+    let limit = options.startup_timeout;
+    let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
     let streams = StreamArgs { likes_stream: options.likes_stream, likes_partitions: None };
-    let now = match agreement::settle(&redis, &streams).await {
-        Err(error @ AgreementError::Redis(_)) => return Err(error.into()),
-        settled => settled.unwrap_or_else(|error| refuse(&error)),
-    };
+    if !agreement::is_recorded(&redis, &streams.likes_stream).await? {
+        let prefix = &streams.likes_stream;
+        return Err(format!("no likestream with LIKES_STREAM '{prefix}' has ever started on {server}").into());
+    }
+    let settled = agreement::settle_within(limit, &server, &redis, &streams).await?;
+    let now = settled.unwrap_or_else(|error| refuse(&error));
     let wanted = options.count;
     if wanted == now {
         // It is done, whether or not anybody hears of it.

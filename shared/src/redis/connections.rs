@@ -10,14 +10,14 @@ use fred::{
     types::config::Server,
     util::redis_keyslot,
 };
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Connection, Outcome, Redis, address, error_code, layout::Layout, moved_to, outcome};
+use super::{Connection, Outcome, Redis, address, error_code, layout::Layout, outcome, redirected};
 
 /// Between two attempts at one command.
 const REPEAT_AFTER: Duration = Duration::from_millis(25);
@@ -69,7 +69,10 @@ impl Connections {
         let mut failed = Error::new(ErrorKind::Cluster, "no server has any slots");
         for (server, opened) in join_all(opened).await {
             match opened {
-                Ok(connection) => drop(connections.insert(server, connection)),
+                Ok(connection) => {
+                    redis.check(&connection).await?;
+                    connections.insert(server, connection);
+                }
                 Err(error) => failed = error,
             }
         }
@@ -140,7 +143,13 @@ impl Connections {
         loop {
             let node = self.node(slot, give_up_at).await?;
             sent += 1;
-            let error = match node.send(name, args.clone()).await {
+            let mut answer = node.send(name, args.clone()).await;
+            let asked = answer.as_ref().err().and_then(|error| redirected(error, "ASK"));
+            if let Some(node) = asked.and_then(|(_, server)| self.node_at(&server)) {
+                // Rare, and so not always part of what is waited for.
+                answer = Box::pin(ask(&node, name, args.clone())).await;
+            }
+            let error = match answer {
                 Ok(answer) => return Ok((answer, sent)),
                 Err(error) => error,
             };
@@ -178,7 +187,7 @@ impl Connections {
         if outcome(error) == Outcome::Refused {
             return;
         }
-        if let Some((slot, server)) = moved_to(error) {
+        if let Some((slot, server)) = redirected(error, "MOVED") {
             self.shared.state.send_if_modified(|state| state.layout.moved(slot, &server));
         }
         if error_code(error) == Some("READONLY") {
@@ -213,6 +222,10 @@ impl Connections {
         Ok(())
     }
 
+    fn node_at(&self, server: &Server) -> Option<Arc<Connection>> {
+        self.shared.state.borrow().nodes.get(server).cloned()
+    }
+
     async fn node(&self, slot: u16, give_up_at: Instant) -> Result<Arc<Connection>, Error> {
         let node_of = |state: &State| state.nodes.get(state.layout.server_of(slot)?).cloned();
         if let Some(node) = node_of(&self.shared.state.borrow()) {
@@ -242,8 +255,9 @@ impl Shared {
                 () = sleep(REFRESH_INTERVAL) => {}
             }
             match self.redis.discover(&self.connected(), &layout.known).await {
-                Ok(found) => {
+                Ok(mut found) => {
                     failing = false;
+                    found.remember(&layout);
                     if found.servers() != layout.servers() {
                         tracing::info!(servers = addresses(found.servers()), "Redis is on other servers");
                     }
@@ -334,6 +348,14 @@ impl Shared {
         connection.ended.cancelled().await;
         self.state.send_modify(|state| drop(state.nodes.remove(&server)));
     }
+}
+
+/// Sends a command to a server that a slot is just moving to. ASKING speaks of the next command on its connection:
+/// should another's come between, the answer is MOVED, and all begins anew.
+async fn ask<R: FromValue>(node: &Connection, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
+    let asking = node.send::<Value>("ASKING", Vec::new());
+    let (_, answer) = join(asking, node.send(name, args)).await;
+    answer
 }
 
 fn addresses(servers: &[Server]) -> String {

@@ -8,6 +8,9 @@ use fred::{
 /// How many slots a cluster has. Source: the Redis Cluster specification, "Key distribution model".
 const SLOTS: u16 = 16_384;
 
+/// More servers are not remembered.
+const MAX_KNOWN: usize = 3_000;
+
 /// The servers that take writes, and which slots each has. All slots of a Redis that is no cluster are with its one
 /// server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +46,21 @@ impl Layout {
             }
             layout.known.extend(servers);
         }
-        Ok(layout)
+        // A server that was taken out of its cluster, or has forgotten it, is none to be believed.
+        if layout.servers.is_empty() { Err(unexpected()) } else { Ok(layout) }
+    }
+
+    /// How many slots have a server.
+    pub(super) fn covered(&self) -> usize {
+        self.owners.iter().flatten().count()
+    }
+
+    /// Remembers whom else one could ask.
+    pub(super) fn remember(&mut self, earlier: &Self) {
+        let forgotten = earlier.known.iter().filter(|server| !self.known.contains(server));
+        let room = MAX_KNOWN.saturating_sub(self.known.len());
+        let forgotten: Vec<Server> = forgotten.take(room).cloned().collect();
+        self.known.extend(forgotten);
     }
 
     /// The server of a slot, unless nobody has it.
@@ -133,5 +150,15 @@ mod tests {
         assert!(Layout::of_cluster(Value::Array(vec![Value::Array(vec![0.into()])]), "h").is_err());
         assert!(Layout::of_cluster(Value::Array(vec![Value::Array(vec![0.into(), 1.into()])]), "h").is_err());
         assert!(Layout::of_cluster(Value::Array(vec!["x".into()]), "h").is_err());
+        assert!(Layout::of_cluster(Value::Array(Vec::new()), "h").is_err(), "of no cluster any more");
+    }
+
+    #[test]
+    fn servers_that_went_are_remembered() {
+        let mut one = Layout::of_one(Server::new("x", 9));
+        one.remember(&cluster());
+        one.remember(&cluster());
+        assert_eq!(one.known.len(), 4);
+        assert_eq!(cluster().covered(), 16_001);
     }
 }
