@@ -108,6 +108,10 @@ mod tests {
         PartitionCount::new(partitions).unwrap()
     }
 
+    fn own(partitions: u16, members: &[Member], name: &str) -> Vec<u16> {
+        assign(count(partitions), members, name).own.iter().map(|partition| partition.number()).collect()
+    }
+
     /// Who has which partition, computed by each member for itself; nobody may have one twice.
     fn owners(partitions: u16, members: &[Member]) -> BTreeMap<u16, String> {
         let mut owners = BTreeMap::new();
@@ -193,7 +197,7 @@ mod tests {
     #[test]
     fn who_is_fixed_to_partitions_has_those_and_the_others_share_the_rest() {
         let all = [member("a", "0-1"), member("b", "9"), member("c", ""), member("d", "")];
-        let numbers = |name| assign(count(8), &all, name).own.iter().map(|p| p.number()).collect::<Vec<_>>();
+        let numbers = |name| own(8, &all, name);
         assert_eq!(numbers("a"), [0, 1]);
         assert!(numbers("b").is_empty(), "there is no partition 9");
         let mut shared = [numbers("c"), numbers("d")].concat();
@@ -208,9 +212,7 @@ mod tests {
     #[test]
     fn the_assignment_is_the_same_in_every_version() {
         let all = members(0xabc, 3);
-        let numbers =
-            |name: &str| assign(count(8), &all, name).own.iter().map(|p| p.number()).collect::<Vec<_>>();
-        let assigned: Vec<_> = all.iter().map(|member| numbers(&member.name)).collect();
+        let assigned: Vec<_> = all.iter().map(|member| own(8, &all, &member.name)).collect();
         assert_eq!(assigned, [vec![4, 5, 7], vec![0, 1, 2], vec![3, 6]]);
     }
 }

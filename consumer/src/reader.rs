@@ -1,7 +1,7 @@
 //! The lanes of this process: one for each partition that is this consumer's.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{HashMap, HashSet},
     sync::{Mutex, PoisonError},
 };
 
@@ -95,7 +95,7 @@ impl Lanes {
 /// Whether the lanes can read, for `/readyz` and for the log, which has a line for all of them together.
 pub(crate) struct ReadHealth {
     check: Check,
-    failing: Mutex<BTreeMap<Partition, String>>,
+    failing: Mutex<HashSet<Partition>>,
 }
 
 impl ReadHealth {
@@ -107,7 +107,7 @@ impl ReadHealth {
     /// A lane could read.
     pub(crate) fn passed(&self, partition: Partition) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        if failing.remove(&partition).is_some() && failing.is_empty() && self.check.pass() {
+        if failing.remove(&partition) && failing.is_empty() && self.check.pass() {
             tracing::info!("all partitions are read again");
         }
     }
@@ -115,7 +115,7 @@ impl ReadHealth {
     /// A lane could not read.
     pub(crate) fn failed(&self, partition: Partition, error: &Error) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        failing.insert(partition, error.to_string());
+        failing.insert(partition);
         let why = format!("reading {} partitions fails, one of them with: {error}", failing.len());
         if self.check.fail(why) {
             tracing::warn!(%partition, %error, "reading from Redis failed");

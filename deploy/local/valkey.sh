@@ -10,7 +10,7 @@ fail() {
 
 if command -v valkey-server; then exit 0; fi
 folder=${1:?a folder}
-server=$folder/root/usr/bin/valkey-server
+server=$folder/unpacked/usr/bin/valkey-server
 if [ ! -x "$server" ]; then
     by_hand='install Valkey 8 first, so that valkey-server and valkey-cli are found'
     command -v apt-get >/dev/null || fail "$by_hand (this machine has no apt-get)"
@@ -26,6 +26,6 @@ if [ ! -x "$server" ]; then
         tail -n 3 "$folder/log" >&2
         fail "$by_hand (the backports of $codename don't have it, or can't be reached)"
     fi
-    for package in "$folder"/*.deb; do dpkg-deb -x "$package" "$folder/root"; done
+    for package in "$folder"/*.deb; do dpkg-deb -x "$package" "$folder/unpacked"; done
 fi
 printf '%s\n' "$server"

@@ -71,28 +71,23 @@ pub(crate) async fn sample(
         let streams = partitions.borrow().partitions().map(|partition| keys.stream(partition));
         let sampled = join_all(streams.map(async |stream| backlog::of_stream(&redis, &stream).await)).await;
         known.resize(sampled.len(), 0);
-        let (mut answered, mut failed) = (false, None);
+        let mut failed = Vec::new();
         for (known, sampled) in known.iter_mut().zip(sampled) {
             match sampled {
-                Ok(entries) => {
-                    answered = true;
-                    *known = entries;
-                }
-                Err(error) => failed = Some(error),
+                Ok(entries) => *known = entries,
+                Err(error) => failed.push(error),
             }
         }
-        let entries = known.iter().sum();
-        if answered {
-            limit.sampled(entries);
-            metrics.backlog(entries);
-        }
-        match failed {
-            Some(error) if !answered => {
+        match failed.first() {
+            Some(error) if failed.len() == known.len() => {
                 if redis_check.fail(error.to_string()) {
                     tracing::warn!(%error, "Redis does not answer: not ready");
                 }
             }
             _ => {
+                let entries = known.iter().sum();
+                limit.sampled(entries);
+                metrics.backlog(entries);
                 if redis_check.pass() {
                     tracing::info!(backlog_entries = entries, "Redis answers: ready");
                 }

@@ -102,12 +102,7 @@ impl Record {
     }
 }
 
-/// How many partitions there are: what is on record, and if nothing is, what this program is set to, which is then
-/// recorded. A program that is set to a number from which the partitions have grown follows.
-///
-/// # Errors
-/// When this program is set to another number, or Redis can't tell.
-pub async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<PartitionCount, AgreementError> {
+async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<PartitionCount, AgreementError> {
     let key = streams.likes_stream.settings();
     let kind: String = redis.run(&key, Repeat::EvenIfDone, "TYPE", vec![key.as_str().into()]).await?;
     if kind != "hash" && kind != "none" {
@@ -131,10 +126,12 @@ pub async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<Partiti
     }
 }
 
-/// The same, for as long as `limit` where Redis fails: a part of it may be away just now. `server` names it.
+/// How many partitions there are: what is on record, and if nothing is, what this program is set to, which is then
+/// recorded. A program that is set to a number from which the partitions have grown follows. Where Redis fails it is
+/// asked again for as long as `limit`: a part of it may be away just now. `server` names it.
 ///
 /// # Errors
-/// As [`settle`], or that Redis went on failing.
+/// When this program is set to another number, or Redis went on failing.
 pub async fn settle_within(
     limit: Duration,
     server: &str,
@@ -148,7 +145,7 @@ pub async fn settle_within(
     wait_for(server, "REDIS_URL", limit, is_refusal, settled).await
 }
 
-/// How many partitions there are, if anybody has recorded that.
+/// Whether anybody has recorded how many partitions there are.
 ///
 /// # Errors
 /// When Redis fails.
@@ -181,10 +178,12 @@ pub async fn follow(redis: Connections, keys: KeyPrefix, partitions: watch::Send
             Some(recorded) if recorded == known => refused = None,
             // Partitions that somebody may have written to must be read.
             Some(recorded) if recorded < known => match grow(&redis, &keys, recorded, known).await {
-                Ok(_) => tracing::error!(
+                Ok(true) => tracing::error!(
                     key, %recorded, used = %known,
                     "the record had fewer partitions than there are: it is put right"
                 ),
+                // Somebody else was quicker.
+                Ok(false) => {}
                 Err(error) => tracing::debug!(%error, "the record has fewer partitions than there are"),
             },
             Some(recorded) => {

@@ -9,12 +9,14 @@ use std::{
     time::Duration,
 };
 
-use local::http_client::HttpClient;
+use local::{http_client::HttpClient, program::Program};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Setup, eventually, wait_until_drained};
 
 const CALLERS: u64 = 8;
 
@@ -48,7 +50,7 @@ impl Load {
     /// Waits until so many more are accepted.
     pub(crate) async fn wait_for(&self, likes: u64) {
         let until = self.accepted() + likes;
-        crate::harness::eventually("likes are accepted", async || self.accepted() >= until).await;
+        eventually("likes are accepted", async || self.accepted() >= until).await;
     }
 
     /// Stops when what was begun is accepted, and tells how many likes that makes: each must be in the table once.
@@ -58,6 +60,16 @@ impl Load {
             ended.unwrap();
         }
         usize::try_from(self.accepted()).unwrap()
+    }
+
+    /// Stops, and then every like has to be in the table once, with nothing left to do and nothing lost.
+    pub(crate) async fn finish_stored(self, setup: &Setup, redis_url: &str, consumers: &[Program]) {
+        let sent = self.finish().await;
+        setup.wait_for_rows(sent).await;
+        wait_until_drained(redis_url).await;
+        for consumer in consumers {
+            assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
+        }
     }
 }
 

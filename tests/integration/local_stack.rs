@@ -21,7 +21,8 @@ use crate::harness::SOON;
 fn localstack(arguments: &[&str], temporary: &tempfile::TempDir) -> Command {
     let settings = [("TMPDIR", temporary.path().display().to_string())];
     let mut command = program::command("localstack", &settings).unwrap();
-    command.args(arguments);
+    // What it writes of itself goes with the folder.
+    command.args(arguments).current_dir(temporary.path());
     command
 }
 
