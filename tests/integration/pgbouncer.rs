@@ -8,7 +8,7 @@ use local::{
 use crate::{
     database_failures::forbid_post_13,
     dead_letters::dead_letters,
-    harness::{Ended, SOON, Setup, eventually, like, likes, pending, postgres_client, run},
+    harness::{Ended, PARTITIONS, SOON, Setup, eventually, like, likes, pending, postgres_client, run},
 };
 
 /// A PgBouncer before the database of a test.
@@ -204,8 +204,10 @@ async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing
     pooler.server.start_again(options).unwrap();
     let mut users = 50;
     eventually("one says what to do", async || {
-        users += 1;
-        setup.append(&[like(users, 42)], 1).await;
+        // One for each partition: both consumers must write, for one of them to be in the way of the other.
+        let next = users + u64::from(PARTITIONS);
+        setup.append(&(users + 1..=next).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
+        users = next;
         consumers.iter().any(|consumer| {
             let (_, checks) = local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
             checks.contains(
