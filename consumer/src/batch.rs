@@ -5,9 +5,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use shared::{
     codec::{self, LocatedLike},
+    copy_format,
     like::Like,
 };
 use tokio::{
@@ -240,29 +241,9 @@ impl Rows<'_> {
         }
     }
 
-    /// The rows as `COPY … (FORMAT binary)` wants them: a header, then for each row the number of columns and each
-    /// column's length and bytes, then a trailer. Columns: user id, post id, time.
-    ///
-    /// Source: Postgres manual, COPY, "Binary Format".
+    /// As `COPY … (FORMAT binary)` wants them.
     pub(crate) fn copy_data(self) -> Bytes {
-        const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
-        const ROW_BYTES: usize = 2 + 3 * (4 + 8);
-        /// Postgres counts microseconds from 2000-01-01.
-        const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
-
-        let mut data = BytesMut::with_capacity(SIGNATURE.len() + 8 + self.0.len() * ROW_BYTES + 2);
-        data.put_slice(SIGNATURE);
-        data.put_i32(0); // flags
-        data.put_i32(0); // length of the header's extension
-        for like in self.0 {
-            data.put_i16(3);
-            for column in [like.user_id(), like.post_id(), like.created_at_us() - POSTGRES_EPOCH_US] {
-                data.put_i32(8);
-                data.put_i64(column);
-            }
-        }
-        data.put_i16(-1);
-        data.freeze()
+        copy_format::encode(self.0)
     }
 }
 

@@ -17,6 +17,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
+use shared::like::Like;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -27,7 +28,7 @@ use crate::{
     like_request::{self, BadRequest},
     metrics::Metrics,
     problem::Problem,
-    publish::{Accepted, Publisher},
+    publish::{Accepted, PublishError},
 };
 
 /// How long a body may take to arrive.
@@ -39,9 +40,18 @@ const MAX_DISCARDED_BYTES: usize = 1 << 20;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
+/// Keeps likes.
+pub trait Keep: Send + Sync + 'static {
+    /// Waits until the like is safe.
+    ///
+    /// # Errors
+    /// When it is not known to be.
+    fn keep(&self, like: Like) -> impl Future<Output = Result<Accepted, PublishError>> + Send;
+}
+
 /// What the handlers need.
-pub(crate) struct Service {
-    pub(crate) publisher: Publisher,
+pub(crate) struct Service<K> {
+    pub(crate) keep: K,
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) max_body_bytes: usize,
@@ -50,13 +60,13 @@ pub(crate) struct Service {
 }
 
 /// What is served to callers.
-pub(crate) fn router(service: Service) -> Router {
+pub(crate) fn router<K: Keep>(service: Service<K>) -> Router {
     let service = Arc::new(service);
     Router::new()
-        .route("/likes", post(like).fallback(|| async { Problem::MethodNotAllowed }))
+        .route("/likes", post(like::<K>).fallback(|| async { Problem::MethodNotAllowed }))
         .fallback(|| async { Problem::NotFound })
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| Problem::Internal.into_response()))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id::<K>))
         .with_state(service)
 }
 
@@ -67,8 +77,8 @@ struct LikeAccepted {
     partition: u16,
 }
 
-async fn like(
-    State(service): State<Arc<Service>>,
+async fn like<K: Keep>(
+    State(service): State<Arc<Service<K>>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<LikeAccepted>), Problem> {
@@ -85,7 +95,7 @@ async fn like(
     if service.backlog.is_full() {
         return Err(Problem::BacklogFull);
     }
-    let Accepted { entry_id, partition } = service.publisher.publish(like).await.map_err(Problem::Publish)?;
+    let Accepted { entry_id, partition } = service.keep.keep(like).await.map_err(Problem::Publish)?;
     Ok((StatusCode::ACCEPTED, Json(LikeAccepted { id: entry_id.to_string(), partition: partition.number() })))
 }
 
@@ -126,7 +136,11 @@ fn now_us() -> i64 {
 }
 
 /// Gives every response the request's id, and every problem its body.
-async fn with_request_id(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+async fn with_request_id<K: Keep>(
+    State(service): State<Arc<Service<K>>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let _in_flight = service.requests.token();
     let id = request_id(request.headers());
     let mut response = next.run(request).await;

@@ -16,6 +16,7 @@ mod publish;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use clap::Parser;
 use shared::{
     admin::{self, Health},
     agreement::{self, AgreementError},
@@ -32,6 +33,10 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
+pub use crate::{
+    http::Keep,
+    publish::{Accepted, PublishError},
+};
 use crate::{
     append::AppendFactory,
     backlog::Backlog,
@@ -120,7 +125,8 @@ pub async fn run(
     let _following = AbortOnDropHandle::new(tokio::spawn(agreement::follow(redis, keys, partitions)));
     let requests = TaskTracker::new();
     let max_body_bytes = settings.ingest_max_body.0;
-    let service = http::Service { publisher, backlog, metrics, max_body_bytes, requests: requests.clone() };
+    let service =
+        http::Service { keep: publisher, backlog, metrics, max_body_bytes, requests: requests.clone() };
 
     let deadline = shutdown.clone();
     let serving = connections::serve(
@@ -150,6 +156,27 @@ pub async fn run(
         () = deadline => Err(IngestError::Drain(humantime::format_duration(settings.drain_timeout))),
         _ = &mut sampling => Err(IngestError::Crashed("the sampling of the backlog")),
     }
+}
+
+/// Serves callers as [`run`] does, with its default limits, and another keeper of likes than Redis: for comparisons.
+/// Returns after `shutdown`, when the requests in flight are answered.
+pub async fn serve_with<K: Keep>(
+    listener: TcpListener,
+    keep: K,
+    telemetry: &Telemetry,
+    shutdown: CancellationToken,
+) {
+    let defaults = Settings::parse_from(["ingest"]);
+    let requests = TaskTracker::new();
+    let service = http::Service {
+        keep,
+        backlog: Arc::new(Backlog::new(u64::MAX)),
+        metrics: Arc::new(Metrics::new(&telemetry.meter())),
+        max_body_bytes: defaults.ingest_max_body.0,
+        requests: requests.clone(),
+    };
+    let max_connections = defaults.ingest_max_connections as usize;
+    connections::serve(listener, http::router(service), requests, max_connections, shutdown).await;
 }
 
 async fn listen_on(

@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     append::{Append, AppendError, AppendFactory},
     config::Settings,
+    http::Keep,
     metrics::Metrics,
 };
 
@@ -35,16 +36,20 @@ const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where an accepted like is now.
 #[derive(Clone, Debug)]
-pub(crate) struct Accepted {
-    pub(crate) entry_id: Arc<str>,
-    pub(crate) partition: Partition,
+pub struct Accepted {
+    /// The stream entry.
+    pub entry_id: Arc<str>,
+    /// Whose stream it is in.
+    pub partition: Partition,
 }
 
 /// Why a like was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub(crate) enum PublishError {
+pub enum PublishError {
+    /// Nothing was taken.
     #[error("too many likes wait for Redis to answer")]
     QueueFull,
+    /// Nothing was taken.
     #[error("Redis is out of memory")]
     OutOfMemory,
     /// Redis answers, with an error.
@@ -106,11 +111,14 @@ impl Publisher {
         (Self { placement, patience }, appenders)
     }
 
+}
+
+impl Keep for Publisher {
     /// Waits until Redis has the like.
     ///
     /// # Errors
     /// After most of them nobody knows whether Redis has it.
-    pub(crate) async fn publish(&self, like: Like) -> Result<Accepted, PublishError> {
+    async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
         let (answer, answered) = oneshot::channel();
         {
             let placement = self.placement.read().unwrap_or_else(PoisonError::into_inner);

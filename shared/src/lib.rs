@@ -9,6 +9,7 @@ pub mod backlog;
 pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod copy_format;
 pub mod like;
 pub mod partition;
 pub mod pg;

@@ -50,18 +50,6 @@ async fn a_batch_takes_what_is_there_and_waits_no_longer_than_its_linger() {
 }
 
 #[test]
-fn copy_data_is_what_postgres_documents() {
-    let batch = Batch::new(vec![entry(0, vec![like(7, 42, 946_684_800_000_001)])], 1);
-    let mut expected = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x03".to_vec();
-    for column in [7_i64, 42, 1] {
-        expected.extend_from_slice(&[0, 0, 0, 8]);
-        expected.extend_from_slice(&column.to_be_bytes());
-    }
-    expected.extend_from_slice(&[0xff, 0xff]);
-    assert_eq!(batch.progress().next_rows(&batch).unwrap().copy_data(), expected);
-}
-
-#[test]
 fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
     let bad = like(7, 42, 1);
     let entries = vec![

@@ -60,6 +60,17 @@ pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, Local
     Ok(command)
 }
 
+/// Runs a program to its end, which has to be a good one.
+pub fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Result<(), LocalError> {
+    let output = command(name, settings)?.args(arguments).output();
+    let output = output.map_err(|source| LocalError::Spawn { program: name.to_owned(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let last_words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(LocalError::Ended { program: format!("{name} {}", arguments.join(" ")), last_words })
+}
+
 impl Program {
     /// Starts a service in a process group of its own and waits until it says where it listens. It writes its log,
     /// as JSON, to the file.

@@ -61,7 +61,7 @@ impl Stack {
         let redis = StackRedis::start(options.redis, redis, lifetime)?;
         let postgres = PostgresOptions { port: options.postgres_port, settings: Vec::new() };
         let postgres = PostgresServer::start(postgres, lifetime)?;
-        migrate(&postgres.url("postgres"))?;
+        program::run("likesctl", &["migrate"], &[("DATABASE_URL", postgres.url("postgres"))])?;
 
         let ports = (options.ingest_port, options.ingest_admin_port);
         let StackOptions { ingest_settings, consumer_settings, consumer_admin_ports, .. } = options;
@@ -169,15 +169,4 @@ fn loopback(port: u16) -> String {
 /// Where a consumer writes its log; they are counted from 0 here and from 1 there.
 fn log(logs: &Path, consumer: usize) -> PathBuf {
     logs.join(format!("consumer-{}.log", consumer + 1))
-}
-
-fn migrate(database_url: &str) -> Result<(), LocalError> {
-    let mut command = program::command("likesctl", &[("DATABASE_URL", database_url.to_owned())])?;
-    let output = command.arg("migrate").output();
-    let output = output.map_err(|source| LocalError::Spawn { program: "likesctl".to_owned(), source })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let last_words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(LocalError::Ended { program: "likesctl migrate".to_owned(), last_words })
 }

@@ -1,0 +1,138 @@
+//! What ingest is compared with: the same HTTP service over another keeper of likes.
+
+use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use deadpool_postgres::{BuildError, Pool};
+use ingest::{Accepted, Keep, PublishError};
+use shared::{
+    admin::{self, Health},
+    cli::{self, SettingError},
+    config::PostgresArgs,
+    like::Like,
+    partition::{Partition, PartitionCount},
+    pg,
+    service::{self, Failure, one_line},
+    telemetry::{Telemetry, TelemetryArgs},
+};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Where the simple design keeps likes.
+const INSERT: &str =
+    "INSERT INTO likes (user_id, post_id, created_at) VALUES ($1, $2, now()) ON CONFLICT DO NOTHING";
+
+/// Serves POST /likes as ingest does, without Redis
+#[derive(Parser, Debug)]
+#[command(name = "bench-server")]
+struct Settings {
+    /// What to do with a like
+    #[arg(long, env = "BENCH_KEEPER")]
+    keeper: Keeper,
+
+    /// How many connections to Postgres there are
+    #[arg(long, env = "BENCH_CONNECTIONS", default_value = "32")]
+    connections: usize,
+
+    #[command(flatten)]
+    postgres: PostgresArgs,
+
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum Keeper {
+    /// Nothing: the answer leaves at once
+    Nobody,
+    /// One INSERT, and so one transaction, through a pool
+    Insert,
+}
+
+impl cli::Settings for Settings {
+    fn check(&self) -> Result<(), SettingError> {
+        Ok(())
+    }
+}
+
+#[derive(Debug, Error)]
+enum BenchServerError {
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    #[error("can't listen")]
+    Listen(#[from] io::Error),
+    #[error("the connection pool can't be made")]
+    Pool(#[from] BuildError),
+}
+
+impl Failure for BenchServerError {
+    fn is_over_a_setting(&self) -> bool {
+        matches!(self, Self::Setting(_))
+    }
+}
+
+/// Answers at once.
+struct AtOnce {
+    entry_id: Arc<str>,
+}
+
+impl Keep for AtOnce {
+    async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
+        Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
+    }
+}
+
+/// The simple design.
+struct InsertEach {
+    pool: Pool,
+    entry_id: Arc<str>,
+}
+
+impl Keep for InsertEach {
+    async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
+        let unavailable = |error: &dyn std::error::Error| {
+            tracing::warn!(error = one_line(error), "not inserted");
+            PublishError::Unavailable
+        };
+        let connection = self.pool.get().await.map_err(|error| unavailable(&error))?;
+        let insert = connection.prepare_cached(INSERT).await.map_err(|error| unavailable(&error))?;
+        let inserted = connection.execute(&insert, &[&like.user_id(), &like.post_id()]).await;
+        inserted.map_err(|error| unavailable(&error))?;
+        Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
+    }
+}
+
+fn partition(like: Like) -> Partition {
+    PartitionCount::DEFAULT.of_user(like.user_id())
+}
+
+fn main() -> ExitCode {
+    let settings: Settings = cli::parse();
+    let telemetry = settings.telemetry.clone();
+    service::run(&telemetry, |telemetry, shutdown| run(settings, telemetry, shutdown))
+}
+
+async fn run(
+    settings: Settings,
+    telemetry: Telemetry,
+    shutdown: CancellationToken,
+) -> Result<(), BenchServerError> {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (listener, admin_listener) = (TcpListener::bind(loopback).await?, TcpListener::bind(loopback).await?);
+    let (listen, admin_listen) = (listener.local_addr()?, admin_listener.local_addr()?);
+    tracing::info!(%listen, %admin_listen, "listening");
+    tokio::spawn(admin::serve(admin_listener, Health::default(), telemetry.clone(), shutdown.clone()));
+    // As long as one of Redis.
+    let entry_id: Arc<str> = "1700000000000-0".into();
+    match settings.keeper {
+        Keeper::Nobody => ingest::serve_with(listener, AtOnce { entry_id }, &telemetry, shutdown).await,
+        Keeper::Insert => {
+            let config = pg::config(&settings.postgres, "likestream bench")?;
+            let pool = pg::pool(config, settings.connections, String::new())?;
+            pool.timeouts().wait.get_or_insert(Duration::from_secs(30));
+            ingest::serve_with(listener, InsertEach { pool, entry_id }, &telemetry, shutdown).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! A backlog, into the table: against plain COPY of the same rows.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    BenchError, Settings, copy_limit,
+    cost::Cpu,
+    figures::Figures,
+    mib,
+    progress::say,
+    servers::{Servers, end_well},
+    traffic::{self, PACKED, Posts, Traffic},
+};
+
+const ROW: &str = "drain";
+const HOT_POST: &str = "hot post";
+
+/// Rows of a transaction, of a consumer's and of the limit's.
+const BATCH_ROWS: usize = 5_000;
+
+/// A backlog, and how many connections write it.
+struct Case {
+    name: String,
+    backlog: Backlog,
+    writers: u16,
+}
+
+/// Likes in entries.
+#[derive(Clone, Copy)]
+pub(crate) struct Backlog {
+    pub(crate) traffic: Traffic,
+    pub(crate) per_entry: usize,
+}
+
+/// How a backlog went into the table.
+pub(crate) struct Drained {
+    pub(crate) elapsed: Duration,
+    pub(crate) cpu: Cpu,
+    pub(crate) wal_bytes: f64,
+    pub(crate) resident_bytes: u64,
+}
+
+fn case(kind: &str, writers: u16, likes: u64, per_entry: usize, duplicate_percent: u64) -> Case {
+    let plural = if writers == 1 { "" } else { "s" };
+    let duplicates = match duplicate_percent {
+        0 => String::new(),
+        percent => format!(", {percent} % duplicates"),
+    };
+    let name = format!("{kind}, {writers} writer{plural}{duplicates}");
+    // Those before these are for 100 %.
+    let traffic = Traffic { first: likes, duplicate_percent, ..Traffic::new(likes) };
+    Case { name, backlog: Backlog { traffic, per_entry }, writers }
+}
+
+/// With 1, 2 and 4 writer connections, packed and one like an entry, and with duplicates.
+pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+    let likes = settings.likes;
+    let packed = [1, 2, 4].map(|writers| case("packed", writers, likes, PACKED, 0));
+    let single = [1, 2, 4].map(|writers| case("one an entry", writers, likes / 2, 1, 0));
+    let duplicates = [5, 50, 100].map(|percent| case("packed", 2, likes, PACKED, percent));
+    for run in 1..=settings.runs {
+        for case in packed.iter().chain(&single).chain(&duplicates) {
+            say(&format!("{ROW}, {}: run {run} of {}", case.name, settings.runs));
+            measure(case, servers, figures).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn measure(case: &Case, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+    let traffic = case.backlog.traffic;
+    let rows = traffic.distinct_likes();
+    servers.empty().await?;
+    if rows.is_empty() {
+        let before = Traffic::new(traffic.likes).likes();
+        copy_limit::run(&servers.database_url(), &before, 1, BATCH_ROWS).await?;
+        servers.settle().await?;
+    }
+    let drained = drain(case.backlog, case.writers, servers).await?;
+    servers.check_rows(if rows.is_empty() { traffic.likes } else { rows.len() as u64 }).await?;
+    let (likes, seconds) = (traffic.likes as f64, drained.elapsed.as_secs_f64());
+    let mut add = |measure, value| figures.add(ROW, &case.name, measure, value);
+    add("likes/s", likes / seconds);
+    add("consumer CPU s per million likes", drained.cpu.consumers / likes * 1e6);
+    add("Postgres CPU s per million likes", drained.cpu.postgres / likes * 1e6);
+    add("Redis CPU s per million likes", drained.cpu.redis / likes * 1e6);
+    add("WAL bytes per like", drained.wal_bytes / likes);
+    add("consumer MiB resident at most", mib(drained.resident_bytes));
+    if rows.is_empty() {
+        return Ok(());
+    }
+    servers.empty().await?;
+    let copied = copy_limit::run(&servers.database_url(), &rows, case.writers.into(), BATCH_ROWS).await?;
+    servers.check_rows(rows.len() as u64).await?;
+    add("copy limit, rows/s", rows.len() as f64 / copied.as_secs_f64());
+    // Of the same backlog: its duplicates cost the limit nothing.
+    add("of the copy limit", copied.as_secs_f64() / seconds);
+    Ok(())
+}
+
+/// All likes to one post, and as many to recent ones in turn.
+pub(crate) async fn hot_post(
+    settings: &Settings,
+    servers: &Servers,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
+    for run in 1..=settings.runs {
+        for writers in [2, 4] {
+            let name = format!("{writers} writers");
+            say(&format!("{HOT_POST}, {name}: run {run} of {}", settings.runs));
+            let mut rates = [0.0; 2];
+            for (posts, rate) in [Posts::One, Posts::Recent].into_iter().zip(&mut rates) {
+                let traffic = Traffic { posts, ..Traffic::new(settings.likes) };
+                servers.empty().await?;
+                let drained = drain(Backlog { traffic, per_entry: PACKED }, writers, servers).await?;
+                servers.check_rows(traffic.likes).await?;
+                *rate = traffic.likes as f64 / drained.elapsed.as_secs_f64();
+            }
+            figures.add(HOT_POST, &name, "likes/s", rates[0]);
+            figures.add(HOT_POST, &name, "of the rate for recent posts", rates[0] / rates[1]);
+        }
+    }
+    Ok(())
+}
+
+/// Appends a backlog and then starts the consumers that drain it. That they have to start is part of their time.
+pub(crate) async fn drain(backlog: Backlog, writers: u16, servers: &Servers) -> Result<Drained, BenchError> {
+    servers.append(traffic::entries(&backlog.traffic.likes(), backlog.per_entry)).await?;
+    let before = Cpu::now(None, &servers.redis, &[], &servers.postgres)?;
+    let wal_before = servers.wal_bytes().await?;
+    let started = Instant::now();
+    let batch_rows = BATCH_ROWS.to_string();
+    let consumers = servers.start_consumers(writers, &[("BATCH_ROWS", &batch_rows)])?;
+    servers.drained().await?;
+    let elapsed = started.elapsed();
+    let cpu = Cpu::now(None, &servers.redis, &consumers, &servers.postgres)?.since(before);
+    let wal_bytes = servers.wal_bytes().await? - wal_before;
+    let resident_bytes = consumers.iter().filter_map(|consumer| consumer.peak_resident_bytes()).max();
+    end_well(consumers)?;
+    Ok(Drained { elapsed, cpu, wal_bytes, resident_bytes: resident_bytes.unwrap_or(0) })
+}

@@ -1,0 +1,92 @@
+//! How fast a backlog drains into a table that has grown: against an empty one, in both orders of the key.
+
+use crate::{
+    BenchError, Settings,
+    drain::{Backlog, drain},
+    figures::Figures,
+    progress::say,
+    servers::Servers,
+    traffic::{self, PACKED, Traffic},
+};
+
+const ROW: &str = "growth";
+const WRITERS: u16 = 2;
+
+/// The key that the schema has, and the other way round.
+const KEYS: [&str; 2] = ["post_id, user_id", "user_id, post_id"];
+
+/// Two tables are there, and each is called likes in its turn.
+pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+    for key in KEYS {
+        servers.empty().await?;
+        let two_tables = format!(
+            "{}; CREATE TABLE likes_grown (LIKE likes INCLUDING ALL)",
+            with_key("likes", key)
+        );
+        servers.sql.batch_execute(&two_tables).await?;
+        let mut grown = 0;
+        for &rows in &settings.growth_rows {
+            let case = format!("key ({key}), {} rows", millions(rows));
+            say(&format!("{ROW}, {case}: filling the table"));
+            grow(servers, key, grown, rows).await?;
+            grown = rows;
+            for run in 1..=settings.runs {
+                say(&format!("{ROW}, {case}: run {run} of {}", settings.runs));
+                servers.sql.batch_execute("TRUNCATE likes").await?;
+                let into_empty = likes_a_second(settings, servers, grown).await?;
+                swap(servers).await?;
+                let into_grown = likes_a_second(settings, servers, grown).await?;
+                swap(servers).await?;
+                grown += settings.likes;
+                figures.add(ROW, &case, "likes/s", into_grown);
+                figures.add(ROW, &case, "likes/s into an empty table", into_empty);
+                figures.add(ROW, &case, "of the rate into an empty table", into_grown / into_empty);
+            }
+        }
+        servers.empty().await?;
+        let as_before = format!("DROP TABLE likes_grown; {}", with_key("likes", KEYS[0]));
+        servers.sql.batch_execute(&as_before).await?;
+    }
+    Ok(())
+}
+
+async fn likes_a_second(settings: &Settings, servers: &Servers, first: u64) -> Result<f64, BenchError> {
+    servers.empty_streams().await?;
+    servers.settle().await?;
+    let traffic = Traffic { first, ..Traffic::new(settings.likes) };
+    let rows_before = servers.rows().await?;
+    let drained = drain(Backlog { traffic, per_entry: PACKED }, WRITERS, servers).await?;
+    servers.check_rows(rows_before + traffic.likes).await?;
+    Ok(traffic.likes as f64 / drained.elapsed.as_secs_f64())
+}
+
+/// Fills the grown table up to so many rows. The key is made afterwards, which is much faster.
+async fn grow(servers: &Servers, key: &str, from: u64, to: u64) -> Result<(), BenchError> {
+    let fill = format!(
+        "ALTER TABLE likes_grown DROP CONSTRAINT IF EXISTS likes_grown_pkey;
+         INSERT INTO likes_grown {};
+         ALTER TABLE likes_grown ADD CONSTRAINT likes_grown_pkey PRIMARY KEY ({key});
+         VACUUM (FREEZE, ANALYZE) likes_grown",
+        traffic::rows_in_sql(from, to)
+    );
+    // VACUUM can't share a transaction.
+    for statement in fill.split(';') {
+        servers.sql.batch_execute(statement).await?;
+    }
+    Ok(())
+}
+
+async fn swap(servers: &Servers) -> Result<(), BenchError> {
+    let swap = "ALTER TABLE likes RENAME TO likes_other;
+                ALTER TABLE likes_grown RENAME TO likes;
+                ALTER TABLE likes_other RENAME TO likes_grown";
+    Ok(servers.sql.batch_execute(swap).await?)
+}
+
+fn with_key(table: &str, key: &str) -> String {
+    format!("ALTER TABLE {table} DROP CONSTRAINT {table}_pkey, ADD CONSTRAINT {table}_pkey PRIMARY KEY ({key})")
+}
+
+fn millions(rows: u64) -> String {
+    format!("{} M", rows as f64 / 1e6)
+}

@@ -1,0 +1,103 @@
+//! Callers of `POST /likes`.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+use hyper::StatusCode;
+use local::http_client::HttpClient;
+use shared::partition::mix;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use crate::BenchError;
+
+/// How callers call, over so many connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) connections: u32,
+    /// Likes a second in all, whether earlier ones are answered or not; or else each caller sends its next like when it
+    /// has an answer.
+    pub(crate) per_second: Option<f64>,
+    pub(crate) duration: Duration,
+    /// Where the ids of users begin: no pair is sent twice.
+    pub(crate) first_user: u64,
+}
+
+/// What callers saw.
+pub(crate) struct Answers {
+    pub(crate) accepted: u64,
+    pub(crate) elapsed: Duration,
+    /// From when a like was due, in microseconds.
+    pub(crate) latency_us: Histogram<u64>,
+}
+
+impl Answers {
+    pub(crate) fn per_second(&self) -> f64 {
+        self.accepted as f64 / self.elapsed.as_secs_f64()
+    }
+
+    pub(crate) fn latency_ms(&self, quantile: f64) -> f64 {
+        self.latency_us.value_at_quantile(quantile) as f64 / 1e3
+    }
+}
+
+/// Sends likes, all of which must be accepted.
+pub(crate) async fn send(address: SocketAddr, load: Load) -> Result<Answers, BenchError> {
+    let next = Arc::new(AtomicU64::new(0));
+    let mut callers = JoinSet::new();
+    let started = Instant::now();
+    for _ in 0..load.connections {
+        callers.spawn(call(address, load, Arc::clone(&next), started));
+    }
+    let mut latency_us = histogram()?;
+    while let Some(called) = callers.join_next().await {
+        latency_us.add(called??)?;
+    }
+    Ok(Answers { accepted: latency_us.len(), elapsed: started.elapsed(), latency_us })
+}
+
+fn histogram() -> Result<Histogram<u64>, BenchError> {
+    Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
+}
+
+async fn call(
+    address: SocketAddr,
+    load: Load,
+    next: Arc<AtomicU64>,
+    started: Instant,
+) -> Result<Histogram<u64>, BenchError> {
+    let mut client = HttpClient::new(address);
+    let mut latency_us = histogram()?;
+    loop {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        let mut due = Instant::now();
+        if let Some(per_second) = load.per_second {
+            let scheduled = started + Duration::from_secs_f64(index as f64 / per_second);
+            if due < scheduled {
+                // That the timer is late is not the server's fault; that this caller was still busy is.
+                sleep_until(scheduled).await;
+                due = Instant::now();
+            } else {
+                due = scheduled;
+            }
+        }
+        if started.elapsed() >= load.duration {
+            return Ok(latency_us);
+        }
+        let post = 1 + mix(index) % 1_000;
+        let response = client.post_like(load.first_user + index, post).await?;
+        if response.status != StatusCode::ACCEPTED {
+            return Err(BenchError::Refused(response.status));
+        }
+        latency_us.saturating_record(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+}

@@ -1,0 +1,182 @@
+//! How fast likestream is, side by side with what the machine could do at best and with the simple design: real
+//! servers and programs, in turn, several runs.
+
+mod copy_limit;
+mod cost;
+mod drain;
+mod end_to_end;
+mod figures;
+mod growth;
+mod ingest;
+mod load;
+mod machine;
+mod pipeline;
+mod plot;
+mod progress;
+mod report;
+mod servers;
+mod targets;
+mod traffic;
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, ValueEnum};
+use local::{LocalError, http_client::HttpError};
+use procfs::ProcError;
+use shared::{
+    cli::{self, SettingError},
+    partition::InvalidKeyPrefix,
+    service::one_line,
+};
+use thiserror::Error;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    task::JoinError,
+};
+
+use crate::{figures::Figures, machine::Machine, progress::say, servers::Servers};
+
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Measures how fast likestream is, side by side with what the machine could do at best
+#[derive(Parser, Debug)]
+#[command(name = "bench")]
+struct Settings {
+    /// What to measure: all of it, or some rows
+    #[arg(long, value_delimiter = ',', default_value = "drain,hot-post,ingest,pipeline,end-to-end,growth")]
+    rows: Vec<Row>,
+
+    /// How often each case is measured
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+
+    /// Likes of a backlog to be drained
+    #[arg(long, default_value = "1000000", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
+    likes: u64,
+
+    /// How long callers call in each run
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+
+    /// Rows that are in the table before it grows on, rising
+    #[arg(long, value_delimiter = ',', default_value = "5000000,20000000")]
+    growth_rows: Vec<u64>,
+
+    /// The folder for results.json and results.svg
+    #[arg(long, default_value = "target/bench", value_name = "FOLDER")]
+    out: PathBuf,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    Drain,
+    HotPost,
+    Ingest,
+    Pipeline,
+    EndToEnd,
+    Growth,
+}
+
+impl cli::Settings for Settings {
+    fn check(&self) -> Result<(), SettingError> {
+        if !self.growth_rows.is_sorted() {
+            return Err(SettingError::new("--growth-rows", "allowed are numbers that rise"));
+        }
+        Ok(())
+    }
+}
+
+/// Nothing was measured.
+#[derive(Debug, Error)]
+enum BenchError {
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    #[error(transparent)]
+    Keys(#[from] InvalidKeyPrefix),
+    #[error("Postgres failed")]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("Redis failed")]
+    Redis(#[from] fred::error::Error),
+    #[error("a process can't be looked at")]
+    Process(#[from] ProcError),
+    #[error("a request failed")]
+    Http(#[from] HttpError),
+    #[error("a like was answered {0}")]
+    Refused(hyper::StatusCode),
+    #[error("a part of the measuring crashed")]
+    Crashed(#[from] JoinError),
+    #[error("latencies can't be counted")]
+    Histogram(#[from] hdrhistogram::CreationError),
+    #[error("latencies can't be added")]
+    HistogramAddition(#[from] hdrhistogram::AdditionError),
+    #[error("the table has {rows} rows and should have {expected}: nothing of this counts")]
+    Rows { rows: u64, expected: u64 },
+    #[error("{entries} entries are left and nothing has moved for a minute, see {}", logs.display())]
+    Stalled { entries: u64, logs: PathBuf },
+    #[error("a program did not end well: {last_words}")]
+    Ended { last_words: String },
+    #[error("{0}")]
+    Answer(&'static str),
+    #[error("a file can't be written or read")]
+    Io(#[from] io::Error),
+    #[error("the figures can't be written as JSON")]
+    Json(#[from] serde_json::Error),
+    #[error("the plot can't be drawn: {0}")]
+    Plot(String),
+}
+
+fn main() -> ExitCode {
+    let settings: Settings = cli::parse();
+    let measured = Runtime::new().map_err(BenchError::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut terminate = signal(SignalKind::terminate())?;
+            // What was started ends with the future.
+            tokio::select! {
+                measured = measure(&settings) => measured.map(|()| ExitCode::SUCCESS),
+                _ = interrupt.recv() => Ok(ExitCode::from(EXIT_INTERRUPTED)),
+                _ = terminate.recv() => Ok(ExitCode::from(EXIT_INTERRUPTED)),
+            }
+        })
+    });
+    measured.unwrap_or_else(|error| {
+        let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
+        ExitCode::FAILURE
+    })
+}
+
+async fn measure(settings: &Settings) -> Result<(), BenchError> {
+    fs::create_dir_all(&settings.out)?;
+    say("starting private Redis and Postgres");
+    let servers = Servers::start().await?;
+    let machine = Machine::describe(&servers).await?;
+    let mut figures = Figures::default();
+    for row in &settings.rows {
+        match row {
+            Row::Drain => drain::run(settings, &servers, &mut figures).await?,
+            Row::HotPost => drain::hot_post(settings, &servers, &mut figures).await?,
+            Row::Ingest => ingest::run(settings, &servers, &mut figures).await?,
+            Row::Pipeline => pipeline::run(settings, &servers, &mut figures).await?,
+            Row::EndToEnd => end_to_end::run(settings, &servers, &mut figures).await?,
+            Row::Growth => growth::run(settings, &servers, &mut figures).await?,
+        }
+    }
+    drop(servers);
+    report::write_json(&settings.out.join("results.json"), settings, &machine, &figures)?;
+    plot::draw(&settings.out.join("results.svg"), &machine, &figures)?;
+    writeln!(io::stdout(), "{}", report::tables(&machine, &figures))?;
+    Ok(())
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}

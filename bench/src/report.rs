@@ -1,0 +1,128 @@
+//! Figures for people, and for other programs.
+
+use std::{fs, path::Path};
+
+use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use serde::Serialize;
+
+use crate::{
+    BenchError, Settings,
+    figures::{Bound, Figure, Figures, Target},
+    machine::Machine,
+};
+
+/// The file for other programs.
+#[derive(Serialize)]
+struct Results<'a> {
+    measured_at: String,
+    machine: &'a Machine,
+    likes: u64,
+    runs: u32,
+    seconds_a_run: f64,
+    targets: Vec<Target>,
+    figures: &'a [Figure],
+}
+
+pub(crate) fn write_json(
+    file: &Path,
+    settings: &Settings,
+    machine: &Machine,
+    figures: &Figures,
+) -> Result<(), BenchError> {
+    let results = Results {
+        measured_at: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+        machine,
+        likes: settings.likes,
+        runs: settings.runs,
+        seconds_a_run: settings.duration.as_secs_f64(),
+        targets: figures.targets(),
+        figures: figures.all(),
+    };
+    Ok(fs::write(file, serde_json::to_string_pretty(&results)? + "\n")?)
+}
+
+/// All figures, then what was promised.
+pub(crate) fn tables(machine: &Machine, figures: &Figures) -> String {
+    let mut table = table(["row", "case", "measure", "median", "least", "most"]);
+    let mut before = ("", "");
+    for figure in figures.all() {
+        let repeats_row = before.0 == figure.row;
+        let repeats_case = repeats_row && before.1 == figure.case;
+        let named = |repeats: bool, name: &str| if repeats { String::new() } else { name.to_owned() };
+        table.add_row([
+            named(repeats_row, figure.row),
+            named(repeats_case, &figure.case),
+            figure.measure.to_owned(),
+            number(figure.median),
+            number(figure.min),
+            number(figure.max),
+        ]);
+        before = (figure.row, &figure.case);
+    }
+    right(&mut table, 3..6);
+    format!("{}\n{table}\n\n{}", described(machine), targets(&figures.targets()))
+}
+
+fn targets(targets: &[Target]) -> String {
+    let mut table = table(["promised", "bound", "measured", "holds"]);
+    for Target { what, bound, measured, holds } in targets {
+        let bound = match bound {
+            Bound::AtLeast(bound) => format!("≥ {}", number(*bound)),
+            Bound::AtMost(bound) => format!("≤ {}", number(*bound)),
+        };
+        table.add_row([what.clone(), bound, number(*measured), if *holds { "yes" } else { "NO" }.to_owned()]);
+    }
+    right(&mut table, 1..3);
+    table.to_string()
+}
+
+fn table<const COLUMNS: usize>(head: [&str; COLUMNS]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(head);
+    table
+}
+
+fn right(table: &mut Table, columns: std::ops::Range<usize>) {
+    for column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+pub(crate) fn described(machine: &Machine) -> String {
+    let Machine { processor, cores, memory_gib, system, redis, postgres, .. } = machine;
+    format!("{processor}, {cores} cores, {memory_gib} GiB, {system}, Redis {redis}, Postgres {postgres}")
+}
+
+/// Three digits that count, and all before the point.
+fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        size if size >= 100.0 => 0,
+        size if size >= 10.0 => 1,
+        size if size >= 1.0 => 2,
+        size if size >= 0.01 => 3,
+        _ => 5,
+    };
+    let text = format!("{value:.digits$}");
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut grouped = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        if place > 0 && (whole.len() - place) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_that_count() {
+        let texts = [1_234_567.8, 161_000.0, 99.44, 1.234_5, 0.712_3, 0.000_51].map(number);
+        assert_eq!(texts, ["1,234,568", "161,000", "99.4", "1.23", "0.712", "0.00051"]);
+    }
+}

@@ -1,0 +1,221 @@
+//! The servers that everything is measured on, and their state between two runs.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use local::{
+    postgres_server::{PostgresOptions, PostgresServer},
+    process::Lifetime,
+    program::{self, Program},
+    redis_server::{RedisOptions, RedisServer},
+};
+use shared::{
+    backlog, codec,
+    partition::{KeyPrefix, Partition, PartitionCount},
+    redis::{Connections, Redis, Repeat},
+};
+use tempfile::TempDir;
+use tokio::time::sleep;
+use tokio_postgres::{Client, NoTls};
+
+use crate::BenchError;
+
+/// Settings of Postgres other than the defaults: memory as a small production server would have it, and checkpoints
+/// that don't come in the middle of a run.
+pub(crate) const POSTGRES_SETTINGS: [(&str, &str); 4] = [
+    ("shared_buffers", "1GB"),
+    ("max_wal_size", "16GB"),
+    ("checkpoint_timeout", "1h"),
+    ("track_commit_timestamp", "on"),
+];
+
+/// Arguments of Redis.
+pub(crate) const REDIS_ARGUMENTS: [&str; 4] = ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"];
+
+const READY: Duration = Duration::from_secs(20);
+const STOP: Duration = Duration::from_secs(40);
+
+/// How often it is looked whether all is stored, and how long nothing may move.
+const DRAINED_POLL: Duration = Duration::from_millis(10);
+const STALLED: Duration = Duration::from_mins(1);
+
+/// Entries on their way to Redis at a time.
+const APPENDS_IN_FLIGHT: usize = 512;
+
+/// Redis, Postgres with the schema, and a connection to each.
+pub(crate) struct Servers {
+    pub(crate) redis: RedisServer,
+    pub(crate) postgres: PostgresServer,
+    pub(crate) sql: Client,
+    connections: Connections,
+    keys: KeyPrefix,
+    logs: TempDir,
+}
+
+impl Servers {
+    pub(crate) async fn start() -> Result<Self, BenchError> {
+        let arguments = REDIS_ARGUMENTS.map(str::to_owned).to_vec();
+        let redis = RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed)?;
+        let settings = POSTGRES_SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let postgres = PostgresServer::start(PostgresOptions { port: None, settings }, Lifetime::Leashed)?;
+        let url = postgres.url("postgres");
+        program::run("likesctl", &["migrate"], &[("DATABASE_URL", url.clone())])?;
+        let (sql, connection) = tokio_postgres::connect(&url, NoTls).await?;
+        tokio::spawn(connection);
+        let connections = Redis::at(&redis.url(), Duration::from_secs(30))?.connect().await?;
+        let logs = tempfile::Builder::new().prefix("likestream-bench-").tempdir()?;
+        let keys = "likes".parse()?;
+        Ok(Self { redis, postgres, sql, connections, keys, logs })
+    }
+
+    pub(crate) fn database_url(&self) -> String {
+        self.postgres.url("postgres")
+    }
+
+    /// No likes anywhere, and nothing left to be written to the disk.
+    pub(crate) async fn empty(&self) -> Result<(), BenchError> {
+        self.empty_streams().await?;
+        self.sql.batch_execute("TRUNCATE likes").await?;
+        self.settle().await
+    }
+
+    /// What earlier runs left to be written to the disk must not be written in the next one.
+    pub(crate) async fn settle(&self) -> Result<(), BenchError> {
+        Ok(self.sql.batch_execute("CHECKPOINT").await?)
+    }
+
+    /// No entries, and no groups either.
+    pub(crate) async fn empty_streams(&self) -> Result<(), BenchError> {
+        for partition in PartitionCount::DEFAULT.partitions() {
+            let stream = self.keys.stream(partition);
+            let keys = vec![stream.as_str().into(), self.keys.dead_letters(partition).into()];
+            self.connections.run::<u64>(&stream, Repeat::EvenIfDone, "DEL", keys).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends entries.
+    pub(crate) async fn append(&self, entries: Vec<(Partition, Bytes)>) -> Result<(), BenchError> {
+        let appends = stream::iter(entries).map(async |(partition, payload)| {
+            let stream = self.keys.stream(partition);
+            let entry = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
+            self.connections.run::<String>(&stream, Repeat::IfNotDone, "XADD", entry).await.map(drop)
+        });
+        Ok(appends.buffer_unordered(APPENDS_IN_FLIGHT).try_collect::<()>().await?)
+    }
+
+    /// Undelivered and pending entries.
+    pub(crate) async fn backlog(&self) -> Result<u64, BenchError> {
+        let mut entries = 0;
+        for partition in PartitionCount::DEFAULT.partitions() {
+            entries += backlog::of_stream(&self.connections, &self.keys.stream(partition)).await?;
+        }
+        Ok(entries)
+    }
+
+    /// Waits until nothing is left to be stored.
+    pub(crate) async fn drained(&self) -> Result<(), BenchError> {
+        let (mut least, mut moved_at) = (u64::MAX, Instant::now());
+        loop {
+            let entries = self.backlog().await?;
+            if entries == 0 {
+                return Ok(());
+            }
+            if entries < least {
+                (least, moved_at) = (entries, Instant::now());
+            } else if moved_at.elapsed() > STALLED {
+                return Err(BenchError::Stalled { entries, logs: self.logs.path().to_owned() });
+            }
+            sleep(DRAINED_POLL).await;
+        }
+    }
+
+    /// Starts consumers that share the partitions in a fixed way, so that none has to find out who else is there.
+    pub(crate) fn start_consumers(
+        &self,
+        count: u16,
+        settings: &[(&'static str, &str)],
+    ) -> Result<Vec<Program>, BenchError> {
+        let consumers = (0..count).map(|number| {
+            let mut all = vec![
+                ("REDIS_URL", self.redis.url()),
+                ("DATABASE_URL", self.database_url()),
+                ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+                ("CONSUMER_PARTITIONS", format!("{number}/{count}")),
+            ];
+            all.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
+            Program::start("consumer", &all, &self.log(&format!("consumer-{number}.log")))
+        });
+        Ok(consumers.collect::<Result<_, _>>()?)
+    }
+
+    /// Starts ingest and waits until it is ready.
+    pub(crate) fn start_ingest(&self, settings: &[(&'static str, &str)]) -> Result<Program, BenchError> {
+        let mut all = vec![
+            ("REDIS_URL", self.redis.url()),
+            ("INGEST_LISTEN", "127.0.0.1:0".to_owned()),
+            ("INGEST_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+            // The streams may get as long as a run needs.
+            ("INGEST_BACKLOG_LIMIT", "1000000000".to_owned()),
+        ];
+        all.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let ingest = Program::start("ingest", &all, &self.log("ingest.log"))?;
+        ingest.wait_ready(READY)?;
+        Ok(ingest)
+    }
+
+    /// Starts the same HTTP service over another keeper: `nobody` or `insert`.
+    pub(crate) fn start_bench_server(&self, keeper: &str) -> Result<Program, BenchError> {
+        let settings = [("BENCH_KEEPER", keeper.to_owned()), ("DATABASE_URL", self.database_url())];
+        Ok(Program::start("bench-server", &settings, &self.log(&format!("{keeper}.log")))?)
+    }
+
+    fn log(&self, name: &str) -> std::path::PathBuf {
+        Path::new(self.logs.path()).join(name)
+    }
+
+    pub(crate) async fn rows(&self) -> Result<u64, BenchError> {
+        let row = self.sql.query_one("SELECT count(*) FROM likes", &[]).await?;
+        Ok(row.try_get::<_, i64>(0)?.unsigned_abs())
+    }
+
+    /// The table must hold what it should, or the run was none.
+    pub(crate) async fn check_rows(&self, expected: u64) -> Result<(), BenchError> {
+        let rows = self.rows().await?;
+        if rows == expected { Ok(()) } else { Err(BenchError::Rows { rows, expected }) }
+    }
+
+    /// Bytes of write-ahead log so far.
+    pub(crate) async fn wal_bytes(&self) -> Result<f64, BenchError> {
+        let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8";
+        Ok(self.sql.query_one(sql, &[]).await?.try_get(0)?)
+    }
+
+    /// Transactions so far that have written something. Asking is one.
+    pub(crate) async fn transactions(&self) -> Result<f64, BenchError> {
+        Ok(self.sql.query_one("SELECT txid_current()::float8", &[]).await?.try_get(0)?)
+    }
+
+    /// Bytes that Redis has in use.
+    pub(crate) fn redis_bytes(&self) -> Result<f64, BenchError> {
+        let memory = self.redis.command(&["INFO", "memory"])?;
+        let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
+        used.ok_or(BenchError::Answer("Redis does not say how much memory it uses"))
+    }
+}
+
+/// Ends programs in good order, as all of them must.
+pub(crate) fn end_well(programs: impl IntoIterator<Item = Program>) -> Result<(), BenchError> {
+    for mut program in programs {
+        let status = program.terminate(STOP)?;
+        if !status.success() {
+            let last_words = program.log_text().lines().last().unwrap_or_default().to_owned();
+            return Err(BenchError::Ended { last_words });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! What was promised: row, case, measure, bound.
+
+use crate::figures::Bound::{self, AtLeast, AtMost};
+
+pub(crate) const TARGETS: [(&str, &str, &str, Bound); 17] = [
+    ("drain", "packed, 2 writers", "of the copy limit", AtLeast(0.65)),
+    ("drain", "packed, 2 writers, 5 % duplicates", "of the copy limit", AtLeast(0.65)),
+    ("drain", "packed, 2 writers", "consumer CPU s per million likes", AtMost(0.6)),
+    ("drain", "one an entry, 2 writers", "consumer CPU s per million likes", AtMost(3.0)),
+    ("drain", "packed, 2 writers", "consumer MiB resident at most", AtMost(64.0)),
+    ("drain", "one an entry, 2 writers", "consumer MiB resident at most", AtMost(64.0)),
+    ("ingest", "64 connections", "of the HTTP limit", AtLeast(0.75)),
+    ("ingest", "512 connections", "of the HTTP limit", AtLeast(0.75)),
+    ("ingest", "512 connections", "MiB resident at most", AtMost(64.0)),
+    ("ingest", "64 connections", "Redis bytes per queued like", AtMost(40.0)),
+    ("ingest", "512 connections", "Redis bytes per queued like", AtMost(40.0)),
+    ("pipeline", "64 connections", "times the simple design's likes/s", AtLeast(10.0)),
+    ("pipeline", "64 connections", "of the simple design's Postgres CPU", AtMost(0.1)),
+    ("pipeline", "64 connections", "of the simple design's transactions", AtMost(1.0 / 500.0)),
+    ("end to end", "10 % of capacity", "p99 ms", AtMost(50.0)),
+    ("end to end", "50 % of capacity", "p99 ms", AtMost(250.0)),
+    ("growth", "key (post_id, user_id), 20 M rows", "of the rate into an empty table", AtLeast(0.7)),
+];

@@ -1,0 +1,154 @@
+//! Which likes there are: the same ones in every run.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use shared::{
+    codec,
+    like::Like,
+    partition::{Partition, PartitionCount, mix},
+};
+
+/// Users are spread over a prime's worth of ids: the index of a like times a factor, modulo it, so that no two likes
+/// have the same user unless they should.
+const USERS: u64 = 1_099_511_627_689;
+const USER_FACTOR: u64 = 190_359_128_657;
+
+/// Posts that are still liked, and likes from one new post to the next.
+const LIVE_POSTS: u64 = 100_000;
+const LIKES_A_POST: u64 = 200;
+
+/// Likes that one entry holds when entries are packed: what ingest makes of a storm on 16 partitions.
+pub(crate) const PACKED: usize = 32;
+
+/// Likes in the order of their arrival.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Traffic {
+    /// The index of the first one: what was before it was liked before.
+    pub(crate) first: u64,
+    pub(crate) likes: u64,
+    /// How many of a hundred repeat an earlier one of these.
+    pub(crate) duplicate_percent: u64,
+    pub(crate) posts: Posts,
+}
+
+/// What is liked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Posts {
+    /// Recent posts, the newer the more: half of the likes are for the newest 300 of 100,000 posts, a new one
+    /// every 200 likes.
+    Recent,
+    /// One post.
+    One,
+}
+
+impl Traffic {
+    /// The likes of a storm with nothing before it.
+    pub(crate) fn new(likes: u64) -> Self {
+        Self { first: 0, likes, duplicate_percent: 0, posts: Posts::Recent }
+    }
+
+    pub(crate) fn likes(self) -> Vec<Like> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let now = i128::try_from(now).unwrap_or_default();
+        let likes = self.first..self.first + self.likes;
+        likes.filter_map(|index| self.like(self.first_of_pair(index), now).ok()).collect()
+    }
+
+    /// Those that make a row each.
+    pub(crate) fn distinct_likes(self) -> Vec<Like> {
+        let likes = (self.first..).zip(self.likes());
+        likes.filter(|(index, _)| self.first_of_pair(*index) == *index).map(|(_, like)| like).collect()
+    }
+
+    /// The like with this index as that of the first like of the same pair: itself, unless it is a duplicate. At
+    /// 100 % all likes are duplicates of what was before these.
+    fn first_of_pair(self, mut index: u64) -> u64 {
+        if self.duplicate_percent == 100 {
+            return index - self.first;
+        }
+        while index > self.first && mix(index) % 100 < self.duplicate_percent {
+            index = self.first + mix(!index) % (index - self.first);
+        }
+        index
+    }
+
+    fn like(self, index: u64, at_us: i128) -> Result<Like, shared::like::InvalidLike> {
+        let user = 1 + index.wrapping_mul(USER_FACTOR) % USERS;
+        let post = match self.posts {
+            Posts::Recent => {
+                let uniform = mix(index ^ (1 << 63)) as f64 / u64::MAX as f64;
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 100,000")]
+                let age = (LIVE_POSTS as f64).powf(uniform) as u64;
+                LIVE_POSTS + 1 + index / LIKES_A_POST - age
+            }
+            Posts::One => 1,
+        };
+        Like::new(user.into(), post.into(), at_us)
+    }
+}
+
+/// The rows of the first `likes` likes of [`Posts::Recent`], made by Postgres itself. Which of the posts is liked is drawn
+/// by its own generator.
+pub(crate) fn rows_in_sql(from: u64, to: u64) -> String {
+    format!(
+        "SELECT 1 + (i * {USER_FACTOR}) % {USERS},
+                {LIVE_POSTS} + 1 + i / {LIKES_A_POST} - floor(power({LIVE_POSTS}.0, random()))::bigint,
+                now()
+         FROM generate_series({from}::bigint, {to} - 1) AS i"
+    )
+}
+
+/// The payloads of entries with so many likes each, as ingest would append them.
+pub(crate) fn entries(likes: &[Like], per_entry: usize) -> Vec<(Partition, Bytes)> {
+    let partitions = PartitionCount::DEFAULT;
+    let mut groups: Vec<Vec<Like>> = vec![Vec::new(); usize::from(partitions.get())];
+    let mut entries = Vec::with_capacity(likes.len() / per_entry + groups.len());
+    for like in likes {
+        let partition = partitions.of_user(like.user_id());
+        let Some(group) = groups.get_mut(partition.index()) else { continue };
+        group.push(*like);
+        if group.len() == per_entry {
+            entries.push((partition, codec::encode(group).into()));
+            group.clear();
+        }
+    }
+    let rest = partitions.partitions().zip(groups).filter(|(_, group)| !group.is_empty());
+    entries.extend(rest.map(|(partition, group)| (partition, codec::encode(&group).into())));
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn pairs(traffic: Traffic) -> HashSet<(i64, i64)> {
+        traffic.likes().iter().map(|like| (like.user_id(), like.post_id())).collect()
+    }
+
+    #[test]
+    fn likes_are_as_distinct_as_they_should_be() {
+        for duplicate_percent in [0, 5, 50] {
+            let traffic = Traffic { duplicate_percent, first: 1_000_000, ..Traffic::new(20_000) };
+            assert_eq!(traffic.likes().len(), 20_000);
+            let distinct = traffic.distinct_likes().len() as u64;
+            assert_eq!(pairs(traffic).len() as u64, distinct);
+            let duplicates = (20_000 - distinct) * 100 / 20_000;
+            assert!(duplicates.abs_diff(duplicate_percent) <= 1, "{duplicates} for {duplicate_percent}");
+        }
+        let before = Traffic::new(1_000);
+        let all_again = Traffic { first: 1_000, duplicate_percent: 100, ..before };
+        assert_eq!(pairs(all_again), pairs(before));
+        assert!(all_again.distinct_likes().is_empty());
+    }
+
+    #[test]
+    fn all_likes_are_in_the_entries() {
+        let likes = Traffic::new(1_000).likes();
+        let entries = entries(&likes, 7);
+        let found: usize = entries.iter().map(|(_, payload)| codec::decode(payload).unwrap().likes.len()).sum();
+        assert_eq!(found, 1_000);
+    }
+}
