@@ -7,7 +7,6 @@ use crate::{
     cost::Cpu,
     figures::Figures,
     mib,
-    progress::say,
     servers::{Servers, end_well},
     traffic::{self, PACKED, Posts, Traffic},
 };
@@ -56,12 +55,13 @@ fn case(kind: &str, writers: u16, likes: u64, per_entry: usize, duplicate_percen
 pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
     let likes = settings.likes;
     let packed = [1, 2, 4].map(|writers| case("packed", writers, likes, PACKED, 0));
-    let single = [1, 2, 4].map(|writers| case("one an entry", writers, likes / 2, 1, 0));
+    let single = [1, 2, 4].map(|writers| case("one an entry", writers, likes / 4, 1, 0));
     let duplicates = [5, 50, 100].map(|percent| case("packed", 2, likes, PACKED, percent));
     for run in 1..=settings.runs {
         for case in packed.iter().chain(&single).chain(&duplicates) {
-            say(&format!("{ROW}, {}: run {run} of {}", case.name, settings.runs));
-            measure(case, servers, figures).await?;
+            if settings.begins(ROW, &case.name, run) {
+                measure(case, servers, figures).await?;
+            }
         }
     }
     Ok(())
@@ -107,7 +107,9 @@ pub(crate) async fn hot_post(
     for run in 1..=settings.runs {
         for writers in [2, 4] {
             let name = format!("{writers} writers");
-            say(&format!("{HOT_POST}, {name}: run {run} of {}", settings.runs));
+            if !settings.begins(HOT_POST, &name, run) {
+                continue;
+            }
             let mut rates = [0.0; 2];
             for (posts, rate) in [Posts::One, Posts::Recent].into_iter().zip(&mut rates) {
                 let traffic = Traffic { posts, ..Traffic::new(settings.likes) };

@@ -39,7 +39,9 @@ pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Fi
         figures.add(ROW, "capacity", "likes/s", capacity);
         for percent in PERCENT {
             let case = format!("{percent} % of capacity");
-            say(&format!("{ROW}, {case}: run {run} of {}", settings.runs));
+            if !settings.begins(ROW, &case, run) {
+                continue;
+            }
             servers.sql.batch_execute("TRUNCATE likes").await?;
             servers.settle().await?;
             let per_second = Some(capacity * f64::from(percent) / 100.0);

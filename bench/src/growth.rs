@@ -27,11 +27,14 @@ pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Fi
         let mut grown = 0;
         for &rows in &settings.growth_rows {
             let case = format!("key ({key}), {} rows", millions(rows));
+            if !case.contains(&settings.case) {
+                continue;
+            }
             say(&format!("{ROW}, {case}: filling the table"));
             grow(servers, key, grown, rows).await?;
             grown = rows;
             for run in 1..=settings.runs {
-                say(&format!("{ROW}, {case}: run {run} of {}", settings.runs));
+                settings.begins(ROW, &case, run);
                 servers.sql.batch_execute("TRUNCATE likes").await?;
                 let into_empty = likes_a_second(settings, servers, grown).await?;
                 swap(servers).await?;

@@ -10,7 +10,6 @@ use crate::{
     figures::Figures,
     load::{self, Answers, Load},
     mib,
-    progress::say,
     servers::{Servers, end_well},
 };
 
@@ -29,7 +28,9 @@ pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Fi
     for run in 1..=settings.runs {
         for connections in CONCURRENCY {
             let case = format!("{connections} {}", if connections == 1 { "connection" } else { "connections" });
-            say(&format!("{ROW}, {case}: run {run} of {}", settings.runs));
+            if !settings.begins(ROW, &case, run) {
+                continue;
+            }
             let load = |first_user| Load {
                 connections,
                 per_second: None,
@@ -55,7 +56,9 @@ pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Fi
         }
         for rate in RATES {
             let case = format!("{rate} likes/s");
-            say(&format!("{ROW}, {case}: run {run} of {}", settings.runs));
+            if !settings.begins(ROW, &case, run) {
+                continue;
+            }
             let load = |first_user| Load {
                 connections: OPEN_LOOP_CONNECTIONS,
                 per_second: Some(rate.into()),

@@ -53,12 +53,16 @@ struct Settings {
     #[arg(long, value_delimiter = ',', default_value = "drain,hot-post,ingest,pipeline,end-to-end,growth")]
     rows: Vec<Row>,
 
+    /// Only cases whose name has this in it, like "2 writers"
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    case: String,
+
     /// How often each case is measured
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
 
     /// Likes of a backlog to be drained
-    #[arg(long, default_value = "1000000", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
+    #[arg(long, default_value = "3000000", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     likes: u64,
 
     /// How long callers call in each run
@@ -175,6 +179,17 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
     plot::draw(&settings.out.join("results.svg"), &machine, &figures)?;
     writeln!(io::stdout(), "{}", report::tables(&machine, &figures))?;
     Ok(())
+}
+
+impl Settings {
+    /// Whether a case is to be measured. Says so.
+    fn begins(&self, row: &str, case: &str, run: u32) -> bool {
+        let wanted = case.contains(&self.case);
+        if wanted {
+            say(&format!("{row}, {case}: run {run} of {}", self.runs));
+        }
+        wanted
+    }
 }
 
 fn mib(bytes: u64) -> f64 {

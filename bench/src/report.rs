@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
 
 use crate::{
@@ -78,7 +78,7 @@ fn targets(targets: &[Target]) -> String {
 
 fn table<const COLUMNS: usize>(head: [&str; COLUMNS]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(head);
+    table.load_preset(NOTHING).set_header(head);
     table
 }
 

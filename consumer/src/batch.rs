@@ -8,7 +8,6 @@ use std::{
 use bytes::Bytes;
 use shared::{
     codec::{self, LocatedLike},
-    copy_format,
     like::Like,
 };
 use tokio::{
@@ -132,6 +131,12 @@ impl Batch {
         self.rows.len()
     }
 
+    /// All rows, as long as none was tried; nothing for a batch without rows.
+    pub(crate) fn all_untried(&self) -> Option<&[Like]> {
+        let next = self.progress.next_rows(self)?;
+        (next.len() == self.rows.len()).then_some(next.0)
+    }
+
     /// How many likes its entries held, duplicates included.
     pub(crate) fn likes(&self) -> usize {
         self.likes
@@ -239,11 +244,6 @@ impl Rows<'_> {
             post_id: self.0.iter().map(Like::post_id).collect(),
             created_at: self.0.iter().map(created_at).collect(),
         }
-    }
-
-    /// As `COPY … (FORMAT binary)` wants them.
-    pub(crate) fn copy_data(self) -> Bytes {
-        copy_format::encode(self.0)
     }
 }
 

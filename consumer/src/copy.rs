@@ -3,6 +3,8 @@
 use deadpool_postgres::{HookError, Object, Pool, PoolError};
 use futures_util::{SinkExt, future};
 use shared::{
+    copy_format,
+    like::Like,
     pg::{self, FailureClass},
     service::one_line,
 };
@@ -15,13 +17,18 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::{
     batch::{Batch, Progress, SettledEntry},
+    foresight::{Foresight, Split},
     isolate::isolate,
     pooling::{self, Transactions},
 };
 
+/// For rows that are new: it fails when one is not.
+const COPY: &str = "COPY likes (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
+
+/// For rows that may be there already.
 const STAGE: &str = "COPY likes_batch (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
-const STORE: &str = "
+const INSERT_STAGED_AND_COMMIT: &str = "
 INSERT INTO likes (user_id, post_id, created_at) SELECT user_id, post_id, created_at FROM likes_batch
 ON CONFLICT (user_id, post_id) DO NOTHING;
 COMMIT";
@@ -31,12 +38,18 @@ COMMIT";
 #[derive(Debug)]
 pub(crate) struct Committed {
     batch: Batch,
+    restaged: bool,
 }
 
 impl Committed {
     /// Rows that were not in the table before.
     pub(crate) fn inserted(&self) -> u64 {
         self.batch.inserted()
+    }
+
+    /// Whether it was tried straight into the table in vain.
+    pub(crate) fn restaged(&self) -> bool {
+        self.restaged
     }
 
     /// What may be acknowledged now.
@@ -59,7 +72,7 @@ pub(crate) enum WriteError {
     #[error("Postgres did not answer within WRITE_TIMEOUT")]
     Timeout,
     #[error("Postgres staged {staged} of {rows} rows")]
-    Staged { staged: u64, rows: u64 },
+    Staged { staged: u64, rows: usize },
     #[error("Postgres did not say how many rows it inserted")]
     Answer,
 }
@@ -98,6 +111,17 @@ impl WriteError {
     }
 }
 
+/// How a transaction writes rows.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    /// Those that are guessed to be new straight into the table.
+    Straight(&'a Split),
+    /// All through the staging table.
+    Staged(&'a [Like]),
+    /// In pieces, to find those that the table rejects.
+    Isolating,
+}
+
 /// Stores a batch, or gives it back with the reason why it could not: what of it is stored or rejected by then is
 /// not tried again. A batch without rows needs no transaction.
 ///
@@ -105,13 +129,30 @@ impl WriteError {
 pub(crate) async fn write(
     pool: &Pool,
     transactions: Transactions,
+    foresight: &mut Foresight,
     mut batch: Batch,
 ) -> Result<Committed, (Batch, WriteError)> {
+    let mut restaged = false;
+    if let Some(split) = batch.all_untried().and_then(|rows| foresight.split(rows)) {
+        match attempt(pool, transactions, &batch, Way::Straight(&split)).await {
+            Ok(progress) => {
+                foresight.was_right();
+                batch.advance(progress);
+            }
+            Err(error) if error.class() == FailureClass::Retry => return Err((batch, error)),
+            Err(error) => {
+                // Whatever the table has against it, it may take the rows from the staging table.
+                foresight.was_wrong();
+                restaged = true;
+                tracing::debug!(error = one_line(&error), "not straight into the table");
+            }
+        }
+    }
     while let Some(rows) = batch.progress().next_rows(&batch) {
-        let whole = rows.len() == batch.rows();
-        match attempt(pool, transactions, &batch, whole).await {
+        let all = batch.all_untried();
+        match attempt(pool, transactions, &batch, all.map_or(Way::Isolating, Way::Staged)).await {
             Ok(progress) => batch.advance(progress),
-            Err(error) if whole && error.class() == FailureClass::Reject => {
+            Err(error) if all.is_some() && error.class() == FailureClass::Reject => {
                 let mut progress = batch.progress().clone();
                 progress.rejected(rows, one_line(&error));
                 batch.advance(progress);
@@ -119,7 +160,7 @@ pub(crate) async fn write(
             Err(error) => return Err((batch, error)),
         }
     }
-    Ok(Committed { batch })
+    Ok(Committed { batch, restaged })
 }
 
 /// One transaction: all rows at once, or as many pieces as it has time for.
@@ -127,16 +168,25 @@ async fn attempt(
     pool: &Pool,
     transactions: Transactions,
     batch: &Batch,
-    whole: bool,
+    way: Way<'_>,
 ) -> Result<Progress, WriteError> {
     let limit = transactions.limit;
     let connection = pool.get().await?;
     let work = async {
-        if whole {
-            store(&connection, transactions, batch).await
-        } else {
+        let whole = |inserted| {
+            let mut progress = batch.progress().clone();
+            progress.stored(inserted);
+            progress
+        };
+        match way {
+            Way::Straight(Split { fresh, known }) => {
+                store(&connection, transactions, known, fresh).await.map(whole)
+            }
+            Way::Staged(rows) => store(&connection, transactions, rows, &[]).await.map(whole),
             // The other half of the time is for the piece in hand and the commit.
-            Ok(isolate(&connection, transactions, batch, Instant::now() + limit / 2).await?)
+            Way::Isolating => {
+                Ok(isolate(&connection, transactions, batch, Instant::now() + limit / 2).await?)
+            }
         }
     };
     let done = time::timeout(limit, work).await.unwrap_or(Err(WriteError::Timeout));
@@ -147,36 +197,75 @@ async fn attempt(
     done
 }
 
-/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network, and one
-/// more where the statement must be prepared anew. Each step fails if the one before it did, so COMMIT is reached, and
-/// answered with a count, only when all is well.
+/// Stores rows that may be in the table, by way of the staging table, and rows that must not be, straight. Returns how
+/// many were new.
+///
+/// BEGIN and the first COPY leave together, and so do the end of the last one's data, INSERT and COMMIT: two waits for
+/// the network, and one more where a statement must be prepared anew. Each step fails if the one before it did, and the
+/// answers are looked at in their order, so that the one to COMMIT counts only when all is well.
 async fn store(
     connection: &Object,
     transactions: Transactions,
-    batch: &Batch,
-) -> Result<Progress, WriteError> {
-    let mut progress = batch.progress().clone();
-    let Some(rows) = progress.next_rows(batch) else { return Ok(progress) };
-    let copy = async {
-        let stage = transactions.prepare(connection, STAGE).await?;
-        connection.copy_in(&stage).await
-    };
-    let (began, sink) = future::join(connection.batch_execute(&transactions.begin()), copy).await;
-    began?;
-    let sink = sink?;
-    pin!(sink);
-    sink.send(rows.copy_data()).await?;
-    let (staged, stored) = future::join(sink.finish(), connection.simple_query(STORE)).await;
-    let (staged, rows) = (staged?, rows.len() as u64);
-    let stored = stored?;
-    if staged != rows {
-        // Nothing that Postgres does; but then nothing is acknowledged on a guess either.
-        return Err(WriteError::Staged { staged, rows });
+    staged: &[Like],
+    straight: &[Like],
+) -> Result<u64, WriteError> {
+    let begin = transactions.begin(!staged.is_empty());
+    let begin = connection.batch_execute(&begin);
+    let copy = Copy { connection, transactions };
+    if staged.is_empty() {
+        let commit = connection.simple_query("COMMIT");
+        return Ok(copy.run(COPY, straight, begin, commit).await?.0);
     }
-    let count = stored.iter().find_map(|message| match message {
+    let insert = connection.simple_query(INSERT_STAGED_AND_COMMIT);
+    let (copied, staged_rows, answers) = if straight.is_empty() {
+        let (staged_rows, answers) = copy.run(STAGE, staged, begin, insert).await?;
+        (0, staged_rows, answers)
+    } else {
+        let (staged_rows, ()) = copy.run(STAGE, staged, begin, at_once()).await?;
+        let (copied, answers) = copy.run(COPY, straight, at_once(), insert).await?;
+        (copied, staged_rows, answers)
+    };
+    if staged_rows != staged.len() as u64 {
+        // Nothing that Postgres does; but then nothing is acknowledged on a guess either.
+        return Err(WriteError::Staged { staged: staged_rows, rows: staged.len() });
+    }
+    let inserted = answers.iter().find_map(|message| match message {
         SimpleQueryMessage::CommandComplete(rows) => Some(*rows),
         _ => None,
     });
-    progress.stored(count.ok_or(WriteError::Answer)?);
-    Ok(progress)
+    Ok(copied + inserted.ok_or(WriteError::Answer)?)
+}
+
+fn at_once() -> future::Ready<Result<(), tokio_postgres::Error>> {
+    future::ready(Ok(()))
+}
+
+/// Copies rows within a transaction.
+struct Copy<'a> {
+    connection: &'a Object,
+    transactions: Transactions,
+}
+
+impl Copy<'_> {
+    /// COPY, sent together with what comes before it and what comes after it. Returns how many rows were copied: a trigger
+    /// can leave some out.
+    async fn run<A>(
+        &self,
+        sql: &str,
+        rows: &[Like],
+        before: impl Future<Output = Result<(), tokio_postgres::Error>>,
+        after: impl Future<Output = Result<A, tokio_postgres::Error>>,
+    ) -> Result<(u64, A), tokio_postgres::Error> {
+        let start = async {
+            let copy = self.transactions.prepare(self.connection, sql).await?;
+            self.connection.copy_in(&copy).await
+        };
+        let (before, sink) = future::join(before, start).await;
+        before?;
+        let sink = sink?;
+        pin!(sink);
+        sink.send(copy_format::encode(rows)).await?;
+        let (copied, after) = future::join(sink.finish(), after).await;
+        Ok((copied?, after?))
+    }
 }

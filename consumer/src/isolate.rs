@@ -29,7 +29,7 @@ pub(crate) async fn isolate(
     batch: &Batch,
     enough_at: Instant,
 ) -> Result<Progress, tokio_postgres::Error> {
-    connection.batch_execute(&format!("{}SET CONSTRAINTS ALL IMMEDIATE", transactions.begin())).await?;
+    connection.batch_execute(&format!("{}SET CONSTRAINTS ALL IMMEDIATE", transactions.begin(false))).await?;
     let insert = transactions.prepare(connection, INSERT).await?;
     let mut progress = batch.progress().clone();
     while let Some(rows) = progress.next_rows(batch) {

@@ -15,6 +15,7 @@ mod copy;
 mod dead_letter;
 mod entry;
 mod fixed_partitions;
+mod foresight;
 mod in_flight;
 mod isolate;
 mod lane;
@@ -53,6 +54,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     batch::Limits,
     config::Settings,
+    foresight::Foresight,
     in_flight::InFlight,
     lane::Lane,
     membership::{Membership, NameTaken, Ownership},
@@ -311,6 +313,7 @@ impl Work<'_> {
             streams: streams.clone(),
             limits: Limits { rows, linger: settings.batch_linger },
             transactions: settings.transactions(),
+            foresight: Foresight::default(),
             in_flight: Arc::clone(&in_flight),
             metrics: Arc::clone(&metrics),
             check: writer,

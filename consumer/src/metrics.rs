@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     trim_failures: Counter<u64>,
     dead_letters: Counter<u64>,
     batches_committed: Counter<u64>,
+    batches_restaged: Counter<u64>,
     batch_failures: Counter<u64>,
     rows_inserted: Counter<u64>,
     likes_deduplicated: Counter<u64>,
@@ -33,6 +34,8 @@ pub(crate) struct CommittedBatch {
     pub(crate) flush: Flush,
     pub(crate) likes: usize,
     pub(crate) inserted: u64,
+    /// Whether it was tried straight into the table in vain.
+    pub(crate) restaged: bool,
     pub(crate) duration: Duration,
 }
 
@@ -70,6 +73,10 @@ impl Metrics {
             batches_committed: counter(
                 "likestream.batches.committed",
                 "Transactions committed, by what closed the batch",
+            ),
+            batches_restaged: counter(
+                "likestream.batches.restaged",
+                "Batches that went straight to the table in vain, and then by way of the staging table",
             ),
             batch_failures: counter(
                 "likestream.batches.failed",
@@ -125,6 +132,7 @@ impl Metrics {
     pub(crate) fn committed(&self, batch: &CommittedBatch) {
         let likes = batch.likes as u64;
         self.batches_committed.add(1, &[KeyValue::new("flush", batch.flush.name())]);
+        self.batches_restaged.add(batch.restaged.into(), &[]);
         self.rows_inserted.add(batch.inserted, &[]);
         self.likes_deduplicated.add(likes.saturating_sub(batch.inserted), &[]);
         self.batch_likes.record(likes, &[]);

@@ -9,6 +9,12 @@ use shared::cli::SettingError;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, Error, NoTls, Statement, error::SqlState};
 
+/// It is empty for each transaction.
+fn staging_table(on_commit: &str) -> String {
+    let columns = "user_id bigint, post_id bigint, created_at timestamptz";
+    format!("CREATE TEMPORARY TABLE likes_batch ({columns}) ON COMMIT {on_commit};")
+}
+
 /// How often [`shares_sessions`] looks.
 const LOOKS: usize = 3;
 
@@ -36,22 +42,25 @@ impl Transactions {
     /// SQL that a new connection starts with.
     pub(crate) fn connected(self) -> String {
         match self.pooling {
-            Pooling::Session => self.preparations("SESSION", false, "DELETE ROWS"),
+            Pooling::Session => self.bounds("SESSION", false) + &staging_table("DELETE ROWS"),
             Pooling::Transaction => String::new(),
         }
     }
 
-    /// SQL that a transaction starts with.
-    pub(crate) fn begin(self) -> String {
+    /// SQL that a transaction starts with, which needs the staging table or not.
+    pub(crate) fn begin(self, stages: bool) -> String {
         match self.pooling {
             Pooling::Session => "BEGIN;".to_owned(),
-            Pooling::Transaction => format!("BEGIN;{}", self.preparations("LOCAL", true, "DROP")),
+            Pooling::Transaction => {
+                let staging_table = if stages { staging_table("DROP") } else { String::new() };
+                format!("BEGIN;{}{staging_table}", self.bounds("LOCAL", true))
+            }
         }
     }
 
-    /// Bounds on what a statement may wait for, commits that wait for the disk (a server that has this switched off
-    /// could otherwise forget what was acknowledged), and the staging table, which is empty for each transaction.
-    fn preparations(self, scope: &str, is_local: bool, on_commit: &str) -> String {
+    /// Bounds on what a statement may wait for, and commits that wait for the disk: a server that has this switched off
+    /// could otherwise forget what was acknowledged.
+    fn bounds(self, scope: &str, is_local: bool) -> String {
         let limit_ms = self.limit.as_millis().max(2);
         let lock_ms = (self.limit / 2).as_millis().max(1);
         format!(
@@ -60,7 +69,6 @@ SET {scope} statement_timeout = {limit_ms};
 SET {scope} lock_timeout = {lock_ms};
 SET {scope} idle_in_transaction_session_timeout = {limit_ms};
 SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting('synchronous_commit') = 'off';
-CREATE TEMPORARY TABLE likes_batch (user_id bigint, post_id bigint, created_at timestamptz) ON COMMIT {on_commit};
 "
         )
     }

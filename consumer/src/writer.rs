@@ -16,6 +16,7 @@ use crate::{
     copy::{self, Committed, WriteError},
     dead_letter::Reason,
     entry::{Entry, Position},
+    foresight::Foresight,
     in_flight::InFlight,
     metrics::{CommittedBatch, Metrics},
     pooling::Transactions,
@@ -28,6 +29,7 @@ pub(crate) struct Writer {
     pub(crate) streams: Streams,
     pub(crate) limits: Limits,
     pub(crate) transactions: Transactions,
+    pub(crate) foresight: Foresight,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) check: Check,
@@ -36,7 +38,7 @@ pub(crate) struct Writer {
 impl Writer {
     /// Writes until no more entries come and all are stored and acknowledged. Dropped before that, it loses nothing:
     /// what is not acknowledged is delivered again.
-    pub(crate) async fn run(self, mut entries: mpsc::UnboundedReceiver<Entry>) {
+    pub(crate) async fn run(mut self, mut entries: mpsc::UnboundedReceiver<Entry>) {
         while let Some((batch, flush)) = Batch::collect(&mut entries, self.limits).await {
             let committed = self.write(batch, flush).await;
             self.ack(committed).await;
@@ -44,16 +46,17 @@ impl Writer {
     }
 
     /// Tries for as long as it takes. The batch is held meanwhile and nothing more is read: likes wait in Redis.
-    async fn write(&self, mut batch: Batch, flush: Flush) -> Committed {
+    async fn write(&mut self, mut batch: Batch, flush: Flush) -> Committed {
         let (likes, has_rows) = (batch.likes(), batch.rows() > 0);
         let (mut retry, mut halt) = (Backoff::retry(), Backoff::halt());
         loop {
             let started = Instant::now();
-            let (unwritten, error) = match copy::write(&self.pool, self.transactions, batch).await {
+            let (unwritten, error) = match copy::write(&self.pool, self.transactions, &mut self.foresight, batch).await {
                 Ok(committed) => {
                     if has_rows {
-                        let (inserted, duration) = (committed.inserted(), started.elapsed());
-                        self.metrics.committed(&CommittedBatch { flush, likes, inserted, duration });
+                        let (inserted, restaged) = (committed.inserted(), committed.restaged());
+                        let duration = started.elapsed();
+                        self.metrics.committed(&CommittedBatch { flush, likes, inserted, restaged, duration });
                         if self.check.pass() {
                             tracing::info!("Postgres stores likes again");
                         }

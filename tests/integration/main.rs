@@ -29,4 +29,5 @@ mod redis_ack;
 mod sentinels;
 mod settings;
 mod shutdown;
+mod straight_copy;
 mod trimming;

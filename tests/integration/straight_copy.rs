@@ -1,0 +1,107 @@
+//! Rows that are guessed to be new go straight into the table; a wrong guess costs a second try and nothing else.
+
+use local::program::Program;
+
+use crate::{
+    dead_letters::dead_letters,
+    harness::{Setup, like, likes},
+};
+
+/// All that is there in one batch.
+const ONE_BATCH: [(&str, &str); 2] = [("BATCH_ROWS", "10000"), ("BATCH_LINGER", "2s")];
+
+fn total(consumer: &Program, metric: &str) -> u64 {
+    let sum = consumer.metrics().unwrap().sum(metric);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    return sum as u64;
+}
+
+/// Nothing failed, in the eyes of whoever watches the consumer.
+async fn all_is_well(setup: &Setup, consumer: &Program) {
+    assert_eq!(total(consumer, "likestream_batches_failed_total"), 0, "{}", consumer.log_text());
+    assert!(dead_letters(&setup.redis_client().await).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn likes_that_the_table_has_already_are_stored_once_and_keep_their_time() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let others = "INSERT INTO likes SELECT user_id, 42, 'epoch' FROM generate_series(1, 1000, 2) AS user_id";
+    postgres.batch_execute(others).await.unwrap();
+    setup.append(&likes(1_000), 10).await;
+    let consumer = setup.consumer(&ONE_BATCH);
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 1_000);
+    assert_eq!(setup.rows().await.iter().filter(|(_, _, at)| *at == 0).count(), 500);
+    assert_eq!(total(&consumer, "likestream_batches_restaged_total"), 1);
+    assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 500);
+    all_is_well(&setup, &consumer).await;
+}
+
+/// Twice the same, so that the consumer knows the first half of the second batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn known_and_new_likes_share_a_transaction() {
+    let setup = Setup::new().await;
+    let consumer = setup.consumer(&ONE_BATCH);
+    for (users, transactions) in [(1_000, 1), (2_000, 2), (2_000, 3)] {
+        setup.append(&likes(users), 10).await;
+        setup.wait_until_drained().await;
+        assert_eq!(setup.count().await as u64, users);
+        assert_eq!(total(&consumer, "likestream_batches_committed_total"), transactions);
+    }
+    assert_eq!(total(&consumer, "likestream_batches_restaged_total"), 0);
+    assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 2_000);
+    assert_eq!(total(&consumer, "likestream_likes_deduplicated_total"), 3_000);
+    all_is_well(&setup, &consumer).await;
+}
+
+/// A like that was taken back, by whoever writes the table too, can be given again: what the consumer remembers is a
+/// guess.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_like_that_was_deleted_from_the_table_can_come_again() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let consumer = setup.consumer(&[]);
+    setup.append(&likes(100), 10).await;
+    setup.wait_for_rows(100).await;
+    postgres.batch_execute("DELETE FROM likes WHERE user_id <= 50").await.unwrap();
+    setup.append(&likes(100), 10).await;
+    setup.wait_for_rows(100).await;
+    setup.wait_until_drained().await;
+    all_is_well(&setup, &consumer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_trigger_leaves_out_are_left_out() {
+    let setup = Setup::new().await;
+    let leave_out = "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+                     CREATE TRIGGER leave_out BEFORE INSERT ON likes FOR EACH ROW WHEN (NEW.post_id = 13)
+                     EXECUTE FUNCTION leave_out()";
+    setup.postgres_client().await.batch_execute(leave_out).await.unwrap();
+    let consumer = setup.consumer(&[]);
+    let mut all = likes(100);
+    all[7] = like(8, 13);
+    setup.append(&all, 10).await;
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 99);
+    assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 99);
+    all_is_well(&setup, &consumer).await;
+}
+
+/// COPY does not go into a table with row-level security, INSERT does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_takes_no_copy_is_written_all_the_same() {
+    let setup = Setup::with_own_postgres(&[]);
+    let rights = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema TO writer;
+                  GRANT SELECT, INSERT ON likes TO writer; ALTER TABLE likes ENABLE ROW LEVEL SECURITY;
+                  CREATE POLICY all_rows ON likes USING (true) WITH CHECK (true)";
+    setup.postgres_client().await.batch_execute(rights).await.unwrap();
+    let url = setup.database_url().replace("postgres@", "writer@");
+    let consumer = setup.consumer(&[("DATABASE_URL", &url)]);
+    for users in [100, 200, 300] {
+        setup.append(&likes(users), 10).await;
+        setup.wait_for_rows(usize::try_from(users).unwrap()).await;
+    }
+    assert!(total(&consumer, "likestream_batches_restaged_total") > 0);
+    all_is_well(&setup, &consumer).await;
+}
