@@ -1,6 +1,6 @@
 //! The settings of ingest.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use clap::Parser;
 use shared::{
@@ -60,6 +60,10 @@ pub struct Settings {
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) ingest_queue_likes: u32,
 
+    /// How many threads serve requests; by default half of the cores, because each like is also work for the kernel
+    #[arg(long, env = "INGEST_THREADS", value_name = "THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) ingest_threads: Option<u16>,
+
     /// How long requests in flight may take to finish after SIGTERM
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) drain_timeout: Duration,
@@ -77,6 +81,17 @@ impl Settings {
     pub fn telemetry(&self) -> &TelemetryArgs {
         &self.telemetry
     }
+
+    /// How many threads there are to be.
+    pub fn threads(&self) -> usize {
+        self.ingest_threads.map_or_else(default_threads, usize::from)
+    }
+}
+
+/// Half of the cores. More threads than that wake one another more than they do: on two cores that also had Redis and
+/// the callers, ingest took 15 us of them for a like with one thread, and 19 us with two.
+pub fn default_threads() -> usize {
+    thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 impl cli::Settings for Settings {

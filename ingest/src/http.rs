@@ -72,8 +72,8 @@ pub(crate) fn router<K: Keep>(service: Service<K>) -> Router {
 
 /// The body of a 202.
 #[derive(Serialize)]
-struct LikeAccepted {
-    id: String,
+struct LikeAccepted<'a> {
+    id: &'a str,
     partition: u16,
 }
 
@@ -81,7 +81,7 @@ async fn like<K: Keep>(
     State(service): State<Arc<Service<K>>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<LikeAccepted>), Problem> {
+) -> Result<Response, Problem> {
     let received_at_us = now_us();
     if !is_json(&headers) {
         return Err(Problem::UnsupportedMediaType);
@@ -96,7 +96,8 @@ async fn like<K: Keep>(
         return Err(Problem::BacklogFull);
     }
     let Accepted { entry_id, partition } = service.keep.keep(like).await.map_err(Problem::Publish)?;
-    Ok((StatusCode::ACCEPTED, Json(LikeAccepted { id: entry_id.to_string(), partition: partition.number() })))
+    let accepted = LikeAccepted { id: &entry_id, partition: partition.number() };
+    Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

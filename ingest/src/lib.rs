@@ -42,7 +42,7 @@ use crate::{
     backlog::Backlog,
     config::Settings,
     metrics::Metrics,
-    publish::{AppenderCrashed, Publisher},
+    publish::Publisher,
 };
 
 /// Why ingest ended other than by a signal.
@@ -119,9 +119,9 @@ pub async fn run(
         Arc::clone(&metrics),
     );
     let mut sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
-    let (publisher, appenders) =
+    let (publisher, appender) =
         Publisher::new(appends, &settings, Arc::clone(&metrics), partitions.subscribe());
-    let mut appending = AbortOnDropHandle::new(tokio::spawn(appenders.run()));
+    let mut appending = AbortOnDropHandle::new(tokio::spawn(appender.run()));
     let _following = AbortOnDropHandle::new(tokio::spawn(agreement::follow(redis, keys, partitions)));
     let requests = TaskTracker::new();
     let max_body_bytes = settings.ingest_max_body.0;
@@ -139,13 +139,10 @@ pub async fn run(
     let work = async {
         tokio::select! {
             () = serving => {}
-            _ = &mut appending => return Err(IngestError::Crashed("an appender")),
+            _ = &mut appending => return Err(IngestError::Crashed("the appender")),
         }
-        // The connections were the only ones with a publisher: their end lets the appenders finish what they hold.
-        match appending.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(AppenderCrashed)) | Err(_) => Err(IngestError::Crashed("an appender")),
-        }
+        // The connections were the only ones with a publisher: their end lets the appender finish what it holds.
+        appending.await.map_err(|_| IngestError::Crashed("the appender"))
     };
     let deadline = async {
         deadline.cancelled().await;

@@ -3,10 +3,16 @@
 use std::process::ExitCode;
 
 use ingest::config::Settings;
+use mimalloc::MiMalloc;
 use shared::{cli, service};
+
+/// What one thread allocates here another one frees, and glibc's own allocator has locks for that.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let settings: Settings = cli::parse();
     let telemetry = settings.telemetry().clone();
-    service::run(&telemetry, |telemetry, shutdown| ingest::run(settings, telemetry, shutdown))
+    let threads = settings.threads();
+    service::run(&telemetry, threads, |telemetry, shutdown| ingest::run(settings, telemetry, shutdown))
 }

@@ -1,15 +1,14 @@
 //! Group commit into the streams.
 //!
-//! Each partition has one appender with at most one XADD in flight. Likes that arrive meanwhile wait, and the reply
-//! releases the next entry with all of them. So a like on a quiet partition leaves at once and alone, and under a
-//! storm entries fill by themselves, with no timer.
+//! Each partition has at most one XADD in flight; likes that arrive meanwhile share the next entry. And entries of all
+//! partitions depart together: a departure waits until the one before it is answered, though not for longer than
+//! [`HOLD`], and until no more requests are at the door. So a like that comes alone leaves at once, and under a storm
+//! entries fill, and share their way to Redis and back, by themselves.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use fred::bytes::Bytes;
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use shared::{
     codec,
     like::Like,
@@ -19,9 +18,10 @@ use shared::{
 };
 use thiserror::Error;
 use tokio::{
+    pin,
     sync::{mpsc, oneshot, watch},
-    task::JoinSet,
-    time::{Instant, timeout},
+    task::yield_now,
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
@@ -30,6 +30,15 @@ use crate::{
     http::Keep,
     metrics::Metrics,
 };
+
+/// How long at most a departure that is not answered yet holds up the next one, and so do requests that keep coming.
+const HOLD: Duration = Duration::from_millis(1);
+
+/// No more requests are at the door when all tasks had their turn so often and brought no like.
+const QUIET_TURNS: u32 = 2;
+
+/// How many likes are taken from the queue at once.
+const RECEIVE_LIKES: usize = 1_024;
 
 /// The longest time between two log lines about entries that Redis did not take.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -63,17 +72,10 @@ pub enum PublishError {
     Unavailable,
 }
 
-/// Hands likes to the appenders. They end when it is dropped and all that they hold is answered.
+/// Hands likes to the appender, which ends when this is dropped and all that it holds is answered.
 pub(crate) struct Publisher {
-    placement: Arc<RwLock<Placement>>,
+    queue: mpsc::Sender<Waiting>,
     patience: Duration,
-}
-
-/// Which likes go where.
-struct Placement {
-    partitions: PartitionCount,
-    /// One a partition.
-    queues: Vec<mpsc::Sender<Waiting>>,
 }
 
 /// A like whose caller waits for the answer.
@@ -83,34 +85,35 @@ struct Waiting {
 }
 
 impl Publisher {
-    /// With the appenders, which have to be run.
+    /// With the appender, which has to be run.
     pub(crate) fn new(
         appends: AppendFactory,
         settings: &Settings,
         metrics: Arc<Metrics>,
         partitions: watch::Receiver<PartitionCount>,
-    ) -> (Self, Appenders) {
-        let mut appenders = Appenders {
-            placement: Weak::new(),
-            running: JoinSet::new(),
+    ) -> (Self, Appender) {
+        // One entry may be in flight ahead of the like's own.
+        let patience = appends.patience(settings.redis.redis_timeout) * 2;
+        let queue_likes = settings.ingest_queue_likes as usize;
+        // As many as all partitions together may have waiting: it is the lanes that say no.
+        let (queue, waiting) = mpsc::channel(queue_likes * usize::from(partitions.borrow().get()));
+        let mut appender = Appender {
+            queue: waiting,
             partitions,
+            placement: PartitionCount::DEFAULT,
+            lanes: Vec::new(),
+            due: Vec::new(),
+            in_flight: FuturesUnordered::new(),
             keys: settings.streams.likes_stream.clone(),
-            queue_likes: settings.ingest_queue_likes as usize,
+            queue_likes,
             entry_likes: settings.ingest_entry_likes.into(),
             metrics,
-            failures: Arc::default(),
+            failures: FailureLog::default(),
             appends,
         };
-        let partitions = *appenders.partitions.borrow_and_update();
-        let mut queues = Vec::new();
-        appenders.start(partitions, &mut queues);
-        let placement = Arc::new(RwLock::new(Placement { partitions, queues }));
-        appenders.placement = Arc::downgrade(&placement);
-        // One entry may be in flight ahead of the like's own.
-        let patience = appenders.appends.patience(settings.redis.redis_timeout) * 2;
-        (Self { placement, patience }, appenders)
+        appender.grow();
+        (Self { queue, patience }, appender)
     }
-
 }
 
 impl Keep for Publisher {
@@ -120,12 +123,7 @@ impl Keep for Publisher {
     /// After most of them nobody knows whether Redis has it.
     async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
         let (answer, answered) = oneshot::channel();
-        {
-            let placement = self.placement.read().unwrap_or_else(PoisonError::into_inner);
-            let partition = placement.partitions.of_user(like.user_id());
-            let queue = placement.queues.get(partition.index()).ok_or(PublishError::Unavailable)?;
-            queue.try_send(Waiting { like, answer }).map_err(|_| PublishError::QueueFull)?;
-        }
+        self.queue.try_send(Waiting { like, answer }).map_err(|_| PublishError::QueueFull)?;
         match timeout(self.patience, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) | Err(_) => Err(PublishError::Unavailable),
@@ -133,105 +131,164 @@ impl Keep for Publisher {
     }
 }
 
-/// One appender a partition; more when the partitions grow.
-pub(crate) struct Appenders {
-    /// Gone with the publisher.
-    placement: Weak<RwLock<Placement>>,
-    running: JoinSet<()>,
+/// Appends entries to all partitions.
+pub(crate) struct Appender {
+    queue: mpsc::Receiver<Waiting>,
     partitions: watch::Receiver<PartitionCount>,
+    placement: PartitionCount,
+    /// One a partition.
+    lanes: Vec<Lane>,
+    /// The lanes on which likes wait.
+    due: Vec<Partition>,
+    in_flight: FuturesUnordered<BoxFuture<'static, Appended>>,
     keys: KeyPrefix,
     queue_likes: usize,
     entry_likes: usize,
     metrics: Arc<Metrics>,
-    failures: Arc<FailureLog>,
+    failures: FailureLog,
     appends: AppendFactory,
 }
 
-/// An appender has panicked.
-pub(crate) struct AppenderCrashed;
-
-impl Appenders {
-    /// Runs until the publisher is gone and all that the appenders hold is answered.
-    pub(crate) async fn run(mut self) -> Result<(), AppenderCrashed> {
-        loop {
-            tokio::select! {
-                ended = self.running.join_next() => match ended {
-                    Some(ended) => ended.map_err(|_| AppenderCrashed)?,
-                    None => return Ok(()),
-                },
-                Ok(()) = self.partitions.changed() => self.grow(),
-            }
-        }
-    }
-
-    fn grow(&mut self) {
-        let partitions = *self.partitions.borrow_and_update();
-        let Some(placement) = self.placement.upgrade() else { return };
-        let mut placement = placement.write().unwrap_or_else(PoisonError::into_inner);
-        self.start(partitions, &mut placement.queues);
-        placement.partitions = partitions;
-    }
-
-    /// Starts appenders on the partitions that have no queue yet.
-    fn start(&mut self, partitions: PartitionCount, queues: &mut Vec<mpsc::Sender<Waiting>>) {
-        for partition in partitions.partitions().skip(queues.len()) {
-            let (queue, waiting) = mpsc::channel(self.queue_likes);
-            let appender = Appender {
-                append: self.appends.for_stream(self.keys.stream(partition)),
-                partition,
-                entry_likes: self.entry_likes,
-                metrics: Arc::clone(&self.metrics),
-                failures: Arc::clone(&self.failures),
-            };
-            self.running.spawn(appender.run(waiting));
-            queues.push(queue);
-        }
-    }
+/// What waits for a partition.
+struct Lane {
+    partition: Partition,
+    waiting: VecDeque<Waiting>,
+    /// Not here while an entry is in flight.
+    append: Option<Append>,
 }
 
-/// Appends the entries of one partition, one after the other.
-struct Appender {
-    append: Append,
+/// What became of an entry.
+struct Appended {
     partition: Partition,
-    entry_likes: usize,
-    metrics: Arc<Metrics>,
-    failures: Arc<FailureLog>,
+    append: Append,
+    group: Vec<Waiting>,
+    answer: Result<(String, u64), AppendError>,
+    took: Duration,
 }
 
 impl Appender {
-    async fn run(mut self, mut queue: mpsc::Receiver<Waiting>) {
-        let mut group = Vec::new();
-        while queue.recv_many(&mut group, self.entry_likes).await > 0 {
-            // Callers that gave up waiting were told that Redis can't be reached: no need to store it behind them.
-            group.retain(|waiting| !waiting.answer.is_closed());
-            if group.is_empty() {
-                continue;
+    /// Runs until the publisher is gone and all that waits is answered.
+    pub(crate) async fn run(mut self) {
+        let (mut received, mut open) = (Vec::new(), true);
+        let hold = sleep_until(Instant::now());
+        pin!(hold);
+        while open || !self.due.is_empty() || !self.in_flight.is_empty() {
+            let held = !self.due.is_empty() && !self.in_flight.is_empty();
+            if held && hold.is_elapsed() {
+                hold.as_mut().reset(Instant::now() + HOLD);
             }
-            let answer = self.append_group(&group).await;
-            for waiting in group.drain(..) {
-                // Whoever left meanwhile doesn't hear it.
-                let _ = waiting.answer.send(answer.clone());
+            let mut held_long_enough = false;
+            tokio::select! {
+                count = self.queue.recv_many(&mut received, RECEIVE_LIKES), if open => {
+                    open = count > 0;
+                    received.drain(..).for_each(|waiting| self.enqueue(waiting));
+                }
+                Some(appended) = self.in_flight.next() => self.answer(appended),
+                Ok(()) = self.partitions.changed() => self.grow(),
+                () = &mut hold, if held => held_long_enough = true,
+            }
+            if self.in_flight.is_empty() && !self.due.is_empty() {
+                self.gather().await;
+                self.depart();
+            } else if held_long_enough {
+                self.depart();
             }
         }
     }
 
-    async fn append_group(&mut self, group: &[Waiting]) -> Result<Accepted, PublishError> {
-        let likes: Vec<Like> = group.iter().map(|waiting| waiting.like).collect();
-        let payload = Bytes::from(codec::encode(&likes));
-        let started = Instant::now();
-        match self.append.append(payload).await {
-            Ok((entry_id, sent)) => {
-                self.metrics.entry_appended(likes.len() as u64, started.elapsed().as_secs_f64());
-                self.metrics.append_repeated(sent - 1);
-                Ok(Accepted { entry_id: entry_id.into(), partition: self.partition })
-            }
-            Err(error) => {
-                self.metrics.append_failed();
-                self.failures.note(self.append.stream(), &error);
-                Err(publish_error(&error))
+    /// Takes what is at the door: requests that have been received and not yet read.
+    async fn gather(&mut self) {
+        let until = Instant::now() + HOLD;
+        let mut quiet_turns = 0;
+        while quiet_turns < QUIET_TURNS && Instant::now() < until {
+            yield_now().await;
+            quiet_turns += 1;
+            while let Ok(waiting) = self.queue.try_recv() {
+                self.enqueue(waiting);
+                quiet_turns = 0;
             }
         }
     }
+
+    /// Makes lanes for partitions that have none yet.
+    fn grow(&mut self) {
+        self.placement = *self.partitions.borrow_and_update();
+        for partition in self.placement.partitions().skip(self.lanes.len()) {
+            let append = Some(self.appends.for_stream(self.keys.stream(partition)));
+            self.lanes.push(Lane { partition, waiting: VecDeque::new(), append });
+        }
+    }
+
+    fn enqueue(&mut self, waiting: Waiting) {
+        let partition = self.placement.of_user(waiting.like.user_id());
+        let Some(lane) = self.lanes.get_mut(partition.index()) else { return };
+        if lane.waiting.len() >= self.queue_likes {
+            let _ = waiting.answer.send(Err(PublishError::QueueFull));
+            return;
+        }
+        if lane.waiting.is_empty() {
+            self.due.push(partition);
+        }
+        lane.waiting.push_back(waiting);
+    }
+
+    /// Sends off an entry for each partition that has something to send and nothing in flight.
+    fn depart(&mut self) {
+        let (lanes, in_flight, entry_likes) = (&mut self.lanes, &self.in_flight, self.entry_likes);
+        self.due.retain(|partition| {
+            let Some(lane) = lanes.get_mut(partition.index()) else { return false };
+            if let Some((append, group)) = lane.take_group(entry_likes) {
+                in_flight.push(Box::pin(append_group(lane.partition, append, group)));
+            }
+            !lane.waiting.is_empty()
+        });
+    }
+
+    fn answer(&mut self, appended: Appended) {
+        let Appended { partition, append, group, answer, took } = appended;
+        let answer = match answer {
+            Ok((entry_id, sent)) => {
+                self.metrics.entry_appended(group.len() as u64, took.as_secs_f64());
+                self.metrics.append_repeated(sent - 1);
+                Ok(Accepted { entry_id: entry_id.into(), partition })
+            }
+            Err(error) => {
+                self.metrics.append_failed();
+                self.failures.note(append.stream(), &error);
+                Err(publish_error(&error))
+            }
+        };
+        for waiting in group {
+            // Whoever left meanwhile doesn't hear it.
+            let _ = waiting.answer.send(answer.clone());
+        }
+        if let Some(lane) = self.lanes.get_mut(partition.index()) {
+            lane.append = Some(append);
+        }
+    }
+}
+
+impl Lane {
+    /// The next entry's likes, if there are any and none of an earlier one are in flight.
+    fn take_group(&mut self, entry_likes: usize) -> Option<(Append, Vec<Waiting>)> {
+        let append = self.append.take()?;
+        let count = self.waiting.len().min(entry_likes);
+        // Callers that gave up waiting were told that Redis can't be reached: no need to store it behind them.
+        let group: Vec<Waiting> = self.waiting.drain(..count).filter(|waiting| !waiting.answer.is_closed()).collect();
+        if group.is_empty() {
+            self.append = Some(append);
+            return None;
+        }
+        Some((append, group))
+    }
+}
+
+async fn append_group(partition: Partition, mut append: Append, group: Vec<Waiting>) -> Appended {
+    let likes: Vec<Like> = group.iter().map(|waiting| waiting.like).collect();
+    let payload = Bytes::from(codec::encode(&likes));
+    let started = Instant::now();
+    let answer = append.append(payload).await;
+    Appended { partition, append, group, answer, took: started.elapsed() }
 }
 
 fn publish_error(error: &AppendError) -> PublishError {
@@ -248,22 +305,18 @@ fn publish_error(error: &AppendError) -> PublishError {
 
 /// Says that Redis doesn't take entries, without flooding the log: one line an interval, with what it leaves out.
 #[derive(Default)]
-struct FailureLog(Mutex<Failures>);
-
-#[derive(Default)]
-struct Failures {
+struct FailureLog {
     unlogged: u64,
     logged_at: Option<Instant>,
 }
 
 impl FailureLog {
-    fn note(&self, stream: &str, error: &AppendError) {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.unlogged += 1;
-        if failures.logged_at.is_none_or(|at| at.elapsed() >= FAILURE_LOG_INTERVAL) {
-            let (why, entries) = (one_line(error), failures.unlogged);
+    fn note(&mut self, stream: &str, error: &AppendError) {
+        self.unlogged += 1;
+        if self.logged_at.is_none_or(|at| at.elapsed() >= FAILURE_LOG_INTERVAL) {
+            let (why, entries) = (one_line(error), self.unlogged);
             tracing::warn!(stream, error = why, entries, "entries were not taken");
-            *failures = Failures { unlogged: 0, logged_at: Some(Instant::now()) };
+            *self = Self { unlogged: 0, logged_at: Some(Instant::now()) };
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod connections;
 mod layout;
+mod pipeline;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use fred::{
     prelude::{
         Builder, Client, ClientLike, Config, Error, ErrorKind, FromValue, ServerConfig, TcpConfig, Value,
     },
-    types::{ClusterHash, CustomCommand, config::Server},
+    types::config::Server,
 };
 use futures_util::{StreamExt, TryFutureExt, future::try_join, stream::FuturesUnordered};
 use secrecy::ExposeSecret;
@@ -67,7 +68,7 @@ impl Connection {
     pub async fn send<R: FromValue>(&self, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
         let answer = tokio::select! {
             biased;
-            answer = self.client.custom(command(name), args) => answer,
+            answer = pipeline::send(&self.client, name, args) => answer.and_then(Value::convert),
             () = self.ended.cancelled() => Err(Error::new(ErrorKind::IO, "the connection to Redis broke")),
         };
         if answer.as_ref().is_err_and(|error| *error.kind() == ErrorKind::Timeout) {
@@ -291,10 +292,6 @@ async fn newest(
             Some(Err(error)) => failed = error,
         }
     }
-}
-
-fn command(name: &'static str) -> CustomCommand {
-    CustomCommand::new_static(name, ClusterHash::FirstKey, false)
 }
 
 fn address(server: &Server) -> String {

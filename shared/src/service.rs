@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    runtime::Runtime,
+    runtime::Builder,
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,9 +29,9 @@ pub trait Failure: Error + 'static {
     fn is_over_a_setting(&self) -> bool;
 }
 
-/// Runs a service until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error ends the
-/// process with one line, and with code 1, or [`cli::EXIT_USAGE`] where a setting has to be corrected.
-pub fn run<F, R, E>(telemetry: &TelemetryArgs, service: F) -> ExitCode
+/// Runs a service on so many threads until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error
+/// ends the process with one line, and with code 1, or [`cli::EXIT_USAGE`] where a setting has to be corrected.
+pub fn run<F, R, E>(telemetry: &TelemetryArgs, threads: usize, service: F) -> ExitCode
 where
     F: FnOnce(Telemetry, CancellationToken) -> R,
     R: Future<Output = Result<(), E>>,
@@ -39,7 +39,8 @@ where
 {
     let telemetry = Telemetry::start(telemetry).unwrap_or_else(|error| cli::refuse(&error));
     let failed = |error: io::Error| (one_line(&error), false);
-    let ended = Runtime::new().map_err(failed).and_then(|runtime| {
+    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let ended = runtime.map_err(failed).and_then(|runtime| {
         let ended = runtime.block_on(async {
             let shutdown = shutdown::on_signal().map_err(failed)?;
             let ended = service(telemetry.clone(), shutdown).await;

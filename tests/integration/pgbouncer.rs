@@ -43,7 +43,7 @@ fn failed(consumer: &Program) -> f64 {
 /// Waits until a statement of the consumers waits for a lock.
 async fn caught_in_a_transaction(postgres: &tokio_postgres::Client) {
     let waiting = "SELECT count(*) FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INTO likes%'";
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%likes (user_id%'";
     eventually("a transaction waits for the table", async || {
         postgres.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0
     })

@@ -4,7 +4,8 @@ use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use deadpool_postgres::{BuildError, Pool};
-use ingest::{Accepted, Keep, PublishError};
+use ingest::{Accepted, Keep, PublishError, config::default_threads};
+use mimalloc::MiMalloc;
 use shared::{
     admin::{self, Health},
     cli::{self, SettingError},
@@ -107,10 +108,14 @@ fn partition(like: Like) -> Partition {
     PartitionCount::DEFAULT.of_user(like.user_id())
 }
 
+/// As in ingest.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() -> ExitCode {
     let settings: Settings = cli::parse();
     let telemetry = settings.telemetry.clone();
-    service::run(&telemetry, |telemetry, shutdown| run(settings, telemetry, shutdown))
+    service::run(&telemetry, default_threads(), |telemetry, shutdown| run(settings, telemetry, shutdown))
 }
 
 async fn run(

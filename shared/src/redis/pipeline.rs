@@ -1,0 +1,36 @@
+//! Commands that share a write with others that are sent at the same time.
+//!
+//! fred 10 writes to the socket after each custom command (`CommandKind::should_flush`), however many more are waiting: a
+//! system call each, and a wake of Redis. After those that it has functions for it first looks whether more wait. So
+//! what is sent in great numbers goes by those functions.
+
+use fred::{
+    bytes_utils::Str,
+    interfaces::StreamsInterface,
+    prelude::{Client, ClientLike, Error, Key, Value},
+    types::{ClusterHash, CustomCommand},
+};
+
+/// Sends a command, `name` and `args`.
+pub(super) async fn send(client: &Client, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
+    match (name, args.as_slice()) {
+        ("XADD", [stream, id, field, value]) => {
+            if let (Some(stream), Some(id), Some(field)) = (text(stream), text(id), text(field)) {
+                return client.xadd(stream, false, None::<()>, id, (Key::from(field), value.clone())).await;
+            }
+        }
+        ("XREADGROUP", [_group, group, consumer, _count, count, _streams, stream, id]) => {
+            if let (Some(group), Some(consumer), Some(count), Some(stream), Some(id)) =
+                (text(group), text(consumer), count.as_u64(), text(stream), text(id))
+            {
+                return client.xreadgroup(group, consumer, Some(count), None, false, stream, id).await;
+            }
+        }
+        _ => {}
+    }
+    client.custom(CustomCommand::new_static(name, ClusterHash::FirstKey, false), args).await
+}
+
+fn text(value: &Value) -> Option<Str> {
+    value.as_bytes_str()
+}
