@@ -17,6 +17,8 @@ DUPLICATES ?= 5
 SEED ?=
 MINUTES ?= 10
 REDIS ?= one
+ROWS ?=
+RUNS ?= 3
 FUZZ_SECONDS ?= 60
 
 .PHONY: help
@@ -47,6 +49,10 @@ test-valkey: build ## The integration tests on Valkey 8 in place of Redis
 .PHONY: chaos
 chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10 REDIS=one|cluster)
 	@$(LOCALSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m --redis $(REDIS)
+
+.PHONY: bench
+bench: build ## Figures side by side with what the machine can do at best (ROWS=drain,ingest RUNS=3)
+	@$(TARGET)/release/bench --runs $(RUNS) $(if $(ROWS),--rows $(ROWS),--out bench)
 
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each

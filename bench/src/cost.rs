@@ -11,7 +11,8 @@ pub(crate) fn cpu_seconds(pid: i32) -> Result<f64, ProcError> {
     let gone_children = stat.cutime.max(0).unsigned_abs() + stat.cstime.max(0).unsigned_abs();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     // One that ends just now is counted with its parent the next time.
-    let children = children.split_whitespace().filter_map(|pid| Process::new(pid.parse().ok()?).ok()?.stat().ok());
+    let children =
+        children.split_whitespace().filter_map(|pid| Process::new(pid.parse().ok()?).ok()?.stat().ok());
     let children: u64 = children.map(|stat| stat.utime + stat.stime).sum();
     let ticks = stat.utime + stat.stime + gone_children + children;
     Ok(ticks as f64 / procfs::ticks_per_second() as f64)

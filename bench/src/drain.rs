@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use local::program::Program;
+
 use crate::{
     BenchError, Settings, copy_limit,
     cost::Cpu,
@@ -52,7 +54,11 @@ fn case(kind: &str, writers: u16, likes: u64, per_entry: usize, duplicate_percen
 }
 
 /// With 1, 2 and 4 writer connections, packed and one like an entry, and with duplicates.
-pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+pub(crate) async fn run(
+    settings: &Settings,
+    servers: &Servers,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
     let likes = settings.likes;
     let packed = [1, 2, 4].map(|writers| case("packed", writers, likes, PACKED, 0));
     let single = [1, 2, 4].map(|writers| case("one an entry", writers, likes / 4, 1, 0));
@@ -137,7 +143,7 @@ pub(crate) async fn drain(backlog: Backlog, writers: u16, servers: &Servers) -> 
     let elapsed = started.elapsed();
     let cpu = Cpu::now(None, &servers.redis, &consumers, &servers.postgres)?.since(before);
     let wal_bytes = servers.wal_bytes().await? - wal_before;
-    let resident_bytes = consumers.iter().filter_map(|consumer| consumer.peak_resident_bytes()).max();
+    let resident_bytes = consumers.iter().filter_map(Program::peak_resident_bytes).max();
     end_well(consumers)?;
     Ok(Drained { elapsed, cpu, wal_bytes, resident_bytes: resident_bytes.unwrap_or(0) })
 }

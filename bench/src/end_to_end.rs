@@ -20,7 +20,11 @@ SELECT percentile_cont(ARRAY[0.5, 0.99, 0.999]) WITHIN GROUP (ORDER BY
        extract(epoch FROM pg_xact_commit_timestamp(xmin) - created_at)::float8 * 1000) FROM likes";
 
 /// At 1, 10, 50 and 90 % of what a closed loop of callers gets through just before.
-pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+pub(crate) async fn run(
+    settings: &Settings,
+    servers: &Servers,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
     servers.empty().await?;
     let ingest = servers.start_ingest(&[])?;
     let consumers = servers.start_consumers(CONSUMERS, &[])?;

@@ -47,9 +47,8 @@ impl Bound {
 impl Figures {
     /// Adds one measure of a run.
     pub(crate) fn add(&mut self, row: &'static str, case: &str, measure: &'static str, value: f64) {
-        let same = |figure: &&mut Figure| {
-            figure.row == row && figure.case == case && figure.measure == measure
-        };
+        let same =
+            |figure: &&mut Figure| figure.row == row && figure.case == case && figure.measure == measure;
         if let Some(figure) = self.0.iter_mut().find(same) {
             figure.runs.push(value);
             figure.summarise();

@@ -16,13 +16,15 @@ const WRITERS: u16 = 2;
 const KEYS: [&str; 2] = ["post_id, user_id", "user_id, post_id"];
 
 /// Two tables are there, and each is called likes in its turn.
-pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+pub(crate) async fn run(
+    settings: &Settings,
+    servers: &Servers,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
     for key in KEYS {
         servers.empty().await?;
-        let two_tables = format!(
-            "{}; CREATE TABLE likes_grown (LIKE likes INCLUDING ALL)",
-            with_key("likes", key)
-        );
+        let two_tables =
+            format!("{}; CREATE TABLE likes_grown (LIKE likes INCLUDING ALL)", with_key("likes", key));
         servers.sql.batch_execute(&two_tables).await?;
         let mut grown = 0;
         for &rows in &settings.growth_rows {
@@ -87,7 +89,9 @@ async fn swap(servers: &Servers) -> Result<(), BenchError> {
 }
 
 fn with_key(table: &str, key: &str) -> String {
-    format!("ALTER TABLE {table} DROP CONSTRAINT {table}_pkey, ADD CONSTRAINT {table}_pkey PRIMARY KEY ({key})")
+    format!(
+        "ALTER TABLE {table} DROP CONSTRAINT {table}_pkey, ADD CONSTRAINT {table}_pkey PRIMARY KEY ({key})"
+    )
 }
 
 fn millions(rows: u64) -> String {

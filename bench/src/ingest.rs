@@ -20,23 +20,24 @@ const OPEN_LOOP_CONNECTIONS: u32 = 256;
 const WARM_UP: Duration = Duration::from_millis(500);
 
 /// At fixed concurrency and at fixed rates.
-pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+pub(crate) async fn run(
+    settings: &Settings,
+    servers: &Servers,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
     servers.empty().await?;
     let ingest = servers.start_ingest(&[])?;
     let at_once = servers.start_bench_server("nobody")?;
     let mut users = 1;
     for run in 1..=settings.runs {
         for connections in CONCURRENCY {
-            let case = format!("{connections} {}", if connections == 1 { "connection" } else { "connections" });
+            let case =
+                format!("{connections} {}", if connections == 1 { "connection" } else { "connections" });
             if !settings.begins(ROW, &case, run) {
                 continue;
             }
-            let load = |first_user| Load {
-                connections,
-                per_second: None,
-                duration: settings.duration,
-                first_user,
-            };
+            let load =
+                |first_user| Load { connections, per_second: None, duration: settings.duration, first_user };
             let before = appended(&ingest)?;
             let measured = measure(&ingest, servers, load, &mut users).await?;
             let after = appended(&ingest)?;

@@ -2,7 +2,7 @@
 
 use std::{process::Command, thread};
 
-use procfs::{Current, CpuInfo, Meminfo};
+use procfs::{CpuInfo, Current, Meminfo};
 use serde::Serialize;
 use tokio_postgres::Client;
 
@@ -30,7 +30,8 @@ impl Machine {
         let processors = CpuInfo::current()?;
         let memory_bytes = Meminfo::current()?.mem_total;
         let info = servers.redis.command(&["INFO", "server"])?;
-        let field = |name: &str| info.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
+        let field =
+            |name: &str| info.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
         let settings = POSTGRES_SETTINGS.map(|(name, value)| format!("{name}={value}"));
         Ok(Self {
             processor: processors.model_name(0).unwrap_or("unknown").to_owned(),
@@ -52,7 +53,8 @@ async fn postgres_version(sql: &Client) -> Result<String, BenchError> {
 
 /// Which code was measured, where that is known.
 fn commit() -> Option<String> {
-    let described = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
+    let described =
+        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
     let commit = String::from_utf8(described.stdout).ok()?.trim().to_owned();
     (described.status.success() && !commit.is_empty()).then_some(commit)
 }

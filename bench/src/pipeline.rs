@@ -17,6 +17,9 @@ use crate::{
 const ROW: &str = "pipeline";
 const SIMPLE: &str = "simple design";
 const CONSUMERS: u16 = 2;
+
+/// All parts share the machine with the load: bigger transactions leave more of it to the others.
+const BATCH_LINGER: &str = "100ms";
 const CONNECTIONS: [u32; 2] = [64, 512];
 
 /// What a storm did.
@@ -30,7 +33,11 @@ struct Storm {
 }
 
 /// In turn, with the same callers.
-pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Figures) -> Result<(), BenchError> {
+pub(crate) async fn run(
+    settings: &Settings,
+    servers: &Servers,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
     for run in 1..=settings.runs {
         for connections in CONNECTIONS {
             let case = format!("{connections} connections");
@@ -39,14 +46,17 @@ pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Fi
             }
             servers.empty().await?;
             let ingest = servers.start_ingest(&[])?;
-            let consumers = servers.start_consumers(CONSUMERS, &[])?;
+            let consumers = servers.start_consumers(CONSUMERS, &[("BATCH_LINGER", BATCH_LINGER)])?;
             let storm = storm(settings, servers, &ingest, &consumers, connections).await?;
             let mut add = |measure, value| figures.add(ROW, &case, measure, value);
             storm.add_to(&mut add);
             add("ingest MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
             let resident = consumers.iter().filter_map(Program::peak_resident_bytes).max();
             add("consumer MiB resident at most", mib(resident.unwrap_or(0)));
-            end_well([ingest].into_iter().chain(consumers))?;
+            end_well(consumers)?;
+            let backlog_per_second = backlog(settings, servers, &ingest, connections).await?;
+            figures.add(ROW, &case, "likes/s stored of a backlog", backlog_per_second);
+            end_well([ingest])?;
 
             say(&format!("{SIMPLE}, {case}: run {run} of {}", settings.runs));
             servers.empty().await?;
@@ -57,11 +67,37 @@ pub(crate) async fn run(settings: &Settings, servers: &Servers, figures: &mut Fi
 
             let mut add = |measure, value| figures.add(ROW, &case, measure, value);
             add("times the simple design's likes/s", storm.stored_per_second / each.stored_per_second);
-            add("of the simple design's Postgres CPU", storm.postgres_per_million() / each.postgres_per_million());
-            add("of the simple design's transactions", storm.transactions_per_like / each.transactions_per_like);
+            add("backlog, times the simple design's likes/s", backlog_per_second / each.stored_per_second);
+            add(
+                "of the simple design's Postgres CPU",
+                storm.postgres_per_million() / each.postgres_per_million(),
+            );
+            add(
+                "of the simple design's transactions",
+                storm.transactions_per_like / each.transactions_per_like,
+            );
         }
     }
     Ok(())
+}
+
+/// What a storm leaves while no consumer is there, and how fast that is stored then, in likes a second.
+async fn backlog(
+    settings: &Settings,
+    servers: &Servers,
+    ingest: &Program,
+    connections: u32,
+) -> Result<f64, BenchError> {
+    servers.empty().await?;
+    let load = Load { connections, per_second: None, duration: settings.duration, first_user: 1 };
+    let answers = load::send(ingest.listen(), load).await?;
+    let started = Instant::now();
+    let consumers = servers.start_consumers(CONSUMERS, &[])?;
+    servers.drained().await?;
+    let seconds = started.elapsed().as_secs_f64();
+    end_well(consumers)?;
+    servers.check_rows(answers.accepted).await?;
+    Ok(answers.accepted as f64 / seconds)
 }
 
 async fn storm(

@@ -59,7 +59,8 @@ pub(crate) struct Servers {
 impl Servers {
     pub(crate) async fn start() -> Result<Self, BenchError> {
         let arguments = REDIS_ARGUMENTS.map(str::to_owned).to_vec();
-        let redis = RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed)?;
+        let redis =
+            RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed)?;
         let settings = POSTGRES_SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let postgres = PostgresServer::start(PostgresOptions { port: None, settings }, Lifetime::Leashed)?;
         let url = postgres.url("postgres");

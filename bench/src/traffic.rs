@@ -148,7 +148,8 @@ mod tests {
     fn all_likes_are_in_the_entries() {
         let likes = Traffic::new(1_000).likes();
         let entries = entries(&likes, 7);
-        let found: usize = entries.iter().map(|(_, payload)| codec::decode(payload).unwrap().likes.len()).sum();
+        let found: usize =
+            entries.iter().map(|(_, payload)| codec::decode(payload).unwrap().likes.len()).sum();
         assert_eq!(found, 1_000);
     }
 }

@@ -1,9 +1,6 @@
 //! A batch: the rows of one transaction, and the entries that it settles.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, future, mem, time::Duration};
 
 use bytes::Bytes;
 use shared::{
@@ -51,6 +48,67 @@ impl Flush {
     }
 }
 
+/// Entries that are to become a batch.
+pub(crate) struct Gathering {
+    limits: Limits,
+    entries: Vec<Entry>,
+    likes: usize,
+}
+
+impl Gathering {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, entries: Vec::new(), likes: 0 }
+    }
+
+    /// Takes entries until the limits say enough. Nothing when no entry will ever come.
+    pub(crate) async fn batch(
+        &mut self,
+        entries: &mut mpsc::UnboundedReceiver<Entry>,
+    ) -> Option<(Batch, Flush)> {
+        if self.entries.is_empty() {
+            self.add(entries.recv().await?);
+        }
+        let first_read_at = self.entries.first().map_or_else(Instant::now, |first| first.read_at);
+        let wait_until = first_read_at + self.limits.linger;
+        let flush = loop {
+            if self.is_full() {
+                break Flush::Full;
+            }
+            match timeout_at(wait_until, entries.recv()).await {
+                Ok(Some(entry)) => self.add(entry),
+                Ok(None) => break Flush::Shutdown,
+                Err(_) => break Flush::Linger,
+            }
+        };
+        Some((self.close(), flush))
+    }
+
+    /// Takes entries until there are enough, however long that takes: for as long as no batch is wanted. Dropped half way,
+    /// it keeps what it has for the next call.
+    pub(crate) async fn full_batch(&mut self, entries: &mut mpsc::UnboundedReceiver<Entry>) -> Batch {
+        while !self.is_full() {
+            match entries.recv().await {
+                Some(entry) => self.add(entry),
+                None => future::pending().await,
+            }
+        }
+        self.close()
+    }
+
+    fn add(&mut self, entry: Entry) {
+        self.likes += entry.likes.len();
+        self.entries.push(entry);
+    }
+
+    fn is_full(&self) -> bool {
+        self.likes >= self.limits.rows
+    }
+
+    fn close(&mut self) -> Batch {
+        Batch::new(mem::take(&mut self.entries), mem::take(&mut self.likes))
+    }
+}
+
 /// Rows ready to be written, one a (user, post), in the order of the table's key; and what became of them so far.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -84,31 +142,6 @@ pub(crate) struct SettledEntry {
 }
 
 impl Batch {
-    /// Takes entries until the limits say enough. Nothing when no entry will ever come.
-    pub(crate) async fn collect(
-        entries: &mut mpsc::UnboundedReceiver<Entry>,
-        limits: Limits,
-    ) -> Option<(Self, Flush)> {
-        let first = entries.recv().await?;
-        let wait_until = first.read_at + limits.linger;
-        let mut collected = vec![first];
-        let mut likes = collected.iter().map(|entry| entry.likes.len()).sum();
-        let flush = loop {
-            if likes >= limits.rows {
-                break Flush::Full;
-            }
-            match timeout_at(wait_until, entries.recv()).await {
-                Ok(Some(entry)) => {
-                    likes += entry.likes.len();
-                    collected.push(entry);
-                }
-                Ok(None) => break Flush::Shutdown,
-                Err(_) => break Flush::Linger,
-            }
-        };
-        Some((Self::new(collected, likes), flush))
-    }
-
     fn new(entries: Vec<Entry>, likes: usize) -> Self {
         let first_read_at = entries.first().map_or_else(Instant::now, |entry| entry.read_at);
         let mut rows = Vec::with_capacity(likes);
@@ -222,28 +255,14 @@ fn pair(like: Like) -> Pair {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows<'a>(&'a [Like]);
 
-/// Rows, column by column.
-pub(crate) struct Columns {
-    pub(crate) user_id: Vec<i64>,
-    pub(crate) post_id: Vec<i64>,
-    pub(crate) created_at: Vec<SystemTime>,
-}
+impl<'a> Rows<'a> {
+    pub(crate) fn likes(self) -> &'a [Like] {
+        self.0
+    }
 
-impl Rows<'_> {
     /// How many.
     pub(crate) fn len(self) -> usize {
         self.0.len()
-    }
-
-    /// As arrays.
-    pub(crate) fn columns(self) -> Columns {
-        let created_at =
-            |like: &Like| UNIX_EPOCH + Duration::from_micros(like.created_at_us().unsigned_abs());
-        Columns {
-            user_id: self.0.iter().map(Like::user_id).collect(),
-            post_id: self.0.iter().map(Like::post_id).collect(),
-            created_at: self.0.iter().map(created_at).collect(),
-        }
     }
 }
 

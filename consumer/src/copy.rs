@@ -18,6 +18,7 @@ use tokio_postgres::SimpleQueryMessage;
 use crate::{
     batch::{Batch, Progress, SettledEntry},
     foresight::{Foresight, Split},
+    insert::insert,
     isolate::isolate,
     pooling::{self, Transactions},
 };
@@ -179,10 +180,8 @@ async fn attempt(
             progress
         };
         match way {
-            Way::Straight(Split { fresh, known }) => {
-                store(&connection, transactions, known, fresh).await.map(whole)
-            }
-            Way::Staged(rows) => store(&connection, transactions, rows, &[]).await.map(whole),
+            Way::Straight(split) => Ok(whole(straight(&connection, transactions, split).await?)),
+            Way::Staged(rows) => stage(&connection, transactions, rows).await.map(whole),
             // The other half of the time is for the piece in hand and the commit.
             Way::Isolating => {
                 Ok(isolate(&connection, transactions, batch, Instant::now() + limit / 2).await?)
@@ -197,75 +196,68 @@ async fn attempt(
     done
 }
 
-/// Stores rows that may be in the table, by way of the staging table, and rows that must not be, straight. Returns how
-/// many were new.
+/// Stores rows that may be in the table, by way of the staging table. Returns how many were new.
 ///
-/// BEGIN and the first COPY leave together, and so do the end of the last one's data, INSERT and COMMIT: two waits for
-/// the network, and one more where a statement must be prepared anew. Each step fails if the one before it did, and the
-/// answers are looked at in their order, so that the one to COMMIT counts only when all is well.
-async fn store(
-    connection: &Object,
-    transactions: Transactions,
-    staged: &[Like],
-    straight: &[Like],
-) -> Result<u64, WriteError> {
-    let begin = transactions.begin(!staged.is_empty());
+/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network, and one
+/// more where a statement must be prepared anew. Each step fails if the one before it did, so COMMIT is reached, and
+/// answered with a count, only when all is well.
+async fn stage(connection: &Object, transactions: Transactions, rows: &[Like]) -> Result<u64, WriteError> {
+    let begin = transactions.begin(true);
     let begin = connection.batch_execute(&begin);
-    let copy = Copy { connection, transactions };
-    if staged.is_empty() {
-        let commit = connection.simple_query("COMMIT");
-        return Ok(copy.run(COPY, straight, begin, commit).await?.0);
-    }
-    let insert = connection.simple_query(INSERT_STAGED_AND_COMMIT);
-    let (copied, staged_rows, answers) = if straight.is_empty() {
-        let (staged_rows, answers) = copy.run(STAGE, staged, begin, insert).await?;
-        (0, staged_rows, answers)
-    } else {
-        let (staged_rows, ()) = copy.run(STAGE, staged, begin, at_once()).await?;
-        let (copied, answers) = copy.run(COPY, straight, at_once(), insert).await?;
-        (copied, staged_rows, answers)
-    };
-    if staged_rows != staged.len() as u64 {
+    let store = connection.simple_query(INSERT_STAGED_AND_COMMIT);
+    let (staged, answers) = copy(connection, transactions, STAGE, rows, begin, store).await?;
+    if staged != rows.len() as u64 {
         // Nothing that Postgres does; but then nothing is acknowledged on a guess either.
-        return Err(WriteError::Staged { staged: staged_rows, rows: staged.len() });
+        return Err(WriteError::Staged { staged, rows: rows.len() });
     }
     let inserted = answers.iter().find_map(|message| match message {
         SimpleQueryMessage::CommandComplete(rows) => Some(*rows),
         _ => None,
     });
-    Ok(copied + inserted.ok_or(WriteError::Answer)?)
+    inserted.ok_or(WriteError::Answer)
 }
 
-fn at_once() -> future::Ready<Result<(), tokio_postgres::Error>> {
-    future::ready(Ok(()))
-}
-
-/// Copies rows within a transaction.
-struct Copy<'a> {
-    connection: &'a Object,
+/// Stores rows that are guessed to be new straight into the table, and with them those that are known, which may be there
+/// or not. Returns how many were new.
+///
+/// It all leaves as in [`stage`]. COMMIT after a failed step rolls back and says nothing, so the answers are looked at in
+/// their order: that to COMMIT counts only when all before it is well.
+async fn straight(
+    connection: &Object,
     transactions: Transactions,
+    Split { fresh, known }: &Split,
+) -> Result<u64, tokio_postgres::Error> {
+    let begin = transactions.begin(false);
+    let begin = connection.batch_execute(&begin);
+    let insert_known = async { if known.is_empty() { Ok(0) } else { insert(connection, known).await } };
+    let commit = async {
+        let (inserted, committed) = future::join(insert_known, connection.batch_execute("COMMIT")).await;
+        let inserted = inserted?;
+        committed.map(|()| inserted)
+    };
+    let (copied, inserted) = copy(connection, transactions, COPY, fresh, begin, commit).await?;
+    Ok(copied + inserted)
 }
 
-impl Copy<'_> {
-    /// COPY, sent together with what comes before it and what comes after it. Returns how many rows were copied: a trigger
-    /// can leave some out.
-    async fn run<A>(
-        &self,
-        sql: &str,
-        rows: &[Like],
-        before: impl Future<Output = Result<(), tokio_postgres::Error>>,
-        after: impl Future<Output = Result<A, tokio_postgres::Error>>,
-    ) -> Result<(u64, A), tokio_postgres::Error> {
-        let start = async {
-            let copy = self.transactions.prepare(self.connection, sql).await?;
-            self.connection.copy_in(&copy).await
-        };
-        let (before, sink) = future::join(before, start).await;
-        before?;
-        let sink = sink?;
-        pin!(sink);
-        sink.send(copy_format::encode(rows)).await?;
-        let (copied, after) = future::join(sink.finish(), after).await;
-        Ok((copied?, after?))
-    }
+/// COPY, sent together with what comes before it and what comes after it. Returns how many rows were copied: a trigger can
+/// leave some out.
+async fn copy<A>(
+    connection: &Object,
+    transactions: Transactions,
+    sql: &str,
+    rows: &[Like],
+    before: impl Future<Output = Result<(), tokio_postgres::Error>>,
+    after: impl Future<Output = Result<A, tokio_postgres::Error>>,
+) -> Result<(u64, A), tokio_postgres::Error> {
+    let start = async {
+        let copy = transactions.prepare(connection, sql).await?;
+        connection.copy_in(&copy).await
+    };
+    let (before, sink) = future::join(before, start).await;
+    before?;
+    let sink = sink?;
+    pin!(sink);
+    sink.send(copy_format::encode(rows)).await?;
+    let (copied, after) = future::join(sink.finish(), after).await;
+    Ok((copied?, after?))
 }

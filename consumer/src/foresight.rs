@@ -39,7 +39,8 @@ impl Foresight {
     /// A guess, unless the last ones were too often wrong or there is nothing new. From now on all rows are known: the
     /// same rows are never guessed to be new again.
     pub(crate) fn split(&mut self, rows: &[Like]) -> Option<Split> {
-        let (known, fresh): (Vec<Like>, Vec<Like>) = rows.iter().partition(|like| self.recent.remember(**like));
+        let (known, fresh): (Vec<Like>, Vec<Like>) =
+            rows.iter().partition(|like| self.recent.remember(**like));
         if self.staged_left > 0 {
             self.staged_left -= 1;
             return None;

@@ -9,7 +9,7 @@ use std::{
 use shared::partition::Partition;
 use tokio::{sync::watch, time::Instant};
 
-use crate::entry::Position;
+use crate::entry::{Entry, Position};
 
 /// Shared by the lanes, which admit, and the writer, which releases.
 #[derive(Default)]
@@ -31,6 +31,15 @@ struct State {
 }
 
 impl State {
+    fn admit(&mut self, at: Position, rows: usize) -> bool {
+        let new = self.entries.insert(at);
+        if new {
+            self.rows += rows.max(1);
+            *self.entries_of.entry(at.partition).or_default() += 1;
+        }
+        new
+    }
+
     fn room(&self, limit: usize) -> usize {
         if self.held_since.is_some() || self.alone { 0 } else { limit.saturating_sub(self.rows) }
     }
@@ -63,15 +72,19 @@ impl InFlight {
     pub(crate) fn admit(&self, at: Position, rows: usize) -> bool {
         let mut new = false;
         self.state.send_if_modified(|state| {
-            new = state.entries.insert(at);
-            if new {
-                state.rows += rows.max(1);
-                *state.entries_of.entry(at.partition).or_default() += 1;
-            }
+            new = state.admit(at, rows);
             // Nobody waits for there to be more.
             false
         });
         new
+    }
+
+    /// The same for many: leaves those that are new here.
+    pub(crate) fn admit_new(&self, entries: &mut Vec<Entry>) {
+        self.state.send_if_modified(|state| {
+            entries.retain(|entry| state.admit(entry.at, entry.likes.len()));
+            false
+        });
     }
 
     /// Whether the entry is in flight.

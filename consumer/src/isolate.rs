@@ -9,14 +9,10 @@ use shared::{
 use tokio::time::Instant;
 
 use crate::{
-    batch::{Batch, Columns, Progress},
+    batch::{Batch, Progress},
+    insert::insert,
     pooling::Transactions,
 };
-
-const INSERT: &str = "
-INSERT INTO likes (user_id, post_id, created_at)
-SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[])
-ON CONFLICT (user_id, post_id) DO NOTHING";
 
 /// Goes on with a batch where its progress says, and commits what it has found by the time: one piece at least, and
 /// all if it can. Returns what then is known of the rows.
@@ -30,15 +26,10 @@ pub(crate) async fn isolate(
     enough_at: Instant,
 ) -> Result<Progress, tokio_postgres::Error> {
     connection.batch_execute(&format!("{}SET CONSTRAINTS ALL IMMEDIATE", transactions.begin(false))).await?;
-    let insert = transactions.prepare(connection, INSERT).await?;
     let mut progress = batch.progress().clone();
     while let Some(rows) = progress.next_rows(batch) {
-        let Columns { user_id, post_id, created_at } = rows.columns();
-        let (saved, inserted) = future::join(
-            connection.batch_execute("SAVEPOINT piece"),
-            connection.execute(&insert, &[&user_id, &post_id, &created_at]),
-        )
-        .await;
+        let savepoint = connection.batch_execute("SAVEPOINT piece");
+        let (saved, inserted) = future::join(savepoint, insert(connection, rows.likes())).await;
         saved?;
         match inserted {
             Ok(inserted) => {
@@ -55,7 +46,6 @@ pub(crate) async fn isolate(
             break;
         }
     }
-    drop(insert);
     connection.batch_execute("COMMIT").await?;
     Ok(progress)
 }

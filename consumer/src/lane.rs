@@ -26,10 +26,15 @@ use crate::{
     stream::{Claimed, Inherited, Streams},
 };
 
-/// Between two reads of a partition: the first wait, and doubled up to the last one while nothing is new. A read that
-/// comes back full is followed by the next one at once.
+/// Between two reads of a partition: the first wait, as a part of `BATCH_LINGER` and within these bounds, doubled up to
+/// the last one while nothing is new. A read that comes back full is followed by the next one at once.
+const POLLS_PER_LINGER: u32 = 4;
 const POLL_MIN: Duration = Duration::from_millis(4);
 const POLL_MAX: Duration = Duration::from_millis(64);
+
+/// How many new entries are read at once: what is made of a reply should still be in the processor's cache when the next
+/// thing is made of it.
+const READ_COUNT_MAX: usize = 500;
 
 /// How many pending entries a claim takes over at once.
 const CLAIM_COUNT: u64 = 100;
@@ -47,12 +52,19 @@ const TRIES_ALONE: u64 = 2;
 pub(crate) struct Limits {
     /// Rows in flight, beyond which nothing is read.
     pub(crate) rows_in_flight: usize,
+    /// The first wait between two reads, see [`poll_min`].
+    pub(crate) poll_min: Duration,
     /// How long an entry must be pending with a member before it is claimed.
     pub(crate) claim_min_idle: Duration,
     /// How often an entry may be delivered before it is tried alone.
     pub(crate) max_deliveries: u64,
     /// When the lanes' clock started.
     pub(crate) started: Instant,
+}
+
+/// The first wait between two reads: where batches wait long for more, there is no need to look often for it.
+pub(crate) fn poll_min(linger: Duration) -> Duration {
+    (linger / POLLS_PER_LINGER).clamp(POLL_MIN, POLL_MAX)
 }
 
 /// Reads one partition and sends its entries on, decoded.
@@ -86,7 +98,7 @@ impl Lane {
     pub(crate) async fn run(mut self, mut own_pending_unknown: bool, mut wanted: watch::Receiver<bool>) {
         let mut expected_rows = RowsPerEntry::default();
         let mut claims = ClaimRound::new(self.limits.claim_min_idle);
-        let mut poll = POLL_MIN;
+        let mut poll = self.limits.poll_min;
         let mut backoff = Backoff::server();
         while !self.shutdown.is_cancelled() && (own_pending_unknown || *wanted.borrow()) {
             if self.ownership.has_changed().unwrap_or(false) {
@@ -128,7 +140,7 @@ impl Lane {
         let room = self.in_flight.room(self.limits.rows_in_flight);
         let Some(room) = self.while_wanted(wanted, room).await else { return Ok(Ok(())) };
         let lanes = self.ownership.borrow().own().len().max(1);
-        let count = expected.entries_for(room.rows).div_ceil(lanes);
+        let count = expected.entries_for(room.rows).div_ceil(lanes).min(READ_COUNT_MAX);
         let entries = self.streams.read_new(self.partition, count as u64).await?;
         self.metrics.read(entries.len());
         let read = entries.len();
@@ -138,7 +150,7 @@ impl Lane {
         };
         drop(room);
         expected.observed(read, rows);
-        *poll = if read == 0 { (*poll * 2).min(POLL_MAX) } else { POLL_MIN };
+        *poll = if read == 0 { (*poll * 2).min(POLL_MAX) } else { self.limits.poll_min };
         if read < count {
             let tick = next_tick(self.limits.started, Instant::now(), *poll);
             self.while_wanted(wanted, sleep_until(tick)).await;
@@ -273,23 +285,19 @@ impl Lane {
     /// Sends entries on, except those that are in flight already, and returns how many rows they have.
     async fn take(&self, entries: Vec<RawEntry>) -> Result<Result<usize, Closed>, Error> {
         let read_at = Instant::now();
-        let mut rows = 0;
+        let mut decoded = Vec::with_capacity(entries.len());
         for RawEntry { at, fields } in entries {
-            let Some(fields) = fields else {
+            if let Some(fields) = fields {
+                decoded.push(Entry::decode(at, &fields, read_at));
+            } else {
                 self.lost(&[at.id]);
                 self.streams.forget_deleted(at).await?;
-                continue;
-            };
-            let entry = Entry::decode(at, &fields, read_at);
-            if !self.in_flight.admit(at, entry.likes.len()) {
-                continue;
-            }
-            rows += entry.likes.len();
-            if self.entries.send(entry).is_err() {
-                return Ok(Err(Closed));
             }
         }
-        Ok(Ok(rows))
+        self.in_flight.admit_new(&mut decoded);
+        let rows = decoded.iter().map(|entry| entry.likes.len()).sum();
+        let sent = decoded.into_iter().try_for_each(|entry| self.entries.send(entry).map_err(|_| Closed));
+        Ok(sent.map(|()| rows))
     }
 
     fn lost(&self, ids: &[EntryId]) {

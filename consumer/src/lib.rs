@@ -17,6 +17,7 @@ mod entry;
 mod fixed_partitions;
 mod foresight;
 mod in_flight;
+mod insert;
 mod isolate;
 mod lane;
 mod membership;
@@ -63,7 +64,7 @@ use crate::{
     reader::{LaneCrashed, ReadHealth, Reader},
     schema::SchemaError,
     stream::{GroupError, Streams},
-    writer::Writer,
+    writer::{Acknowledger, Writer},
 };
 
 /// One for the writer, one for the probe.
@@ -72,8 +73,8 @@ const CONNECTIONS: usize = 2;
 /// How long the last words to Redis may take, twice, when all else is done.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Batches in flight: one that is written, one that is read.
-const BATCHES_IN_FLIGHT: usize = 2;
+/// Batches in flight: one that is acknowledged, one that is written, one that is read.
+const BATCHES_IN_FLIGHT: usize = 3;
 
 /// Why the consumer ended other than by a signal.
 #[derive(Debug, Error)]
@@ -310,18 +311,21 @@ impl Work<'_> {
         writer.pass();
         let writer = Writer {
             pool,
-            streams: streams.clone(),
             limits: Limits { rows, linger: settings.batch_linger },
             transactions: settings.transactions(),
             foresight: Foresight::default(),
-            in_flight: Arc::clone(&in_flight),
-            metrics: Arc::clone(&metrics),
+            acknowledger: Acknowledger {
+                streams: streams.clone(),
+                in_flight: Arc::clone(&in_flight),
+                metrics: Arc::clone(&metrics),
+            },
             check: writer,
         };
         let writing = AbortOnDropHandle::new(tokio::spawn(writer.run(receiver)));
 
         let limits = lane::Limits {
             rows_in_flight: BATCHES_IN_FLIGHT * rows,
+            poll_min: lane::poll_min(settings.batch_linger),
             claim_min_idle: settings.claim_min_idle,
             max_deliveries: settings.max_deliveries,
             started: Instant::now(),

@@ -3,15 +3,10 @@
 use std::process::ExitCode;
 
 use consumer::config::Settings;
-use mimalloc::MiMalloc;
 use shared::{cli, service};
 
 /// There is one batch at a time, and its work is Postgres's: another thread would only have to be woken.
 const THREADS: usize = 1;
-
-/// Without it, what the reading of many small entries allocates and frees is a third of the work.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let settings: Settings = cli::parse();

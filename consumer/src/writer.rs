@@ -1,18 +1,20 @@
-//! From the process into Postgres: collect, write until it is stored, acknowledge. One batch after the other, while
-//! the reader fills the next one.
+//! From the process into Postgres: collect, write until it is stored, acknowledge. One batch is written after the other;
+//! meanwhile the next one is gathered and the one before is acknowledged.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic, sync::Arc, time::Duration};
 
 use deadpool_postgres::Pool;
 use shared::{admin::Check, pg::FailureClass, service::one_line};
 use tokio::{
+    pin,
     sync::mpsc,
     time::{Instant, sleep},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     backoff::Backoff,
-    batch::{Batch, Flush, Limits},
+    batch::{Batch, Flush, Gathering, Limits},
     copy::{self, Committed, WriteError},
     dead_letter::Reason,
     entry::{Entry, Position},
@@ -26,12 +28,10 @@ use crate::{
 /// Writes batches.
 pub(crate) struct Writer {
     pub(crate) pool: Pool,
-    pub(crate) streams: Streams,
     pub(crate) limits: Limits,
     pub(crate) transactions: Transactions,
     pub(crate) foresight: Foresight,
-    pub(crate) in_flight: Arc<InFlight>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) acknowledger: Acknowledger,
     pub(crate) check: Check,
 }
 
@@ -39,10 +39,29 @@ impl Writer {
     /// Writes until no more entries come and all are stored and acknowledged. Dropped before that, it loses nothing:
     /// what is not acknowledged is delivered again.
     pub(crate) async fn run(mut self, mut entries: mpsc::UnboundedReceiver<Entry>) {
-        while let Some((batch, flush)) = Batch::collect(&mut entries, self.limits).await {
-            let committed = self.write(batch, flush).await;
-            self.ack(committed).await;
+        let mut gathering = Gathering::new(self.limits);
+        let mut gathered = None;
+        let mut acking: Option<AbortOnDropHandle<()>> = None;
+        loop {
+            let next = match gathered.take() {
+                Some(batch) => Some((batch, Flush::Full)),
+                None => gathering.batch(&mut entries).await,
+            };
+            let Some((batch, flush)) = next else { break };
+            let committed;
+            (committed, gathered) = {
+                let write = self.write(batch, flush);
+                pin!(write);
+                tokio::select! {
+                    biased;
+                    committed = &mut write => (committed, None),
+                    batch = gathering.full_batch(&mut entries) => (write.await, Some(batch)),
+                }
+            };
+            let ack = tokio::spawn(self.acknowledger.clone().ack(committed));
+            end(acking.replace(AbortOnDropHandle::new(ack))).await;
         }
+        end(acking).await;
     }
 
     /// Tries for as long as it takes. The batch is held meanwhile and nothing more is read: likes wait in Redis.
@@ -51,22 +70,29 @@ impl Writer {
         let (mut retry, mut halt) = (Backoff::retry(), Backoff::halt());
         loop {
             let started = Instant::now();
-            let (unwritten, error) = match copy::write(&self.pool, self.transactions, &mut self.foresight, batch).await {
-                Ok(committed) => {
-                    if has_rows {
-                        let (inserted, restaged) = (committed.inserted(), committed.restaged());
-                        let duration = started.elapsed();
-                        self.metrics.committed(&CommittedBatch { flush, likes, inserted, restaged, duration });
-                        if self.check.pass() {
-                            tracing::info!("Postgres stores likes again");
+            let (unwritten, error) =
+                match copy::write(&self.pool, self.transactions, &mut self.foresight, batch).await {
+                    Ok(committed) => {
+                        if has_rows {
+                            let (inserted, restaged) = (committed.inserted(), committed.restaged());
+                            let duration = started.elapsed();
+                            self.acknowledger.metrics.committed(&CommittedBatch {
+                                flush,
+                                likes,
+                                inserted,
+                                restaged,
+                                duration,
+                            });
+                            if self.check.pass() {
+                                tracing::info!("Postgres stores likes again");
+                            }
                         }
+                        self.acknowledger.in_flight.go_on();
+                        return committed;
                     }
-                    self.in_flight.go_on();
-                    return committed;
-                }
-                Err(failed) => failed,
-            };
-            self.in_flight.hold();
+                    Err(failed) => failed,
+                };
+            self.acknowledger.in_flight.hold();
             let delay = match error.class() {
                 FailureClass::Halt => halt.next_delay(),
                 FailureClass::Retry | FailureClass::Reject => retry.next_delay(),
@@ -78,7 +104,7 @@ impl Writer {
     }
 
     fn tell_of_failure(&self, batch: &Batch, error: &WriteError, retry_in: Duration) {
-        self.metrics.failed();
+        self.acknowledger.metrics.failed();
         let why = one_line(error);
         let (rows, held_ms) = (batch.rows(), batch.first_read_at().elapsed().as_millis());
         if error.class() == FailureClass::Halt {
@@ -101,18 +127,38 @@ impl Writer {
         let Some(at) = batch.alone() else {
             return sleep(delay).await;
         };
-        if let Err(error) = self.streams.end_try_alone(at).await {
+        if let Err(error) = self.acknowledger.streams.end_try_alone(at).await {
             tracing::debug!(%error, "an entry's lonely try stays on record");
         }
         sleep(delay).await;
-        if let Err(error) = self.streams.begin_try_alone(at).await {
+        if let Err(error) = self.acknowledger.streams.begin_try_alone(at).await {
             tracing::debug!(%error, "an entry's lonely try is not on record");
         }
     }
+}
 
+/// Waits for the end of a task. Its panic is ours.
+async fn end(task: Option<AbortOnDropHandle<()>>) {
+    let Some(task) = task else { return };
+    if let Err(panicked) = task.await
+        && panicked.is_panic()
+    {
+        panic::resume_unwind(panicked.into_panic());
+    }
+}
+
+/// Acknowledges batches.
+#[derive(Clone)]
+pub(crate) struct Acknowledger {
+    pub(crate) streams: Streams,
+    pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Acknowledger {
     /// Acknowledges what is stored. What Redis does not take now stays pending and comes again: after a while it is
     /// claimed, found stored already, and acknowledged then.
-    async fn ack(&self, committed: Committed) {
+    async fn ack(self, committed: Committed) {
         let acked = self.streams.ack(committed).await;
         self.metrics.acknowledged(acked.acknowledged);
         self.tell_of_dead_letters(&acked.dead_letters);

@@ -33,16 +33,12 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
+use crate::{
+    append::AppendFactory, backlog::Backlog, config::Settings, metrics::Metrics, publish::Publisher,
+};
 pub use crate::{
     http::Keep,
     publish::{Accepted, PublishError},
-};
-use crate::{
-    append::AppendFactory,
-    backlog::Backlog,
-    config::Settings,
-    metrics::Metrics,
-    publish::Publisher,
 };
 
 /// Why ingest ended other than by a signal.

@@ -170,12 +170,12 @@ impl Appender {
     /// Runs until the publisher is gone and all that waits is answered.
     pub(crate) async fn run(mut self) {
         let (mut received, mut open) = (Vec::new(), true);
-        let hold = sleep_until(Instant::now());
-        pin!(hold);
+        let hold_end = sleep_until(Instant::now());
+        pin!(hold_end);
         while open || !self.due.is_empty() || !self.in_flight.is_empty() {
             let held = !self.due.is_empty() && !self.in_flight.is_empty();
-            if held && hold.is_elapsed() {
-                hold.as_mut().reset(Instant::now() + HOLD);
+            if held && hold_end.is_elapsed() {
+                hold_end.as_mut().reset(Instant::now() + HOLD);
             }
             let mut held_long_enough = false;
             tokio::select! {
@@ -185,7 +185,7 @@ impl Appender {
                 }
                 Some(appended) = self.in_flight.next() => self.answer(appended),
                 Ok(()) = self.partitions.changed() => self.grow(),
-                () = &mut hold, if held => held_long_enough = true,
+                () = &mut hold_end, if held => held_long_enough = true,
             }
             if self.in_flight.is_empty() && !self.due.is_empty() {
                 self.gather().await;
@@ -274,7 +274,8 @@ impl Lane {
         let append = self.append.take()?;
         let count = self.waiting.len().min(entry_likes);
         // Callers that gave up waiting were told that Redis can't be reached: no need to store it behind them.
-        let group: Vec<Waiting> = self.waiting.drain(..count).filter(|waiting| !waiting.answer.is_closed()).collect();
+        let group: Vec<Waiting> =
+            self.waiting.drain(..count).filter(|waiting| !waiting.answer.is_closed()).collect();
         if group.is_empty() {
             self.append = Some(append);
             return None;

@@ -74,7 +74,8 @@ async fn a_like_that_was_deleted_from_the_table_can_come_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_a_trigger_leaves_out_are_left_out() {
     let setup = Setup::new().await;
-    let leave_out = "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    let leave_out =
+        "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
                      CREATE TRIGGER leave_out BEFORE INSERT ON likes FOR EACH ROW WHEN (NEW.post_id = 13)
                      EXECUTE FUNCTION leave_out()";
     setup.postgres_client().await.batch_execute(leave_out).await.unwrap();

@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use proptest::prelude::*;
 use shared::partition::PartitionCount;
 
@@ -26,12 +27,13 @@ async fn a_batch_is_full_at_its_rows_with_one_entry_over_at_most() {
         let user = i64::try_from(seq).unwrap() * 10;
         sender.send(entry(seq, (1..=4).map(|n| like(user + n, 1, 0)).collect())).unwrap();
     }
-    let (batch, flush) = Batch::collect(&mut receiver, limits(10)).await.unwrap();
+    let mut gathering = Gathering::new(limits(10));
+    let (batch, flush) = gathering.batch(&mut receiver).await.unwrap();
     assert_eq!((batch.rows(), batch.entries.len(), flush), (12, 3, Flush::Full));
     drop(sender);
-    let (batch, flush) = Batch::collect(&mut receiver, limits(10)).await.unwrap();
+    let (batch, flush) = gathering.batch(&mut receiver).await.unwrap();
     assert_eq!((batch.rows(), flush), (4, Flush::Shutdown));
-    assert!(Batch::collect(&mut receiver, limits(10)).await.is_none());
+    assert!(gathering.batch(&mut receiver).await.is_none());
 }
 
 #[tokio::test]
@@ -42,11 +44,30 @@ async fn a_batch_takes_what_is_there_and_waits_no_longer_than_its_linger() {
     for user in 1..=2 {
         sender.send(entry(0, vec![like(user, 1, 0)])).unwrap();
     }
-    let (batch, flush) = Batch::collect(&mut receiver, Limits { rows: 100, linger }).await.unwrap();
+    let (batch, flush) = Gathering::new(Limits { rows: 100, linger }).batch(&mut receiver).await.unwrap();
     assert_eq!((batch.rows(), flush), (2, Flush::Linger));
     assert!(started.elapsed() >= linger);
     // It is the linger that ended the wait: more could still come.
     assert!(!sender.is_closed());
+}
+
+#[tokio::test]
+async fn what_is_gathered_before_a_batch_is_wanted_is_in_it() {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let mut gathering = Gathering::new(limits(3));
+    for user in 1..=2 {
+        sender.send(entry(0, vec![like(user, 1, 0)])).unwrap();
+    }
+    assert!(gathering.full_batch(&mut receiver).now_or_never().is_none());
+    assert!(receiver.is_empty());
+    sender.send(entry(0, vec![like(3, 1, 0)])).unwrap();
+    assert_eq!(gathering.full_batch(&mut receiver).now_or_never().unwrap().rows(), 3);
+
+    sender.send(entry(0, vec![like(4, 1, 0)])).unwrap();
+    drop(sender);
+    assert!(gathering.full_batch(&mut receiver).now_or_never().is_none(), "it is no full one");
+    let (batch, flush) = gathering.batch(&mut receiver).await.unwrap();
+    assert_eq!((batch.rows(), flush), (1, Flush::Shutdown));
 }
 
 #[test]

@@ -1,0 +1,53 @@
+//! `make bench`, as small as it can be: that it measures all that it should, not what.
+
+use std::{fs, process::Command};
+
+use serde_json::Value;
+
+/// A figure of each row, as case and measure.
+const FIGURES: [(&str, &str, &str); 8] = [
+    ("drain", "one an entry, 4 writers", "likes/s"),
+    ("drain", "packed, 2 writers, 5 % duplicates", "of the copy limit"),
+    ("hot post", "2 writers", "of the rate for recent posts"),
+    ("ingest", "512 connections", "of the HTTP limit"),
+    ("ingest", "1000 likes/s", "p99.9 ms"),
+    ("pipeline", "64 connections", "times the simple design's likes/s"),
+    ("end to end", "10 % of capacity", "p99 ms"),
+    ("growth", "key (user_id, post_id), 0.01 M rows", "of the rate into an empty table"),
+];
+
+#[test]
+fn all_rows_are_measured() {
+    let out = tempfile::tempdir().unwrap();
+    let program = local::program::programs_folder().unwrap().join("bench");
+    let small = ["--runs", "1", "--likes", "10000", "--duration", "200ms", "--growth-rows", "10000", "--out"];
+    let ended = Command::new(program).args(small).arg(out.path()).output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+
+    let results: Value = serde_json::from_slice(&fs::read(out.path().join("results.json")).unwrap()).unwrap();
+    let figures = results["figures"].as_array().unwrap();
+    for (row, case, measure) in FIGURES {
+        let is_it =
+            |figure: &&Value| figure["row"] == row && figure["case"] == case && figure["measure"] == measure;
+        let figure = figures.iter().find(is_it).unwrap_or_else(|| panic!("{row}, {case}: {measure}"));
+        assert!(figure["median"].as_f64().is_some_and(|median| median > 0.0), "{figure}");
+        assert_eq!(figure["runs"].as_array().unwrap().len(), 1);
+    }
+    assert!(results["machine"]["cores"].as_u64().is_some_and(|cores| cores > 0));
+    // Its growth is that of 20 M rows.
+    assert_eq!(results["targets"].as_array().unwrap().len(), 17);
+    let table = String::from_utf8(ended.stdout).unwrap();
+    assert!(table.contains("promised") && table.contains("of the HTTP limit"), "{table}");
+    assert!(fs::read_to_string(out.path().join("results.svg")).unwrap().contains("of the copy limit"));
+}
+
+#[test]
+fn bad_usage_is_one_line() {
+    let program = local::program::programs_folder().unwrap().join("bench");
+    for arguments in [["--rows", "speed"], ["--runs", "0"], ["--growth-rows", "2,1"], ["--duration", "soon"]]
+    {
+        let ended = Command::new(&program).args(arguments).output().unwrap();
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&ended.stderr).lines().count(), 1, "{arguments:?}");
+    }
+}
