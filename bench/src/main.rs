@@ -62,7 +62,7 @@ struct Settings {
     runs: u32,
 
     /// Likes of a backlog to be drained
-    #[arg(long, default_value = "3000000", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
+    #[arg(long, default_value = "2000000", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     likes: u64,
 
     /// How long callers call in each run

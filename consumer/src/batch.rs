@@ -150,8 +150,8 @@ impl Batch {
             rows.extend_from_slice(&likes);
             settled.push(SettledEntry { at, likes: likes.len(), dead_letters, alone, payload });
         }
-        // In the order of the key every consumer takes its locks in the same order, so they can't deadlock, and
-        // index pages are touched one after the other. Of equal pairs the earliest like is kept.
+        // In the order of the key every consumer takes its locks in the same order, and index pages are touched one after
+        // the other. Of equal pairs the earliest like is kept.
         rows.sort_unstable_by_key(|like| (pair(*like), like.created_at_us()));
         rows.dedup_by_key(|like| pair(*like));
         let progress =

@@ -69,7 +69,7 @@ pub(crate) enum WriteError {
     #[error(
         "a pooler shares the sessions of Postgres: set POSTGRES_POOLING=transaction, for all consumers behind it"
     )]
-    SharedSession(#[source] tokio_postgres::Error),
+    SharedSession(#[source] Option<tokio_postgres::Error>),
     #[error("Postgres did not answer within WRITE_TIMEOUT")]
     Timeout,
     #[error("Postgres staged {staged} of {rows} rows")]
@@ -82,7 +82,7 @@ impl From<PoolError> for WriteError {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::PostCreateHook(HookError::Backend(error)) if pooling::is_of_shared_session(&error) => {
-                Self::SharedSession(error)
+                Self::SharedSession(Some(error))
             }
             error => Self::Connect(error),
         }
@@ -91,7 +91,11 @@ impl From<PoolError> for WriteError {
 
 impl From<tokio_postgres::Error> for WriteError {
     fn from(error: tokio_postgres::Error) -> Self {
-        if pooling::is_of_shared_session(&error) { Self::SharedSession(error) } else { Self::Postgres(error) }
+        if pooling::is_of_shared_session(&error) {
+            Self::SharedSession(Some(error))
+        } else {
+            Self::Postgres(error)
+        }
     }
 }
 
@@ -140,7 +144,11 @@ pub(crate) async fn write(
                 foresight.was_right();
                 batch.advance(progress);
             }
-            Err(error) if error.class() == FailureClass::Retry => return Err((batch, error)),
+            Err(error)
+                if error.class() == FailureClass::Retry || !matches!(error, WriteError::Postgres(_)) =>
+            {
+                return Err((batch, error));
+            }
             Err(error) => {
                 // Whatever the table has against it, it may take the rows from the staging table.
                 foresight.was_wrong();
@@ -180,7 +188,7 @@ async fn attempt(
             progress
         };
         match way {
-            Way::Straight(split) => Ok(whole(straight(&connection, transactions, split).await?)),
+            Way::Straight(split) => straight(&connection, transactions, split).await.map(whole),
             Way::Staged(rows) => stage(&connection, transactions, rows).await.map(whole),
             // The other half of the time is for the piece in hand and the commit.
             Way::Isolating => {
@@ -226,16 +234,21 @@ async fn straight(
     connection: &Object,
     transactions: Transactions,
     Split { fresh, known }: &Split,
-) -> Result<u64, tokio_postgres::Error> {
+) -> Result<u64, WriteError> {
     let begin = transactions.begin(false);
     let begin = connection.batch_execute(&begin);
     let insert_known = async { if known.is_empty() { Ok(0) } else { insert(connection, known).await } };
     let commit = async {
-        let (inserted, committed) = future::join(insert_known, connection.batch_execute("COMMIT")).await;
+        let commit = connection.simple_query(transactions.commit_straight());
+        let (inserted, committed) = future::join(insert_known, commit).await;
         let inserted = inserted?;
-        committed.map(|()| inserted)
+        committed.map(|answers| (inserted, answers))
     };
-    let (copied, inserted) = copy(connection, transactions, COPY, fresh, begin, commit).await?;
+    let (copied, (inserted, answers)) = copy(connection, transactions, COPY, fresh, begin, commit).await?;
+    if answers.iter().any(|answer| matches!(answer, SimpleQueryMessage::Row(_))) {
+        // The statement was another's of the same name: the rows went to the staging table, and are gone.
+        return Err(WriteError::SharedSession(None));
+    }
     Ok(copied + inserted)
 }
 

@@ -5,7 +5,7 @@ use shared::{like::Like, partition::mix};
 /// How many pairs of a bucket are remembered: a line of the processor's cache.
 const WAYS: usize = 16;
 
-/// Memory for pairs, four bytes each; a power of two. It is touched only as it fills.
+/// Memory for pairs, four bytes each; a power of two.
 const RECENT_BYTES: usize = 16 << 20;
 
 /// After a wrong guess so many batches at most are staged before the next guess.
@@ -36,8 +36,8 @@ impl Default for Foresight {
 }
 
 impl Foresight {
-    /// A guess, unless the last ones were too often wrong or there is nothing new. From now on all rows are known: the
-    /// same rows are never guessed to be new again.
+    /// A guess, unless the last ones were too often wrong or there is nothing new. From now on all rows are known: a
+    /// batch that comes again after a failure is not guessed about again.
     pub(crate) fn split(&mut self, rows: &[Like]) -> Option<Split> {
         let (known, fresh): (Vec<Like>, Vec<Like>) =
             rows.iter().partition(|like| self.recent.remember(**like));

@@ -58,6 +58,16 @@ impl Transactions {
         }
     }
 
+    /// SQL that a transaction ends with that was to go straight into the table. It returns a row if it did not: should a
+    /// pooler share the sessions behind our back, a prepared statement may be another consumer's of the same name.
+    pub(crate) fn commit_straight(self) -> &'static str {
+        match self.pooling {
+            Pooling::Session => "SELECT 1 FROM likes_batch LIMIT 1; COMMIT",
+            // The statement was prepared in this very transaction.
+            Pooling::Transaction => "COMMIT",
+        }
+    }
+
     /// Bounds on what a statement may wait for, and commits that wait for the disk: a server that has this switched off
     /// could otherwise forget what was acknowledged.
     fn bounds(self, scope: &str, is_local: bool) -> String {

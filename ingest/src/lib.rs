@@ -151,7 +151,8 @@ pub async fn run(
     }
 }
 
-/// Serves callers as [`run`] does, with its default limits, and another keeper of likes than Redis: for comparisons.
+/// Serves callers as [`run`] does, with limits from the environment and another keeper of likes than Redis: for
+/// comparisons.
 /// Returns after `shutdown`, when the requests in flight are answered.
 pub async fn serve_with<K: Keep>(
     listener: TcpListener,

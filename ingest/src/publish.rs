@@ -138,7 +138,7 @@ pub(crate) struct Appender {
     placement: PartitionCount,
     /// One a partition.
     lanes: Vec<Lane>,
-    /// The lanes on which likes wait.
+    /// The lanes on which likes wait and nothing is in flight.
     due: Vec<Partition>,
     in_flight: FuturesUnordered<BoxFuture<'static, Appended>>,
     keys: KeyPrefix,
@@ -151,7 +151,6 @@ pub(crate) struct Appender {
 
 /// What waits for a partition.
 struct Lane {
-    partition: Partition,
     waiting: VecDeque<Waiting>,
     /// Not here while an entry is in flight.
     append: Option<Append>,
@@ -177,7 +176,6 @@ impl Appender {
             if held && hold_end.is_elapsed() {
                 hold_end.as_mut().reset(Instant::now() + HOLD);
             }
-            let mut held_long_enough = false;
             tokio::select! {
                 count = self.queue.recv_many(&mut received, RECEIVE_LIKES), if open => {
                     open = count > 0;
@@ -185,12 +183,12 @@ impl Appender {
                 }
                 Some(appended) = self.in_flight.next() => self.answer(appended),
                 Ok(()) = self.partitions.changed() => self.grow(),
-                () = &mut hold_end, if held => held_long_enough = true,
+                () = &mut hold_end, if held => {}
             }
             if self.in_flight.is_empty() && !self.due.is_empty() {
                 self.gather().await;
                 self.depart();
-            } else if held_long_enough {
+            } else if held && hold_end.is_elapsed() {
                 self.depart();
             }
         }
@@ -215,7 +213,7 @@ impl Appender {
         self.placement = *self.partitions.borrow_and_update();
         for partition in self.placement.partitions().skip(self.lanes.len()) {
             let append = Some(self.appends.for_stream(self.keys.stream(partition)));
-            self.lanes.push(Lane { partition, waiting: VecDeque::new(), append });
+            self.lanes.push(Lane { waiting: VecDeque::new(), append });
         }
     }
 
@@ -226,22 +224,20 @@ impl Appender {
             let _ = waiting.answer.send(Err(PublishError::QueueFull));
             return;
         }
-        if lane.waiting.is_empty() {
+        if lane.waiting.is_empty() && lane.append.is_some() {
             self.due.push(partition);
         }
         lane.waiting.push_back(waiting);
     }
 
-    /// Sends off an entry for each partition that has something to send and nothing in flight.
+    /// Sends off an entry for each partition that is due.
     fn depart(&mut self) {
-        let (lanes, in_flight, entry_likes) = (&mut self.lanes, &self.in_flight, self.entry_likes);
-        self.due.retain(|partition| {
-            let Some(lane) = lanes.get_mut(partition.index()) else { return false };
-            if let Some((append, group)) = lane.take_group(entry_likes) {
-                in_flight.push(Box::pin(append_group(lane.partition, append, group)));
+        for partition in self.due.drain(..) {
+            let Some(lane) = self.lanes.get_mut(partition.index()) else { continue };
+            if let Some((append, group)) = lane.take_group(self.entry_likes) {
+                self.in_flight.push(Box::pin(append_group(partition, append, group)));
             }
-            !lane.waiting.is_empty()
-        });
+        }
     }
 
     fn answer(&mut self, appended: Appended) {
@@ -264,18 +260,26 @@ impl Appender {
         }
         if let Some(lane) = self.lanes.get_mut(partition.index()) {
             lane.append = Some(append);
+            if !lane.waiting.is_empty() {
+                self.due.push(partition);
+            }
         }
     }
 }
 
 impl Lane {
-    /// The next entry's likes, if there are any and none of an earlier one are in flight.
+    /// The next entry's likes. If there are none, nothing waits any more, or an entry is in flight.
     fn take_group(&mut self, entry_likes: usize) -> Option<(Append, Vec<Waiting>)> {
         let append = self.append.take()?;
-        let count = self.waiting.len().min(entry_likes);
-        // Callers that gave up waiting were told that Redis can't be reached: no need to store it behind them.
-        let group: Vec<Waiting> =
-            self.waiting.drain(..count).filter(|waiting| !waiting.answer.is_closed()).collect();
+        let mut group = Vec::new();
+        while group.len() < entry_likes
+            && let Some(waiting) = self.waiting.pop_front()
+        {
+            // Callers that gave up waiting were told that Redis can't be reached: no need to store it behind them.
+            if !waiting.answer.is_closed() {
+                group.push(waiting);
+            }
+        }
         if group.is_empty() {
             self.append = Some(append);
             return None;

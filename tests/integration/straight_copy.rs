@@ -38,10 +38,16 @@ async fn likes_that_the_table_has_already_are_stored_once_and_keep_their_time() 
     all_is_well(&setup, &consumer).await;
 }
 
-/// Twice the same, so that the consumer knows the first half of the second batch.
+/// Twice the same, so that the consumer knows the first half of the second batch, and all of the third.
 #[tokio::test(flavor = "multi_thread")]
 async fn known_and_new_likes_share_a_transaction() {
     let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let record = "CREATE TABLE statements (query text);
+                  CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS
+                  'BEGIN INSERT INTO statements VALUES (current_query()); RETURN NULL; END';
+                  CREATE TRIGGER record BEFORE INSERT ON likes FOR EACH STATEMENT EXECUTE FUNCTION record()";
+    postgres.batch_execute(record).await.unwrap();
     let consumer = setup.consumer(&ONE_BATCH);
     for (users, transactions) in [(1_000, 1), (2_000, 2), (2_000, 3)] {
         setup.append(&likes(users), 10).await;
@@ -50,6 +56,8 @@ async fn known_and_new_likes_share_a_transaction() {
         assert_eq!(total(&consumer, "likestream_batches_committed_total"), transactions);
     }
     assert_eq!(total(&consumer, "likestream_batches_restaged_total"), 0);
+    let straight = "SELECT count(*) FROM statements WHERE query LIKE 'COPY likes (%'";
+    assert_eq!(postgres.query_one(straight, &[]).await.unwrap().get::<_, i64>(0), 2);
     assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 2_000);
     assert_eq!(total(&consumer, "likestream_likes_deduplicated_total"), 3_000);
     all_is_well(&setup, &consumer).await;
@@ -61,13 +69,16 @@ async fn known_and_new_likes_share_a_transaction() {
 async fn a_like_that_was_deleted_from_the_table_can_come_again() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
-    let consumer = setup.consumer(&[]);
+    let consumer = setup.consumer(&ONE_BATCH);
     setup.append(&likes(100), 10).await;
     setup.wait_for_rows(100).await;
-    postgres.batch_execute("DELETE FROM likes WHERE user_id <= 50").await.unwrap();
-    setup.append(&likes(100), 10).await;
-    setup.wait_for_rows(100).await;
-    setup.wait_until_drained().await;
+    // Once with new likes beside them, once without.
+    for users in [200, 200] {
+        postgres.batch_execute("DELETE FROM likes WHERE user_id <= 50").await.unwrap();
+        setup.append(&likes(users), 10).await;
+        setup.wait_for_rows(200).await;
+        setup.wait_until_drained().await;
+    }
     all_is_well(&setup, &consumer).await;
 }
 

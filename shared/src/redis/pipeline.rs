@@ -19,7 +19,9 @@ pub(super) async fn send(client: &Client, name: &'static str, args: Vec<Value>) 
                 return client.xadd(stream, false, None::<()>, id, (Key::from(field), value.clone())).await;
             }
         }
-        ("XREADGROUP", [_group, group, consumer, _count, count, _streams, stream, id]) => {
+        ("XREADGROUP", [_, group, consumer, with_count, count, _, stream, id])
+            if with_count.as_str().as_deref() == Some("COUNT") =>
+        {
             if let (Some(group), Some(consumer), Some(count), Some(stream), Some(id)) =
                 (text(group), text(consumer), count.as_u64(), text(stream), text(id))
             {
