@@ -173,10 +173,11 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
             Row::EndToEnd => end_to_end::run(settings, &servers, &mut figures).await?,
             Row::Growth => growth::run(settings, &servers, &mut figures).await?,
         }
+        // After each row: what is measured by then outlives an interruption.
+        report::write_json(&settings.out.join("results.json"), settings, &machine, &figures)?;
+        plot::draw(&settings.out.join("results.svg"), &machine, &figures)?;
     }
     drop(servers);
-    report::write_json(&settings.out.join("results.json"), settings, &machine, &figures)?;
-    plot::draw(&settings.out.join("results.svg"), &machine, &figures)?;
     writeln!(io::stdout(), "{}", report::tables(&machine, &figures))?;
     Ok(())
 }
