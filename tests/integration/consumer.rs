@@ -94,9 +94,9 @@ async fn memory_is_bounded_while_postgres_is_away() {
         consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= 3.0
     })
     .await;
-    // Two batches, and what one read may bring over that.
+    // Three batches, and what one read may bring over that: at first 64 likes an entry are reckoned with.
     let read = consumer.metrics().unwrap().sum("likestream_entries_read_total");
-    assert!(read <= 40.0, "{read} entries of 500 likes were read ahead");
+    assert!(read <= 60.0, "{read} entries of 500 likes were read ahead");
     setup.postgres().start_again().unwrap();
     setup.wait_for_rows(200_000).await;
     let peak = consumer.peak_resident_bytes().unwrap();
