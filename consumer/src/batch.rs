@@ -142,6 +142,12 @@ pub(crate) struct SettledEntry {
 }
 
 impl Batch {
+    /// Of entries that are to be written once more.
+    pub(crate) fn of(entries: Vec<Entry>) -> Self {
+        let likes = entries.iter().map(|entry| entry.likes.len()).sum();
+        Self::new(entries, likes)
+    }
+
     fn new(entries: Vec<Entry>, likes: usize) -> Self {
         let first_read_at = entries.first().map_or_else(Instant::now, |entry| entry.read_at);
         let mut rows = Vec::with_capacity(likes);

@@ -1,23 +1,57 @@
-//! `likesctl`, the command line for people. One file a command.
+//! `likesctl`, the command line for people. One file a command, or a family of them.
+//!
+//! `access` is the way to the streams and the table; `overview` is how everything stands; `selection` and `scan` are which
+//! entries a command is about; `action` is how anything is changed; `output` and `exit` are how it is told.
 
+mod access;
+mod action;
+mod audit;
+mod check;
+mod consumers;
+mod dead;
+mod doctor;
+mod exit;
+mod letter_record;
 mod migrate;
+mod output;
+mod overview;
 mod partitions;
+mod pause;
+mod pending;
+mod reprocess;
+mod scan;
+mod selection;
+mod shell;
+mod status;
+mod table;
+mod top;
+mod verify;
 
 use std::{
     io::{self, Write},
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use shared::{
     cli::{self, SettingError, Settings},
-    service::one_line,
+    shutdown,
 };
 use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
 
-/// Looks after likestream.
+use self::exit::{CliError, Exit};
+
+/// Looks after likestream: shows how it stands, and mends it.
 #[derive(Parser)]
-#[command(name = "likesctl", version, arg_required_else_help = true)]
+#[command(
+    name = "likesctl",
+    version,
+    arg_required_else_help = true,
+    after_help = "Begin with: likesctl status, then likesctl doctor. What to do about an alarm: docs/runbook.md\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 4 not all of it was done, 5 table and streams differ, 6 refused, \
+        130 interrupted; status --check: 0 ok, 1 warning, 2 critical, 3 unknown"
+)]
 struct Likesctl {
     #[command(subcommand)]
     command: Command,
@@ -25,11 +59,69 @@ struct Likesctl {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Shows how everything stands, partition by partition
+    #[command(after_help = "Examples:\n  likesctl status\n  likesctl status --watch=5s\n  \
+        likesctl status --check --backlog 10000,100000 --oldest-age 30s,5m")]
+    Status(Box<status::StatusOptions>),
+    /// Shows how far the group is behind, as ids
+    #[command(after_help = "Example: likesctl lag -o json")]
+    Lag(status::LookOptions),
+    /// Shows everything on one screen that keeps itself up to date
+    #[command(
+        after_help = "Keys: s or arrows left and right sort, arrows up and down choose, Enter opens the oldest pending entry, q ends.\n\n\
+        Example: likesctl top"
+    )]
+    Top(top::Options),
+    /// Looks for everything that can be wrong, and says what to do
+    #[command(after_help = "Ends with 1 if anything fails.\n\nExample: likesctl doctor")]
+    Doctor(doctor::Options),
+    /// Entries that were delivered and are not acknowledged
+    #[command(subcommand, arg_required_else_help = true)]
+    Pending(Box<pending::Command>),
+    /// The consumers of the group
+    #[command(subcommand, arg_required_else_help = true)]
+    Consumers(consumers::Command),
+    /// What could not be stored
+    #[command(subcommand, arg_required_else_help = true)]
+    Dead(Box<dead::Command>),
+    /// Compares the streams and the dead letters with the table
+    #[command(
+        after_help = "Only what is still in the streams can be compared: acknowledged entries stay for STREAM_RETENTION. \
+        Ends with 5 if a like is missing.\n\nExamples:\n  likesctl verify --from 1h\n  likesctl verify --sample 1000"
+    )]
+    Verify(verify::Options),
+    /// Writes a range of the streams once more into the table; the group stays where it is
+    #[command(
+        after_help = "Only what is still in the streams can be read: acknowledged entries stay for STREAM_RETENTION. \
+        What the table has stays as it is.\n\nExample: likesctl reprocess --from 2h --to 1h -p 3"
+    )]
+    Reprocess(reprocess::Options),
+    /// Has consumers read nothing, of all partitions or some, until resume
+    #[command(
+        after_help = "Callers are served on: likes wait in Redis.\n\nExample: likesctl pause -p 3 --reason-text 'ticket 7'"
+    )]
+    Pause(pause::PauseOptions),
+    /// Has consumers read again
+    #[command(after_help = "Example: likesctl resume")]
+    Resume(pause::PauseOptions),
+    /// Waits until nothing is left to be stored
+    #[command(after_help = "Ends with 1 when the time is over.\n\nExample: likesctl drain --timeout 5m")]
+    Drain(pause::DrainOptions),
+    /// Shows who has changed what by likesctl
+    #[command(after_help = "Example: likesctl audit -o wide")]
+    Audit(audit::Options),
     /// Brings the schema in Postgres up to date
+    #[command(after_help = "Example: likesctl migrate")]
     Migrate(migrate::Options),
     /// Changes how many streams the likes are spread over
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Partitions(partitions::Command),
+    /// Prints what a shell needs to complete commands
+    #[command(after_help = "Example: likesctl completions bash > /etc/bash_completion.d/likesctl")]
+    Completions(shell::CompletionsOptions),
+    /// Prints the manual page
+    #[command(after_help = "Example: likesctl man --out /usr/local/share/man/man1")]
+    Man(shell::ManOptions),
 }
 
 impl Settings for Likesctl {
@@ -38,24 +130,79 @@ impl Settings for Likesctl {
     }
 }
 
-/// Runs the command line: 0 done, 1 failed, 2 bad usage.
+/// Runs the command line. How it ends is in its help.
 pub fn main() -> ExitCode {
     let Likesctl { command } = cli::parse();
-    let run = async {
-        match command {
-            Command::Migrate(options) => migrate::run(options).await,
-            Command::Partitions(command) => partitions::run(command).await,
+    let ended =
+        Builder::new_current_thread().enable_all().build().map_err(CliError::from).and_then(|runtime| {
+            let ended = runtime.block_on(async {
+                let interrupt = shutdown::on_signal()?;
+                Box::pin(run(command, &interrupt)).await
+            });
+            runtime.shutdown_background();
+            ended
+        });
+    match ended {
+        Ok(exit) => exit.code().into(),
+        Err(error) => {
+            let (line, code) = error.end();
+            if let Some(line) = line {
+                let _ = writeln!(io::stderr(), "error: {line}");
+            }
+            code.into()
         }
-    };
-    let runtime = Builder::new_current_thread().enable_all().build();
-    let done = runtime
-        .map_err(|e| one_line(&e))
-        .and_then(|runtime| runtime.block_on(run).map_err(|e| one_line(&*e)));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(line) => {
-            let _ = writeln!(io::stderr(), "error: {line}");
-            ExitCode::FAILURE
+    }
+}
+
+/// What only looks ends at once when it is interrupted; what changes something ends by itself, between two steps.
+async fn run(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+    if command.ends_by_itself() {
+        return Box::pin(dispatch(command, interrupt)).await;
+    }
+    let looked = interrupt.run_until_cancelled(Box::pin(dispatch(command, interrupt))).await;
+    looked.unwrap_or(Ok(Exit::Interrupted))
+}
+
+impl Command {
+    fn ends_by_itself(&self) -> bool {
+        match self {
+            Self::Pending(command) => command.changes_something(),
+            Self::Consumers(command) => command.changes_something(),
+            Self::Dead(command) => command.changes_something(),
+            // The last two have a screen to put in order, or tell how far they got.
+            Self::Reprocess(_) | Self::Pause(_) | Self::Resume(_) | Self::Top(_) | Self::Drain(_) => true,
+            // What the first two do is one transaction, or one script.
+            Self::Migrate(_)
+            | Self::Partitions(_)
+            | Self::Status(_)
+            | Self::Lag(_)
+            | Self::Doctor(_)
+            | Self::Verify(_)
+            | Self::Audit(_)
+            | Self::Completions(_)
+            | Self::Man(_) => false,
         }
+    }
+}
+
+async fn dispatch(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+    match command {
+        Command::Status(options) => status::status(*options, interrupt).await,
+        Command::Lag(options) => status::lag(options).await,
+        Command::Top(options) => top::run(options, interrupt).await,
+        Command::Doctor(options) => doctor::run(options).await,
+        Command::Pending(command) => Box::pin(pending::run(*command, interrupt)).await,
+        Command::Consumers(command) => consumers::run(command, interrupt).await,
+        Command::Dead(command) => dead::run(*command, interrupt).await,
+        Command::Verify(options) => verify::run(options).await,
+        Command::Reprocess(options) => reprocess::run(options, interrupt).await,
+        Command::Pause(options) => pause::pause(options, interrupt).await,
+        Command::Resume(options) => pause::resume(options, interrupt).await,
+        Command::Drain(options) => pause::drain(options, interrupt).await,
+        Command::Audit(options) => audit::run(options).await,
+        Command::Migrate(options) => migrate::run(options).await,
+        Command::Partitions(command) => partitions::run(command).await,
+        Command::Completions(options) => shell::completions(&options, Likesctl::command()),
+        Command::Man(options) => shell::man(options, Likesctl::command()),
     }
 }

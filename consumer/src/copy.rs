@@ -128,17 +128,19 @@ enum Way<'a> {
 }
 
 /// Stores a batch, or gives it back with the reason why it could not: what of it is stored or rejected by then is
-/// not tried again. A batch without rows needs no transaction.
+/// not tried again. A batch without rows needs no transaction. Without foresight no row is taken for new.
 ///
 /// After a failure the connection is closed: whatever it was in the middle of is rolled back.
 pub(crate) async fn write(
     pool: &Pool,
     transactions: Transactions,
-    foresight: &mut Foresight,
+    mut foresight: Option<&mut Foresight>,
     mut batch: Batch,
 ) -> Result<Committed, (Batch, WriteError)> {
     let mut restaged = false;
-    if let Some(split) = batch.all_untried().and_then(|rows| foresight.split(rows)) {
+    if let Some(foresight) = &mut foresight
+        && let Some(split) = batch.all_untried().and_then(|rows| foresight.split(rows))
+    {
         match attempt(pool, transactions, &batch, Way::Straight(&split)).await {
             Ok(progress) => {
                 foresight.was_right();

@@ -22,9 +22,21 @@ pub(crate) enum Reason {
     Rejected,
     /// It was delivered too often, and whoever tried it alone did not survive it.
     MaxDeliveries,
+    /// Somebody gave it up while it was pending, and it was imported from the file that it was kept in.
+    Dropped,
 }
 
 impl Reason {
+    /// All there are.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Undecodable,
+        Self::UnknownVersion,
+        Self::InvalidLike,
+        Self::Rejected,
+        Self::MaxDeliveries,
+        Self::Dropped,
+    ];
+
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::Undecodable => "undecodable",
@@ -32,6 +44,7 @@ impl Reason {
             Self::InvalidLike => "invalid_like",
             Self::Rejected => "rejected",
             Self::MaxDeliveries => "max_deliveries",
+            Self::Dropped => "dropped",
         }
     }
 }

@@ -19,6 +19,19 @@ pub(crate) struct EntryId {
     pub(crate) seq: u64,
 }
 
+impl EntryId {
+    /// The last one there can be.
+    pub(crate) const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
+
+    /// The next one, if there can be one.
+    pub(crate) fn after(self) -> Option<Self> {
+        match self.seq.checked_add(1) {
+            Some(seq) => Some(Self { seq, ..self }),
+            None => self.ms.checked_add(1).map(|ms| Self { ms, seq: 0 }),
+        }
+    }
+}
+
 impl fmt::Display for EntryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.ms, self.seq)
@@ -133,6 +146,9 @@ mod tests {
         assert_eq!(id, EntryId { ms: 1_700_000_000_000, seq: 7 });
         assert_eq!(id.to_string(), "1700000000000-7");
         assert!("x-1".parse::<EntryId>().is_err());
+        assert_eq!(id.after(), Some(EntryId { seq: 8, ..id }));
+        assert_eq!(EntryId { ms: 1, seq: u64::MAX }.after(), Some(EntryId { ms: 2, seq: 0 }));
+        assert_eq!(EntryId::MAX.after(), None);
     }
 
     #[test]

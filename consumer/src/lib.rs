@@ -20,6 +20,7 @@ mod in_flight;
 mod insert;
 mod isolate;
 mod lane;
+mod last_commits;
 mod membership;
 mod metrics;
 mod pooling;
@@ -58,6 +59,7 @@ use crate::{
     foresight::Foresight,
     in_flight::InFlight,
     lane::Lane,
+    last_commits::LastCommits,
     membership::{Membership, NameTaken, Ownership},
     metrics::Metrics,
     pooling::Pooling,
@@ -221,11 +223,13 @@ async fn consume(
 ) -> Result<(), ConsumerError> {
     let fixed = settings.consumer_partitions.resolve()?.map(|fixed| fixed.to_string()).unwrap_or_default();
     let in_flight = Arc::new(InFlight::default());
+    let last_commits = Arc::new(LastCommits::default());
     let joining = Membership::join(
         streams.clone(),
         fixed,
         partitions.subscribe(),
         Arc::clone(&in_flight),
+        Arc::clone(&last_commits),
         Arc::clone(&metrics),
         checks.membership,
     );
@@ -259,6 +263,7 @@ async fn consume(
         streams: streams.clone(),
         pool,
         in_flight,
+        last_commits,
         ownership,
         metrics,
         reader: checks.reader,
@@ -294,6 +299,7 @@ struct Work<'a> {
     streams: Streams,
     pool: Pool,
     in_flight: Arc<InFlight>,
+    last_commits: Arc<LastCommits>,
     ownership: watch::Receiver<Ownership>,
     metrics: Arc<Metrics>,
     reader: admin::Check,
@@ -305,7 +311,18 @@ impl Work<'_> {
     /// Reads until stopped, and until all that was read is stored and acknowledged. The reader's end closes the channel,
     /// and the writer ends when that is empty.
     async fn run(self, partitions: PartitionCount) -> Result<(), ConsumerError> {
-        let Self { settings, streams, pool, in_flight, ownership, metrics, reader, writer, stop } = self;
+        let Self {
+            settings,
+            streams,
+            pool,
+            in_flight,
+            last_commits,
+            ownership,
+            metrics,
+            reader,
+            writer,
+            stop,
+        } = self;
         let (entries, receiver) = mpsc::unbounded_channel();
         let rows = settings.batch_rows.get();
         writer.pass();
@@ -317,6 +334,7 @@ impl Work<'_> {
             acknowledger: Acknowledger {
                 streams: streams.clone(),
                 in_flight: Arc::clone(&in_flight),
+                last_commits,
                 metrics: Arc::clone(&metrics),
             },
             check: writer,

@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     assignment::{Assignment, assign},
     in_flight::InFlight,
+    last_commits::LastCommits,
     metrics::Metrics,
-    stream::{Beat, Condition, Member, Streams},
+    stream::{Beat, Condition, Member, Paused, Streams},
 };
 
 /// Between two heartbeats.
@@ -50,12 +51,19 @@ pub(crate) struct Ownership {
     /// The names of all members: their pending entries are theirs.
     pub(crate) members: Arc<HashSet<String>>,
     pub(crate) partitions: PartitionCount,
+    /// What somebody wants nobody to read for now.
+    pub(crate) paused: Paused,
 }
 
 impl Ownership {
-    /// The partitions that this consumer is to read.
+    /// The partitions that are this consumer's.
     pub(crate) fn own(&self) -> &[Partition] {
         &self.assignment.own
+    }
+
+    /// Those of them that it is to read.
+    pub(crate) fn to_read(&self) -> impl Iterator<Item = Partition> {
+        self.own().iter().copied().filter(|partition| !self.paused.contains(*partition))
     }
 }
 
@@ -69,6 +77,8 @@ pub(crate) struct Membership {
     /// Since when Redis has answered every beat.
     in_touch_since: Option<Instant>,
     ownership: watch::Sender<Ownership>,
+    paused: Paused,
+    last_commits: Arc<LastCommits>,
     metrics: Arc<Metrics>,
     check: Check,
 }
@@ -83,6 +93,7 @@ impl Membership {
         fixed: String,
         partitions: watch::Receiver<PartitionCount>,
         in_flight: Arc<InFlight>,
+        last_commits: Arc<LastCommits>,
         metrics: Arc<Metrics>,
         check: Check,
     ) -> Result<Self, NameTaken> {
@@ -99,6 +110,7 @@ impl Membership {
             assignment: Assignment::default(),
             members: Arc::default(),
             partitions: *partitions.borrow(),
+            paused: Paused::default(),
         });
         let members = vec![myself];
         let mut membership = Self {
@@ -109,6 +121,8 @@ impl Membership {
             in_flight,
             in_touch_since: None,
             ownership,
+            paused: Paused::default(),
+            last_commits,
             metrics,
             check,
         };
@@ -167,6 +181,8 @@ impl Membership {
         match self.streams.beat(&self.beat).await {
             Ok(Some(members)) => {
                 self.heard(members);
+                self.look_what_is_paused().await;
+                self.tell_commits().await;
                 if self.check.pass() {
                     tracing::info!(members = self.members.len(), "in touch with the group");
                 }
@@ -180,6 +196,25 @@ impl Membership {
         }
         self.publish();
         Ok(())
+    }
+
+    /// Until that is known again, it stays as it was.
+    async fn look_what_is_paused(&mut self) {
+        match self.streams.paused().await {
+            Ok(paused) => self.paused = paused,
+            Err(error) => tracing::debug!(%error, "whether anything is paused can't be read"),
+        }
+    }
+
+    /// For people to see: should it fail, the next commits will be told.
+    async fn tell_commits(&self) {
+        let commits: Vec<_> =
+            self.last_commits.take().into_iter().map(|(partition, at)| (partition, at.elapsed())).collect();
+        if !commits.is_empty()
+            && let Err(error) = self.streams.note_commits(&commits).await
+        {
+            tracing::debug!(%error, "the last commits are not on record");
+        }
     }
 
     fn out_of_touch(&mut self, error: &Error) {
@@ -204,7 +239,7 @@ impl Membership {
         let name = self.streams.consumer();
         let assignment = assign(partitions, &self.members, name);
         let members = Arc::new(self.members.iter().map(|member| member.name.clone()).collect());
-        let new = Ownership { assignment, members, partitions };
+        let new = Ownership { assignment, members, partitions, paused: self.paused.clone() };
         let changed = self.ownership.send_if_modified(|old| {
             let changed = *old != new;
             if changed {
@@ -220,7 +255,8 @@ impl Membership {
     fn tell(&self, ownership: &Ownership) {
         let Assignment { own, orphans } = &ownership.assignment;
         let (owned, members, partitions) = (own.len(), self.members.len(), ownership.partitions.get());
-        self.metrics.owned(owned, orphans.len());
+        let read: Vec<Partition> = ownership.to_read().collect();
+        self.metrics.owned(owned, orphans.len(), owned - read.len());
         if self.is_leaving() {
             tracing::info!(members, "leaving the group: others read from now on");
         } else if own.is_empty() && self.beat.condition == Condition::Stuck {
@@ -232,15 +268,22 @@ impl Membership {
                 "standby: there are not more partitions than other consumers"
             );
         } else {
-            let list = own.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-            tracing::info!(owned, partitions, members, own = list, "partitions assigned");
+            tracing::info!(owned, partitions, members, own = list(own), "partitions assigned");
+        }
+        if read.len() < owned {
+            let paused: Vec<Partition> = own.iter().copied().filter(|own| !read.contains(own)).collect();
+            tracing::warn!(paused = list(&paused), "paused: not read until likesctl resume");
         }
         if !orphans.is_empty() {
-            let list = orphans.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            let list = list(orphans);
             tracing::error!(
                 orphans = list,
                 "nobody reads these partitions: start consumers with CONSUMER_PARTITIONS=auto, or fixed to them"
             );
         }
     }
+}
+
+fn list(partitions: &[Partition]) -> String {
+    partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }

@@ -27,6 +27,7 @@ pub(crate) struct Metrics {
     batch_duration: Histogram<f64>,
     partitions_owned: Gauge<u64>,
     partitions_orphaned: Gauge<u64>,
+    partitions_paused: Gauge<u64>,
 }
 
 /// A batch that was committed.
@@ -50,6 +51,10 @@ impl Metrics {
             partitions_orphaned: gauge(
                 "likestream.partitions.orphaned",
                 "Partitions that no consumer of the group reads, by what this one knows",
+            ),
+            partitions_paused: gauge(
+                "likestream.partitions.paused",
+                "Partitions that this consumer has and does not read, because somebody wants it so",
             ),
             entries_read: counter("likestream.entries.read", "Entries delivered for the first time"),
             entries_reclaimed: counter(
@@ -139,8 +144,9 @@ impl Metrics {
         self.batch_duration.record(batch.duration.as_secs_f64(), &[]);
     }
 
-    pub(crate) fn owned(&self, own: usize, orphans: usize) {
+    pub(crate) fn owned(&self, own: usize, orphans: usize, paused: usize) {
         self.partitions_owned.record(own as u64, &[]);
+        self.partitions_paused.record(paused as u64, &[]);
         self.partitions_orphaned.record(orphans as u64, &[]);
     }
 

@@ -47,14 +47,14 @@ impl<F: Fn(Partition) -> Lane> Reader<F> {
             partitions.partitions().for_each(|partition| lanes.start((self.lane)(partition), true));
         }
         loop {
-            let ownership = self.ownership.borrow_and_update().clone();
+            let to_read: HashSet<Partition> = self.ownership.borrow_and_update().to_read().collect();
             for (partition, wanted) in &lanes.wanted {
-                let is_ours = ownership.own().contains(partition);
+                let is_ours = to_read.contains(partition);
                 wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_ours) != is_ours);
             }
-            for partition in ownership.own() {
-                if !lanes.wanted.contains_key(partition) {
-                    lanes.start((self.lane)(*partition), false);
+            for partition in to_read {
+                if !lanes.wanted.contains_key(&partition) {
+                    lanes.start((self.lane)(partition), false);
                 }
             }
             tokio::select! {

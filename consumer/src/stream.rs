@@ -1,7 +1,9 @@
-//! Every Redis command of the consumer: groups, reads, claims, acks, trims, and in `stream::members` heartbeats.
-//! Replies are walked by hand in `stream::reply`.
+//! Every Redis command of the consumer: groups, reads, claims, acks, trims, in `stream::members` heartbeats, and for
+//! `likesctl` looks in `stream::inspect` and changes in `stream::mend`. Replies are walked by hand in `stream::reply`.
 
+mod inspect;
 mod members;
+mod mend;
 mod reply;
 
 use std::collections::{HashMap, HashSet};
@@ -16,7 +18,10 @@ use shared::{
 };
 use thiserror::Error as ThisError;
 
-pub(crate) use self::members::{Beat, Condition, Member};
+pub(crate) use self::{
+    inspect::{Fate, GroupLook, Look, Paused, PendingEntry, SeenMember, text_field},
+    members::{Beat, Condition, Member},
+};
 
 use crate::{
     batch::SettledEntry,
@@ -422,11 +427,15 @@ impl Streams {
 
     /// Takes this consumer out of the groups where it has nothing pending.
     pub(crate) async fn leave(&self, partitions: PartitionCount) -> Result<(), Error> {
-        let args = vec![self.group.clone(), self.consumer.clone()];
-        let left = partitions
-            .partitions()
-            .map(|partition| self.eval(partition, LEAVE, Repeat::EvenIfDone, args.clone()));
+        let left = partitions.partitions().map(|partition| self.remove_consumer(partition, &self.consumer));
         try_join_all(left).await.map(drop)
+    }
+
+    /// Takes a consumer out of the group in one partition, unless it has something pending there. Returns whether it was
+    /// in it and no longer is.
+    pub(crate) async fn remove_consumer(&self, partition: Partition, consumer: &str) -> Result<bool, Error> {
+        let args = vec![self.group.clone(), consumer.to_owned()];
+        Ok(reply::count(&self.eval(partition, LEAVE, Repeat::EvenIfDone, args).await?)? > 0)
     }
 
     /// Whether all servers of Redis answer.

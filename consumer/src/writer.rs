@@ -20,6 +20,7 @@ use crate::{
     entry::{Entry, Position},
     foresight::Foresight,
     in_flight::InFlight,
+    last_commits::LastCommits,
     metrics::{CommittedBatch, Metrics},
     pooling::Transactions,
     stream::Streams,
@@ -71,7 +72,7 @@ impl Writer {
         loop {
             let started = Instant::now();
             let (unwritten, error) =
-                match copy::write(&self.pool, self.transactions, &mut self.foresight, batch).await {
+                match copy::write(&self.pool, self.transactions, Some(&mut self.foresight), batch).await {
                     Ok(committed) => {
                         if has_rows {
                             let (inserted, restaged) = (committed.inserted(), committed.restaged());
@@ -152,6 +153,7 @@ async fn end(task: Option<AbortOnDropHandle<()>>) {
 pub(crate) struct Acknowledger {
     pub(crate) streams: Streams,
     pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) last_commits: Arc<LastCommits>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -160,6 +162,7 @@ impl Acknowledger {
     /// claimed, found stored already, and acknowledged then.
     async fn ack(self, committed: Committed) {
         let acked = self.streams.ack(committed).await;
+        self.last_commits.note(acked.entries.iter().map(|entry| entry.at.partition));
         self.metrics.acknowledged(acked.acknowledged);
         self.tell_of_dead_letters(&acked.dead_letters);
         if let Some((entries, error)) = acked.failed {

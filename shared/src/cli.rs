@@ -13,7 +13,7 @@ use clap::{
 use thiserror::Error;
 
 /// The exit code of a bad setting or a bad command line.
-pub const EXIT_USAGE: i32 = 2;
+pub const EXIT_USAGE: u8 = 2;
 
 /// A setting that can't be used, in words that never repeat a secret.
 #[derive(Debug, Error)]
@@ -54,7 +54,7 @@ pub fn parse<S: Settings>() -> S {
 pub fn refuse(error: &dyn fmt::Display) -> ! {
     // Nothing is left to do should stderr be gone.
     let _ = writeln!(io::stderr(), "error: {error}");
-    process::exit(EXIT_USAGE)
+    process::exit(EXIT_USAGE.into())
 }
 
 fn one_line(error: &clap::Error, command: &clap::Command) -> String {

@@ -15,5 +15,5 @@ pub mod partition;
 pub mod pg;
 pub mod redis;
 pub mod service;
-mod shutdown;
+pub mod shutdown;
 pub mod telemetry;

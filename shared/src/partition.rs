@@ -144,6 +144,22 @@ impl KeyPrefix {
         format!("{self}:members:{group}")
     }
 
+    /// The hash of when a group last committed entries of each partition, `likes:commits:likes-writers`: partition → Unix
+    /// milliseconds.
+    pub fn commits(&self, group: &str) -> String {
+        format!("{self}:commits:{group}")
+    }
+
+    /// The set of the partitions that a group is not to read, `likes:paused:likes-writers`: their numbers, or `all`.
+    pub fn paused(&self, group: &str) -> String {
+        format!("{self}:paused:{group}")
+    }
+
+    /// The stream of what people have done by `likesctl`, `likes:audit`.
+    pub fn audit(&self) -> String {
+        format!("{self}:audit")
+    }
+
     /// The hash that records what all programs must agree on, `likes:settings`.
     pub fn settings(&self) -> String {
         format!("{self}:settings")

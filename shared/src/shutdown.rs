@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Errors
 /// When the handlers can't be installed.
-pub(crate) fn on_signal() -> io::Result<CancellationToken> {
+pub fn on_signal() -> io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();

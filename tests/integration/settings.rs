@@ -259,6 +259,7 @@ fn every_setting_is_in_help_and_in_the_example() {
         ("consumer", &["--help"]),
         ("likesctl", &["migrate", "--help"]),
         ("likesctl", &["partitions", "grow", "--help"]),
+        ("likesctl", &["doctor", "--help"]),
     ] {
         let help = run(program, arguments, &[]);
         assert_eq!(help.code, Some(0));

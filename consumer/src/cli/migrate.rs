@@ -1,7 +1,6 @@
 //! `likesctl migrate`
 
 use std::{
-    error::Error,
     io::{self, Write},
     time::Duration,
 };
@@ -10,11 +9,12 @@ use clap::Args;
 use shared::{
     cli::{SettingError, refuse},
     config::{PostgresArgs, positive_duration},
-    pg,
-    service::wait_for,
 };
-use tokio_postgres::NoTls;
 
+use super::{
+    access,
+    exit::{CliError, Exit},
+};
 use crate::{pooling, schema};
 
 #[derive(Args)]
@@ -27,28 +27,21 @@ pub(super) struct Options {
     startup_timeout: Duration,
 }
 
-pub(super) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let config = pg::config(&options.postgres, "likesctl migrate").unwrap_or_else(|error| refuse(&error));
-    let (mut client, connection) =
-        wait_for(pg::address(&config), "DATABASE_URL", options.startup_timeout, pg::is_refusal, || {
-            config.connect(NoTls)
-        })
-        .await?;
-    let connection = tokio::spawn(connection);
+pub(super) async fn run(options: Options) -> Result<Exit, CliError> {
+    let (mut client, config) =
+        access::postgres(&options.postgres, "likesctl migrate", options.startup_timeout).await?;
     if pooling::shares_sessions(&config, &client).await {
         refuse(&SettingError::new(
             "DATABASE_URL",
             "leads to a pooler that shares sessions, and the lock for migrations needs one: allowed is Postgres itself",
         ));
     }
-    let applied = schema::migrate(&mut client).await?;
-    drop(client);
-    connection.await??;
+    let applied = schema::migrate(&mut client).await.map_err(|error| CliError::Failed(error.into()))?;
     let mut lines: Vec<String> = applied.iter().map(|migration| format!("applied {migration}")).collect();
     if applied.is_empty() {
         lines.push(format!("nothing to do: the schema is at version {}", schema::VERSION));
     }
     // It is done, whether or not anybody hears of it.
     let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
-    Ok(())
+    Ok(Exit::Done)
 }

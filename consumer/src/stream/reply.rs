@@ -1,10 +1,15 @@
 //! Redis's replies about streams, walked value by value. A shape that the protocol does not have is an error.
 
+use std::collections::{HashMap, HashSet};
+
 use bytes::Bytes;
 use fred::prelude::{Error, ErrorKind, Value};
 use shared::partition::Partition;
 
-use super::{Claimed, Condition, Inherited, Member};
+use super::{
+    Claimed, Condition, Fate, Inherited, Member, PendingEntry, SeenMember,
+    inspect::{ConsumerLook, PendingSurvey},
+};
 use crate::entry::{EntryId, Position, RawEntry};
 
 pub(super) fn unexpected(what: &str) -> Error {
@@ -58,6 +63,84 @@ pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
         Ok(Member { name: text(name)?, condition, fixed: text(fixed)?, is_alive: count(&is_alive)? == 1 })
     };
     array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
+}
+
+/// Our own script: `[[name, condition, fixed, milliseconds] …]`.
+pub(super) fn seen_members(reply: Value) -> Result<Vec<SeenMember>, Error> {
+    let member = |value| {
+        let [name, condition, fixed, beat_ms_ago] = parts(value, "a member without its four parts")?;
+        let (condition, fixed) = (Condition::named(&text(condition)?), text(fixed)?);
+        let member = Member { name: text(name)?, condition, fixed, is_alive: true };
+        Ok(SeenMember { member, beat_ms_ago: count(&beat_ms_ago)? })
+    };
+    array(reply)?.into_iter().map(member).collect()
+}
+
+/// XINFO CONSUMERS: for each consumer `[name, value …]`.
+pub(super) fn consumers(reply: Value) -> Result<Vec<ConsumerLook>, Error> {
+    let consumer = |info| {
+        let info = named(info)?;
+        let number =
+            |name| info.get(name).map_or_else(|| Err(unexpected("a consumer without its numbers")), count);
+        let name =
+            info.get("name").cloned().map_or_else(|| Err(unexpected("a consumer without a name")), text)?;
+        Ok(ConsumerLook { name, pending: number("pending")?, idle_ms: number("idle")? })
+    };
+    array(reply)?.into_iter().map(consumer).collect()
+}
+
+/// XPENDING with a range: `[[id, consumer, idle, deliveries] …]`.
+pub(super) fn pending(reply: Value) -> Result<Vec<PendingEntry>, Error> {
+    let entry = |row| {
+        let [id, consumer, idle_ms, deliveries] = parts(row, "a pending entry without its four parts")?;
+        let (idle_ms, deliveries) = (count(&idle_ms)?, count(&deliveries)?);
+        Ok(PendingEntry { id: entry_id(id)?, consumer: text(consumer)?, idle_ms, deliveries })
+    };
+    array(reply)?.into_iter().map(entry).collect()
+}
+
+/// Our own script: `[last id, entries, most deliveries, whose, deleted ids]`.
+pub(super) fn pending_survey(reply: Value) -> Result<PendingSurvey, Error> {
+    let [last, entries, most, worst, deleted] = parts(reply, "a survey without its five parts")?;
+    let id_or_none = |value| {
+        let id = text(value)?;
+        if id.is_empty() { Ok(None) } else { entry_id(id.into()).map(Some) }
+    };
+    Ok(PendingSurvey {
+        last: id_or_none(last)?,
+        entries: count(&entries)?,
+        most_deliveries: count(&most)?,
+        most_delivered: id_or_none(worst)?,
+        deleted: ids(deleted)?,
+    })
+}
+
+/// Our own script: `[last delivered id, entries, pending ids]`.
+pub(super) fn range_with_fate(partition: Partition, reply: Value) -> Result<Vec<(RawEntry, Fate)>, Error> {
+    let [delivered, found, pending] = parts(reply, "a range without its three parts")?;
+    let (delivered, pending) = (entry_id(delivered)?, id_set(pending)?);
+    let fate = |id: &EntryId| match id {
+        id if *id > delivered => Fate::Undelivered,
+        id if pending.contains(id) => Fate::Pending,
+        _ => Fate::Acknowledged,
+    };
+    Ok(entries(partition, found)?
+        .into_iter()
+        .map(|entry| {
+            let fate = fate(&entry.at.id);
+            (entry, fate)
+        })
+        .collect())
+}
+
+/// `[id …]`.
+pub(super) fn id_set(reply: Value) -> Result<HashSet<EntryId>, Error> {
+    ids(reply).map(|ids| ids.into_iter().collect())
+}
+
+/// `[name, value …]`, as XINFO says things.
+pub(super) fn named(reply: Value) -> Result<HashMap<String, Value>, Error> {
+    pairs(array(reply)?)?.into_iter().map(|(name, value)| Ok((text(name)?, value))).collect()
 }
 
 /// XINFO GROUPS: for each group `[name, value …]`. Their names.

@@ -1,0 +1,445 @@
+//! `likesctl dead`
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    hash::{BuildHasher, RandomState},
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use shared::{codec, partition::Partition};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    access::{RedisAccess, Site},
+    action::{Act, ActionArgs, Applied, ExportArgs, Report, say},
+    audit,
+    exit::{CliError, Exit},
+    letter_record::LetterRecord,
+    output::{Column, Format, OutputArgs, Row, Rows, age, many, print_document, time},
+    scan::{DeadScan, Item, Letter, PAGE, Scan},
+    selection::{DeadSelection, EntryRef, Everything, Filter},
+};
+use crate::entry::EntryId;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Lists dead letters: what could not be stored, and why
+    #[command(
+        after_help = "Examples:\n  likesctl dead list\n  likesctl dead list --reason rejected --since 1h -o wide"
+    )]
+    List(ListOptions),
+    /// Shows dead letters with their likes
+    #[command(after_help = "Example: likesctl dead show 7/1700000000000-0")]
+    Show(ShowOptions),
+    /// Appends what is in dead letters to the streams again, and removes the letters
+    #[command(after_help = "What still can't be stored becomes a dead letter again.\n\n\
+        Example: likesctl dead retry --reason rejected --reason-text 'constraint dropped'")]
+    Retry(ActOptions),
+    /// Removes dead letters for good; they are kept in a file
+    #[command(after_help = "Example: likesctl dead purge --reason undecodable --until 7d")]
+    Purge(PurgeOptions),
+    /// Writes dead letters to standard output, as lines of JSON
+    #[command(after_help = "Example: likesctl dead export --reason rejected > rejected.ndjson")]
+    Export(ExportOptions),
+    /// Makes dead letters of what export, purge or pending drop have written; those that are there already are left out
+    #[command(after_help = "Example: likesctl dead import rejected.ndjson")]
+    Import(ImportOptions),
+}
+
+#[derive(Args)]
+pub(super) struct ListOptions {
+    #[command(flatten)]
+    dead: DeadSelection,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    redis: RedisAccess,
+}
+
+#[derive(Args)]
+pub(super) struct ShowOptions {
+    /// The letters
+    #[arg(value_name = "PARTITION/ID", required = true)]
+    ids: Vec<EntryRef>,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    redis: RedisAccess,
+}
+
+#[derive(Args)]
+pub(super) struct ActOptions {
+    #[command(flatten)]
+    dead: DeadSelection,
+    #[command(flatten)]
+    everything: Everything,
+    #[command(flatten)]
+    action: ActionArgs,
+    #[command(flatten)]
+    redis: RedisAccess,
+}
+
+#[derive(Args)]
+pub(super) struct PurgeOptions {
+    #[command(flatten)]
+    act: ActOptions,
+    #[command(flatten)]
+    export: ExportArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ExportOptions {
+    #[command(flatten)]
+    dead: DeadSelection,
+    #[command(flatten)]
+    redis: RedisAccess,
+}
+
+#[derive(Args)]
+pub(super) struct ImportOptions {
+    /// The file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    action: ActionArgs,
+    #[command(flatten)]
+    redis: RedisAccess,
+}
+
+/// A dead letter in a list.
+#[derive(Serialize)]
+struct DeadRow {
+    #[serde(flatten)]
+    record: LetterRecord,
+    age_ms: u64,
+}
+
+impl Row for DeadRow {
+    const COLUMNS: &'static [Column] = &[
+        Column::text("ENTRY"),
+        Column::text("REASON"),
+        Column::number("AGE"),
+        Column::number("DELIVERIES").wide(),
+        Column::text("CONSUMER").wide(),
+        Column::text("ORIGIN").wide(),
+        Column::prose("DETAIL"),
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let LetterRecord { entry, reason, detail, origin, deliveries, consumer, .. } = &self.record;
+        let (age, deliveries) = (age(self.age_ms), deliveries.to_string());
+        vec![entry.clone(), reason.clone(), age, deliveries, consumer.clone(), origin.clone(), detail.clone()]
+    }
+}
+
+impl DeadRow {
+    fn new(letter: &Letter, now_ms: u64) -> Self {
+        let record = LetterRecord::from(letter);
+        Self { age_ms: now_ms.saturating_sub(record.dead_at), record }
+    }
+
+    fn text(&self) -> String {
+        let LetterRecord { entry, reason, detail, origin, deliveries, consumer, dead_at, likes, .. } =
+            &self.record;
+        let mut lines = vec![
+            format!("letter      {entry}"),
+            format!("reason      {reason}"),
+            format!("detail      {detail}"),
+            format!("origin      {origin}"),
+            format!("deliveries  {deliveries}, the last one to {consumer}"),
+            format!("dead at     {}, {} ago", time(*dead_at), age(self.age_ms)),
+            format!("likes       {}", likes.len()),
+        ];
+        lines.extend(likes.iter().map(|like| format!("  {like}")));
+        lines.join("\n")
+    }
+}
+
+impl Command {
+    pub(super) fn changes_something(&self) -> bool {
+        matches!(self, Self::Retry(_) | Self::Purge(_) | Self::Import(_))
+    }
+}
+
+pub(super) async fn run(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+    match command {
+        Command::List(options) => list(options).await,
+        Command::Show(options) => show(options).await,
+        Command::Retry(options) => retry(options, interrupt).await,
+        Command::Purge(options) => purge(options, interrupt).await,
+        Command::Export(options) => export(options).await,
+        Command::Import(options) => import(options, interrupt).await,
+    }
+}
+
+async fn list(ListOptions { dead, output, redis }: ListOptions) -> Result<Exit, CliError> {
+    let site = redis.open().await?;
+    let (filter, now_ms) = (dead.resolve(&site).await?, site.now_ms().await?);
+    let mut scan = DeadScan::new(&site, &filter, None);
+    let mut rows = Rows::new(output);
+    while let Some(page) = scan.next_page().await? {
+        for letter in &page {
+            rows.push(&DeadRow::new(letter, now_ms))?;
+        }
+    }
+    rows.finish("no dead letters match")?;
+    Ok(Exit::Done)
+}
+
+async fn show(ShowOptions { ids, output, redis }: ShowOptions) -> Result<Exit, CliError> {
+    let site = redis.open().await?;
+    let now_ms = site.now_ms().await?;
+    let mut rows = Vec::new();
+    for id in ids {
+        rows.push(DeadRow::new(&letter(&site, id).await?, now_ms));
+    }
+    print_document(output, &rows, |_| rows.iter().map(DeadRow::text).collect::<Vec<_>>().join("\n\n"))?;
+    Ok(Exit::Done)
+}
+
+async fn letter(site: &Site, at: EntryRef) -> Result<Letter, CliError> {
+    let partition = site.partition(at.partition)?;
+    let found = site.streams.dead_letters(partition, (at.id, at.id), 1).await?;
+    let fields = found.into_iter().find_map(|raw| raw.fields);
+    let fields = fields.ok_or_else(|| CliError::failed(format!("there is no dead letter {at}")))?;
+    Ok(Letter { partition, id: at.id, fields })
+}
+
+impl ActOptions {
+    async fn open(&self) -> Result<(Site, Filter), CliError> {
+        let site = self.redis.open().await?;
+        let filter = self.dead.resolve(&site).await?.or_all(self.everything)?;
+        for (number, ids) in filter.ids.iter().flatten() {
+            if let [id] = ids.iter().copied().collect::<Vec<EntryId>>()[..] {
+                letter(&site, EntryRef { partition: *number, id }).await?;
+            }
+        }
+        Ok((site, filter))
+    }
+
+    fn act<'a>(
+        &'a self,
+        command: &'static str,
+        effect: &str,
+        filter: &'a Filter,
+        interrupt: &'a CancellationToken,
+    ) -> Act<'a> {
+        let what = ("dead letters", "dead letter");
+        Act {
+            command,
+            what,
+            effect: effect.to_owned(),
+            selection: &filter.text,
+            args: &self.action,
+            interrupt,
+        }
+    }
+}
+
+async fn retry(options: ActOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+    let (site, filter) = options.open().await?;
+    let act = options.act("dead retry", "appended to the streams again, and removed", &filter, interrupt);
+    act.run(
+        &site,
+        |horizon| DeadScan::new(&site, &filter, horizon.cloned()),
+        None,
+        async |partition, letters| {
+            let ids: Vec<EntryId> = letters.iter().map(Item::id).collect();
+            let retried = site.streams.retry_letters(partition, &ids).await?;
+            let why = "it has no payload that could be tried again, or is gone";
+            Ok(Applied::of(letters, |letter| retried.contains(&letter.id()), why))
+        },
+    )
+    .await
+}
+
+async fn purge(
+    PurgeOptions { act: options, export }: PurgeOptions,
+    interrupt: &CancellationToken,
+) -> Result<Exit, CliError> {
+    let (site, filter) = options.open().await?;
+    let act = options.act("dead purge", "removed for good", &filter, interrupt);
+    act.run(
+        &site,
+        |horizon| DeadScan::new(&site, &filter, horizon.cloned()),
+        Some((&export, &|letter| LetterRecord::from(letter))),
+        async |partition, letters| {
+            let ids: Vec<EntryId> = letters.iter().map(Item::id).collect();
+            let purged = site.streams.purge_letters(partition, &ids).await?;
+            let gone = letters.iter().skip(usize::try_from(purged).unwrap_or(usize::MAX));
+            Ok(Applied {
+                done: purged,
+                skipped: gone.map(|letter| (letter.entry(), "gone already")).collect(),
+            })
+        },
+    )
+    .await
+}
+
+async fn export(ExportOptions { dead, redis }: ExportOptions) -> Result<Exit, CliError> {
+    let site = redis.open().await?;
+    let filter = dead.resolve(&site).await?;
+    let mut scan = DeadScan::new(&site, &filter, None);
+    let mut rows = Rows::new(OutputArgs { output: Format::Ndjson });
+    let mut letters = 0;
+    while let Some(page) = scan.next_page().await? {
+        for letter in &page {
+            rows.push(&Exported(LetterRecord::from(letter)))?;
+        }
+        letters += page.len() as u64;
+    }
+    rows.finish("")?;
+    say(&format!("{} exported", many(letters, "dead letter", "dead letters")));
+    Ok(Exit::Done)
+}
+
+/// A letter in an export has no table.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Exported(LetterRecord);
+
+impl Row for Exported {
+    const COLUMNS: &'static [Column] = &[];
+
+    fn cells(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Tells letters apart. Of one entry a like is never twice among the dead for the same reason.
+struct Known {
+    hasher: RandomState,
+    letters: BTreeMap<u16, HashSet<u64>>,
+}
+
+impl Known {
+    fn new() -> Self {
+        Self { hasher: RandomState::new(), letters: BTreeMap::new() }
+    }
+
+    fn fingerprint(&self, fields: &[(Bytes, Bytes)]) -> u64 {
+        let field =
+            |name: &str| fields.iter().find(|(field, _)| field == name.as_bytes()).map(|(_, value)| value);
+        self.hasher.hash_one(["origin", "reason", codec::FIELD, "original"].map(field))
+    }
+
+    /// Whether a letter is new. It is known from then on.
+    async fn is_new(
+        &mut self,
+        site: &Site,
+        partition: Partition,
+        fields: &[(Bytes, Bytes)],
+    ) -> Result<bool, CliError> {
+        let number = partition.number();
+        if !self.letters.contains_key(&number) {
+            let filter = Filter::all_of(partition);
+            let mut scan = DeadScan::new(site, &filter, None);
+            let mut known = HashSet::new();
+            while let Some(page) = scan.next_page().await? {
+                known.extend(page.iter().map(|letter| self.fingerprint(&letter.fields)));
+            }
+            self.letters.insert(number, known);
+        }
+        let fingerprint = self.fingerprint(fields);
+        Ok(self.letters.entry(number).or_default().insert(fingerprint))
+    }
+}
+
+async fn import(
+    ImportOptions { file, action, redis }: ImportOptions,
+    interrupt: &CancellationToken,
+) -> Result<Exit, CliError> {
+    let site = redis.open().await?;
+    // All of it is read before anything is changed.
+    let mut letters = 0;
+    for record in read_records(&site, &file)? {
+        record?;
+        letters += 1;
+    }
+    let name = file.display().to_string();
+    let act = Act {
+        command: "dead import",
+        what: ("dead letters", "dead letter"),
+        effect: format!(
+            "{} of {name} will be made dead letters, but for those that are there already",
+            many(letters, "letter", "letters")
+        ),
+        selection: &name,
+        args: &action,
+        interrupt,
+    };
+    say(&format!("{}: {}", act.command, act.effect));
+    let mut report = act.report(letters);
+    if letters == 0 || action.dry_run {
+        return act.tell(&report);
+    }
+    act.confirm(letters)?;
+    let begun = audit::begin(&site, &act, letters).await?;
+    let imported = import_all(&site, &file, &mut report, interrupt).await;
+    report.interrupted = imported.is_ok() && interrupt.is_cancelled();
+    let outcome = match &imported {
+        Ok(()) => format!("{} done, {} there already", report.done, report.skipped),
+        Err(error) => format!("failed after {}: {error}", report.done),
+    };
+    audit::end(&site, &begun, &outcome).await?;
+    imported?;
+    if report.skipped > 0 {
+        say(&format!("{} were there already", report.skipped));
+        report.matched -= report.skipped;
+        report.skipped = 0;
+    }
+    act.tell(&report)
+}
+
+async fn import_all(
+    site: &Site,
+    file: &Path,
+    report: &mut Report,
+    interrupt: &CancellationToken,
+) -> Result<(), CliError> {
+    let mut known = Known::new();
+    for record in read_records(site, file)? {
+        if interrupt.is_cancelled() {
+            break;
+        }
+        let (partition, fields) = record?;
+        if known.is_new(site, partition, &fields).await? {
+            site.streams.import_letter(partition, fields).await?;
+            report.done += 1;
+        } else {
+            report.skipped += 1;
+        }
+    }
+    Ok(())
+}
+
+type Record = (Partition, Vec<(Bytes, Bytes)>);
+
+fn read_records<'a>(
+    site: &'a Site,
+    file: &'a Path,
+) -> Result<impl Iterator<Item = Result<Record, CliError>> + 'a, CliError> {
+    let opened = File::open(file)
+        .map_err(|why| CliError::failed(format!("'{}' can't be read: {why}", file.display())))?;
+    let lines = BufReader::with_capacity(PAGE * 1_024, opened).lines().enumerate();
+    let record = move |(number, line): (usize, io::Result<String>)| {
+        let line = line?;
+        if line.trim().is_empty() {
+            return Ok(None);
+        }
+        let (origin, fields) = LetterRecord::read(&line).map_err(|why| {
+            CliError::failed(format!(
+                "nothing was changed: line {} of '{}': {why}",
+                number + 1,
+                file.display()
+            ))
+        })?;
+        Ok(Some((site.partition(origin.partition)?, fields)))
+    };
+    Ok(lines.map(record).filter_map(Result::transpose))
+}

@@ -1,0 +1,144 @@
+//! Dead letters as lines of JSON: what `dead export` writes and `dead import` reads, and what is kept of anything that is
+//! removed.
+
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use shared::{codec, like::Like};
+
+use super::{
+    access::Site,
+    output::time,
+    scan::{self, Item, Letter, Pending},
+    selection::EntryRef,
+};
+use crate::dead_letter::{DeadLetter, Reason};
+
+/// A like for people and programs.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct LikeRecord {
+    user_id: i64,
+    post_id: i64,
+    created_at: String,
+}
+
+impl From<&Like> for LikeRecord {
+    fn from(like: &Like) -> Self {
+        let created_at_ms = u64::try_from(like.created_at_us() / 1_000).unwrap_or(0);
+        Self { user_id: like.user_id(), post_id: like.post_id(), created_at: time(created_at_ms) }
+    }
+}
+
+impl fmt::Display for LikeRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {}  post {}  {}", self.user_id, self.post_id, self.created_at)
+    }
+}
+
+/// A dead letter, with all that is needed to make it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct LetterRecord {
+    /// Its place among the dead letters, or in the stream for what was dropped.
+    pub(super) entry: String,
+    pub(super) reason: String,
+    pub(super) detail: String,
+    /// The stream and the entry that it was.
+    pub(super) origin: String,
+    pub(super) deliveries: u64,
+    pub(super) consumer: String,
+    /// In Unix milliseconds.
+    pub(super) dead_at: u64,
+    /// The good likes in it, for people: not read back.
+    #[serde(skip_deserializing)]
+    pub(super) likes: Vec<LikeRecord>,
+    /// The payload, in base64.
+    pub(super) l: String,
+    /// The fields of an entry that had no payload, in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) original: Option<String>,
+}
+
+impl From<&Letter> for LetterRecord {
+    fn from(letter: &Letter) -> Self {
+        let bytes = |name: &str| {
+            let found = letter.fields.iter().find(|(field, _)| field == name.as_bytes());
+            found.map(|(_, value)| BASE64_STANDARD.encode(value))
+        };
+        Self {
+            entry: letter.entry().to_string(),
+            reason: letter.text("reason"),
+            detail: letter.text("detail"),
+            origin: letter.text("origin"),
+            deliveries: letter.number("deliveries").unwrap_or(0),
+            consumer: letter.text("consumer"),
+            dead_at: letter.number("dead_at").unwrap_or(letter.id.ms),
+            likes: scan::likes(&letter.fields).iter().map(LikeRecord::from).collect(),
+            l: bytes(codec::FIELD).unwrap_or_default(),
+            original: bytes("original"),
+        }
+    }
+}
+
+/// What is kept of a pending entry that is given up: a dead letter to be.
+pub(super) fn dropped(site: &Site, pending: &Pending) -> LetterRecord {
+    let fields = pending.fields.as_deref().unwrap_or_default();
+    let detail = "given up by likesctl pending drop".to_owned();
+    let letter = DeadLetter::of_entry(Reason::Dropped, detail, fields).fields();
+    let mut letter: Vec<(Bytes, Bytes)> = letter
+        .chunks_exact(2)
+        .filter_map(|pair| Some((pair.first()?.clone(), pair.last()?.clone())))
+        .collect();
+    let origin = format!("{}/{}", site.keys.stream(pending.partition), pending.entry.id);
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let more = [
+        ("origin", origin),
+        ("deliveries", pending.entry.deliveries.to_string()),
+        ("consumer", pending.entry.consumer.clone()),
+        ("dead_at", now_ms.to_string()),
+    ];
+    letter.extend(more.map(|(name, value)| (Bytes::from_static(name.as_bytes()), Bytes::from(value))));
+    LetterRecord::from(&Letter { partition: pending.partition, id: pending.entry.id, fields: letter })
+}
+
+/// A line that is no dead letter.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InvalidRecord {
+    #[error("it is not the JSON of a dead letter: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{0} is not base64")]
+    Base64(&'static str),
+    #[error("origin: {0}")]
+    Origin(#[from] super::selection::InvalidEntryRef),
+}
+
+impl LetterRecord {
+    /// Reads a line: the entry that it was, and the fields of the letter.
+    pub(super) fn read(line: &str) -> Result<(EntryRef, Vec<(Bytes, Bytes)>), InvalidRecord> {
+        let record: Self = serde_json::from_str(line)?;
+        let bytes = |name, text: &str| {
+            BASE64_STANDARD.decode(text).map(Bytes::from).map_err(|_| InvalidRecord::Base64(name))
+        };
+        let origin = record.origin.parse()?;
+        let mut fields = vec![
+            ("origin", record.origin.into()),
+            ("deliveries", record.deliveries.to_string().into()),
+            ("consumer", record.consumer.into()),
+            ("dead_at", record.dead_at.to_string().into()),
+            (codec::FIELD, bytes("l", &record.l)?),
+            ("reason", record.reason.into()),
+            ("detail", record.detail.into()),
+        ];
+        if let Some(original) = &record.original {
+            fields.push(("original", bytes("original", original)?));
+        }
+        Ok((
+            origin,
+            fields.into_iter().map(|(name, value)| (Bytes::from_static(name.as_bytes()), value)).collect(),
+        ))
+    }
+}

@@ -1,0 +1,236 @@
+//! How everything stands, from one look: what `status`, `lag`, `consumers`, `top` and the checks are made of.
+
+use std::collections::BTreeMap;
+
+use fred::prelude::Error;
+use futures_util::future::{try_join_all, try_join3};
+use serde::Serialize;
+use shared::partition::Partition;
+
+use super::access::Site;
+use crate::{
+    assignment::assign,
+    entry::EntryId,
+    stream::{Condition, GroupLook, Look, Member, SeenMember},
+};
+
+/// How a group stands.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Overview {
+    pub(super) stream: String,
+    pub(super) group: String,
+    pub(super) redis: String,
+    /// All partitions are paused, those to come as well.
+    pub(super) all_paused: bool,
+    pub(super) partitions: Vec<PartitionOverview>,
+    pub(super) consumers: Vec<ConsumerOverview>,
+    pub(super) total: Total,
+}
+
+/// How one partition stands.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct PartitionOverview {
+    pub(super) partition: u16,
+    /// Whether the group is there.
+    pub(super) has_group: bool,
+    pub(super) paused: bool,
+    pub(super) owners: Vec<String>,
+    pub(super) length: u64,
+    /// Entries that there ever were.
+    pub(super) entries_added: u64,
+    /// Undelivered entries, where that is known.
+    pub(super) lag: Option<u64>,
+    pub(super) pending: u64,
+    /// Undelivered and pending entries, where both are known.
+    pub(super) backlog: Option<u64>,
+    pub(super) oldest_age_ms: Option<u64>,
+    pub(super) oldest_pending: Option<String>,
+    pub(super) oldest_pending_idle_ms: Option<u64>,
+    pub(super) last_commit_ms_ago: Option<u64>,
+    pub(super) last_delivered_id: Option<String>,
+    pub(super) last_generated_id: String,
+    pub(super) dead: u64,
+}
+
+/// How one consumer stands.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ConsumerOverview {
+    pub(super) name: String,
+    /// `able`, `stuck`, `leaving`, `dead`, or `gone`: it has no heartbeat on record, but entries or a name in the group.
+    pub(super) state: &'static str,
+    pub(super) partitions: Vec<u16>,
+    /// What it is fixed to, if it is.
+    pub(super) fixed: Option<String>,
+    pub(super) pending: u64,
+    /// Since its last heartbeat.
+    pub(super) beat_ms_ago: Option<u64>,
+    /// Since Redis last heard of it in any partition.
+    pub(super) idle_ms: Option<u64>,
+}
+
+/// Over all partitions.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Total {
+    /// Nothing where it isn't known everywhere.
+    pub(super) lag: Option<u64>,
+    pub(super) pending: u64,
+    pub(super) backlog: Option<u64>,
+    pub(super) oldest_age_ms: Option<u64>,
+    pub(super) oldest_pending_idle_ms: Option<u64>,
+    pub(super) last_commit_ms_ago: Option<u64>,
+    pub(super) dead: u64,
+    pub(super) paused: u64,
+    /// Partitions that nobody reads, and that are not paused.
+    pub(super) unowned: u64,
+}
+
+impl Site {
+    /// Now, by Redis's clock.
+    pub(super) async fn now_ms(&self) -> Result<u64, Error> {
+        let first = self.partitions.of_user(1);
+        Ok(self.streams.look(first).await?.now_ms)
+    }
+
+    /// Whether a consumer is a member, or in the group in any partition.
+    pub(super) async fn knows_consumer(&self, name: &str) -> Result<bool, Error> {
+        if self.streams.members().await?.iter().any(|seen| seen.member.name == name) {
+            return Ok(true);
+        }
+        let in_group = try_join_all(self.partitions.partitions().map(|p| self.streams.consumers(p))).await?;
+        Ok(in_group.iter().flatten().any(|consumer| consumer.name == name))
+    }
+
+    /// How these partitions stand, and the consumers.
+    pub(super) async fn overview(&self, partitions: &[Partition]) -> Result<Overview, Error> {
+        let streams = &self.streams;
+        let looks = try_join_all(partitions.iter().map(|partition| streams.look(*partition))).await?;
+        let in_group = try_join_all(partitions.iter().map(|partition| streams.consumers(*partition))).await?;
+        // Each of them is large, and together too large for a stack.
+        let (seen, commits, paused) = try_join3(
+            Box::pin(streams.members()),
+            Box::pin(streams.last_commits()),
+            Box::pin(streams.paused()),
+        )
+        .await?;
+        let mut consumers = members(&seen, self);
+        for consumer in in_group.into_iter().flatten() {
+            let known = consumers
+                .entry(consumer.name.clone())
+                .or_insert_with(|| ConsumerOverview::gone(consumer.name));
+            known.pending += consumer.pending;
+            known.idle_ms = Some(known.idle_ms.map_or(consumer.idle_ms, |idle| idle.min(consumer.idle_ms)));
+        }
+        let rows = partitions.iter().zip(looks).map(|(partition, look)| {
+            let owners = consumers.values().filter(|c| c.partitions.contains(&partition.number()));
+            let owners = owners.map(|consumer| consumer.name.clone()).collect();
+            let last_commit = commits.get(&partition.number()).map(|at| look.now_ms.saturating_sub(*at));
+            PartitionOverview::new(*partition, &look, owners, paused.contains(*partition), last_commit)
+        });
+        let rows: Vec<PartitionOverview> = rows.collect();
+        Ok(Overview {
+            stream: self.keys.to_string(),
+            group: streams.group().to_owned(),
+            redis: self.server.clone(),
+            all_paused: paused.all,
+            total: Total::of(&rows),
+            partitions: rows,
+            consumers: consumers.into_values().collect(),
+        })
+    }
+}
+
+fn members(seen: &[SeenMember], site: &Site) -> BTreeMap<String, ConsumerOverview> {
+    let alive: Vec<Member> =
+        seen.iter().filter(|seen| seen.member.is_alive).map(|seen| seen.member.clone()).collect();
+    let overview = |SeenMember { member, beat_ms_ago }: &SeenMember| {
+        let (partitions, state) = if member.is_alive {
+            let own = assign(site.partitions, &alive, &member.name).own;
+            let state = match member.condition {
+                Condition::Able => "able",
+                Condition::Stuck => "stuck",
+                Condition::Leaving => "leaving",
+            };
+            (own.iter().map(|partition| partition.number()).collect(), state)
+        } else {
+            (Vec::new(), "dead")
+        };
+        ConsumerOverview {
+            name: member.name.clone(),
+            state,
+            partitions,
+            fixed: Some(member.fixed.clone()).filter(|fixed| !fixed.is_empty()),
+            pending: 0,
+            beat_ms_ago: Some(*beat_ms_ago),
+            idle_ms: None,
+        }
+    };
+    seen.iter().map(|seen| (seen.member.name.clone(), overview(seen))).collect()
+}
+
+impl ConsumerOverview {
+    fn gone(name: String) -> Self {
+        let partitions = Vec::new();
+        Self { name, state: "gone", partitions, fixed: None, pending: 0, beat_ms_ago: None, idle_ms: None }
+    }
+
+    /// Whether it beats.
+    pub(super) fn is_alive(&self) -> bool {
+        matches!(self.state, "able" | "stuck" | "leaving")
+    }
+}
+
+impl PartitionOverview {
+    fn new(
+        partition: Partition,
+        look: &Look,
+        owners: Vec<String>,
+        paused: bool,
+        last_commit_ms_ago: Option<u64>,
+    ) -> Self {
+        let group = look.group.clone();
+        let age = |id: EntryId| look.now_ms.saturating_sub(id.ms);
+        let oldest = |group: &GroupLook| {
+            group.oldest_pending.into_iter().chain(group.oldest_undelivered).min().map(age)
+        };
+        let known = group.as_ref();
+        // Without the group all of the stream is still to be delivered: a group is made from the first entry on.
+        let lag = known.map_or(Some(look.length), |group| group.lag);
+        let pending = known.map_or(0, |group| group.pending);
+        Self {
+            partition: partition.number(),
+            has_group: group.is_some(),
+            paused,
+            owners,
+            length: look.length,
+            entries_added: look.entries_added,
+            lag,
+            pending,
+            backlog: lag.map(|lag| lag + pending),
+            oldest_age_ms: known.and_then(oldest),
+            oldest_pending: known.and_then(|group| group.oldest_pending).map(|id| id.to_string()),
+            oldest_pending_idle_ms: known.and_then(|group| group.oldest_pending_idle_ms),
+            last_commit_ms_ago,
+            last_delivered_id: known.map(|group| group.last_delivered.to_string()),
+            last_generated_id: look.last_generated.to_string(),
+            dead: look.dead,
+        }
+    }
+}
+
+impl Total {
+    fn of(rows: &[PartitionOverview]) -> Self {
+        let largest = |of: fn(&PartitionOverview) -> Option<u64>| rows.iter().filter_map(of).max();
+        let sum = |of: fn(&PartitionOverview) -> Option<u64>| rows.iter().map(of).sum::<Option<u64>>();
+        Self {
+            lag: sum(|row| row.lag),
+            pending: rows.iter().map(|row| row.pending).sum(),
+            backlog: sum(|row| row.backlog),
+            oldest_age_ms: largest(|row| row.oldest_age_ms),
+            oldest_pending_idle_ms: largest(|row| row.oldest_pending_idle_ms),
+            last_commit_ms_ago: rows.iter().filter_map(|row| row.last_commit_ms_ago).min(),
+            dead: rows.iter().map(|row| row.dead).sum(),
+            paused: rows.iter().filter(|row| row.paused).count() as u64,
+            unowned: rows.iter().filter(|row| row.owners.is_empty() && !row.paused).count() as u64,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `likesctl reprocess`: a range of the streams into the table once more, beside the group and without moving it.
+
+use std::time::Duration;
+
+use clap::Args;
+use fred::prelude::Error;
+use shared::{config::PostgresArgs, partition::Partition, pg, service::one_line};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    access::{self, RedisAccess},
+    action::{Act, ActionArgs, Applied, say},
+    exit::{CliError, Exit},
+    output::count,
+    scan::{Course, Horizon, Item, Scan, likes},
+    selection::{Filter, Moment, Span},
+};
+use crate::{
+    batch::Batch,
+    copy,
+    entry::{Entry, EntryId, RawEntry},
+    fixed_partitions::FixedPartitions,
+    pooling::{Pooling, Transactions},
+    schema,
+};
+
+/// How long a transaction may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// In these partitions, like 3 or 0-3,8
+    #[arg(short, long, value_name = "PARTITIONS", help_heading = "Selection")]
+    partition: Option<FixedPartitions>,
+
+    /// From when on: a time (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an id
+    #[arg(long, value_name = "TIME", help_heading = "Selection")]
+    from: Moment,
+
+    /// Up to when [default: now]
+    #[arg(long, value_name = "TIME", help_heading = "Selection")]
+    to: Option<Moment>,
+
+    #[command(flatten)]
+    action: ActionArgs,
+
+    #[command(flatten)]
+    redis: RedisAccess,
+
+    #[command(flatten)]
+    postgres: PostgresArgs,
+}
+
+/// An entry of a stream, whatever has become of it.
+struct StreamEntry(RawEntry);
+
+impl Item for StreamEntry {
+    fn partition(&self) -> Partition {
+        self.0.at.partition
+    }
+
+    fn id(&self) -> EntryId {
+        self.0.at.id
+    }
+
+    fn line(&self) -> String {
+        let likes = self.0.fields.as_deref().map_or(0, |fields| likes(fields).len());
+        format!("{}  {likes} likes", self.entry())
+    }
+}
+
+struct StreamScan<'a>(Course<'a>);
+
+impl Scan for StreamScan<'_> {
+    type Item = StreamEntry;
+
+    async fn next_page(&mut self) -> Result<Option<Vec<StreamEntry>>, Error> {
+        while let Some((partition, stretch)) = self.0.stretch() {
+            let found = self.0.site().streams.entries(partition, stretch, super::scan::PAGE).await?;
+            self.0.go_on(found.last().map(|raw| raw.at.id), found.len());
+            if !found.is_empty() {
+                return Ok(Some(found.into_iter().map(StreamEntry).collect()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+pub(super) async fn run(options: Options, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+    let site = options.redis.open().await?;
+    let span = Span { since: Some(options.from), until: options.to }.ids(site.now_ms().await?)?;
+    let mut filter =
+        Filter { partitions: site.partitions_of(options.partition.as_ref())?, ..Filter::everything() };
+    filter.span = span;
+    filter.text = format!("--from {}", span.0);
+    if let Some(partition) = &options.partition {
+        filter.text = format!("-p {partition} {}", filter.text);
+    }
+    let limit = options.redis.startup_timeout;
+    let (client, config) = access::postgres(&options.postgres, "likesctl reprocess", limit).await?;
+    schema::check(&client).await.map_err(|error| CliError::Failed(error.into()))?;
+    // Each transaction brings what it needs along: this works behind a pooler, too.
+    let transactions = Transactions { pooling: Pooling::Transaction, limit: WRITE_TIMEOUT };
+    let pool =
+        pg::pool(config, 1, transactions.connected()).map_err(|error| CliError::Failed(error.into()))?;
+    let act = Act {
+        command: "reprocess",
+        what: ("entries", "entry"),
+        effect: "written once more; the group stays where it is".to_owned(),
+        selection: &filter.text,
+        args: &options.action,
+        interrupt,
+    };
+    let (mut inserted, mut known) = (0, 0);
+    let exit = act
+        .run(
+            &site,
+            |horizon: Option<&Horizon>| StreamScan(Course::new(&site, &filter, horizon.cloned())),
+            None,
+            async |_, entries: &[StreamEntry]| {
+                let decode = |entry: &StreamEntry| {
+                    let fields = entry.0.fields.as_deref()?;
+                    Some(Entry::decode(entry.0.at, fields, Instant::now()))
+                };
+                let batch = Batch::of(entries.iter().filter_map(decode).collect());
+                let rows = batch.rows() as u64;
+                let written = copy::write(&pool, transactions, None, batch).await;
+                let committed = written.map_err(|(_, error)| CliError::failed(one_line(&error)))?;
+                inserted += committed.inserted();
+                known += rows - committed.inserted();
+                let settled = committed.into_entries();
+                let bad: Vec<_> = settled.iter().filter(|entry| !entry.dead_letters.is_empty()).collect();
+                let skipped =
+                    bad.iter().map(|entry| (entry.at.into(), "not all of it can be stored")).collect();
+                Ok(Applied { done: (settled.len() - bad.len()) as u64, skipped })
+            },
+        )
+        .await?;
+    if !options.action.dry_run {
+        let (inserted, known) = (count(inserted), count(known));
+        say(&format!("{inserted} rows are new in the table, {known} were there or could not be stored"));
+    }
+    Ok(exit)
+}

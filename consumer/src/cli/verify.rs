@@ -1,0 +1,286 @@
+//! `likesctl verify`: the streams and the dead letters against the table.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::Duration,
+};
+
+use clap::Args;
+use serde::Serialize;
+use shared::{codec, config::PostgresArgs, like::Like, partition::Partition};
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use super::{
+    access::{self, RedisAccess, Site},
+    exit::{CliError, Exit},
+    letter_record::LikeRecord,
+    output::{Column, OutputArgs, Row, count, print_document, table},
+    scan::{self, DeadScan, PAGE, Scan},
+    selection::{EntryRef, Filter, Moment, Span},
+    table::missing,
+};
+use crate::{
+    entry::{self, EntryId, RawEntry},
+    fixed_partitions::FixedPartitions,
+    stream::Fate,
+};
+
+/// So many missing likes are named.
+const NAMED: usize = 1_000;
+
+/// A like that was just being moved, by `dead retry` say, is looked for once more after so long.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// In these partitions, like 3 or 0-3,8
+    #[arg(short, long, value_name = "PARTITIONS", help_heading = "Selection")]
+    partition: Option<FixedPartitions>,
+
+    /// Not before: a time (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an id
+    #[arg(long, value_name = "TIME", help_heading = "Selection")]
+    from: Option<Moment>,
+
+    /// Not after
+    #[arg(long, value_name = "TIME", help_heading = "Selection")]
+    to: Option<Moment>,
+
+    /// Only so many entries, chosen at random
+    #[arg(long, value_name = "COUNT", help_heading = "Selection", value_parser = clap::value_parser!(u64).range(1..))]
+    sample: Option<u64>,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    redis: RedisAccess,
+
+    #[command(flatten)]
+    postgres: PostgresArgs,
+}
+
+/// What was found.
+#[derive(Default, Serialize)]
+pub(super) struct Verdict {
+    /// Acknowledged entries that were looked at.
+    pub(super) entries: u64,
+    /// Their likes.
+    pub(super) likes: u64,
+    /// Entries that are still to be stored.
+    pub(super) waiting: u64,
+    /// Likes of acknowledged entries that are dead letters.
+    pub(super) dead: u64,
+    /// Likes of acknowledged entries that are neither in the table nor dead letters.
+    pub(super) missing: u64,
+    /// The first thousand of them.
+    pub(super) missing_likes: Vec<MissingLike>,
+}
+
+/// A like that is nowhere.
+#[derive(Serialize)]
+pub(super) struct MissingLike {
+    pub(super) entry: EntryRef,
+    #[serde(flatten)]
+    like: LikeRecord,
+    #[serde(skip)]
+    raw: Like,
+}
+
+impl Row for MissingLike {
+    const COLUMNS: &'static [Column] = &[Column::text("ENTRY"), Column::text("MISSING LIKE")];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.entry.to_string(), format!("user {} post {}", self.raw.user_id(), self.raw.post_id())]
+    }
+}
+
+pub(super) async fn run(options: Options) -> Result<Exit, CliError> {
+    let site = options.redis.open().await?;
+    let limit = options.redis.startup_timeout;
+    let (client, _) = access::postgres(&options.postgres, "likesctl verify", limit).await?;
+    let partitions = site.partitions_of(options.partition.as_ref())?;
+    let span = Span { since: options.from, until: options.to };
+    let span = span.ids(site.now_ms().await?)?;
+    let mut verifier = Verifier::new(&site, &client);
+    match options.sample {
+        None => {
+            for partition in partitions {
+                verifier.range(partition, span).await?;
+            }
+        }
+        Some(entries) => verifier.sample(&partitions, span, entries).await?,
+    }
+    let verdict = verifier.verdict().await?;
+    print_document(options.output, &verdict, |wide| verdict.text(wide))?;
+    Ok(if verdict.missing == 0 { Exit::Done } else { Exit::Differs })
+}
+
+impl Verdict {
+    fn text(&self, wide: bool) -> String {
+        let Self { entries, likes, waiting, dead, missing, missing_likes } = self;
+        let mut lines = Vec::new();
+        if *missing > 0 {
+            lines.push(table(missing_likes, wide));
+            lines.push(String::new());
+        }
+        lines.push(format!(
+            "{} likes of {} acknowledged entries: {} missing, {} dead letters; {} entries still to be stored",
+            count(*likes),
+            count(*entries),
+            count(*missing),
+            count(*dead),
+            count(*waiting)
+        ));
+        if *missing > 0 {
+            let partitions: BTreeSet<u16> = missing_likes.iter().map(|like| like.entry.partition).collect();
+            let partitions: Vec<String> = partitions.iter().map(u16::to_string).collect();
+            let ids = || missing_likes.iter().map(|like| like.entry.id);
+            let (first, last) = (ids().min().unwrap_or_default(), ids().max().unwrap_or_default());
+            lines.push(format!(
+                "to store them: likesctl reprocess -p {} --from {first} --to {last}",
+                partitions.join(",")
+            ));
+        } else if *entries == 0 {
+            lines.push(
+                "nothing to compare: acknowledged entries are trimmed, unless STREAM_RETENTION keeps them"
+                    .to_owned(),
+            );
+        }
+        lines.join("\n")
+    }
+}
+
+/// Compares entries with the table.
+pub(super) struct Verifier<'a> {
+    site: &'a Site,
+    client: &'a Client,
+    /// The likes among the dead letters of a partition, by the entry that they were in.
+    dead: BTreeMap<u16, HashSet<(EntryId, i64, i64)>>,
+    verdict: Verdict,
+}
+
+impl<'a> Verifier<'a> {
+    pub(super) fn new(site: &'a Site, client: &'a Client) -> Self {
+        Self { site, client, dead: BTreeMap::new(), verdict: Verdict::default() }
+    }
+
+    /// All entries from the first id to the last one.
+    pub(super) async fn range(
+        &mut self,
+        partition: Partition,
+        (mut first, last): (EntryId, EntryId),
+    ) -> Result<(), CliError> {
+        loop {
+            let page = self.site.streams.range_with_fate(partition, (first, last), PAGE).await?;
+            let (end, is_full) = (page.last().map(|(entry, _)| entry.at.id), page.len() == PAGE);
+            self.look_at(partition, page).await?;
+            match end.and_then(EntryId::after) {
+                Some(next) if is_full && next <= last => first = next,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// So many entries, about: those after moments that are chosen at random.
+    async fn sample(
+        &mut self,
+        partitions: &[Partition],
+        (first, last): (EntryId, EntryId),
+        entries: u64,
+    ) -> Result<(), CliError> {
+        let streams = &self.site.streams;
+        let mut streams_in_time = Vec::new();
+        for partition in partitions {
+            let oldest = streams.entries(*partition, (first, last), 1).await?;
+            let newest = streams.look(*partition).await?;
+            if let Some(oldest) = oldest.first() {
+                let newest_ms = newest.last_generated.ms.min(last.ms).max(oldest.at.id.ms);
+                streams_in_time.push((*partition, oldest.at.id.ms, newest_ms, newest.length.max(1)));
+            }
+        }
+        let total: u64 = streams_in_time.iter().map(|(.., length)| length).sum();
+        let mut seen = HashSet::new();
+        for (partition, oldest_ms, newest_ms, length) in streams_in_time {
+            let share = (entries * length).div_ceil(total.max(1));
+            for _ in 0..share {
+                let from = EntryId { ms: rand::random_range(oldest_ms..=newest_ms), seq: 0 }.max(first);
+                let found = self.site.streams.range_with_fate(partition, (from, last), 1).await?;
+                let found: Vec<_> = found.into_iter().filter(|(entry, _)| seen.insert(entry.at)).collect();
+                self.look_at(partition, found).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_at(&mut self, partition: Partition, page: Vec<(RawEntry, Fate)>) -> Result<(), CliError> {
+        let mut likes = Vec::new();
+        for (raw, fate) in page {
+            if fate != Fate::Acknowledged {
+                self.verdict.waiting += 1;
+                continue;
+            }
+            self.verdict.entries += 1;
+            let payload = raw.fields.as_deref().and_then(entry::payload);
+            let decoded = payload.and_then(|payload| codec::decode(&payload).ok());
+            likes.extend(decoded.into_iter().flat_map(|decoded| decoded.likes).map(|like| (raw.at.id, like)));
+        }
+        self.verdict.likes += likes.len() as u64;
+        let all: Vec<Like> = likes.iter().map(|(_, like)| *like).collect();
+        let gone: HashSet<Like> = missing(self.client, &all).await?.into_iter().collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.learn_the_dead(partition).await?;
+        let dead = self.dead.entry(partition.number()).or_default();
+        for (id, like) in likes.into_iter().filter(|(_, like)| gone.contains(like)) {
+            if dead.contains(&(id, like.user_id(), like.post_id())) {
+                self.verdict.dead += 1;
+                continue;
+            }
+            self.verdict.missing += 1;
+            if self.verdict.missing_likes.len() < NAMED {
+                let entry = EntryRef { partition: partition.number(), id };
+                self.verdict.missing_likes.push(MissingLike {
+                    entry,
+                    like: LikeRecord::from(&like),
+                    raw: like,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn learn_the_dead(&mut self, partition: Partition) -> Result<(), CliError> {
+        if self.dead.contains_key(&partition.number()) {
+            return Ok(());
+        }
+        let all = Filter::all_of(partition);
+        let mut scan = DeadScan::new(self.site, &all, None);
+        let mut dead = HashSet::new();
+        while let Some(page) = scan.next_page().await? {
+            for letter in page {
+                let Ok(origin) = letter.text("origin").parse::<EntryRef>() else { continue };
+                let likes = scan::likes(&letter.fields);
+                dead.extend(likes.iter().map(|like| (origin.id, like.user_id(), like.post_id())));
+            }
+        }
+        self.dead.insert(partition.number(), dead);
+        Ok(())
+    }
+
+    /// What was found, after a second look at what was missing.
+    pub(super) async fn verdict(self) -> Result<Verdict, CliError> {
+        let Self { client, mut verdict, .. } = self;
+        if verdict.missing_likes.is_empty() {
+            return Ok(verdict);
+        }
+        sleep(SECOND_LOOK).await;
+        let all: Vec<Like> = verdict.missing_likes.iter().map(|like| like.raw).collect();
+        let still: HashSet<Like> = missing(client, &all).await?.into_iter().collect();
+        let before = verdict.missing_likes.len();
+        verdict.missing_likes.retain(|like| still.contains(&like.raw));
+        verdict.missing -= (before - verdict.missing_likes.len()) as u64;
+        Ok(verdict)
+    }
+}

@@ -1,0 +1,27 @@
+//! When entries of each partition were last committed here, until that is told to Redis for people to see.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use shared::partition::Partition;
+use tokio::time::Instant;
+
+/// Noted by whoever acknowledges, taken with each heartbeat.
+#[derive(Default)]
+pub(crate) struct LastCommits(Mutex<HashMap<Partition, Instant>>);
+
+impl LastCommits {
+    /// Entries of these partitions are stored.
+    pub(crate) fn note(&self, partitions: impl Iterator<Item = Partition>) {
+        let now = Instant::now();
+        let mut commits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        commits.extend(partitions.map(|partition| (partition, now)));
+    }
+
+    /// Those that were noted since this was last asked.
+    pub(crate) fn take(&self) -> HashMap<Partition, Instant> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

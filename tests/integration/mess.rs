@@ -1,0 +1,200 @@
+//! A mess of all kinds at once: each problem shows, and the runbook's commands mend it.
+
+use std::fs;
+
+use fred::prelude::{Client, StreamsInterface};
+use shared::codec;
+
+use crate::{
+    harness::{GROUP, PARTITIONS, Setup, append_raw, dead_stream, eventually, like, likes, stream},
+    likesctl::{ctl, done, json, settled},
+};
+
+const DEAD_CONSUMER: &str = "host-gone-7";
+const POISONED_CONSUMER: &str = "host-poisoned-8";
+
+/// A command as the runbook has it, with what is to be filled in.
+fn by_the_runbook(command: &str, filled_in: &[(&str, &str)]) -> Vec<String> {
+    let runbook = include_str!("../../docs/runbook.md");
+    assert!(
+        runbook.lines().any(|line| line == format!("likesctl {command}")),
+        "not in the runbook: {command}"
+    );
+    let words = command.split(' ').map(|word| {
+        filled_in.iter().find(|(name, _)| *name == word).map_or(word, |(_, value)| value).to_owned()
+    });
+    words.collect()
+}
+
+/// Runs it, and it must do all that it should.
+fn mend(setup: &Setup, command: &str, filled_in: &[(&str, &str)]) {
+    let mut words = by_the_runbook(command, filled_in);
+    words.extend(["--yes", "--reason-text", "the mess"].map(str::to_owned));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let ended = ctl(setup, &words);
+    assert_eq!(ended.code, Some(0), "{command}: {}{}", ended.stdout, ended.stderr);
+}
+
+async fn read_as(redis: &Client, consumer: &str, partition: u16, count: u64) {
+    let read: fred::prelude::Value =
+        redis.xreadgroup(GROUP, consumer, Some(count), None, false, stream(partition), ">").await.unwrap();
+    assert!(!read.is_null());
+}
+
+/// Dead letters of four reasons, five of each; those that can be stored have the users 20,001 to 20,010.
+async fn make_dead_letters(redis: &Client) {
+    for number in 0..20_u64 {
+        let good = codec::encode(&[like(20_001 + number % 10, 42)]);
+        let (reason, payload): (_, &[u8]) = match number / 5 {
+            0 => ("rejected", &good),
+            1 => ("max_deliveries", &good),
+            2 => ("undecodable", b"\xc1"),
+            _ => ("unknown_version", &[0x92, 9, 0x93, 1, 2, 3]),
+        };
+        let origin = format!("{}/17000000000{number:02}-0", stream(3));
+        let fields: Vec<(&str, bytes::Bytes)> = vec![
+            ("origin", origin.into()),
+            ("deliveries", "6".into()),
+            ("consumer", "host-1".into()),
+            ("dead_at", "1700000000000".into()),
+            ("l", bytes::Bytes::copy_from_slice(payload)),
+            ("reason", reason.into()),
+            ("detail", "by a test".into()),
+        ];
+        redis.xadd::<String, _, _, _, _>(dead_stream(3), false, None::<()>, "*", fields).await.unwrap();
+    }
+}
+
+/// What was made of it.
+struct Mess {
+    /// Delivered seven times.
+    poison: String,
+    /// Acknowledged, and not in the table.
+    missing: String,
+}
+
+async fn make_the_mess(setup: &Setup, redis: &Client) -> Mess {
+    // A dead consumer with 5,000 pending entries.
+    setup.append(&likes(5_000), 1).await;
+    for partition in 0..PARTITIONS {
+        read_as(redis, DEAD_CONSUMER, partition, 1_250).await;
+    }
+    // An entry that was delivered seven times.
+    let poison = append_raw(redis, 1, &codec::encode(&[like(10_001, 42)])).await;
+    read_as(redis, POISONED_CONSUMER, 1, 1).await;
+    redis
+        .xclaim::<fred::prelude::Value, _, _, _, _>(
+            stream(1),
+            GROUP,
+            POISONED_CONSUMER,
+            0,
+            &poison,
+            None,
+            None,
+            Some(7),
+            false,
+            true,
+        )
+        .await
+        .unwrap();
+    // One that was acknowledged and is not in the table.
+    let missing = append_raw(redis, 0, &codec::encode(&[like(10_002, 42)])).await;
+    read_as(redis, "host-liar-9", 0, 1).await;
+    assert_eq!(redis.xack::<u64, _, _, _>(stream(0), GROUP, &missing).await.unwrap(), 1);
+    make_dead_letters(redis).await;
+    done(setup, &["pause", "-p", "2", "--yes"]);
+    Mess { poison, missing }
+}
+
+/// Each of its problems shows.
+fn see(setup: &Setup, mess: &Mess) {
+    let status = json(setup, &["status", "-o", "json"]);
+    assert_eq!(status["total"]["pending"], 5_001, "{status:#}");
+    assert_eq!(status["total"]["dead"], 20);
+    assert_eq!(status["total"]["paused"], 1);
+    let gone = |name: &str| {
+        let consumers = status["consumers"].as_array().unwrap();
+        consumers.iter().find(|consumer| consumer["name"] == name).unwrap().clone()
+    };
+    assert_eq!(
+        (gone(DEAD_CONSUMER)["state"].as_str(), gone(DEAD_CONSUMER)["pending"].as_u64()),
+        (Some("gone"), Some(5_000))
+    );
+    let doctor = ctl(setup, &["doctor"]);
+    assert_eq!(doctor.code, Some(1), "{}", doctor.stdout);
+    for seen in [
+        "none is alive".to_owned(),
+        format!("{DEAD_CONSUMER} is gone and has 5,000 pending entries"),
+        format!("1/{} was delivered 7 times", mess.poison),
+        "partitions 2".to_owned(),
+        "20 dead letters".to_owned(),
+        format!("1 acknowledged likes are not in the table, one of 0/{}", mess.missing),
+    ] {
+        assert!(doctor.stdout.contains(&seen), "{seen} is not in:\n{}", doctor.stdout);
+    }
+    let verify = ctl(setup, &["verify"]);
+    assert_eq!(verify.code, Some(5), "{}", verify.stdout);
+}
+
+/// As the runbook says.
+fn mend_all(setup: &Setup, mess: &Mess) {
+    let folder = setup.folder().join("purged");
+    fs::create_dir_all(&folder).unwrap();
+    mend(setup, "consumers remove NAME", &[("NAME", DEAD_CONSUMER)]);
+    let entry = format!("1/{}", mess.poison);
+    let shown = ctl(setup, &["pending", "show", &entry]);
+    assert!(shown.stdout.contains("user 10001  post 42"), "{}", shown.stdout);
+    done(setup, &["pending", "retry", &entry, "--yes"]);
+    mend(setup, "dead retry --reason rejected", &[]);
+    mend(setup, "dead retry --reason max_deliveries", &[]);
+    let file = folder.join("undecodable.ndjson").display().to_string();
+    done(setup, &["dead", "purge", "--reason", "undecodable", "--export", &file, "--yes"]);
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 5);
+    let file = folder.join("unknown.ndjson").display().to_string();
+    done(setup, &["dead", "purge", "--reason", "unknown_version", "--export", &file, "--yes"]);
+    let (partition, id) = ("0", mess.missing.as_str());
+    mend(setup, "reprocess -p PARTITION --from ID --to ID", &[("PARTITION", partition), ("ID", id)]);
+    mend(setup, "resume", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_problem_of_a_mess_is_seen_and_mended_by_the_runbook() {
+    let (setup, redis) = settled().await;
+    let mess = make_the_mess(&setup, &redis).await;
+    see(&setup, &mess);
+    mend_all(&setup, &mess);
+    let consumer = setup.consumer(&[("STREAM_RETENTION", "1h")]);
+    let drained = ctl(&setup, &["drain", "--timeout", "60s"]);
+    assert_eq!(drained.code, Some(0), "{}{}", drained.stdout, drained.stderr);
+
+    let verified = json(&setup, &["verify", "-o", "json"]);
+    assert_eq!(verified["missing"], 0, "{verified:#}");
+    // 5,000, the poison, the missing one, and those that were dead.
+    setup.wait_for_rows(5_000 + 2 + 10).await;
+    eventually("doctor has no complaint", async || {
+        let doctor = json(&setup, &["doctor", "-o", "json"]);
+        doctor.as_array().unwrap().iter().all(|finding| {
+            finding["state"] != "fail" && finding["check"] != "dead letters" || finding["state"] == "ok"
+        })
+    })
+    .await;
+    let audit = json(&setup, &["audit", "-o", "json"]);
+    let commands: Vec<&str> =
+        audit.as_array().unwrap().iter().map(|row| row["command"].as_str().unwrap()).collect();
+    assert_eq!(
+        commands,
+        [
+            "resume",
+            "reprocess",
+            "dead purge",
+            "dead purge",
+            "dead retry",
+            "dead retry",
+            "pending retry",
+            "consumers remove",
+            "pause"
+        ]
+    );
+    assert!(audit.as_array().unwrap().iter().all(|row| row["outcome"].is_string()), "{audit:#}");
+    drop(consumer);
+}
