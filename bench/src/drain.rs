@@ -139,7 +139,7 @@ pub(crate) async fn drain(backlog: Backlog, writers: u16, servers: &Servers) -> 
     let started = Instant::now();
     let batch_rows = BATCH_ROWS.to_string();
     let consumers = servers.start_consumers(writers, &[("BATCH_ROWS", &batch_rows)])?;
-    servers.drained().await?;
+    servers.drained(&consumers).await?;
     let elapsed = started.elapsed();
     let cpu = Cpu::now(None, &servers.redis, &consumers, &servers.postgres)?.since(before);
     let wal_bytes = servers.wal_bytes().await? - wal_before;

@@ -38,7 +38,7 @@ pub(crate) async fn run(
         };
         let started = std::time::Instant::now();
         let answers = load::send(ingest.listen(), storm).await?;
-        servers.drained().await?;
+        servers.drained(&consumers).await?;
         let capacity = answers.accepted as f64 / started.elapsed().as_secs_f64();
         figures.add(ROW, "capacity", "likes/s", capacity);
         for percent in PERCENT {
@@ -51,7 +51,7 @@ pub(crate) async fn run(
             let per_second = Some(capacity * f64::from(percent) / 100.0);
             let load = Load { connections: OPEN_LOOP_CONNECTIONS, per_second, ..storm };
             let answers = load::send(ingest.listen(), load).await?;
-            servers.drained().await?;
+            servers.drained(&consumers).await?;
             servers.check_rows(answers.accepted).await?;
             let latencies: Vec<f64> = servers.sql.query_one(LATENCIES, &[]).await?.try_get(0)?;
             for (measure, ms) in ["p50 ms", "p99 ms", "p99.9 ms"].into_iter().zip(latencies) {

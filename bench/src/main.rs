@@ -124,8 +124,10 @@ enum BenchError {
     HistogramAddition(#[from] hdrhistogram::AdditionError),
     #[error("the table has {rows} rows and should have {expected}: nothing of this counts")]
     Rows { rows: u64, expected: u64 },
-    #[error("{entries} entries are left and nothing has moved for a minute, see {}", logs.display())]
-    Stalled { entries: u64, logs: PathBuf },
+    #[error(
+        "{entries} entries are left and nothing has moved for a minute; the consumers' last words: {last_words:?}"
+    )]
+    Stalled { entries: u64, last_words: Vec<String> },
     #[error("a program did not end well: {last_words}")]
     Ended { last_words: String },
     #[error("{0}")]

@@ -93,7 +93,7 @@ async fn backlog(
     let answers = load::send(ingest.listen(), load).await?;
     let started = Instant::now();
     let consumers = servers.start_consumers(CONSUMERS, &[])?;
-    servers.drained().await?;
+    servers.drained(&consumers).await?;
     let seconds = started.elapsed().as_secs_f64();
     end_well(consumers)?;
     servers.check_rows(answers.accepted).await?;
@@ -113,7 +113,7 @@ async fn storm(
     let load = Load { connections, per_second: None, duration: settings.duration, first_user: 1 };
     let started = Instant::now();
     let answers = load::send(front.listen(), load).await?;
-    servers.drained().await?;
+    servers.drained(consumers).await?;
     let seconds = started.elapsed().as_secs_f64();
     let likes = answers.accepted as f64;
     let storm = Storm {

@@ -119,9 +119,12 @@ impl Servers {
     }
 
     /// Waits until nothing is left to be stored.
-    pub(crate) async fn drained(&self) -> Result<(), BenchError> {
+    pub(crate) async fn drained(&self, consumers: &[Program]) -> Result<(), BenchError> {
         let (mut least, mut moved_at) = (u64::MAX, Instant::now());
         loop {
+            if let Some(last_words) = consumers.iter().find_map(Program::last_words_if_ended) {
+                return Err(BenchError::Ended { last_words });
+            }
             let entries = self.backlog().await?;
             if entries == 0 {
                 return Ok(());
@@ -129,7 +132,9 @@ impl Servers {
             if entries < least {
                 (least, moved_at) = (entries, Instant::now());
             } else if moved_at.elapsed() > STALLED {
-                return Err(BenchError::Stalled { entries, logs: self.logs.path().to_owned() });
+                let logs = consumers.iter().map(Program::log_text);
+                let last_words = logs.map(|log| log.lines().last().unwrap_or_default().to_owned()).collect();
+                return Err(BenchError::Stalled { entries, last_words });
             }
             sleep(DRAINED_POLL).await;
         }

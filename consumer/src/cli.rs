@@ -147,7 +147,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let (line, code) = error.end();
             if let Some(line) = line {
-                let _ = writeln!(io::stderr(), "error: {line}");
+                let _ = writeln!(io::stderr(), "error: {}", output::printable(&line));
             }
             code.into()
         }
@@ -170,10 +170,14 @@ impl Command {
             Self::Consumers(command) => command.changes_something(),
             Self::Dead(command) => command.changes_something(),
             // The last two have a screen to put in order, or tell how far they got.
-            Self::Reprocess(_) | Self::Pause(_) | Self::Resume(_) | Self::Top(_) | Self::Drain(_) => true,
-            // What the first two do is one transaction, or one script.
-            Self::Migrate(_)
+            Self::Reprocess(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
             | Self::Partitions(_)
+            | Self::Top(_)
+            | Self::Drain(_) => true,
+            // What it does is one transaction.
+            Self::Migrate(_)
             | Self::Status(_)
             | Self::Lag(_)
             | Self::Doctor(_)
@@ -201,7 +205,7 @@ async fn dispatch(command: Command, interrupt: &CancellationToken) -> Result<Exi
         Command::Drain(options) => pause::drain(options, interrupt).await,
         Command::Audit(options) => audit::run(options).await,
         Command::Migrate(options) => migrate::run(options).await,
-        Command::Partitions(command) => partitions::run(command).await,
+        Command::Partitions(command) => partitions::run(command, interrupt).await,
         Command::Completions(options) => shell::completions(&options, Likesctl::command()),
         Command::Man(options) => shell::man(options, Likesctl::command()),
     }

@@ -18,6 +18,14 @@ pub(crate) enum FixedPartitions {
 pub(crate) struct InvalidFixedPartitions;
 
 impl FixedPartitions {
+    /// The largest one that is named.
+    pub(crate) fn largest(&self) -> Option<u16> {
+        match self {
+            Self::Ranges(ranges) => ranges.iter().map(|(_, last)| *last).max(),
+            Self::Share { .. } => None,
+        }
+    }
+
     /// Those of them that there are, in order.
     pub(crate) fn of(&self, partitions: PartitionCount) -> Vec<Partition> {
         let fixed = |partition: &Partition| match self {

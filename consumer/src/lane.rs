@@ -139,7 +139,7 @@ impl Lane {
     ) -> Result<Result<(), Closed>, Error> {
         let room = self.in_flight.room(self.limits.rows_in_flight);
         let Some(room) = self.while_wanted(wanted, room).await else { return Ok(Ok(())) };
-        let lanes = self.ownership.borrow().own().len().max(1);
+        let lanes = self.ownership.borrow().to_read().count().max(1);
         let count = expected.entries_for(room.rows).div_ceil(lanes).min(READ_COUNT_MAX);
         let entries = self.streams.read_new(self.partition, count as u64).await?;
         self.metrics.read(entries.len());

@@ -23,6 +23,7 @@ mod lane;
 mod last_commits;
 mod membership;
 mod metrics;
+mod paused;
 mod pooling;
 mod probe;
 mod reader;
@@ -224,12 +225,15 @@ async fn consume(
     let fixed = settings.consumer_partitions.resolve()?.map(|fixed| fixed.to_string()).unwrap_or_default();
     let in_flight = Arc::new(InFlight::default());
     let last_commits = Arc::new(LastCommits::default());
+    let paused = watch::Sender::default();
+    // Before anything is read.
+    paused::look(streams, &paused).await;
     let joining = Membership::join(
         streams.clone(),
         fixed,
         partitions.subscribe(),
         Arc::clone(&in_flight),
-        Arc::clone(&last_commits),
+        paused.subscribe(),
         Arc::clone(&metrics),
         checks.membership,
     );
@@ -246,6 +250,8 @@ async fn consume(
     };
     let beating = AbortOnDropHandle::new(tokio::spawn(beating));
 
+    let _heeding =
+        AbortOnDropHandle::new(tokio::spawn(paused::run(streams.clone(), paused, Arc::clone(&last_commits))));
     let probe = probe::run(streams.clone(), pool.clone(), checks.redis, checks.postgres);
     let mut probing = AbortOnDropHandle::new(tokio::spawn(probe));
     let stop_trimming = CancellationToken::new();

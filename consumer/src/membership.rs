@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     assignment::{Assignment, assign},
     in_flight::InFlight,
-    last_commits::LastCommits,
     metrics::Metrics,
     stream::{Beat, Condition, Member, Paused, Streams},
 };
@@ -77,8 +76,7 @@ pub(crate) struct Membership {
     /// Since when Redis has answered every beat.
     in_touch_since: Option<Instant>,
     ownership: watch::Sender<Ownership>,
-    paused: Paused,
-    last_commits: Arc<LastCommits>,
+    paused: watch::Receiver<Paused>,
     metrics: Arc<Metrics>,
     check: Check,
 }
@@ -93,7 +91,7 @@ impl Membership {
         fixed: String,
         partitions: watch::Receiver<PartitionCount>,
         in_flight: Arc<InFlight>,
-        last_commits: Arc<LastCommits>,
+        paused: watch::Receiver<Paused>,
         metrics: Arc<Metrics>,
         check: Check,
     ) -> Result<Self, NameTaken> {
@@ -110,7 +108,7 @@ impl Membership {
             assignment: Assignment::default(),
             members: Arc::default(),
             partitions: *partitions.borrow(),
-            paused: Paused::default(),
+            paused: paused.borrow().clone(),
         });
         let members = vec![myself];
         let mut membership = Self {
@@ -121,8 +119,7 @@ impl Membership {
             in_flight,
             in_touch_since: None,
             ownership,
-            paused: Paused::default(),
-            last_commits,
+            paused,
             metrics,
             check,
         };
@@ -153,11 +150,12 @@ impl Membership {
     ) -> Result<(), NameTaken> {
         let mut ticks = interval(BEAT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut partitions = self.partitions.clone();
+        let (mut partitions, mut paused) = (self.partitions.clone(), self.paused.clone());
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 Ok(()) = partitions.changed() => {}
+                Ok(()) = paused.changed() => {}
                 () = leaving.cancelled(), if !self.is_leaving() => self.beat.condition = Condition::Leaving,
                 () = gone.cancelled() => break,
             }
@@ -181,8 +179,6 @@ impl Membership {
         match self.streams.beat(&self.beat).await {
             Ok(Some(members)) => {
                 self.heard(members);
-                self.look_what_is_paused().await;
-                self.tell_commits().await;
                 if self.check.pass() {
                     tracing::info!(members = self.members.len(), "in touch with the group");
                 }
@@ -196,25 +192,6 @@ impl Membership {
         }
         self.publish();
         Ok(())
-    }
-
-    /// Until that is known again, it stays as it was.
-    async fn look_what_is_paused(&mut self) {
-        match self.streams.paused().await {
-            Ok(paused) => self.paused = paused,
-            Err(error) => tracing::debug!(%error, "whether anything is paused can't be read"),
-        }
-    }
-
-    /// For people to see: should it fail, the next commits will be told.
-    async fn tell_commits(&self) {
-        let commits: Vec<_> =
-            self.last_commits.take().into_iter().map(|(partition, at)| (partition, at.elapsed())).collect();
-        if !commits.is_empty()
-            && let Err(error) = self.streams.note_commits(&commits).await
-        {
-            tracing::debug!(%error, "the last commits are not on record");
-        }
     }
 
     fn out_of_touch(&mut self, error: &Error) {
@@ -239,7 +216,8 @@ impl Membership {
         let name = self.streams.consumer();
         let assignment = assign(partitions, &self.members, name);
         let members = Arc::new(self.members.iter().map(|member| member.name.clone()).collect());
-        let new = Ownership { assignment, members, partitions, paused: self.paused.clone() };
+        let paused = self.paused.borrow().clone();
+        let new = Ownership { assignment, members, partitions, paused };
         let changed = self.ownership.send_if_modified(|old| {
             let changed = *old != new;
             if changed {

@@ -150,9 +150,15 @@ pub async fn settle_within(
 /// # Errors
 /// When Redis fails.
 pub async fn is_recorded(redis: &Connections, keys: &KeyPrefix) -> Result<bool, Error> {
-    let key = keys.settings();
-    let args = vec![key.as_str().into(), PARTITIONS.into()];
-    Ok(redis.run::<u64>(&key, Repeat::EvenIfDone, "HEXISTS", args).await? == 1)
+    Ok(read(redis, &keys.settings()).await?.partitions.is_some())
+}
+
+/// How many partitions are on record: nothing where there is no record, or none that makes sense.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn recorded(redis: &Connections, keys: &KeyPrefix) -> Result<Option<PartitionCount>, Error> {
+    Ok(read(redis, &keys.settings()).await?.partitions())
 }
 
 /// Tells of a grown number of partitions, for ever. A record that is lost is made anew.

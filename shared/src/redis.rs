@@ -60,6 +60,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Where the server is, for people.
+    pub fn address(&self) -> String {
+        address(&self.server)
+    }
+
     /// Sends a command. What is in flight when the connection ends fails at once, and so does what is sent after that.
     /// A server that doesn't answer in time ends the connection: whatever else is asked on it would wait for as long.
     ///

@@ -9,7 +9,7 @@ use fred::prelude::{HashesInterface, KeysInterface, StreamsInterface};
 const GROWN: u16 = 11;
 
 fn grow(setup: &Setup, to: &str) -> crate::harness::Ended {
-    run("likesctl", &["partitions", "grow", to], &[("REDIS_URL", &setup.redis.url())])
+    run("likesctl", &["partitions", "grow", to, "--yes"], &[("REDIS_URL", &setup.redis.url())])
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     process::Stdio,
     time::Duration,
 };
@@ -36,6 +36,18 @@ pub(crate) fn done(setup: &Setup, arguments: &[&str]) -> String {
     let ended = ctl(setup, arguments);
     assert_eq!(ended.code, Some(0), "{arguments:?}: {}{}", ended.stdout, ended.stderr);
     ended.stdout
+}
+
+/// The same with something on its standard input.
+fn piped(setup: &Setup, arguments: &[&str], input: &str) -> String {
+    let settings = [("REDIS_URL", setup.redis.url())];
+    let mut command = program::command("likesctl", &settings).unwrap();
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
 }
 
 /// What a command says as JSON, however it ends.
@@ -133,7 +145,7 @@ async fn what_is_wrong_is_said_in_one_line() {
         (&["dead", "import", "/nowhere", "--yes"], &here, 1, "'/nowhere' can't be read"),
         (&["dead", "list", "--reason", "boredom"], &here, 2, "'boredom'"),
         (&["status", "-p", "9"], &here, 1, "no partition 9"),
-        (&["verify", "--from", "1h", "--to", "2h"], &here, 2, "after"),
+        (&["verify", "--from", "1h", "--to", "2h"], &here, 2, "before its beginning"),
         (&["reprocess", "--from", "yesterday", "--yes"], &here, 2, "'yesterday'"),
         (&["pending", "list", "--all"], &here, 2, "--all"),
         (&["pending", "retry", "--all", "-p", "1", "--yes"], &here, 2, "exclude each other"),
@@ -199,16 +211,19 @@ async fn paused_partitions_are_not_read_until_they_are_resumed() {
     setup.append(&likes(8), 1).await;
     setup.wait_for_rows(4).await;
     assert!(consumer.log_text().contains("paused: not read until likesctl resume"));
-    let refused = ctl(&setup, &["drain"]);
-    assert_eq!(refused.code, Some(6), "{}", refused.stderr);
+    let drain = ctl(&setup, &["drain", "--timeout", "1s"]);
+    assert_eq!((drain.code, drain.stdout.as_str()), (Some(1), "not drained: 4 entries are left\n"));
+    assert!(drain.stderr.contains("a paused partition has a backlog"), "{}", drain.stderr);
     assert!(done(&setup, &["status"]).contains("! 2 partitions are paused"));
     assert_eq!(done(&setup, &["pause", "-p", "1", "--yes"]), "nothing to do: it was paused before\n");
 
     // All of them, those that are paused already as well; and then none.
     done(&setup, &["pause", "--yes"]);
     eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS)).await;
-    let some = ctl(&setup, &["resume", "-p", "1", "--yes"]);
-    assert_eq!(some.code, Some(6), "{}", some.stderr);
+    // One after the other, too.
+    done(&setup, &["resume", "-p", "1", "--yes"]);
+    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS - 1)).await;
+    setup.wait_for_rows(6).await;
     done(&setup, &["resume", "--yes"]);
     assert_eq!(done(&setup, &["drain", "--timeout", "30s"]), "drained: the backlog is 0\n");
     setup.wait_for_rows(8).await;
@@ -259,24 +274,18 @@ async fn retried_entries_are_stored_soon() {
         json(&setup, &["pending", "list", "--consumer", "alive", "-o", "json"]).as_array().unwrap().len(),
         5
     );
-    // From a list into an action.
-    let list = done(&setup, &["pending", "list", "-o", "ndjson"]);
-    let settings = [("REDIS_URL", setup.redis.url())];
-    let mut retry = program::command("likesctl", &settings).unwrap();
-    retry
-        .args(["pending", "retry", "-", "--yes"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut retry = retry.spawn().unwrap();
-    std::io::Write::write_all(retry.stdin.as_mut().unwrap(), list.as_bytes()).unwrap();
-    let retried = retry.wait_with_output().unwrap();
-    assert_eq!(
-        String::from_utf8_lossy(&retried.stdout),
-        "20 done\n",
-        "{}",
-        String::from_utf8_lossy(&retried.stderr)
-    );
+    // From a list into an action, whatever the form of the list.
+    for format in ["ndjson", "table"] {
+        let list = done(&setup, &["pending", "list", "-o", format]);
+        assert_eq!(
+            piped(&setup, &["pending", "retry", "-", "--dry-run"], &list),
+            "dry run: nothing was changed\n"
+        );
+        assert!(list.contains('/'), "{list}");
+    }
+    let list = done(&setup, &["pending", "list"]);
+    assert_eq!(piped(&setup, &["pending", "retry", "-", "--yes"], &list), "20 done\n");
+    assert_eq!(piped(&setup, &["pending", "retry", "-", "--yes"], ""), "0 done\n");
     setup.wait_for_rows(20).await;
     drop(beating);
 }
@@ -361,9 +370,13 @@ async fn a_broken_file_is_not_imported_in_part() {
     redis.xadd::<String, _, _, _, _>(dead_stream(1), false, None::<()>, "*", fields).await.unwrap();
     let good = done(&setup, &["dead", "export"]);
     done(&setup, &["dead", "purge", "--all", "--yes", "--no-export"]);
-    for bad in
-        ["{", "{}", &good.replace("\"l\":\"", "\"l\":\"!"), &good.replace("likes:{1}", "likes:{77}"), "null"]
-    {
+    for bad in [
+        "{",
+        "{}",
+        &good.replace("\"l\":\"", "\"l\":\"!"),
+        &good.replace("\"entry\":\"1/", "\"entry\":\"77/"),
+        "null",
+    ] {
         let file = setup.folder().join("broken.ndjson");
         fs::write(&file, format!("{good}{bad}\n")).unwrap();
         let ended = ctl(&setup, &["dead", "import", &file.display().to_string(), "--yes"]);
@@ -426,10 +439,12 @@ async fn an_interrupted_action_stops_between_steps_and_goes_on() {
     assert_eq!(code, Some(130), "{said}");
     let left = pending(&redis).await;
     assert!((1..400).contains(&left), "{left}");
-    assert_eq!(said, format!("interrupted: {} of 400 done; run it again to go on\n", 400 - left));
+    let (done_so_far, up_to) = said.split_once(" of 400, up to ").unwrap();
+    assert_eq!(done_so_far, format!("interrupted: {} done", 400 - left));
+    assert!(up_to.contains('/'), "{said}");
     assert_eq!(done(&setup, &["pending", "drop", "--all", "--yes", "--no-export"]), format!("{left} done\n"));
     let audit = json(&setup, &["audit", "-o", "json"]);
-    assert_eq!(audit[1]["outcome"], format!("interrupted after {}", 400 - left));
+    assert_eq!(audit[1]["outcome"], said.trim());
     assert_eq!(audit[0]["matched"], left);
     assert!(audit[0]["who"].as_str().unwrap().contains('@'));
 }

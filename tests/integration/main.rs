@@ -19,6 +19,7 @@ mod hash_partitions;
 mod http;
 mod likesctl;
 mod likesctl_golden;
+mod likesctl_strangers;
 mod load;
 mod local_stack;
 mod mess;

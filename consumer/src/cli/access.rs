@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use clap::Args;
+use futures_util::future::try_join_all;
 use shared::{
     agreement,
-    cli::refuse,
     config::{PostgresArgs, RedisArgs, StreamArgs, positive_duration},
     partition::{KeyPrefix, Partition, PartitionCount},
     pg,
     redis::{Connections, Redis, is_refusal},
-    service::wait_for,
+    service::{one_line, wait_for},
 };
+use tokio::time::timeout;
 use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
 
 use super::exit::CliError;
 use crate::{config::group_name, fixed_partitions::FixedPartitions, stream::Streams};
@@ -56,7 +58,7 @@ impl RedisAccess {
     /// # Errors
     /// When Redis can't be reached, or nobody has ever started likestream there.
     pub(super) async fn open(&self) -> Result<Site, CliError> {
-        let redis = Redis::new(&self.redis).unwrap_or_else(|error| refuse(&error));
+        let redis = Redis::new(&self.redis).map_err(|error| CliError::Usage(error.to_string()))?;
         let server = format!("Redis at {}", redis.address());
         let limit = self.startup_timeout;
         let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
@@ -67,25 +69,57 @@ impl RedisAccess {
         }
         let by_record = StreamArgs { likes_stream: keys.clone(), likes_partitions: None };
         let settled = agreement::settle_within(limit, &server, &redis, &by_record).await?;
-        let partitions = settled.unwrap_or_else(|error| refuse(&error));
+        let partitions = settled.map_err(|error| CliError::Usage(one_line(&error)))?;
         let streams = Streams::new(redis.clone(), keys.clone(), self.likes_group.clone(), MENDER.to_owned());
         Ok(Site { redis, streams, keys, partitions, server })
     }
 }
 
+impl RedisAccess {
+    /// As [`RedisAccess::open`], for commands that do something with the group: it has to be there. An interruption is heard
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// Also when no partition has the group.
+    pub(super) async fn open_group(&self, interrupt: &CancellationToken) -> Result<Site, CliError> {
+        let open = async {
+            let site = self.open().await?;
+            let looks = site.partitions.partitions().map(|partition| site.streams.look(partition));
+            if try_join_all(looks).await?.iter().all(|look| look.group.is_none()) {
+                return Err(CliError::failed(format!(
+                    "no partition has a group {}: correct LIKES_GROUP, or start a consumer, which makes it",
+                    self.likes_group
+                )));
+            }
+            Ok(site)
+        };
+        interrupt.run_until_cancelled(open).await.unwrap_or(Err(CliError::Interrupted))
+    }
+}
+
 impl Site {
+    /// All partitions that there are by now, or those that were asked for.
+    ///
+    /// # Errors
+    /// When Redis fails.
+    pub(super) async fn partitions_now(
+        &self,
+        wanted: Option<&FixedPartitions>,
+    ) -> Result<Vec<Partition>, fred::error::Error> {
+        let partitions = agreement::recorded(&self.redis, &self.keys).await?.unwrap_or(self.partitions);
+        Ok(wanted.map_or_else(|| partitions.partitions().collect(), |wanted| wanted.of(partitions)))
+    }
+
     /// All partitions, or those that were asked for.
     ///
     /// # Errors
-    /// When none of those is there.
+    /// When one of those isn't there.
     pub(super) fn partitions_of(&self, wanted: Option<&FixedPartitions>) -> Result<Vec<Partition>, CliError> {
         let Some(wanted) = wanted else { return Ok(self.partitions.partitions().collect()) };
-        let found = wanted.of(self.partitions);
-        if found.is_empty() {
-            let last = self.partitions.get() - 1;
-            return Err(CliError::failed(format!("there is no partition {wanted}: they are 0 to {last}")));
+        if let Some(largest) = wanted.largest() {
+            self.partition(largest)?;
         }
-        Ok(found)
+        Ok(wanted.of(self.partitions))
     }
 
     /// The partition of a number.
@@ -99,6 +133,25 @@ impl Site {
     }
 }
 
+/// How long Postgres may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Waits for an answer of Postgres, with a bound.
+///
+/// # Errors
+/// When there is none in time, as when the table is locked.
+pub(super) async fn answer<T, E: Into<CliError>>(
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, CliError> {
+    match timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(CliError::failed(format!(
+            "Postgres did not answer within {} s: see whether something locks the table, or it is overloaded",
+            ANSWER_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
 /// Connects to Postgres.
 ///
 /// # Errors
@@ -108,7 +161,7 @@ pub(super) async fn postgres(
     command: &str,
     limit: Duration,
 ) -> Result<(tokio_postgres::Client, tokio_postgres::Config), CliError> {
-    let config = pg::config(args, command).unwrap_or_else(|error| refuse(&error));
+    let config = pg::config(args, command).map_err(|error| CliError::Usage(error.to_string()))?;
     let (client, connection) =
         wait_for(pg::address(&config), "DATABASE_URL", limit, pg::is_refusal, || config.connect(NoTls))
             .await?;

@@ -50,16 +50,20 @@ pub(super) struct ActionArgs {
     #[arg(short, long)]
     pub(super) yes: bool,
 
-    /// So many a second at most
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
-    rate: Option<u32>,
-
     /// Why, for the audit
     #[arg(long, value_name = "TEXT")]
     pub(super) reason_text: Option<String>,
 
     #[command(flatten)]
     pub(super) output: OutputArgs,
+}
+
+/// How fast to act on many.
+#[derive(Args, Clone, Copy)]
+pub(super) struct PaceArgs {
+    /// So many a second at most
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Safety")]
+    rate: Option<u32>,
 }
 
 /// Where to keep what is removed.
@@ -88,6 +92,8 @@ pub(super) struct Act<'a> {
     /// What was chosen, as people wrote it.
     pub(super) selection: &'a str,
     pub(super) args: &'a ActionArgs,
+    /// Nothing for what is no matter of entries.
+    pub(super) pace: Option<PaceArgs>,
     pub(super) interrupt: &'a CancellationToken,
 }
 
@@ -95,16 +101,20 @@ pub(super) struct Act<'a> {
 #[derive(Default)]
 pub(super) struct Applied {
     pub(super) done: u64,
-    /// What was left alone, and why.
+    /// What was left alone, and why. What is neither was gone by itself.
     pub(super) skipped: Vec<(EntryRef, &'static str)>,
 }
 
 impl Applied {
-    /// Those of the items that are named are done, the others were not there any more.
-    pub(super) fn of<T: Item>(items: &[T], is_done: impl Fn(&T) -> bool, otherwise: &'static str) -> Self {
-        let skipped: Vec<_> =
-            items.iter().filter(|item| !is_done(item)).map(|item| (item.entry(), otherwise)).collect();
-        Self { done: (items.len() - skipped.len()) as u64, skipped }
+    /// So many are done, and those that are to be left alone are so for this reason.
+    pub(super) fn but<T: Item>(
+        done: usize,
+        items: &[T],
+        is_left: impl Fn(&T) -> bool,
+        why: &'static str,
+    ) -> Self {
+        let left = items.iter().filter(|item| is_left(item));
+        Self { done: done as u64, skipped: left.map(|item| (item.entry(), why)).collect() }
     }
 }
 
@@ -126,8 +136,14 @@ pub(super) struct Report {
     pub(super) dry_run: bool,
     pub(super) matched: u64,
     pub(super) done: u64,
+    /// Left alone, for a reason.
     pub(super) skipped: u64,
+    /// Matched before, and was done with by itself meanwhile.
+    pub(super) gone: u64,
     pub(super) interrupted: bool,
+    /// How far it got.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last: Option<EntryRef>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) export: Option<PathBuf>,
 }
@@ -163,7 +179,7 @@ impl Act<'_> {
         if preview.count == 0 || self.args.dry_run {
             return Ok(report);
         }
-        self.confirm(preview.count)?;
+        self.confirm(preview.count).await?;
         let mut kept = match export {
             Some((ExportArgs { no_export: false, export: file }, record)) => {
                 let file = file.clone().unwrap_or_else(|| self.default_file());
@@ -174,20 +190,30 @@ impl Act<'_> {
         report.export = kept.as_ref().map(|(export, _)| export.path.clone());
         let audit = Box::pin(audit::begin(site, self, preview.count)).await?;
         let progress = self.progress(preview.count);
-        let mut pace = Pace::new(self.args.rate);
+        let mut seen = 0;
+        let mut pace = Pace::new(self.pace);
         let mut pages = scan(Some(&preview.horizon));
+        let mut stopped = false;
         let ended = async {
             while let Some(page) = pages.next_page().await? {
                 for chunk in page.chunks(CHUNK.min(pace.chunk())) {
-                    let Some(partition) = chunk.first().map(Item::partition) else { continue };
-                    if self.interrupt.is_cancelled() || report.done + report.skipped >= preview.count {
+                    // More may match by now: no more is done than was agreed to.
+                    let left = usize::try_from(preview.count - seen).unwrap_or(usize::MAX);
+                    let chunk = chunk.get(..left).unwrap_or(chunk);
+                    let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else {
                         return Ok::<_, CliError>(());
+                    };
+                    stopped = self.interrupt.is_cancelled();
+                    if stopped {
+                        return Ok(());
                     }
                     if let Some((export, record)) = &mut kept {
                         export.keep(chunk.iter().map(record))?;
                     }
-                    let applied = apply(partition, chunk).await?;
+                    let applied = apply(first.partition(), chunk).await?;
+                    seen += chunk.len() as u64;
                     report.done += applied.done;
+                    report.last = Some(last.entry());
                     for (entry, why) in applied.skipped {
                         report.skipped += 1;
                         if report.skipped <= NAMED_SKIPS {
@@ -202,29 +228,47 @@ impl Act<'_> {
         }
         .await;
         progress.finish_and_clear();
-        // What matched before and was not found any more has gone its own way.
-        report.interrupted = ended.is_ok() && self.interrupt.is_cancelled();
-        if ended.is_ok() && !report.interrupted {
-            report.skipped = preview.count - report.done;
+        report.interrupted = stopped;
+        if ended.is_ok() && !stopped {
+            report.gone = preview.count.saturating_sub(report.done + report.skipped);
         }
-        let outcome = match &ended {
-            Ok(()) if report.interrupted => format!("interrupted after {}", report.done),
-            Ok(()) => format!("{} done, {} skipped", report.done, report.skipped),
-            Err(error) => format!("failed after {}: {error}", report.done),
-        };
-        Box::pin(audit::end(site, &audit, &outcome)).await?;
+        self.note_end(site, &audit, &report, ended.as_ref().err()).await;
         if let Err(error) = ended {
-            let done = report.done;
-            say(&format!("{done} of {} are done; run the command again to go on", preview.count));
+            say(&report.text());
             return Err(error);
         }
         Ok(report)
     }
 
+    /// Notes in the audit how it has ended. That this can't be noted is said: the work is done all the same.
+    pub(super) async fn note_end(&self, site: &Site, begun: &str, report: &Report, error: Option<&CliError>) {
+        let outcome = match error {
+            None => report.text(),
+            Some(error) => format!("failed: {error}; {}", report.text()),
+        };
+        self.note_outcome(site, begun, &outcome).await;
+    }
+
+    async fn note_outcome(&self, site: &Site, begun: &str, outcome: &str) {
+        if let Err(error) = Box::pin(audit::end(site, begun, outcome)).await {
+            say(&format!("warning: how this has ended is not in the audit: {error}"));
+        }
+    }
+
     /// What there is to say before anything is done.
     pub(super) fn report(&self, matched: u64) -> Report {
         let (command, dry_run) = (self.command, self.args.dry_run);
-        Report { command, dry_run, matched, done: 0, skipped: 0, interrupted: false, export: None }
+        Report {
+            command,
+            dry_run,
+            matched,
+            done: 0,
+            skipped: 0,
+            gone: 0,
+            interrupted: false,
+            last: None,
+            export: None,
+        }
     }
 
     /// Shows one thing that is to be done, asks, and does it, noted in the audit. For what is no matter of entries.
@@ -239,11 +283,11 @@ impl Act<'_> {
             say("dry run: nothing was changed");
             return Ok(None);
         }
-        self.confirm(number)?;
+        self.confirm(number).await?;
         let audit = Box::pin(audit::begin(site, self, number)).await?;
         let done = work.await;
         let outcome = done.as_ref().map_or_else(|error| format!("failed: {error}"), |_| "done".to_owned());
-        Box::pin(audit::end(site, &audit, &outcome)).await?;
+        self.note_outcome(site, &audit, &outcome).await;
         Ok(Some(done?))
     }
 
@@ -270,7 +314,7 @@ impl Act<'_> {
         say(&lines.join("\n"));
     }
 
-    pub(super) fn confirm(&self, number: u64) -> Result<(), CliError> {
+    pub(super) async fn confirm(&self, number: u64) -> Result<(), CliError> {
         if self.args.yes {
             return Ok(());
         }
@@ -278,56 +322,74 @@ impl Act<'_> {
             let line = "nothing was changed: there is no terminal to ask on; look at it with --dry-run, do it with --yes";
             return Err(CliError::Refused(line.to_owned()));
         }
-        let question = format!(
-            "Do this to {}?",
-            if number == 1 { "it".to_owned() } else { format!("all {}", count(number)) }
-        );
-        let yes = Confirm::new().with_prompt(question).default(false).interact_opt();
-        match yes {
-            Ok(Some(true)) => Ok(()),
-            Ok(_) => Err(CliError::Refused("nothing was changed".to_owned())),
-            Err(dialoguer::Error::IO(why)) if why.kind() == io::ErrorKind::Interrupted => {
+        let question =
+            if number == 1 { "Do this?".to_owned() } else { format!("Do this to all {}?", count(number)) };
+        // Signals are heard meanwhile.
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer = Confirm::new().with_prompt(question).default(false).interact_opt();
+            if answer.is_err() {
+                let _ = dialoguer::console::Term::stderr().show_cursor();
+            }
+            answer
+        });
+        match self.interrupt.run_until_cancelled(asked).await {
+            Some(Ok(Ok(Some(true)))) => Ok(()),
+            Some(Ok(Ok(_))) => Err(CliError::Refused("nothing was changed".to_owned())),
+            Some(Ok(Err(dialoguer::Error::IO(why)))) if why.kind() == io::ErrorKind::Interrupted => {
                 Err(CliError::Interrupted)
             }
-            Err(error) => Err(CliError::failed(format!("the question can't be asked: {error}"))),
+            None => Err(CliError::Interrupted),
+            Some(Ok(Err(error))) => Err(CliError::failed(format!("the question can't be asked: {error}"))),
+            Some(Err(error)) => Err(CliError::failed(error.to_string())),
         }
     }
 
     fn default_file(&self) -> PathBuf {
-        PathBuf::from(format!("likesctl-{}-{}.ndjson", self.command.replace(' ', "-"), file_time()))
+        PathBuf::from(format!(
+            "likesctl-{}-{}-{}.ndjson",
+            self.command.replace(' ', "-"),
+            file_time(),
+            std::process::id()
+        ))
     }
 
-    fn progress(&self, number: u64) -> ProgressBar {
+    pub(super) fn progress(&self, number: u64) -> ProgressBar {
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta}");
         let bar = ProgressBar::new(number).with_prefix(self.command);
         style.map_or(bar.clone(), |style| bar.with_style(style))
     }
 
     pub(super) fn tell(&self, report: &Report) -> Result<Exit, CliError> {
-        print_document(self.args.output, report, |_| {
-            let Report { matched, done, skipped, .. } = report;
-            let mut line = match report {
-                Report { dry_run: true, .. } => "dry run: nothing was changed".to_owned(),
-                Report { interrupted: true, .. } => {
-                    format!(
-                        "interrupted: {} of {} done; run it again to go on",
-                        count(*done),
-                        count(*matched)
-                    )
-                }
-                Report { skipped: 0, .. } => format!("{} done", count(*done)),
-                _ => format!("{} done, {} skipped", count(*done), count(*skipped)),
-            };
-            if let Some(export) = &report.export {
-                line = format!("{line}; kept in {}", export.display());
-            }
-            line
-        })?;
+        print_document(self.args.output, report, |_| report.text())?;
         Ok(report.exit())
     }
 }
 
 impl Report {
+    /// For people.
+    fn text(&self) -> String {
+        let Self { matched, done, skipped, gone, .. } = self;
+        if self.dry_run {
+            return "dry run: nothing was changed".to_owned();
+        }
+        let mut parts = vec![format!("{} done", count(*done))];
+        if *skipped > 0 {
+            parts.push(format!("{} skipped", count(*skipped)));
+        }
+        if *gone > 0 {
+            parts.push(format!("{} gone by themselves", count(*gone)));
+        }
+        let mut text = parts.join(", ");
+        if self.interrupted {
+            let last = self.last.map_or_else(String::new, |last| format!(", up to {last}"));
+            text = format!("interrupted: {text} of {}{last}", count(*matched));
+        }
+        match &self.export {
+            Some(export) => format!("{text}; kept in {}", export.display()),
+            None => text,
+        }
+    }
+
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self { interrupted: true, .. } => Exit::Interrupted,
@@ -362,14 +424,14 @@ pub(super) fn say(line: &str) {
 }
 
 /// No more than so many a second.
-struct Pace {
+pub(super) struct Pace {
     per_second: Option<u32>,
     next: Instant,
 }
 
 impl Pace {
-    fn new(per_second: Option<u32>) -> Self {
-        Self { per_second, next: Instant::now() }
+    pub(super) fn new(pace: Option<PaceArgs>) -> Self {
+        Self { per_second: pace.and_then(|pace| pace.rate), next: Instant::now() }
     }
 
     /// How many may go at once: no more than in a tenth of a second.
@@ -377,9 +439,11 @@ impl Pace {
         self.per_second.map_or(usize::MAX, |rate| usize::try_from(rate.div_ceil(10)).unwrap_or(usize::MAX))
     }
 
-    async fn wait(&mut self, done: usize) {
+    pub(super) async fn wait(&mut self, done: usize) {
         if let Some(rate) = self.per_second {
-            self.next += Duration::from_secs_f64(done as f64 / f64::from(rate));
+            // Time that was lost is not made up for.
+            self.next =
+                self.next.max(Instant::now()) + Duration::from_secs_f64(done as f64 / f64::from(rate));
             sleep_until(self.next).await;
         }
     }

@@ -7,14 +7,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     access::{MENDER, RedisAccess, Site},
-    action::{Act, ActionArgs, say},
+    action::{Act, ActionArgs, PaceArgs, say},
     exit::{CliError, Exit},
-    output::{count, print_document},
+    output::{many, print_document},
     pending::retry_matching,
     selection::Filter,
     status::{self, LookOptions},
 };
-use crate::config::group_name;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -31,8 +30,11 @@ pub(super) enum Command {
 #[derive(Args)]
 pub(super) struct RemoveOptions {
     /// Its name
-    #[arg(value_name = "NAME", value_parser = group_name)]
+    #[arg(value_name = "NAME")]
     name: String,
+
+    #[command(flatten)]
+    pace: PaceArgs,
 
     #[command(flatten)]
     action: ActionArgs,
@@ -44,6 +46,8 @@ pub(super) struct RemoveOptions {
 #[derive(Serialize)]
 struct RemoveReport {
     command: &'static str,
+    dry_run: bool,
+    interrupted: bool,
     /// Pending entries that others have now.
     given: u64,
     removed: bool,
@@ -63,10 +67,10 @@ pub(super) async fn run(command: Command, interrupt: &CancellationToken) -> Resu
 }
 
 async fn remove(
-    RemoveOptions { name, action, redis }: RemoveOptions,
+    RemoveOptions { name, pace, action, redis }: RemoveOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
-    let site = redis.open().await?;
+    let site = redis.open_group(interrupt).await?;
     let all: Vec<_> = site.partitions.partitions().collect();
     let overview = site.overview(&all).await?;
     let Some(consumer) = overview.consumers.into_iter().find(|consumer| consumer.name == name) else {
@@ -78,48 +82,74 @@ async fn remove(
     if consumer.is_alive() {
         return Err(CliError::Refused(format!("{name} is alive: stop it, then it leaves by itself")));
     }
+    if consumer.pending > 0 && name == MENDER {
+        let line =
+            "what it has waits to be claimed by those that read the partitions: start consumers".to_owned();
+        return Err(CliError::Refused(line));
+    }
     let mut act = Act {
         command: "consumers remove",
         what: ("pending entries", "pending entry"),
-        effect: format!("given to those that live, and {name} removed"),
+        effect: format!("given to whoever reads their partitions, and {name} removed"),
         selection: &name,
         args: &action,
+        pace: Some(pace),
         interrupt,
     };
-    if consumer.pending > 0 && name != MENDER {
+    let mut given = None;
+    if consumer.pending > 0 {
         let filter = Filter { partitions: all, consumer: Some(name.clone()), ..Filter::everything() };
-        let report = retry_matching(&site, &filter, &act).await?;
+        // How often an entry was delivered stays on record: it may be what killed this one.
+        let report = retry_matching(&site, &filter, &act, None).await?;
         if report.interrupted || action.dry_run {
-            return act.tell(&report);
+            return tell(&action, report.done, report.interrupted, false);
         }
-        return removed(take_out(&site, &name).await?, report.done, &action);
+        given = Some(report.done).filter(|_| report.matched > 0);
     }
-    act.effect = format!("{name}, which has nothing pending, is removed");
-    match act.once(&site, 1, take_out(&site, &name)).await? {
-        Some(is_out) => removed(is_out, 0, &action),
-        None => act.tell(&act.report(1)),
-    }
+    let removed = if given.is_some() {
+        take_out(&site, &name).await?
+    } else {
+        // Nothing was pending, or others have claimed it meanwhile: this was not asked about yet.
+        act.effect = format!("{name}, which has nothing pending, will be removed");
+        let removed = act.once(&site, 1, Box::pin(take_out(&site, &name))).await?;
+        removed.unwrap_or(false)
+    };
+    tell(&action, given.unwrap_or(0), false, removed)
 }
 
 /// Takes a consumer out wherever it has nothing pending; says whether that is everywhere.
 async fn take_out(site: &Site, name: &str) -> Result<bool, Error> {
+    if !site.streams.forget_member(name).await? {
+        return Ok(false);
+    }
     for partition in site.partitions.partitions() {
         site.streams.remove_consumer(partition, name).await?;
     }
-    site.streams.forget_member(name).await?;
     Ok(!site.knows_consumer(name).await?)
 }
 
-fn removed(removed: bool, given: u64, action: &ActionArgs) -> Result<Exit, CliError> {
-    let report = RemoveReport { command: "consumers remove", given, removed };
-    print_document(action.output, &report, |_| {
-        let what = if removed { "removed" } else { "not removed" };
-        format!("{what}; {} pending entries given to those that live", count(given))
+fn tell(action: &ActionArgs, given: u64, interrupted: bool, removed: bool) -> Result<Exit, CliError> {
+    let dry_run = action.dry_run;
+    let report = RemoveReport { command: "consumers remove", dry_run, interrupted, given, removed };
+    print_document(action.output, &report, |_| match report {
+        RemoveReport { dry_run: true, .. } => "dry run: nothing was changed".to_owned(),
+        RemoveReport { interrupted: true, .. } => "interrupted: run it again to go on".to_owned(),
+        RemoveReport { removed: true, .. } => {
+            format!(
+                "removed; {} given to whoever reads the partitions",
+                many(given, "pending entry", "pending entries")
+            )
+        }
+        RemoveReport { .. } => "not removed".to_owned(),
     })?;
-    if !removed {
-        say(
-            "it has pending entries still or again, as entries deleted from a stream are: see likesctl doctor",
-        );
-    }
-    Ok(if removed { Exit::Done } else { Exit::Partial })
+    Ok(match report {
+        RemoveReport { interrupted: true, .. } => Exit::Interrupted,
+        RemoveReport { dry_run: false, removed: false, .. } => {
+            say(
+                "it has come to life, or has entries that were deleted from their streams: likesctl pending drop --consumer NAME takes those off",
+            );
+            Exit::Partial
+        }
+        RemoveReport { .. } => Exit::Done,
+    })
 }

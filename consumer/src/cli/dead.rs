@@ -16,15 +16,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     access::{RedisAccess, Site},
-    action::{Act, ActionArgs, Applied, ExportArgs, Report, say},
+    action::{Act, ActionArgs, Applied, ExportArgs, Pace, PaceArgs, Report, say},
     audit,
     exit::{CliError, Exit},
     letter_record::LetterRecord,
-    output::{Column, Format, OutputArgs, Row, Rows, age, many, print_document, time},
+    output::{Column, Format, OutputArgs, Row, Rows, age, many, print_document, printable, time},
     scan::{DeadScan, Item, Letter, PAGE, Scan},
     selection::{DeadSelection, EntryRef, Everything, Filter},
 };
-use crate::entry::EntryId;
+use crate::entry::{self, EntryId};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -79,6 +79,8 @@ pub(super) struct ActOptions {
     #[command(flatten)]
     everything: Everything,
     #[command(flatten)]
+    pace: PaceArgs,
+    #[command(flatten)]
     action: ActionArgs,
     #[command(flatten)]
     redis: RedisAccess,
@@ -106,6 +108,8 @@ pub(super) struct ImportOptions {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
+    pace: PaceArgs,
+    #[command(flatten)]
     action: ActionArgs,
     #[command(flatten)]
     redis: RedisAccess,
@@ -121,7 +125,7 @@ struct DeadRow {
 
 impl Row for DeadRow {
     const COLUMNS: &'static [Column] = &[
-        Column::text("ENTRY"),
+        Column::whole("ENTRY"),
         Column::text("REASON"),
         Column::number("AGE"),
         Column::number("DELIVERIES").wide(),
@@ -148,10 +152,10 @@ impl DeadRow {
             &self.record;
         let mut lines = vec![
             format!("letter      {entry}"),
-            format!("reason      {reason}"),
-            format!("detail      {detail}"),
-            format!("origin      {origin}"),
-            format!("deliveries  {deliveries}, the last one to {consumer}"),
+            format!("reason      {}", printable(reason)),
+            format!("detail      {}", printable(detail)),
+            format!("origin      {}", printable(origin)),
+            format!("deliveries  {deliveries}, the last one to {}", printable(consumer)),
             format!("dead at     {}, {} ago", time(*dead_at), age(self.age_ms)),
             format!("likes       {}", likes.len()),
         ];
@@ -211,13 +215,11 @@ async fn letter(site: &Site, at: EntryRef) -> Result<Letter, CliError> {
 }
 
 impl ActOptions {
-    async fn open(&self) -> Result<(Site, Filter), CliError> {
-        let site = self.redis.open().await?;
+    async fn open(&self, interrupt: &CancellationToken) -> Result<(Site, Filter), CliError> {
+        let site = self.redis.open_group(interrupt).await?;
         let filter = self.dead.resolve(&site).await?.or_all(self.everything)?;
-        for (number, ids) in filter.ids.iter().flatten() {
-            if let [id] = ids.iter().copied().collect::<Vec<EntryId>>()[..] {
-                letter(&site, EntryRef { partition: *number, id }).await?;
-            }
+        for named in &filter.named {
+            letter(&site, *named).await?;
         }
         Ok((site, filter))
     }
@@ -236,13 +238,14 @@ impl ActOptions {
             effect: effect.to_owned(),
             selection: &filter.text,
             args: &self.action,
+            pace: Some(self.pace),
             interrupt,
         }
     }
 }
 
 async fn retry(options: ActOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
-    let (site, filter) = options.open().await?;
+    let (site, filter) = options.open(interrupt).await?;
     let act = options.act("dead retry", "appended to the streams again, and removed", &filter, interrupt);
     act.run(
         &site,
@@ -251,8 +254,10 @@ async fn retry(options: ActOptions, interrupt: &CancellationToken) -> Result<Exi
         async |partition, letters| {
             let ids: Vec<EntryId> = letters.iter().map(Item::id).collect();
             let retried = site.streams.retry_letters(partition, &ids).await?;
-            let why = "it has no payload that could be tried again, or is gone";
-            Ok(Applied::of(letters, |letter| retried.contains(&letter.id()), why))
+            let has_none =
+                |letter: &Letter| entry::payload(&letter.fields).is_none_or(|payload| payload.is_empty());
+            let why = "it has no payload that could be tried again";
+            Ok(Applied::but(retried.len(), letters, has_none, why))
         },
     )
     .await
@@ -262,7 +267,7 @@ async fn purge(
     PurgeOptions { act: options, export }: PurgeOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
-    let (site, filter) = options.open().await?;
+    let (site, filter) = options.open(interrupt).await?;
     let act = options.act("dead purge", "removed for good", &filter, interrupt);
     act.run(
         &site,
@@ -271,11 +276,7 @@ async fn purge(
         async |partition, letters| {
             let ids: Vec<EntryId> = letters.iter().map(Item::id).collect();
             let purged = site.streams.purge_letters(partition, &ids).await?;
-            let gone = letters.iter().skip(usize::try_from(purged).unwrap_or(usize::MAX));
-            Ok(Applied {
-                done: purged,
-                skipped: gone.map(|letter| (letter.entry(), "gone already")).collect(),
-            })
+            Ok(Applied { done: purged.len() as u64, skipped: Vec::new() })
         },
     )
     .await
@@ -351,7 +352,7 @@ impl Known {
 }
 
 async fn import(
-    ImportOptions { file, action, redis }: ImportOptions,
+    ImportOptions { file, pace, action, redis }: ImportOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let site = redis.open().await?;
@@ -371,6 +372,7 @@ async fn import(
         ),
         selection: &name,
         args: &action,
+        pace: Some(pace),
         interrupt,
     };
     say(&format!("{}: {}", act.command, act.effect));
@@ -378,44 +380,39 @@ async fn import(
     if letters == 0 || action.dry_run {
         return act.tell(&report);
     }
-    act.confirm(letters)?;
+    act.confirm(letters).await?;
     let begun = audit::begin(&site, &act, letters).await?;
-    let imported = import_all(&site, &file, &mut report, interrupt).await;
-    report.interrupted = imported.is_ok() && interrupt.is_cancelled();
-    let outcome = match &imported {
-        Ok(()) => format!("{} done, {} there already", report.done, report.skipped),
-        Err(error) => format!("failed after {}: {error}", report.done),
-    };
-    audit::end(&site, &begun, &outcome).await?;
-    imported?;
-    if report.skipped > 0 {
-        say(&format!("{} were there already", report.skipped));
-        report.matched -= report.skipped;
-        report.skipped = 0;
+    let imported = import_all(&site, &file, &act, &mut report).await;
+    act.note_end(&site, &begun, &report, imported.as_ref().err()).await;
+    let there = imported?;
+    if there > 0 {
+        say(&format!("{} there already", many(there, "letter was", "letters were")));
     }
     act.tell(&report)
 }
 
-async fn import_all(
-    site: &Site,
-    file: &Path,
-    report: &mut Report,
-    interrupt: &CancellationToken,
-) -> Result<(), CliError> {
-    let mut known = Known::new();
+/// Returns how many were there already.
+async fn import_all(site: &Site, file: &Path, act: &Act<'_>, report: &mut Report) -> Result<u64, CliError> {
+    let mut there = 0;
+    let (mut known, mut pace) = (Known::new(), Pace::new(act.pace));
+    let progress = act.progress(report.matched);
     for record in read_records(site, file)? {
-        if interrupt.is_cancelled() {
+        report.interrupted = act.interrupt.is_cancelled();
+        if report.interrupted {
             break;
         }
         let (partition, fields) = record?;
         if known.is_new(site, partition, &fields).await? {
             site.streams.import_letter(partition, fields).await?;
             report.done += 1;
+            act.interrupt.run_until_cancelled(pace.wait(1)).await;
         } else {
-            report.skipped += 1;
+            there += 1;
         }
+        progress.inc(1);
     }
-    Ok(())
+    progress.finish_and_clear();
+    Ok(there)
 }
 
 type Record = (Partition, Vec<(Bytes, Bytes)>);
@@ -424,22 +421,33 @@ fn read_records<'a>(
     site: &'a Site,
     file: &'a Path,
 ) -> Result<impl Iterator<Item = Result<Record, CliError>> + 'a, CliError> {
-    let opened = File::open(file)
-        .map_err(|why| CliError::failed(format!("'{}' can't be read: {why}", file.display())))?;
+    let failed = |why: &dyn std::fmt::Display| {
+        CliError::failed(format!("nothing was changed: '{}' can't be read: {why}", file.display()))
+    };
+    let opened = File::open(file).map_err(|why| failed(&why))?;
+    if !opened.metadata().map_err(|why| failed(&why))?.is_file() {
+        return Err(failed(&"it is read twice, and so has to be an ordinary file"));
+    }
     let lines = BufReader::with_capacity(PAGE * 1_024, opened).lines().enumerate();
     let record = move |(number, line): (usize, io::Result<String>)| {
-        let line = line?;
-        if line.trim().is_empty() {
-            return Ok(None);
-        }
-        let (origin, fields) = LetterRecord::read(&line).map_err(|why| {
+        let line = line.map_err(|why| {
             CliError::failed(format!(
                 "nothing was changed: line {} of '{}': {why}",
                 number + 1,
                 file.display()
             ))
         })?;
-        Ok(Some((site.partition(origin.partition)?, fields)))
+        if line.trim().is_empty() {
+            return Ok(None);
+        }
+        let (entry, fields) = LetterRecord::read(&line).map_err(|why| {
+            CliError::failed(format!(
+                "nothing was changed: line {} of '{}': {why}",
+                number + 1,
+                file.display()
+            ))
+        })?;
+        Ok(Some((site.partition(entry.partition)?, fields)))
     };
     Ok(lines.map(record).filter_map(Result::transpose))
 }

@@ -16,9 +16,9 @@ use shared::{
 use tokio_postgres::Client;
 
 use super::{
-    access::{self, RedisAccess, Site},
+    access::{self, MENDER, RedisAccess, Site, answer},
     exit::{CliError, Exit},
-    output::{Format, OutputArgs, age, count, many, print_document},
+    output::{Format, OutputArgs, age, count, many, print_document, printable},
     overview::Overview,
     verify::Verifier,
 };
@@ -100,6 +100,17 @@ impl Examination {
         self.found(Finding { check, state, seen: seen.into(), advice: Some(advice.into()) })
     }
 
+    /// A look that failed is a finding, too.
+    fn look(&mut self, check: &'static str, looked: Result<(), CliError>) -> Result<(), CliError> {
+        match looked {
+            Err(CliError::Failed(error)) => {
+                let advice = "it could not be looked at: see what is wrong with that server, and look again";
+                self.bad(check, State::Fail, one_line(&*error), advice)
+            }
+            looked => looked,
+        }
+    }
+
     fn found(&mut self, finding: Finding) -> Result<(), CliError> {
         if matches!(self.output.output, Format::Table | Format::Wide) {
             writeln!(anstream::stdout(), "{}", finding.text())?;
@@ -128,10 +139,10 @@ impl Finding {
             State::Warn => "\x1b[33mwarn\x1b[0m",
             State::Fail => "\x1b[31mfail\x1b[0m",
         };
-        let mut text = format!("{state}  {:<14}{}", self.check, self.seen);
+        let mut text = format!("{state}  {:<14}{}", self.check, printable(&self.seen));
         if let Some(advice) = &self.advice {
             // A String takes every write.
-            let _ = write!(text, "\n{:20}→ {advice}", "");
+            let _ = write!(text, "\n{:20}→ {}", "", printable(advice));
         }
         text
     }
@@ -165,28 +176,37 @@ pub(super) async fn run(options: Options) -> Result<Exit, CliError> {
             }
         };
     if let Some(client) = &client {
-        postgres(&mut seen, client).await?;
+        let looked = postgres(&mut seen, client).await;
+        seen.look("postgres", looked)?;
     }
     if let Some(site) = &site {
-        redis(&mut seen, site).await?;
+        let looked = redis(&mut seen, site).await;
+        seen.look("redis", looked)?;
         partitions(&mut seen, site, options.likes_partitions)?;
-        clocks(&mut seen, site, client.as_ref()).await?;
-        let overview = site.overview(&site.partitions_of(None)?).await?;
-        group(&mut seen, &overview)?;
-        consumers(&mut seen, &overview)?;
-        backlog(&mut seen, &overview)?;
-        pending(&mut seen, site, &overview).await?;
-        dead(&mut seen, &overview)?;
+        let looked = clocks(&mut seen, site, client.as_ref()).await;
+        seen.look("clocks", looked)?;
+        match site.overview(&site.partitions_of(None)?).await {
+            Ok(overview) => {
+                group(&mut seen, &overview)?;
+                consumers(&mut seen, &overview)?;
+                backlog(&mut seen, &overview)?;
+                let looked = pending(&mut seen, site, &overview).await;
+                seen.look("pending", looked)?;
+                dead(&mut seen, &overview)?;
+            }
+            Err(error) => seen.look("group", Err(error.into()))?,
+        }
     }
     if let (Some(site), Some(client)) = (&site, &client) {
-        stored(&mut seen, site, client).await?;
+        let looked = stored(&mut seen, site, client).await;
+        seen.look("stored", looked)?;
     }
     seen.end()
 }
 
 async fn postgres(seen: &mut Examination, client: &Client) -> Result<(), CliError> {
     let about = "SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('default_transaction_read_only')";
-    let row = client.query_typed(about, &[]).await?;
+    let row = answer(client.query_typed(about, &[])).await?;
     if let Some(row) = row.first() {
         let (version, standby, read_only): (String, bool, String) = (row.get(0), row.get(1), row.get(2));
         if standby || read_only == "on" {
@@ -200,14 +220,15 @@ async fn postgres(seen: &mut Examination, client: &Client) -> Result<(), CliErro
             seen.ok("postgres", version)?;
         }
     }
-    match schema::check(client).await {
+    let checked = answer(async { Ok::<_, CliError>(schema::check(client).await) }).await?;
+    match checked {
         Ok(()) => seen.ok("schema", format!("version {}", schema::VERSION)),
         Err(error) => seen.bad("schema", State::Fail, one_line(&error), "likesctl migrate"),
     }
 }
 
 async fn redis(seen: &mut Examination, site: &Site) -> Result<(), CliError> {
-    for info in site.streams.servers_info().await? {
+    for (address, info) in site.streams.servers_info().await? {
         let field = |name: &str| {
             info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("")
         };
@@ -218,7 +239,7 @@ async fn redis(seen: &mut Examination, site: &Site) -> Result<(), CliError> {
             if valkey.is_empty() { ("Redis", field("redis_version")) } else { ("Valkey", valkey) };
         let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
         if major >= 7 {
-            seen.ok("version", format!("{name} {version}"))?;
+            seen.ok("version", format!("{name} {version} at {address}"))?;
         } else {
             seen.bad(
                 "version",
@@ -300,7 +321,7 @@ async fn clocks(seen: &mut Examination, site: &Site, client: Option<&Client>) ->
     let mut skews = vec![("Redis", site.now_ms().await?.abs_diff(own_ms()))];
     if let Some(client) = client {
         let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
-        let row = client.query_typed_one(now, &[]).await?;
+        let row = answer(client.query_typed_one(now, &[])).await?;
         skews.push(("Postgres", row.get::<_, i64>(0).unsigned_abs().abs_diff(own_ms())));
     }
     let far = skews.iter().filter(|(_, skew_ms)| u128::from(*skew_ms) > CLOCK_SKEW.as_millis());
@@ -356,6 +377,15 @@ fn consumers(seen: &mut Examination, overview: &Overview) -> Result<(), CliError
                 format!("{name} can't store anything"),
                 "see its log, and postgres above",
             )?,
+            _ if name == MENDER && consumer.pending > 0 => {
+                let entries = many(consumer.pending, "entry", "entries");
+                seen.bad(
+                    "consumers",
+                    State::Warn,
+                    format!("{entries} to be tried again, not claimed yet"),
+                    "those that read the partitions claim them in seconds: start consumers",
+                )?;
+            }
             "dead" | "gone" if consumer.pending > 0 => {
                 let what = format!(
                     "{name} is {} and has {}",
@@ -418,6 +448,7 @@ struct Survey {
     deleted: u64,
     first_deleted: Option<(u16, EntryId)>,
     suspect: Option<(u64, u16, EntryId)>,
+    laziest: Option<(u64, u16, EntryId)>,
 }
 
 async fn pending(seen: &mut Examination, site: &Site, overview: &Overview) -> Result<(), CliError> {
@@ -426,23 +457,20 @@ async fn pending(seen: &mut Examination, site: &Site, overview: &Overview) -> Re
         survey.partition(site, partition).await?;
     }
     let looked_at = count(survey.looked_at);
-    let idle = overview.total.oldest_pending_idle_ms.unwrap_or(0);
-    if u128::from(idle) > STUCK_AFTER.as_millis() {
-        let oldest = overview.partitions.iter().filter(|row| row.oldest_pending_idle_ms == Some(idle));
-        let oldest =
-            oldest.filter_map(|row| Some(format!("{}/{}", row.partition, row.oldest_pending.as_ref()?)));
-        let what = format!("{} is idle for {}", oldest.collect::<Vec<_>>().join(", "), age(idle));
-        seen.bad(
+    match survey.laziest {
+        Some((idle_ms, partition, id)) if u128::from(idle_ms) > STUCK_AFTER.as_millis() => seen.bad(
             "stuck",
             State::Fail,
-            what,
+            format!("{partition}/{id} is pending and was not heard of for {}", age(idle_ms)),
             "likesctl pending list --min-idle 5m, then likesctl pending retry --min-idle 5m",
-        )?;
-    } else {
-        seen.ok(
-            "stuck",
-            format!("no pending entry is idle for long, of {} pending", count(overview.total.pending)),
-        )?;
+        )?,
+        _ => {
+            let pending = count(overview.total.pending);
+            seen.ok(
+                "stuck",
+                format!("no pending entry is idle for long, of {looked_at} looked at, {pending} in all"),
+            )?;
+        }
     }
     match survey.suspect {
         Some((deliveries, partition, id)) => {
@@ -486,6 +514,11 @@ impl Survey {
             {
                 self.suspect = Some((page.most_deliveries, partition.number(), id));
             }
+            if let Some(id) = page.longest_idle
+                && page.longest_idle_ms > self.laziest.map_or(0, |(most, ..)| most)
+            {
+                self.laziest = Some((page.longest_idle_ms, partition.number(), id));
+            }
             match page.last.and_then(EntryId::after) {
                 Some(next) if page.entries == SURVEY_PAGE as u64 => from = next,
                 _ => break,
@@ -510,7 +543,7 @@ fn dead(seen: &mut Examination, overview: &Overview) -> Result<(), CliError> {
 }
 
 async fn stored(seen: &mut Examination, site: &Site, client: &Client) -> Result<(), CliError> {
-    if schema::check(client).await.is_err() {
+    if answer(async { Ok::<_, CliError>(schema::check(client).await) }).await?.is_err() {
         return Ok(());
     }
     let mut verifier = Verifier::new(site, client);

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use shared::{cli::EXIT_USAGE, service::one_line};
+use shared::{cli::EXIT_USAGE, redis, service::one_line};
 use thiserror::Error;
 
 /// How a command ended that could do its work.
@@ -85,13 +85,24 @@ macro_rules! fails {
 
 fails!(
     Box<dyn Error>,
-    fred::error::Error,
     tokio_postgres::Error,
     shared::service::Unreachable<fred::error::Error>,
     shared::service::Unreachable<tokio_postgres::Error>,
     serde_json::Error,
     serde_saphyr::ser::Error
 );
+
+impl From<fred::error::Error> for CliError {
+    fn from(error: fred::error::Error) -> Self {
+        if redis::error_code(&error) == Some("OOM") {
+            return Self::failed("Redis is out of memory and takes nothing new: runbook, Redis memory");
+        }
+        if redis::is_away(&error) {
+            return Self::failed(format!("Redis does not answer as it should: {}", error.details()));
+        }
+        Self::Failed(error.into())
+    }
+}
 
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {

@@ -112,8 +112,8 @@ pub(super) enum InvalidRecord {
     Json(#[from] serde_json::Error),
     #[error("{0} is not base64")]
     Base64(&'static str),
-    #[error("origin: {0}")]
-    Origin(#[from] super::selection::InvalidEntryRef),
+    #[error("entry: {0}")]
+    Entry(#[from] super::selection::InvalidEntryRef),
 }
 
 impl LetterRecord {
@@ -123,7 +123,7 @@ impl LetterRecord {
         let bytes = |name, text: &str| {
             BASE64_STANDARD.decode(text).map(Bytes::from).map_err(|_| InvalidRecord::Base64(name))
         };
-        let origin = record.origin.parse()?;
+        let entry = record.entry.parse()?;
         let mut fields = vec![
             ("origin", record.origin.into()),
             ("deliveries", record.deliveries.to_string().into()),
@@ -137,7 +137,7 @@ impl LetterRecord {
             fields.push(("original", bytes("original", original)?));
         }
         Ok((
-            origin,
+            entry,
             fields.into_iter().map(|(name, value)| (Bytes::from_static(name.as_bytes()), value)).collect(),
         ))
     }

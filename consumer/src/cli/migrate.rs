@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use shared::{
-    cli::{SettingError, refuse},
+    cli::SettingError,
     config::{PostgresArgs, positive_duration},
 };
 
@@ -31,10 +31,11 @@ pub(super) async fn run(options: Options) -> Result<Exit, CliError> {
     let (mut client, config) =
         access::postgres(&options.postgres, "likesctl migrate", options.startup_timeout).await?;
     if pooling::shares_sessions(&config, &client).await {
-        refuse(&SettingError::new(
+        let error = SettingError::new(
             "DATABASE_URL",
             "leads to a pooler that shares sessions, and the lock for migrations needs one: allowed is Postgres itself",
-        ));
+        );
+        return Err(CliError::Usage(error.to_string()));
     }
     let applied = schema::migrate(&mut client).await.map_err(|error| CliError::Failed(error.into()))?;
     let mut lines: Vec<String> = applied.iter().map(|migration| format!("applied {migration}")).collect();

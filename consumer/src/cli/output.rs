@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
 use serde::Serialize;
 
-use super::exit::CliError;
+use super::{action::say, exit::CliError};
 
 /// So many rows of a table share one look at how wide its columns are.
 const TABLE_PAGE: usize = 500;
@@ -59,6 +59,8 @@ enum Kind {
     /// Names and ids: what differs is at their ends.
     Name,
     Number,
+    /// Never cut.
+    Whole,
     /// Begins with what matters.
     Prose,
 }
@@ -66,6 +68,10 @@ enum Kind {
 impl Column {
     pub(super) const fn text(name: &'static str) -> Self {
         Self { name, kind: Kind::Name, is_wide: false }
+    }
+
+    pub(super) const fn whole(name: &'static str) -> Self {
+        Self { name, kind: Kind::Whole, is_wide: false }
     }
 
     pub(super) const fn number(name: &'static str) -> Self {
@@ -127,10 +133,10 @@ impl<T: Row> Rows<T> {
         Ok(())
     }
 
-    /// Prints what is left, and in a table of no rows `none`.
+    /// Prints what is left. That a table has no rows is said on standard error: it is no row.
     pub(super) fn finish(mut self, none: &str) -> Result<(), CliError> {
         match (self.format, self.printed) {
-            (Format::Table | Format::Wide, 0) => writeln!(self.out, "{none}")?,
+            (Format::Table | Format::Wide, 0) => say(none),
             (Format::Table | Format::Wide, _) => self.print_page()?,
             (Format::Json | Format::Yaml, 0) => writeln!(self.out, "[]")?,
             (Format::Json, _) => writeln!(self.out, "\n]")?,
@@ -161,12 +167,22 @@ pub(super) fn print_document<T: Serialize>(
     let printed = match format {
         Format::Table | Format::Wide => text(format == Format::Wide),
         Format::Json => serde_json::to_string_pretty(document)?,
-        Format::Ndjson => serde_json::to_string(document)?,
+        Format::Ndjson => lines(serde_json::to_value(document)?),
         Format::Yaml => serde_saphyr::to_string(document)?,
     };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", printed.trim_end())?;
     Ok(out.flush()?)
+}
+
+/// A document a line: of a list, each of its elements.
+fn lines(document: serde_json::Value) -> String {
+    match document {
+        serde_json::Value::Array(elements) => {
+            elements.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        }
+        document => document.to_string(),
+    }
 }
 
 /// A table as text.
@@ -183,9 +199,9 @@ fn render<T: Row>(page: Vec<Vec<String>>, wide: bool, widths: &[u16]) -> (Vec<St
     if widths.is_empty() {
         table.set_header(shown.iter().map(|(_, column)| column.name));
     }
-    for mut cells in page {
+    for cells in page {
         let cell = |(index, column): &(usize, &Column)| {
-            let cell = cells.get_mut(*index).map(std::mem::take).unwrap_or_default();
+            let cell = cells.get(*index).map(|cell| printable(cell)).unwrap_or_default();
             if wide { cell } else { shortened(cell, column.kind) }
         };
         table.add_row(shown.iter().map(cell).collect::<Vec<_>>());
@@ -204,6 +220,17 @@ fn render<T: Row>(page: Vec<Vec<String>>, wide: bool, widths: &[u16]) -> (Vec<St
     let widths = own.iter().zip(widths.iter().chain(std::iter::repeat(&0)));
     let widths = widths.map(|(width, before)| (width + GAP).max(*before)).collect();
     (table.lines().map(|line| line.trim_end().to_owned()).collect(), widths)
+}
+
+/// Text from elsewhere, without what would move the cursor, colour the rest, or turn it around.
+pub(super) fn printable(text: &str) -> String {
+    let is_harmful =
+        |c: char| c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let mut printed = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_harmful(c) { printed.extend(c.escape_default()) } else { printed.push(c) }
+    }
+    printed
 }
 
 fn shortened(cell: String, kind: Kind) -> String {
@@ -283,6 +310,11 @@ mod tests {
         );
         assert_eq!(time(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
         assert_eq!(time(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn text_from_elsewhere_does_nothing_to_a_terminal() {
+        assert_eq!(printable("a\x1b[31m\n\u{202E}é"), "a\\u{1b}[31m\\n\\u{202e}é");
     }
 
     #[test]

@@ -206,7 +206,7 @@ impl PartitionOverview {
             lag,
             pending,
             backlog: lag.map(|lag| lag + pending),
-            oldest_age_ms: known.and_then(oldest),
+            oldest_age_ms: known.map_or(look.first.map(age), oldest),
             oldest_pending: known.and_then(|group| group.oldest_pending).map(|id| id.to_string()),
             oldest_pending_idle_ms: known.and_then(|group| group.oldest_pending_idle_ms),
             last_commit_ms_ago,

@@ -1,13 +1,15 @@
 //! `likesctl partitions`
 
-use std::io::{self, Write};
-
 use clap::{Args, Subcommand};
-use shared::{agreement, cli::refuse, partition::PartitionCount};
+use serde::Serialize;
+use shared::{agreement, partition::PartitionCount};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     access::RedisAccess,
+    action::{Act, ActionArgs},
     exit::{CliError, Exit},
+    output::print_document,
 };
 
 #[derive(Subcommand)]
@@ -28,38 +30,76 @@ pub(super) struct GrowOptions {
     count: PartitionCount,
 
     #[command(flatten)]
+    action: ActionArgs,
+
+    #[command(flatten)]
     redis: RedisAccess,
 }
 
-pub(super) async fn run(command: Command) -> Result<Exit, CliError> {
+/// What growing did.
+#[derive(Serialize)]
+struct GrowReport {
+    command: &'static str,
+    dry_run: bool,
+    from: u16,
+    to: u16,
+    /// Whether there are more now than before.
+    changed: bool,
+}
+
+pub(super) async fn run(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     match command {
-        Command::Grow(options) => grow(options).await,
+        Command::Grow(options) => grow(options, interrupt).await,
     }
 }
 
-async fn grow(GrowOptions { count: wanted, redis }: GrowOptions) -> Result<Exit, CliError> {
+async fn grow(
+    GrowOptions { count: wanted, action, redis }: GrowOptions,
+    interrupt: &CancellationToken,
+) -> Result<Exit, CliError> {
     let site = redis.open().await?;
     let now = site.partitions;
-    if wanted == now {
-        // It is done, whether or not anybody hears of it.
-        let _ = writeln!(io::stdout(), "nothing to do: there are {now} partitions");
-        return Ok(Exit::Done);
-    }
     if wanted < now {
-        refuse(&format!(
+        return Err(CliError::Usage(format!(
             "COUNT: '{wanted}' is less than the {now} partitions that there are: allowed is more"
-        ));
-    }
-    // Groups early: a Redis that is out of memory makes none.
-    site.streams.ensure_groups(wanted).await.map_err(|error| CliError::Failed(error.into()))?;
-    if !agreement::grow(&site.redis, &site.keys, now, wanted).await? {
-        return Err(CliError::failed(format!(
-            "somebody else has changed the {now} partitions just now: look again"
         )));
     }
-    let _ = writeln!(
-        io::stdout(),
-        "grown from {now} to {wanted} partitions: running programs follow within seconds"
-    );
+    let command = "partitions grow";
+    let mut report =
+        GrowReport { command, dry_run: action.dry_run, from: now.get(), to: wanted.get(), changed: false };
+    if wanted > now {
+        let act = Act {
+            command,
+            what: ("partitions", "partition"),
+            effect: format!("from {now} to {wanted}; this can't be undone"),
+            selection: &format!("from {now} to {wanted}"),
+            args: &action,
+            pace: None,
+            interrupt,
+        };
+        // Groups early: a Redis that is out of memory makes none.
+        let work = async {
+            match site.streams.ensure_groups(wanted).await {
+                Ok(()) => agreement::grow(&site.redis, &site.keys, now, wanted).await.map(Ok),
+                Err(error) => Ok(Err(error)),
+            }
+        };
+        report.changed = match act.once(&site, u64::from(wanted.get() - now.get()), Box::pin(work)).await? {
+            None => false,
+            Some(Err(error)) => return Err(CliError::Failed(error.into())),
+            Some(Ok(true)) => true,
+            Some(Ok(false)) => {
+                let what = format!("somebody else has changed the {now} partitions just now: look again");
+                return Err(CliError::failed(what));
+            }
+        };
+    }
+    print_document(action.output, &report, |_| match (report.changed, report.dry_run) {
+        (true, _) => {
+            format!("grown from {now} to {wanted} partitions: running programs follow within seconds")
+        }
+        (false, true) if wanted > now => "dry run: nothing was changed".to_owned(),
+        (false, _) => format!("nothing to do: there are {now} partitions"),
+    })?;
     Ok(Exit::Done)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use fred::prelude::Error;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use shared::config::positive_duration;
@@ -10,10 +11,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    access::RedisAccess,
-    action::{Act, ActionArgs},
+    access::{RedisAccess, Site},
+    action::{Act, ActionArgs, say},
     exit::{CliError, Exit},
-    output::{OutputArgs, count, print_document},
+    output::{OutputArgs, count, many, print_document},
 };
 use crate::fixed_partitions::FixedPartitions;
 
@@ -68,14 +69,9 @@ pub(super) async fn resume(options: PauseOptions, interrupt: &CancellationToken)
 
 async fn set(options: PauseOptions, interrupt: &CancellationToken, pauses: bool) -> Result<Exit, CliError> {
     let PauseOptions { partition, action, redis } = options;
-    let site = redis.open().await?;
+    let site = redis.open_group(interrupt).await?;
     let chosen = partition.as_ref().map(|wanted| site.partitions_of(Some(wanted))).transpose()?;
     let now = site.streams.paused().await?;
-    if !pauses && chosen.is_some() && now.all {
-        let line = "all partitions are paused as a whole: resume all of them, and pause those that should be"
-            .to_owned();
-        return Err(CliError::Refused(line));
-    }
     let what =
         partition.map_or_else(|| "all partitions".to_owned(), |partition| format!("partitions {partition}"));
     let effect = if pauses {
@@ -88,18 +84,16 @@ async fn set(options: PauseOptions, interrupt: &CancellationToken, pauses: bool)
     let (command, selection) = (if pauses { "pause" } else { "resume" }, what);
     let number = chosen.as_ref().map_or(site.partitions.get().into(), Vec::len) as u64;
     let what = ("partitions", "partition");
-    let act = Act { command, what, effect, selection: &selection, args: &action, interrupt };
+    let act = Act { command, what, effect, selection: &selection, args: &action, pace: None, interrupt };
     let work = async {
-        let chosen = chosen.as_deref();
-        if pauses {
-            return site.streams.pause(chosen).await;
+        match chosen.as_deref() {
+            chosen if pauses => site.streams.pause(chosen).await,
+            Some(chosen) if now.all => site.streams.resume_of_all(chosen, site.partitions).await,
+            Some(chosen) => site.streams.resume(chosen).await,
+            None => site.streams.resume_all().await,
         }
-        // Without a choice nothing stays paused, however it was.
-        let all = site.partitions.partitions().collect::<Vec<_>>();
-        let some = site.streams.resume(Some(chosen.unwrap_or(&all))).await?;
-        Ok(if chosen.is_none() { some + site.streams.resume(None).await? } else { some })
     };
-    let changed = act.once(&site, number, work).await?;
+    let changed = act.once(&site, number, Box::pin(work)).await?;
     let report = PauseReport { command, dry_run: action.dry_run, changed: changed.unwrap_or(0) };
     print_document(action.output, &report, |_| match changed {
         None => "dry run: nothing was changed".to_owned(),
@@ -117,39 +111,43 @@ struct DrainReport {
 }
 
 pub(super) async fn drain(options: DrainOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
-    let site = options.redis.open().await?;
-    let partitions = site.partitions_of(options.partition.as_ref())?;
+    let site = options.redis.open_group(interrupt).await?;
+    site.partitions_of(options.partition.as_ref())?;
     let started = Instant::now();
     let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}");
     let bar = ProgressBar::new(0).with_prefix("drain");
     let bar = style.map_or(bar.clone(), |style| bar.with_style(style));
-    let (mut most, mut backlog);
-    most = 0;
-    let ended = loop {
-        let overview = site.overview(&partitions).await?;
-        let paused = overview.partitions.iter().any(|row| row.paused && row.backlog != Some(0));
-        backlog = overview.total.backlog;
-        if paused {
-            bar.finish_and_clear();
-            let line =
-                "a paused partition has a backlog, which nobody will store: likesctl resume".to_owned();
-            return Err(CliError::Refused(line));
-        }
+    let (mut most, mut trouble) = (0, None);
+    let (ended, backlog) = loop {
+        let backlog = match look(&site, options.partition.as_ref()).await {
+            Ok((left, why)) => {
+                if why.is_some() && why != trouble {
+                    bar.suspend(|| say(why.unwrap_or_default()));
+                }
+                trouble = why;
+                left
+            }
+            // It may be over soon, and the time is bounded by whoever wants it so.
+            Err(error) => {
+                bar.suspend(|| say(&format!("how much is left is not known: {error}")));
+                None
+            }
+        };
         match backlog {
-            Some(0) => break Exit::Done,
+            Some(0) => break (Exit::Done, backlog),
             Some(left) => {
                 most = most.max(left);
                 bar.set_length(most);
                 bar.set_position(most - left);
                 bar.set_message(format!("{} left", count(left)));
             }
-            None => bar.set_message("how much is left is not known yet"),
+            None => bar.set_message("how much is left is not known"),
         }
         if options.timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
-            break Exit::Unwell;
+            break (Exit::Unwell, backlog);
         }
         if interrupt.run_until_cancelled(sleep(LOOK_INTERVAL)).await.is_none() {
-            break Exit::Interrupted;
+            break (Exit::Interrupted, backlog);
         }
     };
     bar.finish_and_clear();
@@ -157,8 +155,25 @@ pub(super) async fn drain(options: DrainOptions, interrupt: &CancellationToken) 
     let report = DrainReport { drained: ended == Exit::Done, backlog, waited_ms };
     print_document(options.output, &report, |_| match (ended, backlog) {
         (Exit::Done, _) => "drained: the backlog is 0".to_owned(),
-        (_, Some(left)) => format!("not drained: {} entries are left", count(left)),
+        (_, Some(left)) => format!("not drained: {} left", many(left, "entry is", "entries are")),
         (_, None) => "not drained: how much is left is not known".to_owned(),
     })?;
     Ok(ended)
+}
+
+/// How much is left, and why that may not get less.
+async fn look(
+    site: &Site,
+    wanted: Option<&FixedPartitions>,
+) -> Result<(Option<u64>, Option<&'static str>), Error> {
+    let overview = site.overview(&site.partitions_now(wanted).await?).await?;
+    let mut waiting = overview.partitions.iter().filter(|row| row.backlog != Some(0));
+    let is_paused = waiting.clone().any(|row| row.paused);
+    let is_unread = waiting.any(|row| row.owners.is_empty());
+    let why = match (is_paused, is_unread) {
+        (true, _) => Some("a paused partition has a backlog, which nobody stores: likesctl resume"),
+        (false, true) => Some("nobody reads a partition that has a backlog: likesctl doctor"),
+        (false, false) => None,
+    };
+    Ok((overview.total.backlog, why))
 }

@@ -1,6 +1,6 @@
 //! `likesctl pending`
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     access::{self, MENDER, RedisAccess, Site},
-    action::{Act, ActionArgs, Applied, ExportArgs, Report},
+    action::{Act, ActionArgs, Applied, ExportArgs, PaceArgs, Report},
     exit::{CliError, Exit},
     letter_record::{LikeRecord, dropped},
-    output::{Column, OutputArgs, Row, Rows, age, print_document, time},
+    output::{Column, OutputArgs, Row, Rows, age, print_document, printable, time},
     scan::{Item, Pending, PendingScan, Scan},
     selection::{EntryRef, Everything, Filter, PendingSelection},
     table,
@@ -21,9 +21,6 @@ use crate::{
     config::group_name,
     entry::{self, EntryId},
 };
-
-/// As if an entry had been forgotten for so long: whoever reads its partition claims it with the next look.
-const LONG_IDLE: Duration = Duration::from_hours(24);
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -89,6 +86,8 @@ pub(super) struct ActOptions {
     #[command(flatten)]
     everything: Everything,
     #[command(flatten)]
+    pace: PaceArgs,
+    #[command(flatten)]
     action: ActionArgs,
     #[command(flatten)]
     redis: RedisAccess,
@@ -143,7 +142,7 @@ impl PendingRow {
 
 impl Row for PendingRow {
     const COLUMNS: &'static [Column] = &[
-        Column::text("ENTRY"),
+        Column::whole("ENTRY"),
         Column::text("CONSUMER"),
         Column::number("IDLE"),
         Column::number("DELIVERIES"),
@@ -177,7 +176,7 @@ impl Command {
 
 pub(super) async fn run(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     match command {
-        Command::List(options) => list(options).await,
+        Command::List(options) => list(options, interrupt).await,
         Command::Show(options) => show(options).await,
         Command::Claim(options) => claim(options, interrupt).await,
         Command::Retry(options) => retry(options, interrupt).await,
@@ -186,9 +185,13 @@ pub(super) async fn run(command: Command, interrupt: &CancellationToken) -> Resu
     }
 }
 
-async fn list(ListOptions { pending, output, redis }: ListOptions) -> Result<Exit, CliError> {
-    let site = redis.open().await?;
+async fn list(
+    ListOptions { pending, output, redis }: ListOptions,
+    interrupt: &CancellationToken,
+) -> Result<Exit, CliError> {
+    let site = redis.open_group(interrupt).await?;
     let (filter, now_ms) = (pending.resolve(&site).await?, site.now_ms().await?);
+    check_known(&site, &filter).await?;
     let mut scan = PendingScan::new(&site, &filter, None, false);
     let mut rows = Rows::new(output);
     while let Some(page) = scan.next_page().await? {
@@ -255,11 +258,11 @@ fn text_of(detail: &PendingDetail) -> String {
     let mut lines = vec![
         format!("entry       {}", row.entry),
         format!("accepted    {}, {} ago", detail.accepted_at, age(row.age_ms)),
-        format!("consumer    {}, idle for {}", row.consumer, age(row.idle_ms)),
+        format!("consumer    {}, idle for {}", printable(&row.consumer), age(row.idle_ms)),
         format!("deliveries  {}", row.deliveries),
     ];
     if let Some(problem) = &detail.problem {
-        lines.push(format!("problem     {problem}"));
+        lines.push(format!("problem     {}", printable(problem)));
     }
     lines.push(format!("likes       {}", detail.likes.len()));
     lines.extend(detail.likes.iter().map(|like| format!("  {like}")));
@@ -267,8 +270,8 @@ fn text_of(detail: &PendingDetail) -> String {
 }
 
 impl ActOptions {
-    async fn open(&self) -> Result<(Site, Filter), CliError> {
-        let site = self.redis.open().await?;
+    async fn open(&self, interrupt: &CancellationToken) -> Result<(Site, Filter), CliError> {
+        let site = self.redis.open_group(interrupt).await?;
         let filter = self.pending.resolve(&site).await?.or_all(self.everything)?;
         check_known(&site, &filter).await?;
         Ok((site, filter))
@@ -282,11 +285,19 @@ impl ActOptions {
         interrupt: &'a CancellationToken,
     ) -> Act<'a> {
         let what = ("pending entries", "pending entry");
-        Act { command, what, effect: effect.into(), selection: &filter.text, args: &self.action, interrupt }
+        Act {
+            command,
+            what,
+            effect: effect.into(),
+            selection: &filter.text,
+            args: &self.action,
+            pace: Some(self.pace),
+            interrupt,
+        }
     }
 }
 
-/// A name that nobody has is a mistake, and so is an id that isn't pending.
+/// A name that nobody has is a mistake, and so is an entry that is named and isn't pending.
 async fn check_known(site: &Site, filter: &Filter) -> Result<(), CliError> {
     if let Some(name) = &filter.consumer
         && !site.knows_consumer(name).await?
@@ -296,42 +307,33 @@ async fn check_known(site: &Site, filter: &Filter) -> Result<(), CliError> {
             site.streams.group()
         )));
     }
-    for (number, ids) in filter.ids.iter().flatten() {
-        if let [id] = ids.iter().copied().collect::<Vec<EntryId>>()[..] {
-            let partition = site.partition(*number)?;
-            if site.streams.pending(partition, (id, id), None, 0, 1).await?.is_empty() {
-                let entry = EntryRef { partition: *number, id };
-                return Err(CliError::failed(format!("{entry} is not pending")));
-            }
+    for entry in &filter.named {
+        let partition = site.partition(entry.partition)?;
+        if site.streams.pending(partition, (entry.id, entry.id), None, 0, 1).await?.is_empty() {
+            return Err(CliError::failed(format!("{entry} is not pending")));
         }
     }
     Ok(())
 }
-
-const GONE: &str = "no longer pending";
 
 async fn hand_over(
     site: &Site,
     partition: Partition,
     entries: &[Pending],
     to: &str,
-    idle: Duration,
     deliveries: Option<u64>,
 ) -> Result<Applied, CliError> {
     let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
-    let taken = site.streams.hand_over(partition, &ids, to, idle, deliveries).await?;
-    Ok(Applied::of(
-        entries,
-        |entry| taken.contains(&entry.id()),
-        "no longer pending, or deleted from the stream",
-    ))
+    let (taken, deleted) = site.streams.hand_over(partition, &ids, to, deliveries).await?;
+    let why = "it was deleted from the stream: its likes are lost";
+    Ok(Applied::but(taken.len(), entries, |entry| deleted.contains(&entry.id()), why))
 }
 
 async fn claim(
     ClaimOptions { to, act: options }: ClaimOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
-    let (site, filter) = options.open().await?;
+    let (site, filter) = options.open(interrupt).await?;
     if !site.knows_consumer(&to).await? {
         return Err(CliError::failed(format!("the group {} knows no consumer '{to}'", site.streams.group())));
     }
@@ -340,24 +342,29 @@ async fn claim(
         &site,
         |horizon| PendingScan::new(&site, &filter, horizon.cloned(), false),
         None,
-        async |partition, entries| hand_over(&site, partition, entries, &to, Duration::ZERO, None).await,
+        async |partition, entries| hand_over(&site, partition, entries, &to, None).await,
     )
     .await
 }
 
 async fn retry(options: ActOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
-    let (site, filter) = options.open().await?;
+    let (site, filter) = options.open(interrupt).await?;
     let act = options.act("pending retry", "tried again", &filter, interrupt);
-    act.tell(&retry_matching(&site, &filter, &act).await?)
+    act.tell(&retry_matching(&site, &filter, &act, Some(0)).await?)
 }
 
-/// Has entries tried again by whoever reads their partition.
-pub(super) async fn retry_matching(site: &Site, filter: &Filter, act: &Act<'_>) -> Result<Report, CliError> {
+/// Has entries tried again by whoever reads their partition, with this number of deliveries or the one that they have.
+pub(super) async fn retry_matching(
+    site: &Site,
+    filter: &Filter,
+    act: &Act<'_>,
+    deliveries: Option<u64>,
+) -> Result<Report, CliError> {
     act.apply(
         site,
         |horizon| PendingScan::new(site, filter, horizon.cloned(), false),
         None,
-        async |partition, entries| hand_over(site, partition, entries, MENDER, LONG_IDLE, Some(0)).await,
+        async |partition, entries| hand_over(site, partition, entries, MENDER, deliveries).await,
     )
     .await
 }
@@ -366,7 +373,7 @@ async fn ack(
     AckOptions { act: options, postgres }: AckOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
-    let (site, filter) = options.open().await?;
+    let (site, filter) = options.open(interrupt).await?;
     let (client, _) =
         access::postgres(&postgres, "likesctl pending ack", options.redis.startup_timeout).await?;
     let act = options.act("pending ack", "acknowledged, if the table has their likes", &filter, interrupt);
@@ -377,14 +384,9 @@ async fn ack(
         async |partition, entries| {
             let stored = stored(&client, entries).await?;
             let ids: Vec<EntryId> = stored.iter().copied().collect();
-            if !ids.is_empty() {
-                site.streams.take_off(partition, &ids).await?;
-            }
-            Ok(Applied::of(
-                entries,
-                |entry| stored.contains(&entry.id()),
-                "not all of its likes are in the table",
-            ))
+            let acked = if ids.is_empty() { 0 } else { site.streams.take_off(partition, &ids).await?.len() };
+            let why = "not all of its likes are in the table";
+            Ok(Applied::but(acked, entries, |entry| !stored.contains(&entry.id()), why))
         },
     )
     .await
@@ -407,7 +409,7 @@ async fn drop_entries(
     DropOptions { act: options, export }: DropOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
-    let (site, filter) = options.open().await?;
+    let (site, filter) = options.open(interrupt).await?;
     let act = options.act("pending drop", "given up, unstored", &filter, interrupt);
     let record = |pending: &Pending| dropped(&site, pending);
     act.run(
@@ -417,8 +419,7 @@ async fn drop_entries(
         async |partition, entries| {
             let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
             let dropped = site.streams.take_off(partition, &ids).await?;
-            let skipped = entries.iter().skip(usize::try_from(dropped).unwrap_or(usize::MAX));
-            Ok(Applied { done: dropped, skipped: skipped.map(|entry| (entry.entry(), GONE)).collect() })
+            Ok(Applied { done: dropped.len() as u64, skipped: Vec::new() })
         },
     )
     .await

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     access::{self, RedisAccess},
-    action::{Act, ActionArgs, Applied, say},
+    action::{Act, ActionArgs, Applied, PaceArgs, say},
     exit::{CliError, Exit},
     output::count,
     scan::{Course, Horizon, Item, Scan, likes},
@@ -41,6 +41,9 @@ pub(super) struct Options {
     /// Up to when [default: now]
     #[arg(long, value_name = "TIME", help_heading = "Selection")]
     to: Option<Moment>,
+
+    #[command(flatten)]
+    pace: PaceArgs,
 
     #[command(flatten)]
     action: ActionArgs,
@@ -78,7 +81,7 @@ impl Scan for StreamScan<'_> {
     async fn next_page(&mut self) -> Result<Option<Vec<StreamEntry>>, Error> {
         while let Some((partition, stretch)) = self.0.stretch() {
             let found = self.0.site().streams.entries(partition, stretch, super::scan::PAGE).await?;
-            self.0.go_on(found.last().map(|raw| raw.at.id), found.len());
+            self.0.go_on(found.last().map(|raw| raw.at.id), found.len() == super::scan::PAGE);
             if !found.is_empty() {
                 return Ok(Some(found.into_iter().map(StreamEntry).collect()));
             }
@@ -94,6 +97,9 @@ pub(super) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
         Filter { partitions: site.partitions_of(options.partition.as_ref())?, ..Filter::everything() };
     filter.span = span;
     filter.text = format!("--from {}", span.0);
+    if options.to.is_some() {
+        filter.text = format!("{} --to {}", filter.text, span.1);
+    }
     if let Some(partition) = &options.partition {
         filter.text = format!("-p {partition} {}", filter.text);
     }
@@ -110,6 +116,7 @@ pub(super) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
         effect: "written once more; the group stays where it is".to_owned(),
         selection: &filter.text,
         args: &options.action,
+        pace: Some(options.pace),
         interrupt,
     };
     let (mut inserted, mut known) = (0, 0);

@@ -9,6 +9,7 @@ use shared::{codec, like::Like, partition::Partition};
 
 use super::{
     access::Site,
+    output::printable,
     selection::{EntryRef, Filter},
 };
 use crate::{
@@ -18,6 +19,12 @@ use crate::{
 
 /// So many entries are read at once.
 pub(super) const PAGE: usize = 500;
+
+/// So many dead letters: they may be large.
+const DEAD_PAGE: usize = 50;
+
+/// So much of a dead letter's detail is in one line.
+const DETAIL_CHARS: usize = 80;
 
 /// Where a scan must end, as far as each partition was seen: what comes later was not.
 pub(super) type Horizon = BTreeMap<u16, EntryId>;
@@ -63,7 +70,7 @@ impl Item for Pending {
     fn line(&self) -> String {
         let PendingEntry { consumer, deliveries, .. } = &self.entry;
         let times = if *deliveries == 1 { "once".to_owned() } else { format!("{deliveries} times") };
-        format!("{}  pending with {consumer}, delivered {times}", self.entry())
+        format!("{}  pending with {}, delivered {times}", self.entry(), printable(consumer))
     }
 }
 
@@ -95,7 +102,8 @@ impl Item for Letter {
     }
 
     fn line(&self) -> String {
-        format!("{}  {}: {}", self.entry(), self.text("reason"), self.text("detail"))
+        let detail: String = self.text("detail").chars().take(DETAIL_CHARS).collect();
+        format!("{}  {}: {}", self.entry(), printable(&self.text("reason")), printable(&detail))
     }
 }
 
@@ -150,10 +158,10 @@ impl<'a> Course<'a> {
         self.site
     }
 
-    /// A page of so many was read, up to this id.
-    pub(super) fn go_on(&mut self, last: Option<EntryId>, read: usize) {
+    /// A page was read, up to this id; one that is not full is the last of its partition.
+    pub(super) fn go_on(&mut self, last: Option<EntryId>, is_full: bool) {
         match last.and_then(EntryId::after) {
-            Some(next) if read == PAGE => self.next = next,
+            Some(next) if is_full => self.next = next,
             _ => self.leave(),
         }
     }
@@ -206,11 +214,11 @@ impl<'a> PendingScan<'a> {
             let looks =
                 ids.iter().map(|id| streams.pending(partition, (*id, *id), consumer, filter.min_idle_ms, 1));
             let found = try_join_all(looks).await?.into_iter().flatten().collect();
-            self.course.go_on(ids.last().copied(), ids.len());
+            self.course.go_on(ids.last().copied(), ids.len() == PAGE);
             return Ok(found);
         }
         let found = streams.pending(partition, stretch, consumer, filter.min_idle_ms, PAGE).await?;
-        self.course.go_on(found.last().map(|entry| entry.id), found.len());
+        self.course.go_on(found.last().map(|entry| entry.id), found.len() == PAGE);
         Ok(found)
     }
 
@@ -273,11 +281,11 @@ impl<'a> DeadScan<'a> {
         let found = if let Some(ids) = self.course.ids_of(partition, stretch) {
             let looks = ids.iter().map(|id| streams.dead_letters(partition, (*id, *id), 1));
             let found = try_join_all(looks).await?.into_iter().flatten().collect();
-            self.course.go_on(ids.last().copied(), ids.len());
+            self.course.go_on(ids.last().copied(), ids.len() == PAGE);
             found
         } else {
-            let found = streams.dead_letters(partition, stretch, PAGE).await?;
-            self.course.go_on(found.last().map(|letter| letter.at.id), found.len());
+            let found = streams.dead_letters(partition, stretch, DEAD_PAGE).await?;
+            self.course.go_on(found.last().map(|letter| letter.at.id), found.len() == DEAD_PAGE);
             found
         };
         let letter = |raw: entry::RawEntry| Some(Letter { partition, id: raw.at.id, fields: raw.fields? });

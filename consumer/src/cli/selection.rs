@@ -17,7 +17,6 @@ use shared::{
 
 use super::{access::Site, exit::CliError};
 use crate::{
-    config::group_name,
     dead_letter::Reason,
     entry::{EntryId, Position},
     fixed_partitions::FixedPartitions,
@@ -91,13 +90,14 @@ impl FromStr for Moment {
         let is_id = |text: &str| {
             text.split('-').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
         };
-        if let Ok(ago) = duration(text) {
-            return Ok(Self::Ago(ago));
-        }
+        // First: humantime takes 0 for a duration, too.
         if is_id(text)
             && let Ok(id) = text.parse::<EntryId>()
         {
             return Ok(if text.contains('-') { Self::Id(id) } else { Self::At(id.ms) });
+        }
+        if let Ok(ago) = duration(text) {
+            return Ok(Self::Ago(ago));
         }
         let at = humantime::parse_rfc3339_weak(text).ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let at = at.and_then(|at| u64::try_from(at.as_millis()).ok());
@@ -149,7 +149,7 @@ impl Span {
         let first = self.since.map_or(EntryId::default(), |since| since.first(now_ms));
         let last = self.until.map_or(EntryId::MAX, |until| until.last(now_ms));
         if first > last {
-            return Err(CliError::Usage("--since is after --until".to_owned()));
+            return Err(CliError::Usage("the end of the time is before its beginning".to_owned()));
         }
         Ok((first, last))
     }
@@ -168,7 +168,7 @@ pub(super) struct Selection {
     partition: Option<FixedPartitions>,
 
     /// Of this consumer
-    #[arg(long, value_name = "NAME", value_parser = group_name)]
+    #[arg(long, value_name = "NAME")]
     consumer: Option<String>,
 
     /// Delivered so often at least
@@ -226,6 +226,8 @@ pub(super) struct Everything {
 pub(super) struct Filter {
     pub(super) partitions: Vec<Partition>,
     pub(super) ids: Option<BTreeMap<u16, BTreeSet<EntryId>>>,
+    /// Those of them that were named on the command line: they must be there.
+    pub(super) named: Vec<EntryRef>,
     pub(super) span: (EntryId, EntryId),
     pub(super) consumer: Option<String>,
     pub(super) min_deliveries: u64,
@@ -320,6 +322,7 @@ impl Selection {
                 _ => format!("{entries} ids"),
             };
             filter.partitions.retain(|partition| ids.contains_key(&partition.number()));
+            filter.named = self.ids.iter().filter_map(|id| id.parse().ok()).collect();
             filter.ids = Some(ids);
         }
         if let Some(partitions) = &self.partition {
@@ -370,16 +373,15 @@ impl Selection {
                             "more than {MAX_IDS} ids: select in another way"
                         )));
                     }
-                    if !line.trim().is_empty() {
-                        take(id_of_line(line.trim()))?;
+                    let id = id_of_line(line.trim());
+                    // The head of a table.
+                    if !id.is_empty() && id != "ENTRY" {
+                        take(id)?;
                     }
                 }
             } else {
                 take(text)?;
             }
-        }
-        if ids.is_empty() {
-            return Err(CliError::Usage("no ids came on standard input".to_owned()));
         }
         Ok(ids)
     }
@@ -429,6 +431,7 @@ mod tests {
         assert_eq!(first("2h"), EntryId { ms: now_ms - 7_200_000, seq: 0 });
         assert_eq!(first("2023-11-14T22:13:20Z"), EntryId { ms: now_ms, seq: 0 });
         assert_eq!(first("1700000000000-7"), EntryId { ms: now_ms, seq: 7 });
+        assert_eq!(first("0"), EntryId::default());
         assert_eq!(first("1700000000000"), EntryId { ms: now_ms, seq: 0 });
         assert_eq!(
             "1700000000000".parse::<Moment>().unwrap().last(now_ms),

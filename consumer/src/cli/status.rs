@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     access::RedisAccess,
+    action::say,
     check::{self, Thresholds},
     exit::{CliError, Exit},
     output::{Column, OutputArgs, Row, age, age_or_none, count, many, print_document, table},
@@ -35,7 +36,7 @@ pub(super) struct StatusOptions {
     watch: Option<Duration>,
 
     /// One line for a monitoring system, and its exit codes: 0 ok, 1 warning, 2 critical, 3 unknown
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output")]
     check: bool,
 
     #[command(flatten)]
@@ -66,9 +67,20 @@ pub(super) async fn status(options: StatusOptions, interrupt: &CancellationToken
         return check::run(&options.redis, options.partition.as_ref(), &options.thresholds).await;
     }
     let site = options.redis.open().await?;
-    let partitions = site.partitions_of(options.partition.as_ref())?;
+    site.partitions_of(options.partition.as_ref())?;
     loop {
-        let overview = site.overview(&partitions).await?;
+        let looked = async { site.overview(&site.partitions_now(options.partition.as_ref()).await?).await };
+        let overview = match (looked.await, options.watch) {
+            (Ok(overview), _) => overview,
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(interval)) => {
+                say(&format!("can't be looked at now: {error}"));
+                if interrupt.run_until_cancelled(sleep(interval)).await.is_none() {
+                    return Ok(Exit::Interrupted);
+                }
+                continue;
+            }
+        };
         if options.watch.is_some() && io::stdout().is_terminal() {
             write!(io::stdout(), "{CLEAR}")?;
         }
@@ -146,7 +158,7 @@ fn others(with_pending: &[&ConsumerOverview]) -> String {
 fn summary(total: &Total) -> String {
     let backlog = total.backlog.map_or_else(|| format!("unknown, at least {}", count(total.pending)), count);
     format!(
-        "backlog {backlog} (lag {}, pending {}), oldest {}, oldest pending idle {}, last commit {}, dead {}",
+        "backlog {backlog} (lag {}, pending {}), oldest {}, oldest pending idle {}\nlast commit {}, dead letters {}",
         total.lag.map_or_else(|| "unknown".to_owned(), count),
         count(total.pending),
         age_or_none(total.oldest_age_ms),
@@ -286,7 +298,12 @@ pub(super) async fn consumers(
     LookOptions { partition, output, redis }: LookOptions,
 ) -> Result<Exit, CliError> {
     let site = redis.open().await?;
-    let rows = site.overview(&site.partitions_of(partition.as_ref())?).await?.consumers;
+    let partitions = site.partitions_of(partition.as_ref())?;
+    let mut rows = site.overview(&partitions).await?.consumers;
+    if partition.is_some() {
+        let asked: Vec<u16> = partitions.iter().map(|partition| partition.number()).collect();
+        rows.retain(|row| row.pending > 0 || row.partitions.iter().any(|own| asked.contains(own)));
+    }
     print_document(output, &rows, |wide| {
         if rows.is_empty() { "the group has no consumers".to_owned() } else { table(&rows, wide) }
     })?;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Args;
+use fred::prelude::Error;
 use ratatui::{
     DefaultTerminal, Frame,
     crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
@@ -117,6 +118,8 @@ struct Screen {
 enum Wish {
     Nothing,
     Quit,
+    /// By Ctrl-C.
+    Interrupt,
     /// To see this entry.
     Open(EntryRef),
 }
@@ -147,7 +150,7 @@ async fn show(
         terminal.draw(|frame| screen.draw(frame))?;
         tokio::select! {
             () = interrupt.cancelled() => return Ok(Exit::Interrupted),
-            _ = ticks.tick() => match site.overview(&site.partitions_of(None)?).await {
+            _ = ticks.tick() => match look(site).await {
                 Ok(overview) => screen.look(overview),
                 Err(error) => screen.problem = Some(error.to_string()),
             },
@@ -155,6 +158,7 @@ async fn show(
                 Some(Event::Key(key)) => match screen.press(key) {
                     Wish::Nothing => {}
                     Wish::Quit => return Ok(Exit::Done),
+                    Wish::Interrupt => return Ok(Exit::Interrupted),
                     Wish::Open(entry) => {
                         let described = pending::described(site, entry).await;
                         screen.opened = Some(described.unwrap_or_else(|error| error.to_string()));
@@ -165,6 +169,10 @@ async fn show(
             },
         }
     }
+}
+
+async fn look(site: &Site) -> Result<Overview, Error> {
+    site.overview(&site.partitions_now(None).await?).await
 }
 
 /// What is typed, and changes of the terminal's size.
@@ -212,7 +220,7 @@ impl Screen {
             return Wish::Nothing;
         }
         if key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL) {
-            return Wish::Quit;
+            return Wish::Interrupt;
         }
         if self.opened.take().is_some() {
             return Wish::Nothing;

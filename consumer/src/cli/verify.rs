@@ -15,7 +15,7 @@ use super::{
     access::{self, RedisAccess, Site},
     exit::{CliError, Exit},
     letter_record::LikeRecord,
-    output::{Column, OutputArgs, Row, count, print_document, table},
+    output::{Column, OutputArgs, Row, count, many, print_document, table},
     scan::{self, DeadScan, PAGE, Scan},
     selection::{EntryRef, Filter, Moment, Span},
     table::missing,
@@ -28,6 +28,10 @@ use crate::{
 
 /// So many missing likes are named.
 const NAMED: usize = 1_000;
+
+/// How often a sample is drawn for each that is wanted, and from how many entries.
+const SAMPLE_TRIES: u64 = 4;
+const SAMPLE_PAGE: usize = 20;
 
 /// A like that was just being moved, by `dead retry` say, is looked for once more after so long.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
@@ -60,6 +64,9 @@ pub(super) struct Options {
     postgres: PostgresArgs,
 }
 
+/// User and post.
+type Pair = (i64, i64);
+
 /// What was found.
 #[derive(Default, Serialize)]
 pub(super) struct Verdict {
@@ -71,7 +78,9 @@ pub(super) struct Verdict {
     pub(super) waiting: u64,
     /// Likes of acknowledged entries that are dead letters.
     pub(super) dead: u64,
-    /// Likes of acknowledged entries that are neither in the table nor dead letters.
+    /// Acknowledged entries with something that can't be read, and so not be looked for.
+    pub(super) unreadable: u64,
+    /// Likes of acknowledged entries that are neither in the table nor dead letters nor waiting once more.
     pub(super) missing: u64,
     /// The first thousand of them.
     pub(super) missing_likes: Vec<MissingLike>,
@@ -88,7 +97,7 @@ pub(super) struct MissingLike {
 }
 
 impl Row for MissingLike {
-    const COLUMNS: &'static [Column] = &[Column::text("ENTRY"), Column::text("MISSING LIKE")];
+    const COLUMNS: &'static [Column] = &[Column::whole("ENTRY"), Column::text("MISSING LIKE")];
 
     fn cells(&self) -> Vec<String> {
         vec![self.entry.to_string(), format!("user {} post {}", self.raw.user_id(), self.raw.post_id())]
@@ -118,7 +127,7 @@ pub(super) async fn run(options: Options) -> Result<Exit, CliError> {
 
 impl Verdict {
     fn text(&self, wide: bool) -> String {
-        let Self { entries, likes, waiting, dead, missing, missing_likes } = self;
+        let Self { entries, likes, waiting, dead, unreadable, missing, missing_likes } = self;
         let mut lines = Vec::new();
         if *missing > 0 {
             lines.push(table(missing_likes, wide));
@@ -132,6 +141,12 @@ impl Verdict {
             count(*dead),
             count(*waiting)
         ));
+        if *unreadable > 0 {
+            lines.push(format!(
+                "{} unreadable, in whole or in part: likesctl dead list has their letters",
+                many(*unreadable, "entry is", "entries are")
+            ));
+        }
         if *missing > 0 {
             let partitions: BTreeSet<u16> = missing_likes.iter().map(|like| like.entry.partition).collect();
             let partitions: Vec<String> = partitions.iter().map(u16::to_string).collect();
@@ -155,8 +170,8 @@ impl Verdict {
 pub(super) struct Verifier<'a> {
     site: &'a Site,
     client: &'a Client,
-    /// The likes among the dead letters of a partition, by the entry that they were in.
-    dead: BTreeMap<u16, HashSet<(EntryId, i64, i64)>>,
+    /// The likes among the dead letters of a partition.
+    dead: BTreeMap<u16, HashSet<Pair>>,
     verdict: Verdict,
 }
 
@@ -202,12 +217,22 @@ impl<'a> Verifier<'a> {
         let total: u64 = streams_in_time.iter().map(|(.., length)| length).sum();
         let mut seen = HashSet::new();
         for (partition, oldest_ms, newest_ms, length) in streams_in_time {
-            let share = (entries * length).div_ceil(total.max(1));
-            for _ in 0..share {
+            let share = u128::from(entries) * u128::from(length) / u128::from(total.max(1));
+            // One at least of each, and no more than there are.
+            let share = u64::try_from(share).unwrap_or(u64::MAX).clamp(1, length);
+            let (mut looked_at, mut tries) = (0, share.saturating_mul(SAMPLE_TRIES));
+            while looked_at < share && tries > 0 {
+                tries -= 1;
                 let from = EntryId { ms: rand::random_range(oldest_ms..=newest_ms), seq: 0 }.max(first);
-                let found = self.site.streams.range_with_fate(partition, (from, last), 1).await?;
-                let found: Vec<_> = found.into_iter().filter(|(entry, _)| seen.insert(entry.at)).collect();
-                self.look_at(partition, found).await?;
+                let mut found = streams.range_with_fate(partition, (from, last), SAMPLE_PAGE).await?;
+                // Not always the first after a moment: many may have come at once.
+                let at = rand::random_range(0..found.len().max(1));
+                if let Some(sampled) = found.drain(..).nth(at)
+                    && seen.insert(sampled.0.at)
+                {
+                    looked_at += 1;
+                    self.look_at(partition, vec![sampled]).await?;
+                }
             }
         }
         Ok(())
@@ -223,6 +248,8 @@ impl<'a> Verifier<'a> {
             self.verdict.entries += 1;
             let payload = raw.fields.as_deref().and_then(entry::payload);
             let decoded = payload.and_then(|payload| codec::decode(&payload).ok());
+            self.verdict.unreadable +=
+                u64::from(decoded.as_ref().is_none_or(|decoded| !decoded.bad.is_empty()));
             likes.extend(decoded.into_iter().flat_map(|decoded| decoded.likes).map(|like| (raw.at.id, like)));
         }
         self.verdict.likes += likes.len() as u64;
@@ -231,16 +258,20 @@ impl<'a> Verifier<'a> {
         if gone.is_empty() {
             return Ok(());
         }
-        self.learn_the_dead(partition).await?;
-        let dead = self.dead.entry(partition.number()).or_default();
+        let number = partition.number();
+        if !self.dead.contains_key(&number) {
+            let dead = self.the_dead(partition).await?;
+            self.dead.insert(number, dead);
+        }
+        let dead = self.dead.entry(number).or_default();
         for (id, like) in likes.into_iter().filter(|(_, like)| gone.contains(like)) {
-            if dead.contains(&(id, like.user_id(), like.post_id())) {
+            if dead.contains(&pair(&like)) {
                 self.verdict.dead += 1;
                 continue;
             }
             self.verdict.missing += 1;
             if self.verdict.missing_likes.len() < NAMED {
-                let entry = EntryRef { partition: partition.number(), id };
+                let entry = EntryRef { partition: number, id };
                 self.verdict.missing_likes.push(MissingLike {
                     entry,
                     like: LikeRecord::from(&like),
@@ -251,36 +282,64 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    async fn learn_the_dead(&mut self, partition: Partition) -> Result<(), CliError> {
-        if self.dead.contains_key(&partition.number()) {
-            return Ok(());
-        }
+    async fn the_dead(&self, partition: Partition) -> Result<HashSet<Pair>, CliError> {
         let all = Filter::all_of(partition);
         let mut scan = DeadScan::new(self.site, &all, None);
         let mut dead = HashSet::new();
         while let Some(page) = scan.next_page().await? {
-            for letter in page {
-                let Ok(origin) = letter.text("origin").parse::<EntryRef>() else { continue };
-                let likes = scan::likes(&letter.fields);
-                dead.extend(likes.iter().map(|like| (origin.id, like.user_id(), like.post_id())));
+            dead.extend(page.iter().flat_map(|letter| scan::likes(&letter.fields)).map(|like| pair(&like)));
+        }
+        Ok(dead)
+    }
+
+    /// Takes out of the pairs those that wait in the stream: of a dead letter that was retried, say.
+    async fn without_waiting(&self, partition: Partition, pairs: &mut HashSet<Pair>) -> Result<(), CliError> {
+        let mut first = Some(EntryId::default());
+        while let Some(from) = first.filter(|_| !pairs.is_empty()) {
+            let page = self.site.streams.range_with_fate(partition, (from, EntryId::MAX), PAGE).await?;
+            first = page.last().filter(|_| page.len() == PAGE).and_then(|(last, _)| last.at.id.after());
+            for (raw, fate) in page {
+                if fate != Fate::Acknowledged {
+                    let likes = scan::likes(&raw.fields.unwrap_or_default());
+                    for like in likes {
+                        pairs.remove(&pair(&like));
+                    }
+                }
             }
         }
-        self.dead.insert(partition.number(), dead);
         Ok(())
     }
 
-    /// What was found, after a second look at what was missing.
-    pub(super) async fn verdict(self) -> Result<Verdict, CliError> {
-        let Self { client, mut verdict, .. } = self;
+    /// What was found, after a second look for what was missing: likes may have been on their way from one place to
+    /// another.
+    pub(super) async fn verdict(mut self) -> Result<Verdict, CliError> {
+        let mut verdict = std::mem::take(&mut self.verdict);
         if verdict.missing_likes.is_empty() {
             return Ok(verdict);
         }
         sleep(SECOND_LOOK).await;
+        let partitions: BTreeSet<u16> =
+            verdict.missing_likes.iter().map(|like| like.entry.partition).collect();
+        let mut nowhere = HashSet::new();
+        for number in partitions {
+            let partition = self.site.partition(number)?;
+            let of_it = verdict.missing_likes.iter().filter(|like| like.entry.partition == number);
+            let mut pairs: HashSet<Pair> = of_it.map(|like| pair(&like.raw)).collect();
+            self.without_waiting(partition, &mut pairs).await?;
+            let dead = self.the_dead(partition).await?;
+            nowhere.extend(pairs.difference(&dead).copied());
+        }
+        // The table last: that is where likes end.
         let all: Vec<Like> = verdict.missing_likes.iter().map(|like| like.raw).collect();
-        let still: HashSet<Like> = missing(client, &all).await?.into_iter().collect();
+        let missing = missing(self.client, &all).await?;
+        let missing: HashSet<Pair> = missing.iter().map(pair).filter(|pair| nowhere.contains(pair)).collect();
         let before = verdict.missing_likes.len();
-        verdict.missing_likes.retain(|like| still.contains(&like.raw));
+        verdict.missing_likes.retain(|like| missing.contains(&pair(&like.raw)));
         verdict.missing -= (before - verdict.missing_likes.len()) as u64;
         Ok(verdict)
     }
+}
+
+fn pair(like: &Like) -> Pair {
+    (like.user_id(), like.post_id())
 }

@@ -52,6 +52,8 @@ for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
         if waiting then see('oldest-undelivered-id', waiting[1]) end
     end
 end
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if first then see('first-id', first[1]) end
 return seen
 ";
 
@@ -75,17 +77,18 @@ return members
 /// A part of the pending list: how it stands with those entries, and which of them are no longer in the stream.
 ///
 /// KEYS: stream. ARGV: group, first id, most entries. Returns the last id or nothing, how many there were, the most
-/// deliveries and whose they are, and the ids of the deleted.
+/// deliveries and whose they are, the longest idle time and whose it is, and the ids of the deleted.
 const SURVEY_PENDING: &str = r"
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'', 0, 0, '', {}} end
-local last, most, worst, deleted = '', 0, '', {}
+if redis.call('EXISTS', KEYS[1]) == 0 then return {'', 0, 0, '', 0, '', {}} end
+local last, most, worst, idle, laziest, deleted = '', 0, '', 0, '', {}
 local rows = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], '+', ARGV[3])
 for _, row in ipairs(rows) do
     last = row[1]
     if row[4] > most then most, worst = row[4], row[1] end
+    if row[3] > idle then idle, laziest = row[3], row[1] end
     if #redis.call('XRANGE', KEYS[1], row[1], row[1]) == 0 then deleted[#deleted + 1] = row[1] end
 end
-return {last, #rows, most, worst, deleted}
+return {last, #rows, most, worst, idle, laziest, deleted}
 ";
 
 /// Entries with what has become of them, from one moment: read before the pending list, entries that were delivered
@@ -103,9 +106,9 @@ for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
 end
 local entries = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[3], 'COUNT', ARGV[4])
 local pending = {}
-if #entries > 0 and delivered ~= '0-0' then
-    for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], entries[1][1], entries[#entries][1], ARGV[4])) do
-        pending[#pending + 1] = row[1]
+if delivered ~= '0-0' then
+    for _, entry in ipairs(entries) do
+        if #redis.call('XPENDING', KEYS[1], ARGV[1], entry[1], entry[1], 1) > 0 then pending[#pending + 1] = entry[1] end
     end
 end
 return {delivered, entries, pending}
@@ -120,6 +123,8 @@ pub(crate) struct Look {
     pub(crate) last_generated: EntryId,
     /// Entries that there ever were.
     pub(crate) entries_added: u64,
+    /// The first entry that is in it.
+    pub(crate) first: Option<EntryId>,
     pub(crate) dead: u64,
     /// Nothing when the group isn't there.
     pub(crate) group: Option<GroupLook>,
@@ -170,6 +175,8 @@ pub(crate) struct PendingSurvey {
     pub(crate) entries: u64,
     pub(crate) most_deliveries: u64,
     pub(crate) most_delivered: Option<EntryId>,
+    pub(crate) longest_idle_ms: u64,
+    pub(crate) longest_idle: Option<EntryId>,
     /// Pending, and no longer in the stream.
     pub(crate) deleted: Vec<EntryId>,
 }
@@ -199,7 +206,8 @@ impl Streams {
     /// How a partition stands.
     pub(crate) async fn look(&self, partition: Partition) -> Result<Look, Error> {
         let keys = [self.key(partition), self.keys.dead_letters(partition)];
-        let seen = self.redis.eval(LOOK, &keys, Repeat::EvenIfDone, [self.group.as_str()]).await?;
+        let seen = self.redis.eval(LOOK, &keys, Repeat::EvenIfDone, [self.group.as_str()]).await;
+        let seen = seen.map_err(|error| of_keys(&keys, error))?;
         let seen = reply::named(seen)?;
         let number = |name: &str| seen.get(name).and_then(Value::as_u64);
         let id = |name: &str| seen.get(name).and_then(|id| id.as_str()?.parse::<EntryId>().ok());
@@ -208,8 +216,9 @@ impl Streams {
         let group = id("last-delivered-id").map(|last_delivered| GroupLook {
             last_delivered,
             pending: number("pending").unwrap_or(0),
-            // As in `shared::backlog`: Redis's own lag may be unknown, and may be too large.
-            lag: if last_delivered >= last_generated {
+            // As in `shared::backlog`: Redis's own lag may be unknown, and may be too large. Where no entry is left after
+            // the last delivered one, nothing is undelivered.
+            lag: if last_delivered >= last_generated || !seen.contains_key("oldest-undelivered-id") {
                 Some(0)
             } else {
                 number("lag").map(|lag| lag.min(length))
@@ -222,7 +231,7 @@ impl Streams {
         let now_ms =
             number("now_ms").ok_or_else(|| reply::unexpected("no time where there should be one"))?;
         let entries_added = number("entries-added").unwrap_or(0);
-        Ok(Look { now_ms, length, last_generated, entries_added, dead, group })
+        Ok(Look { now_ms, length, last_generated, entries_added, first: id("first-id"), dead, group })
     }
 
     /// The consumers that the group knows in a partition. None without a group.
@@ -232,14 +241,15 @@ impl Streams {
         match self.redis.run(&stream, Repeat::EvenIfDone, "XINFO", args).await {
             Ok(consumers) => reply::consumers(consumers),
             Err(error) if is_missing(&error) => Ok(Vec::new()),
-            Err(error) => Err(error),
+            Err(error) => Err(of_keys(&[stream], error)),
         }
     }
 
     /// All that have a record as members, dead or alive.
     pub(crate) async fn members(&self) -> Result<Vec<SeenMember>, Error> {
         let members = [self.keys.members(&self.group)];
-        let seen = self.redis.eval(MEMBERS, &members, Repeat::EvenIfDone, [""; 0]).await?;
+        let seen = self.redis.eval(MEMBERS, &members, Repeat::EvenIfDone, [""; 0]).await;
+        let seen = seen.map_err(|error| of_keys(&members, error))?;
         let mut seen = reply::seen_members(seen)?;
         for SeenMember { member, beat_ms_ago } in &mut seen {
             member.is_alive = u128::from(*beat_ms_ago) < DEAD_AFTER.as_millis();
@@ -251,16 +261,22 @@ impl Streams {
     /// When a batch with entries of each partition was last committed, in Unix milliseconds by Redis's clock.
     pub(crate) async fn last_commits(&self) -> Result<HashMap<u16, u64>, Error> {
         let key = self.keys.commits(&self.group);
-        let commits: BTreeMap<String, u64> =
-            self.redis.run(&key, Repeat::EvenIfDone, "HGETALL", vec![key.as_str().into()]).await?;
+        let commits: BTreeMap<String, u64> = self
+            .redis
+            .run(&key, Repeat::EvenIfDone, "HGETALL", vec![key.as_str().into()])
+            .await
+            .map_err(|error| of_keys(std::slice::from_ref(&key), error))?;
         Ok(commits.into_iter().filter_map(|(name, at)| Some((name.parse().ok()?, at))).collect())
     }
 
     /// What is paused.
     pub(crate) async fn paused(&self) -> Result<Paused, Error> {
         let key = self.keys.paused(&self.group);
-        let members: Vec<String> =
-            self.redis.run(&key, Repeat::EvenIfDone, "SMEMBERS", vec![key.as_str().into()]).await?;
+        let members: Vec<String> = self
+            .redis
+            .run(&key, Repeat::EvenIfDone, "SMEMBERS", vec![key.as_str().into()])
+            .await
+            .map_err(|error| of_keys(std::slice::from_ref(&key), error))?;
         let mut some: Vec<u16> = members.iter().filter_map(|member| member.parse().ok()).collect();
         some.sort_unstable();
         Ok(Paused { all: members.iter().any(|member| member == super::mend::ALL), some })
@@ -302,6 +318,8 @@ impl Streams {
                 entries: 0,
                 most_deliveries: 0,
                 most_delivered: None,
+                longest_idle_ms: 0,
+                longest_idle: None,
                 deleted: Vec::new(),
             }),
             Err(error) => Err(error),
@@ -364,11 +382,11 @@ impl Streams {
         reply::entries(partition, self.redis.run(&stream, Repeat::EvenIfDone, "XREVRANGE", args).await?)
     }
 
-    /// What each server says of itself, `INFO` with all its parts.
-    pub(crate) async fn servers_info(&self) -> Result<Vec<String>, Error> {
+    /// What each server says of itself, with its address: `INFO` with all its parts.
+    pub(crate) async fn servers_info(&self) -> Result<Vec<(String, String)>, Error> {
         let mut infos = Vec::new();
         for server in self.redis.servers() {
-            infos.push(server.send::<String>("INFO", Vec::new()).await?);
+            infos.push((server.address(), server.send("INFO", Vec::new()).await?));
         }
         Ok(infos)
     }
@@ -384,6 +402,16 @@ impl Streams {
         let args = [&key, &end, "-", "COUNT", &count.to_string()].map(Value::from).into();
         self.redis.run(&key, Repeat::EvenIfDone, "XREVRANGE", args).await
     }
+}
+
+/// A key that somebody else uses is named, with what to do.
+fn of_keys(keys: &[String], error: Error) -> Error {
+    if redis::error_code(&error) != Some("WRONGTYPE") {
+        return error;
+    }
+    let what =
+        format!("{} in Redis is somebody else's, of another type: rename or remove it", keys.join(" or "));
+    Error::new(error.kind().clone(), what)
 }
 
 /// Whether there is no such stream or group.

@@ -5,10 +5,14 @@ use std::{collections::HashSet, time::Duration};
 
 use bytes::Bytes;
 use fred::prelude::{Error, Value};
-use shared::{codec, partition::Partition, redis::Repeat};
+use shared::{
+    codec,
+    partition::{Partition, PartitionCount},
+    redis::Repeat,
+};
 
 use super::{Streams, reply};
-use crate::entry::EntryId;
+use crate::{entry::EntryId, membership::DEAD_AFTER};
 
 /// Says in the set of paused partitions that it is all of them.
 pub(super) const ALL: &str = "all";
@@ -17,39 +21,55 @@ pub(super) const ALL: &str = "all";
 const AUDIT_RECORDS: u32 = 10_000;
 
 /// Takes entries over for a consumer without a delivery, and tells which of them were pending. Those that are no longer in
-/// the stream stay pending: nobody but a consumer that counts them as lost should take them off.
+/// the stream stay pending, and are told apart: nobody but a consumer that counts them as lost should take them off.
 ///
-/// KEYS: stream, entries tried alone. ARGV: group, consumer, idle time in milliseconds, number of deliveries or nothing,
-/// and then the ids.
+/// KEYS: stream, entries tried alone. ARGV: group, consumer, number of deliveries or nothing, and then the ids. Returns `[taken ids, deleted ids]`.
 const HAND_OVER: &str = r"
-if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
-local taken = {}
-for i = 5, #ARGV do
+if redis.call('EXISTS', KEYS[1]) == 0 then return {{}, {}} end
+local taken, deleted = {}, {}
+for i = 4, #ARGV do
     local id = ARGV[i]
-    if #redis.call('XRANGE', KEYS[1], id, id) > 0 then
-        local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], '0', id, 'IDLE', ARGV[3]}
-        if ARGV[4] ~= '' then
+    if #redis.call('XRANGE', KEYS[1], id, id) == 0 then
+        deleted[#deleted + 1] = id
+    else
+        local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], '0', id}
+        if ARGV[3] ~= '' then
             claim[#claim + 1] = 'RETRYCOUNT'
-            claim[#claim + 1] = ARGV[4]
+            claim[#claim + 1] = ARGV[3]
         end
         claim[#claim + 1] = 'JUSTID'
         local claimed = redis.call(unpack(claim))
         if #claimed > 0 then
             taken[#taken + 1] = id
-            if ARGV[4] ~= '' then redis.call('HDEL', KEYS[2], id) end
+            if ARGV[3] ~= '' then redis.call('HDEL', KEYS[2], id) end
         end
     end
+end
+return {taken, deleted}
+";
+
+/// Acknowledges entries that are pending, and forgets whatever was noted of them. Returns those that were pending.
+///
+/// KEYS: stream, entries tried alone. ARGV: group, and then the ids.
+const TAKE_OFF: &str = r"#!lua flags=allow-oom
+if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+local taken = {}
+for i = 2, #ARGV do
+    redis.call('HDEL', KEYS[2], ARGV[i])
+    if redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then taken[#taken + 1] = ARGV[i] end
 end
 return taken
 ";
 
-/// Acknowledges entries that are pending, and forgets whatever was noted of them. Returns how many were pending.
+/// Removes dead letters. Returns those that were there.
 ///
-/// KEYS: stream, entries tried alone. ARGV: group, and then the ids.
-const TAKE_OFF: &str = r"#!lua flags=allow-oom
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HDEL', KEYS[2], unpack(ARGV, 2))
-return redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 2))
+/// KEYS: dead letters. ARGV: the ids.
+const PURGE_LETTERS: &str = r"
+local purged = {}
+for _, id in ipairs(ARGV) do
+    if redis.call('XDEL', KEYS[1], id) == 1 then purged[#purged + 1] = id end
+end
+return purged
 ";
 
 /// Appends the payloads of dead letters to their stream again and removes the letters, as one step: a letter is retried
@@ -81,6 +101,19 @@ const AUDIT: &str = r"#!lua flags=allow-oom
 return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 2))
 ";
 
+/// Forgets a member that is dead, if it still is. Returns whether it is not among the living.
+///
+/// KEYS: members. ARGV: name, and after how many milliseconds without a heartbeat a member is dead.
+const FORGET_MEMBER: &str = r"
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+if not record then return 1 end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local beat = string.match(record, ' (%d+)$')
+if beat and now - tonumber(beat) < tonumber(ARGV[2]) then return 0 end
+return redis.call('HDEL', KEYS[1], ARGV[1])
+";
+
 /// What is paused changes, also in a Redis that is out of memory. Returns how many were not so before.
 ///
 /// KEYS: paused. ARGV: SADD or SREM, and then what is paused.
@@ -101,29 +134,31 @@ return 1
 ";
 
 impl Streams {
-    /// Makes pending entries another consumer's, as if they had been idle for so long, and with this number of
-    /// deliveries or the one that they have. Returns those that were pending, and in the stream.
+    /// Makes pending entries another consumer's, just delivered, with this number of deliveries or the one that they have. Returns those that were pending and in the stream, and those that are not
+    /// in the stream.
     pub(crate) async fn hand_over(
         &self,
         partition: Partition,
         ids: &[EntryId],
         consumer: &str,
-        idle: Duration,
         deliveries: Option<u64>,
-    ) -> Result<HashSet<EntryId>, Error> {
+    ) -> Result<(HashSet<EntryId>, HashSet<EntryId>), Error> {
         let keys = [self.key(partition), self.keys.tried_alone(partition)];
         let deliveries = deliveries.map(|deliveries| deliveries.to_string()).unwrap_or_default();
-        let mut args =
-            vec![self.group.clone(), consumer.to_owned(), idle.as_millis().to_string(), deliveries];
+        let mut args = vec![self.group.clone(), consumer.to_owned(), deliveries];
         args.extend(ids.iter().map(EntryId::to_string));
-        reply::id_set(self.redis.eval(HAND_OVER, &keys, Repeat::EvenIfDone, args).await?)
+        reply::id_sets(self.redis.eval(HAND_OVER, &keys, Repeat::EvenIfDone, args).await?)
     }
 
-    /// Takes entries off the pending list. Returns how many were on it.
-    pub(crate) async fn take_off(&self, partition: Partition, ids: &[EntryId]) -> Result<u64, Error> {
+    /// Takes entries off the pending list. Returns those that were on it.
+    pub(crate) async fn take_off(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+    ) -> Result<HashSet<EntryId>, Error> {
         let keys = [self.key(partition), self.keys.tried_alone(partition)];
         let args = [self.group.clone()].into_iter().chain(ids.iter().map(EntryId::to_string));
-        self.redis.eval(TAKE_OFF, &keys, Repeat::EvenIfDone, args).await
+        reply::id_set(self.redis.eval(TAKE_OFF, &keys, Repeat::IfNotDone, args).await?)
     }
 
     /// Appends what is in dead letters to their stream again, and removes them. Returns those that had something in them.
@@ -137,12 +172,15 @@ impl Streams {
         reply::id_set(self.redis.eval(RETRY_LETTERS, &keys, Repeat::IfNotDone, args).await?)
     }
 
-    /// Removes dead letters for good. Returns how many there were.
-    pub(crate) async fn purge_letters(&self, partition: Partition, ids: &[EntryId]) -> Result<u64, Error> {
-        let key = self.keys.dead_letters(partition);
-        let ids = ids.iter().map(|id| Value::from(id.to_string()));
-        let args = [Value::from(key.as_str())].into_iter().chain(ids).collect();
-        self.redis.run(&key, Repeat::EvenIfDone, "XDEL", args).await
+    /// Removes dead letters for good. Returns those that were there.
+    pub(crate) async fn purge_letters(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+    ) -> Result<HashSet<EntryId>, Error> {
+        let keys = [self.keys.dead_letters(partition)];
+        let ids = ids.iter().map(EntryId::to_string);
+        reply::id_set(self.redis.eval(PURGE_LETTERS, &keys, Repeat::IfNotDone, ids).await?)
     }
 
     /// Appends a dead letter as it was.
@@ -162,9 +200,32 @@ impl Streams {
         self.set_paused("SADD", partitions).await
     }
 
-    /// Resumes partitions, or takes back that all are paused. Returns how many were.
-    pub(crate) async fn resume(&self, partitions: Option<&[Partition]>) -> Result<u64, Error> {
-        self.set_paused("SREM", partitions).await
+    /// Resumes partitions. Returns how many were paused.
+    pub(crate) async fn resume(&self, partitions: &[Partition]) -> Result<u64, Error> {
+        self.set_paused("SREM", Some(partitions)).await
+    }
+
+    /// Resumes partitions where all are paused as a whole: the others are paused one by one then.
+    pub(crate) async fn resume_of_all(
+        &self,
+        chosen: &[Partition],
+        partitions: PartitionCount,
+    ) -> Result<u64, Error> {
+        let others: Vec<Partition> =
+            partitions.partitions().filter(|partition| !chosen.contains(partition)).collect();
+        // In this order nothing that should stay paused is read meanwhile.
+        if !others.is_empty() {
+            self.pause(Some(&others)).await?;
+        }
+        self.resume(chosen).await?;
+        self.set_paused("SREM", None).await?;
+        Ok(chosen.len() as u64)
+    }
+
+    /// Resumes whatever is paused. Returns 0 if nothing was.
+    pub(crate) async fn resume_all(&self) -> Result<u64, Error> {
+        let key = self.keys.paused(&self.group);
+        self.redis.run(&key, Repeat::EvenIfDone, "DEL", vec![key.as_str().into()]).await
     }
 
     async fn set_paused(&self, command: &str, partitions: Option<&[Partition]>) -> Result<u64, Error> {
@@ -184,11 +245,11 @@ impl Streams {
         self.redis.eval::<Value>(NOTE_COMMITS, &keys, Repeat::EvenIfDone, args).await.map(drop)
     }
 
-    /// Takes a member off the record. It is back with its next heartbeat, if it lives.
-    pub(crate) async fn forget_member(&self, name: &str) -> Result<(), Error> {
-        let key = self.keys.members(&self.group);
-        let args = vec![key.as_str().into(), name.into()];
-        self.redis.run::<Value>(&key, Repeat::EvenIfDone, "HDEL", args).await.map(drop)
+    /// Takes a member off the record, unless it lives. Returns whether it is not among the living.
+    pub(crate) async fn forget_member(&self, name: &str) -> Result<bool, Error> {
+        let keys = [self.keys.members(&self.group)];
+        let args = [name.to_owned(), DEAD_AFTER.as_millis().to_string()];
+        Ok(self.redis.eval::<u64>(FORGET_MEMBER, &keys, Repeat::EvenIfDone, args).await? == 1)
     }
 
     /// Appends a record to the audit, fields and values by turns. Returns its id.

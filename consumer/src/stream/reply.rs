@@ -70,7 +70,7 @@ pub(super) fn seen_members(reply: Value) -> Result<Vec<SeenMember>, Error> {
     let member = |value| {
         let [name, condition, fixed, beat_ms_ago] = parts(value, "a member without its four parts")?;
         let (condition, fixed) = (Condition::named(&text(condition)?), text(fixed)?);
-        let member = Member { name: text(name)?, condition, fixed, is_alive: true };
+        let member = Member { name: lossy(name)?, condition, fixed, is_alive: true };
         Ok(SeenMember { member, beat_ms_ago: count(&beat_ms_ago)? })
     };
     array(reply)?.into_iter().map(member).collect()
@@ -83,7 +83,7 @@ pub(super) fn consumers(reply: Value) -> Result<Vec<ConsumerLook>, Error> {
         let number =
             |name| info.get(name).map_or_else(|| Err(unexpected("a consumer without its numbers")), count);
         let name =
-            info.get("name").cloned().map_or_else(|| Err(unexpected("a consumer without a name")), text)?;
+            info.get("name").cloned().map_or_else(|| Err(unexpected("a consumer without a name")), lossy)?;
         Ok(ConsumerLook { name, pending: number("pending")?, idle_ms: number("idle")? })
     };
     array(reply)?.into_iter().map(consumer).collect()
@@ -94,14 +94,15 @@ pub(super) fn pending(reply: Value) -> Result<Vec<PendingEntry>, Error> {
     let entry = |row| {
         let [id, consumer, idle_ms, deliveries] = parts(row, "a pending entry without its four parts")?;
         let (idle_ms, deliveries) = (count(&idle_ms)?, count(&deliveries)?);
-        Ok(PendingEntry { id: entry_id(id)?, consumer: text(consumer)?, idle_ms, deliveries })
+        Ok(PendingEntry { id: entry_id(id)?, consumer: lossy(consumer)?, idle_ms, deliveries })
     };
     array(reply)?.into_iter().map(entry).collect()
 }
 
-/// Our own script: `[last id, entries, most deliveries, whose, deleted ids]`.
+/// Our own script: `[last id, entries, most deliveries, whose, longest idle, whose, deleted ids]`.
 pub(super) fn pending_survey(reply: Value) -> Result<PendingSurvey, Error> {
-    let [last, entries, most, worst, deleted] = parts(reply, "a survey without its five parts")?;
+    let [last, entries, most, worst, idle, laziest, deleted] =
+        parts(reply, "a survey without its seven parts")?;
     let id_or_none = |value| {
         let id = text(value)?;
         if id.is_empty() { Ok(None) } else { entry_id(id.into()).map(Some) }
@@ -111,6 +112,8 @@ pub(super) fn pending_survey(reply: Value) -> Result<PendingSurvey, Error> {
         entries: count(&entries)?,
         most_deliveries: count(&most)?,
         most_delivered: id_or_none(worst)?,
+        longest_idle_ms: count(&idle)?,
+        longest_idle: id_or_none(laziest)?,
         deleted: ids(deleted)?,
     })
 }
@@ -136,6 +139,12 @@ pub(super) fn range_with_fate(partition: Partition, reply: Value) -> Result<Vec<
 /// `[id …]`.
 pub(super) fn id_set(reply: Value) -> Result<HashSet<EntryId>, Error> {
     ids(reply).map(|ids| ids.into_iter().collect())
+}
+
+/// Our own script: `[[id …], [id …]]`.
+pub(super) fn id_sets(reply: Value) -> Result<(HashSet<EntryId>, HashSet<EntryId>), Error> {
+    let [some, others] = parts(reply, "ids without their two parts")?;
+    Ok((id_set(some)?, id_set(others)?))
 }
 
 /// `[name, value …]`, as XINFO says things.
@@ -205,6 +214,11 @@ fn bytes(value: Value) -> Result<Bytes, Error> {
 
 fn text(value: Value) -> Result<String, Error> {
     value.into_string().ok_or_else(|| unexpected("no text where there should be some"))
+}
+
+/// A name that somebody else has given: whatever bytes they are, people must see something of it.
+fn lossy(value: Value) -> Result<String, Error> {
+    Ok(String::from_utf8_lossy(&bytes(value)?).into_owned())
 }
 
 fn entry_id(value: Value) -> Result<EntryId, Error> {

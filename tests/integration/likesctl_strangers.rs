@@ -1,0 +1,194 @@
+//! What others have left in Redis and Postgres does not keep likesctl from showing the rest, and does nothing to a terminal.
+
+use std::time::{Duration, Instant};
+
+use fred::prelude::{Client, KeysInterface, StreamsInterface, Value};
+use shared::codec;
+
+use crate::{
+    harness::{GROUP, PARTITIONS, append_raw, dead_stream, eventually, like, likes, run, stream},
+    likesctl::{ctl, done, json, settled},
+};
+
+async fn letter(redis: &Client, partition: u16, fields: Vec<(&str, bytes::Bytes)>) {
+    redis.xadd::<String, _, _, _, _>(dead_stream(partition), false, None::<()>, "*", fields).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_from_elsewhere_does_nothing_to_a_terminal() {
+    let (setup, redis) = settled().await;
+    let evil = "\u{1b}[2J\u{7}two\nlines\r\u{202e}";
+    let payload = codec::encode(&[like(1, 42)]);
+    let fields = vec![
+        ("l", payload.clone().into()),
+        ("reason", evil.into()),
+        ("detail", evil.into()),
+        ("origin", evil.into()),
+        ("consumer", evil.into()),
+    ];
+    letter(&redis, 1, fields).await;
+    append_raw(&redis, 1, &payload).await;
+    let consumer = bytes::Bytes::from_static(b"c\x1b]0;x\x07");
+    let read = redis.xreadgroup::<Value, _, _, _, _>(
+        GROUP,
+        std::str::from_utf8(&consumer).unwrap(),
+        Some(1),
+        None,
+        false,
+        stream(1),
+        ">",
+    );
+    read.await.unwrap();
+    for arguments in [
+        &["status"][..],
+        &["doctor"],
+        &["consumers", "list"],
+        &["pending", "list", "-o", "wide"],
+        &["pending", "retry", "--all", "--dry-run"],
+        &["dead", "list"],
+        &["dead", "list", "-o", "wide"],
+        &["dead", "retry", "--all", "--dry-run"],
+    ] {
+        let ended = ctl(&setup, arguments);
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        let harmful = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!said.contains(harmful), "{arguments:?}: {said:?}");
+        assert!(!said.contains("\nlines"), "{arguments:?}: {said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_of_another_kind_is_named_and_the_rest_is_shown() {
+    let (setup, redis) = settled().await;
+    let name = fred::bytes_utils::Str::from_static("strange");
+    redis.xgroup_createconsumer::<u64, _, _, _>(stream(0), GROUP, name).await.unwrap();
+    // A name that is no UTF-8, by a script: it can't be written here.
+    let script = "return redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], string.char(255, 254))";
+    let made: u64 =
+        fred::prelude::LuaInterface::eval(&redis, script, vec![stream(0)], vec![GROUP]).await.unwrap();
+    assert_eq!(made, 1);
+    let names = json(&setup, &["consumers", "list", "-o", "json"]);
+    assert_eq!(names.as_array().unwrap().len(), 2, "{names:#}");
+
+    redis.del::<u64, _>(stream(1)).await.unwrap();
+    redis.set::<(), _, _>(stream(1), "somebody else's", None, None, false).await.unwrap();
+    let status = ctl(&setup, &["status"]);
+    assert_eq!((status.code, status.stderr.lines().count()), (Some(1), 1), "{}", status.stderr);
+    assert!(
+        status.stderr.contains("likes:{1}") && status.stderr.contains("somebody else's"),
+        "{}",
+        status.stderr
+    );
+    assert!(done(&setup, &["status", "-p", "0,2-3"]).contains("backlog 0"));
+    let doctor = ctl(&setup, &["doctor"]);
+    assert_eq!(doctor.code, Some(1));
+    assert!(doctor.stdout.contains("likes:{1}") && doctor.stdout.contains("checks:"), "{}", doctor.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_table_is_no_reason_to_wait_for_ever() {
+    let (setup, redis) = settled().await;
+    for partition in 0..PARTITIONS {
+        let id = append_raw(&redis, partition, &codec::encode(&[like(1, 42)])).await;
+        let read =
+            redis.xreadgroup::<Value, _, _, _, _>(GROUP, "c", Some(1), None, false, stream(partition), ">");
+        read.await.unwrap();
+        redis.xack::<u64, _, _, _>(stream(partition), GROUP, &id).await.unwrap();
+    }
+    let locker = setup.postgres_client().await;
+    locker.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let started = Instant::now();
+    let (verify, doctor) = std::thread::scope(|scope| {
+        let verify = scope.spawn(|| ctl(&setup, &["verify"]));
+        (ctl(&setup, &["doctor"]), verify.join().unwrap())
+    });
+    for ended in [&verify, &doctor] {
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(said.contains("Postgres did not answer within"), "{said}");
+    }
+    assert!(started.elapsed() < Duration::from_mins(2));
+}
+
+/// A dead letter that is retried is neither missing while it waits nor when it dies again.
+#[tokio::test(flavor = "multi_thread")]
+async fn likes_on_their_way_are_not_missing() {
+    let (setup, redis) = settled().await;
+    let sql = "ALTER TABLE likes ADD CONSTRAINT odd CHECK (user_id % 2 = 1)";
+    setup.postgres_client().await.batch_execute(sql).await.unwrap();
+    let consumer = setup.consumer(&[("STREAM_RETENTION", "1h")]);
+    setup.append(&likes(40), 1).await;
+    eventually("all are settled", async || {
+        let verdict = json(&setup, &["verify", "-o", "json"]);
+        verdict["dead"] == 20 && verdict["likes"] == 40
+    })
+    .await;
+    done(&setup, &["pause", "--yes"]);
+    let paused = || consumer.metrics().unwrap().sum("likestream_partitions_paused");
+    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS)).await;
+    assert_eq!(done(&setup, &["dead", "retry", "--all", "--yes"]), "20 done\n");
+    let waiting = json(&setup, &["verify", "-o", "json"]);
+    assert_eq!((&waiting["missing"], &waiting["waiting"]), (&0.into(), &20.into()), "{waiting:#}");
+    done(&setup, &["resume", "--yes"]);
+    eventually("they are dead again", async || {
+        let verdict = json(&setup, &["verify", "-o", "json"]);
+        verdict["missing"] == 0 && verdict["waiting"] == 0 && verdict["dead"] == 40
+    })
+    .await;
+    drop(redis);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_nobody_has_are_mistakes() {
+    let (setup, redis) = settled().await;
+    setup.append(&likes(4), 1).await;
+    let (redis_url, database_url) = (setup.redis.url(), setup.database_url());
+    let nobody =
+        [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &database_url), ("LIKES_GROUP", "nobody")];
+    for arguments in [
+        &["pause", "--yes"][..],
+        &["pending", "list"],
+        &["pending", "retry", "--all", "--yes"],
+        &["dead", "retry", "--all", "--yes"],
+        &["drain", "--timeout", "1s"],
+    ] {
+        let ended = run("likesctl", arguments, &nobody);
+        assert_eq!(ended.code, Some(1), "{arguments:?}: {}", ended.stdout);
+        assert!(ended.stderr.contains("no partition has a group nobody"), "{arguments:?}: {}", ended.stderr);
+    }
+    assert!(!redis.exists::<bool, _>("likes:paused:nobody").await.unwrap());
+    for arguments in [
+        &["pending", "list", "--consumer", "nobody"][..],
+        &["pending", "list", "0/1-1", "0/2-2"],
+        &["pending", "retry", "0/1-1", "0/2-2", "--yes"],
+        &["status", "-p", "0,99"],
+        &["pause", "-p", "0-99", "--yes"],
+    ] {
+        let ended = ctl(&setup, arguments);
+        assert_eq!(
+            (ended.code, ended.stderr.lines().count()),
+            (Some(1), 1),
+            "{arguments:?}: {}",
+            ended.stderr
+        );
+    }
+    let refused = ctl(&setup, &["partitions", "grow", "8"]);
+    assert_eq!(refused.code, Some(6), "{}", refused.stderr);
+    assert_eq!(json(&setup, &["status", "-o", "json"])["partitions"].as_array().unwrap().len(), 4);
+}
+
+/// Redis does not know the lag then; but where nothing is left there is nothing to be delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_tail_is_no_lag() {
+    let (setup, redis) = settled().await;
+    let id = append_raw(&redis, 0, &codec::encode(&[like(1, 42)])).await;
+    redis.xdel::<u64, _, _>(stream(0), &id).await.unwrap();
+    let status = json(&setup, &["status", "-o", "json"]);
+    assert_eq!((&status["partitions"][0]["lag"], &status["total"]["backlog"]), (&0.into(), &0.into()));
+    done(&setup, &["drain", "--timeout", "10s"]);
+    redis.xgroup_destroy::<u64, _, _>(stream(0), GROUP).await.unwrap();
+    append_raw(&redis, 0, &codec::encode(&[like(1, 42)])).await;
+    let status = json(&setup, &["status", "-o", "json"]);
+    assert_eq!(status["total"]["backlog"], 1, "without a group all is still to be delivered");
+    assert!(status["total"]["oldest_age_ms"].is_u64());
+}
