@@ -78,6 +78,44 @@ async fn all_of_the_pipeline_works_on_a_cluster() {
 }
 
 /// What a replica has confirmed is not lost with its master, and the other masters work on meanwhile.
+/// What people do goes to the server that has the key, and each script has keys of one slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn likesctl_works_on_a_cluster() {
+    let setup = Setup::new().await;
+    let cluster = RedisCluster::start(&[]).unwrap();
+    let (url, redis) = (cluster.url(), connections(&cluster.url()).await);
+    let database = setup.database_url();
+    let settings: Settings<'_> = &[("REDIS_URL", &url), ("STREAM_RETENTION", "1h")];
+    let consumer = setup.consumer(settings);
+    let ctl = |arguments: &[&str], code| {
+        let ended = run("likesctl", arguments, &[("REDIS_URL", &url), ("DATABASE_URL", &database)]);
+        assert_eq!(ended.code, Some(code), "{arguments:?}: {}{}", ended.stdout, ended.stderr);
+        ended.stdout
+    };
+    ctl(&["pause", "--yes"], 0);
+    let paused = || consumer.metrics().unwrap().sum("likestream_partitions_paused");
+    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS)).await;
+    for partition in 0..PARTITIONS {
+        append(&redis, partition, &codec::encode(&[like(1 + u64::from(partition), 42)])).await;
+        let stream = stream(partition);
+        let read = ["GROUP", GROUP, "gone", "STREAMS", &stream, ">"].map(Value::from).to_vec();
+        redis.run::<Value>(&stream, Repeat::IfNotDone, "XREADGROUP", read).await.unwrap();
+        append(&redis, partition, b"\xc1").await;
+    }
+    assert!(ctl(&["status"], 0).contains("backlog 8 (lag 4, pending 4)"));
+    assert!(ctl(&["doctor"], 0).contains("gone is gone and has 4 pending entries"));
+    assert!(ctl(&["consumers", "remove", "gone", "--yes"], 0).starts_with("removed; 4 pending entries"));
+    ctl(&["resume", "--yes"], 0);
+    assert_eq!(ctl(&["drain", "--timeout", "30s"], 0), "drained: the backlog is 0\n");
+    setup.wait_for_rows(usize::from(PARTITIONS)).await;
+    assert_eq!(ctl(&["dead", "retry", "--all", "--yes"], 0), "4 done\n");
+    ctl(&["drain", "--timeout", "30s"], 0);
+    assert_eq!(ctl(&["dead", "purge", "--all", "--yes", "--no-export"], 0), "4 done\n");
+    ctl(&["verify"], 0);
+    ctl(&["reprocess", "--from", "1h", "-p", "0-3", "--yes"], 4);
+    assert_eq!(ctl(&["audit", "-o", "ndjson"], 0).lines().count(), 6);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
     let setup = Setup::new().await;
