@@ -3,15 +3,15 @@
 use crate::{
     BenchError, Settings,
     figures::Figures,
-    load::{self, Load},
+    load::{self, Callers, Load},
     progress::say,
     servers::{Servers, end_well},
 };
 
 const ROW: &str = "end to end";
 const CONSUMERS: u16 = 2;
-const CAPACITY_CONNECTIONS: u32 = 64;
-const OPEN_LOOP_CONNECTIONS: u32 = 256;
+const CAPACITY_CALLERS: Callers = Callers::new(64, 1);
+const OPEN_LOOP_CALLERS: Callers = Callers::new(256, 1);
 const PERCENT: [u32; 4] = [1, 10, 50, 90];
 
 /// The time of receipt is ingest's, that of the commit is Postgres's; both have one clock here.
@@ -30,12 +30,8 @@ pub(crate) async fn run(
     let consumers = servers.start_consumers(CONSUMERS, &[])?;
     for run in 1..=settings.runs {
         say(&format!("{ROW}, capacity: run {run} of {}", settings.runs));
-        let storm = Load {
-            connections: CAPACITY_CONNECTIONS,
-            per_second: None,
-            duration: settings.duration,
-            first_user: 1,
-        };
+        let storm =
+            Load { callers: CAPACITY_CALLERS, per_second: None, duration: settings.duration, first_user: 1 };
         let started = std::time::Instant::now();
         let answers = load::send(ingest.listen(), storm).await?;
         servers.drained(&consumers).await?;
@@ -49,7 +45,7 @@ pub(crate) async fn run(
             servers.sql.batch_execute("TRUNCATE likes").await?;
             servers.settle().await?;
             let per_second = Some(capacity * f64::from(percent) / 100.0);
-            let load = Load { connections: OPEN_LOOP_CONNECTIONS, per_second, ..storm };
+            let load = Load { callers: OPEN_LOOP_CALLERS, per_second, ..storm };
             let answers = load::send(ingest.listen(), load).await?;
             servers.drained(&consumers).await?;
             servers.check_rows(answers.accepted).await?;

@@ -8,15 +8,16 @@ use crate::{
     BenchError, Settings,
     cost::cpu_seconds,
     figures::Figures,
-    load::{self, Answers, Load},
+    load::{self, Answers, Callers, Load},
     mib,
     servers::{Servers, end_well},
 };
 
 const ROW: &str = "ingest";
-const CONCURRENCY: [u32; 3] = [1, 64, 512];
+const CALLERS: [Callers; 4] =
+    [Callers::new(1, 1), Callers::new(64, 1), Callers::new(512, 1), Callers::new(64, 100)];
 const RATES: [u32; 3] = [1_000, 5_000, 10_000];
-const OPEN_LOOP_CONNECTIONS: u32 = 256;
+const OPEN_LOOP_CALLERS: Callers = Callers::new(256, 1);
 const WARM_UP: Duration = Duration::from_millis(500);
 
 /// At fixed concurrency and at fixed rates.
@@ -30,14 +31,13 @@ pub(crate) async fn run(
     let at_once = servers.start_bench_server("nobody")?;
     let mut users = 1;
     for run in 1..=settings.runs {
-        for connections in CONCURRENCY {
-            let case =
-                format!("{connections} {}", if connections == 1 { "connection" } else { "connections" });
+        for callers in CALLERS {
+            let case = callers.name();
             if !settings.begins(ROW, &case, run) {
                 continue;
             }
             let load =
-                |first_user| Load { connections, per_second: None, duration: settings.duration, first_user };
+                |first_user| Load { callers, per_second: None, duration: settings.duration, first_user };
             let before = appended(&ingest)?;
             let measured = measure(&ingest, servers, load, &mut users).await?;
             let after = appended(&ingest)?;
@@ -61,7 +61,7 @@ pub(crate) async fn run(
                 continue;
             }
             let load = |first_user| Load {
-                connections: OPEN_LOOP_CONNECTIONS,
+                callers: OPEN_LOOP_CALLERS,
                 per_second: Some(rate.into()),
                 duration: settings.duration,
                 first_user,

@@ -1,6 +1,7 @@
-//! Callers of `POST /likes`.
+//! Callers of `POST /likes` and `POST /likes/batch`.
 
 use std::{
+    fmt::Write,
     net::SocketAddr,
     sync::{
         Arc,
@@ -20,11 +21,36 @@ use tokio::{
 
 use crate::BenchError;
 
-/// How callers call, over so many connections.
+/// How many callers there are, and how many likes they send with each request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Callers {
+    pub(crate) connections: u32,
+    pub(crate) likes_per_request: u32,
+}
+
+impl Callers {
+    pub(crate) const fn new(connections: u32, likes_per_request: u32) -> Self {
+        Self { connections, likes_per_request }
+    }
+
+    /// As cases are called.
+    pub(crate) fn name(self) -> String {
+        let connections = if self.connections == 1 { "connection" } else { "connections" };
+        let name = format!("{} {connections}", self.connections);
+        if self.likes_per_request == 1 {
+            name
+        } else {
+            format!("{name}, batches of {}", self.likes_per_request)
+        }
+    }
+}
+
+/// How callers call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    pub(crate) connections: u32,
-    /// Likes a second in all, whether earlier ones are answered or not; or else each caller sends its next like when it
+    /// By `POST /likes/batch` where they send several likes with a request.
+    pub(crate) callers: Callers,
+    /// Requests a second in all, whether earlier ones are answered or not; or else each caller sends its next like when it
     /// has an answer.
     pub(crate) per_second: Option<f64>,
     pub(crate) duration: Duration,
@@ -55,14 +81,15 @@ pub(crate) async fn send(address: SocketAddr, load: Load) -> Result<Answers, Ben
     let next = Arc::new(AtomicU64::new(0));
     let mut callers = JoinSet::new();
     let started = Instant::now();
-    for _ in 0..load.connections {
+    for _ in 0..load.callers.connections {
         callers.spawn(call(address, load, Arc::clone(&next), started));
     }
     let mut latency_us = histogram()?;
     while let Some(called) = callers.join_next().await {
         latency_us.add(called??)?;
     }
-    Ok(Answers { accepted: latency_us.len(), elapsed: started.elapsed(), latency_us })
+    let accepted = latency_us.len() * u64::from(load.callers.likes_per_request);
+    Ok(Answers { accepted, elapsed: started.elapsed(), latency_us })
 }
 
 fn histogram() -> Result<Histogram<u64>, BenchError> {
@@ -93,11 +120,30 @@ async fn call(
         if started.elapsed() >= load.duration {
             return Ok(latency_us);
         }
-        let post = 1 + mix(index) % 1_000;
-        let response = client.post_like(load.first_user + index, post).await?;
+        let response = if load.callers.likes_per_request == 1 {
+            client.post_like(load.first_user + index, post_of(index)).await?
+        } else {
+            client.post("/likes/batch", "application/x-ndjson", lines(load, index).into()).await?
+        };
         if response.status != StatusCode::ACCEPTED {
             return Err(BenchError::Refused(response.status));
         }
         latency_us.saturating_record(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
     }
+}
+
+fn post_of(index: u64) -> u64 {
+    1 + mix(index) % 1_000
+}
+
+/// The body of a request of several likes, each a line.
+fn lines(load: Load, request: u64) -> String {
+    let likes = u64::from(load.callers.likes_per_request);
+    let mut body = String::new();
+    for index in request * likes..(request + 1) * likes {
+        let (user, post) = (load.first_user + index, post_of(index));
+        // A String takes every write.
+        let _ = writeln!(body, r#"{{"user_id":{user},"post_id":{post}}}"#);
+    }
+    body
 }

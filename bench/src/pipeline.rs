@@ -8,7 +8,7 @@ use crate::{
     BenchError, Settings,
     cost::Cpu,
     figures::Figures,
-    load::{self, Answers, Load},
+    load::{self, Answers, Callers, Load},
     mib,
     progress::say,
     servers::{Servers, end_well},
@@ -20,7 +20,7 @@ const CONSUMERS: u16 = 2;
 
 /// All parts share the machine with the load: bigger transactions leave more of it to the others.
 const BATCH_LINGER: &str = "100ms";
-const CONNECTIONS: [u32; 2] = [64, 512];
+const CALLERS: [Callers; 3] = [Callers::new(64, 1), Callers::new(512, 1), Callers::new(64, 100)];
 
 /// What a storm did.
 struct Storm {
@@ -39,29 +39,29 @@ pub(crate) async fn run(
     figures: &mut Figures,
 ) -> Result<(), BenchError> {
     for run in 1..=settings.runs {
-        for connections in CONNECTIONS {
-            let case = format!("{connections} connections");
+        for callers in CALLERS {
+            let case = callers.name();
             if !settings.begins(ROW, &case, run) {
                 continue;
             }
             servers.empty().await?;
             let ingest = servers.start_ingest(&[])?;
             let consumers = servers.start_consumers(CONSUMERS, &[("BATCH_LINGER", BATCH_LINGER)])?;
-            let storm = storm(settings, servers, &ingest, &consumers, connections).await?;
+            let storm = storm(settings, servers, &ingest, &consumers, callers).await?;
             let mut add = |measure, value| figures.add(ROW, &case, measure, value);
             storm.add_to(&mut add);
             add("ingest MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
             let resident = consumers.iter().filter_map(Program::peak_resident_bytes).max();
             add("consumer MiB resident at most", mib(resident.unwrap_or(0)));
             end_well(consumers)?;
-            let backlog_per_second = backlog(settings, servers, &ingest, connections).await?;
+            let backlog_per_second = backlog(settings, servers, &ingest, callers).await?;
             figures.add(ROW, &case, "likes/s stored of a backlog", backlog_per_second);
             end_well([ingest])?;
 
             say(&format!("{SIMPLE}, {case}: run {run} of {}", settings.runs));
             servers.empty().await?;
             let simple = servers.start_bench_server("insert")?;
-            let each = self::storm(settings, servers, &simple, &[], connections).await?;
+            let each = self::storm(settings, servers, &simple, &[], callers).await?;
             each.add_to(&mut |measure, value| figures.add(SIMPLE, &case, measure, value));
             end_well([simple])?;
 
@@ -86,10 +86,10 @@ async fn backlog(
     settings: &Settings,
     servers: &Servers,
     ingest: &Program,
-    connections: u32,
+    callers: Callers,
 ) -> Result<f64, BenchError> {
     servers.empty().await?;
-    let load = Load { connections, per_second: None, duration: settings.duration, first_user: 1 };
+    let load = Load { callers, per_second: None, duration: settings.duration, first_user: 1 };
     let answers = load::send(ingest.listen(), load).await?;
     let started = Instant::now();
     let consumers = servers.start_consumers(CONSUMERS, &[])?;
@@ -105,12 +105,12 @@ async fn storm(
     servers: &Servers,
     front: &Program,
     consumers: &[Program],
-    connections: u32,
+    callers: Callers,
 ) -> Result<Storm, BenchError> {
     let cpu = || Cpu::now(Some(front), &servers.redis, consumers, &servers.postgres);
     let (cpu_before, wal_before) = (cpu()?, servers.wal_bytes().await?);
     let transactions_before = servers.transactions().await?;
-    let load = Load { connections, per_second: None, duration: settings.duration, first_user: 1 };
+    let load = Load { callers, per_second: None, duration: settings.duration, first_user: 1 };
     let started = Instant::now();
     let answers = load::send(front.listen(), load).await?;
     servers.drained(consumers).await?;

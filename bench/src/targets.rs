@@ -2,7 +2,7 @@
 
 use crate::figures::Bound::{self, AtLeast, AtMost};
 
-pub(crate) const TARGETS: [(&str, &str, &str, Bound); 18] = [
+pub(crate) const TARGETS: [(&str, &str, &str, Bound); 19] = [
     ("drain", "packed, 2 writers", "of the copy limit", AtLeast(0.65)),
     ("drain", "packed, 2 writers, 5 % duplicates", "of the copy limit", AtLeast(0.65)),
     ("drain", "packed, 2 writers", "consumer CPU s per million likes", AtMost(0.6)),
@@ -15,6 +15,7 @@ pub(crate) const TARGETS: [(&str, &str, &str, Bound); 18] = [
     ("ingest", "64 connections", "Redis bytes per queued like", AtMost(40.0)),
     ("ingest", "512 connections", "Redis bytes per queued like", AtMost(40.0)),
     ("pipeline", "64 connections", "times the simple design's likes/s", AtLeast(10.0)),
+    ("pipeline", "64 connections, batches of 100", "times the simple design's likes/s", AtLeast(10.0)),
     ("pipeline", "64 connections", "backlog, times the simple design's likes/s", AtLeast(10.0)),
     ("pipeline", "64 connections", "of the simple design's Postgres CPU", AtMost(0.1)),
     ("pipeline", "64 connections", "of the simple design's transactions", AtMost(1.0 / 500.0)),

@@ -26,7 +26,7 @@ pub struct Settings {
     #[arg(long, env = "REDIS_ACK", default_value = "memory", value_name = "ACK")]
     pub(crate) redis_ack: RedisAck,
 
-    /// Where callers reach POST /likes
+    /// Where callers reach POST /likes and POST /likes/batch
     #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS", value_parser = address)]
     pub(crate) ingest_listen: SocketAddr,
 
@@ -43,6 +43,19 @@ pub struct Settings {
     /// The longest body of a request
     #[arg(long, env = "INGEST_MAX_BODY", default_value = "16KiB", value_name = "SIZE")]
     pub(crate) ingest_max_body: ByteCount,
+
+    /// How many likes a batch may have
+    #[arg(long, env = "INGEST_BATCH_LIKES", default_value = "10000", value_name = "LIKES",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) ingest_batch_likes: u32,
+
+    /// The longest body of a batch
+    #[arg(long, env = "INGEST_BATCH_BODY", default_value = "4MiB", value_name = "SIZE")]
+    pub(crate) ingest_batch_body: ByteCount,
+
+    /// How much memory the bodies of batches may have together; beyond it callers get 503
+    #[arg(long, env = "INGEST_BATCH_MEMORY", default_value = "64MiB", value_name = "SIZE")]
+    pub(crate) ingest_batch_memory: ByteCount,
 
     /// How many entries may wait in Redis for the consumers, over all partitions; beyond it callers get 503. It is
     /// compared twice a second, so it can be overshot by what arrives in between
@@ -99,6 +112,10 @@ impl cli::Settings for Settings {
         if self.ingest_listen == self.ingest_admin_listen && self.ingest_listen.port() != 0 {
             let problem = format!("'{}' is INGEST_LISTEN too: allowed is another port", self.ingest_listen);
             return Err(SettingError::new("INGEST_ADMIN_LISTEN", problem));
+        }
+        if self.ingest_batch_memory.0 < self.ingest_batch_body.0 {
+            let problem = "less than INGEST_BATCH_BODY: allowed is as much, or more";
+            return Err(SettingError::new("INGEST_BATCH_MEMORY", problem));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What callers can ask: `POST /likes`.
+//! What callers can ask: `POST /likes` and `POST /likes/batch`.
 
 use std::{
     sync::Arc,
@@ -18,14 +18,18 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use shared::like::Like;
-use tokio::time::timeout;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
 use crate::{
     backlog::Backlog,
-    like_request::{self, BadRequest},
+    config::Settings,
+    like_request::{self, BadBatch, BadItem, BadRequest, BatchRequest},
     metrics::Metrics,
     problem::Problem,
     publish::{Accepted, PublishError},
@@ -37,6 +41,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a body that is too long is read all the same.
 const MAX_DISCARDED_BYTES: usize = 1 << 20;
 
+/// In what portions memory for batches is given out.
+const MEMORY_UNIT_BYTES: usize = 1 << 10;
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
@@ -47,6 +54,12 @@ pub trait Keep: Send + Sync + 'static {
     /// # Errors
     /// When it is not known to be.
     fn keep(&self, like: Like) -> impl Future<Output = Result<Accepted, PublishError>> + Send;
+
+    /// Waits until all of them are safe.
+    ///
+    /// # Errors
+    /// When not all of them are known to be. Some may be all the same.
+    fn keep_all(&self, likes: Vec<Like>) -> impl Future<Output = Result<(), PublishError>> + Send;
 }
 
 /// What the handlers need.
@@ -55,8 +68,39 @@ pub(crate) struct Service<K> {
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) max_body_bytes: usize,
+    pub(crate) batches: BatchLimits,
     /// Tracks the requests in flight.
     pub(crate) requests: TaskTracker,
+}
+
+/// What batches may be.
+pub(crate) struct BatchLimits {
+    max_likes: usize,
+    max_body_bytes: usize,
+    /// A permit a [`MEMORY_UNIT_BYTES`].
+    memory: Semaphore,
+}
+
+impl BatchLimits {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            max_likes: settings.ingest_batch_likes as usize,
+            max_body_bytes: settings.ingest_batch_body.0,
+            memory: Semaphore::new(settings.ingest_batch_memory.0.div_ceil(MEMORY_UNIT_BYTES)),
+        }
+    }
+
+    /// Memory for a body, or nothing when others have it.
+    fn room(&self, body: &Body) -> Result<SemaphorePermit<'_>, Problem> {
+        // What doesn't say how long it is may be as long as is allowed.
+        let bytes = body
+            .size_hint()
+            .exact()
+            .map_or(self.max_body_bytes, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let units = bytes.min(self.max_body_bytes).div_ceil(MEMORY_UNIT_BYTES);
+        let room = self.memory.try_acquire_many(u32::try_from(units).unwrap_or(u32::MAX));
+        room.map_err(|_| Problem::Publish(PublishError::QueueFull))
+    }
 }
 
 /// What is served to callers.
@@ -64,6 +108,7 @@ pub(crate) fn router<K: Keep>(service: Service<K>) -> Router {
     let service = Arc::new(service);
     Router::new()
         .route("/likes", post(like::<K>).fallback(|| async { Problem::MethodNotAllowed }))
+        .route("/likes/batch", post(batch::<K>).fallback(|| async { Problem::MethodNotAllowed }))
         .fallback(|| async { Problem::NotFound })
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| Problem::Internal.into_response()))
         .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id::<K>))
@@ -83,7 +128,7 @@ async fn like<K: Keep>(
     body: Body,
 ) -> Result<Response, Problem> {
     let received_at_us = now_us();
-    if !is_json(&headers) {
+    if !is_of_type(&headers, "application/json") {
         return Err(Problem::UnsupportedMediaType);
     }
     let sender_waits = headers.contains_key(header::EXPECT);
@@ -100,10 +145,50 @@ async fn like<K: Keep>(
     Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// The body of a 202 for a batch.
+#[derive(Serialize)]
+struct BatchAccepted<'a> {
+    accepted: usize,
+    rejected: usize,
+    errors: &'a [BadItem],
+}
+
+async fn batch<K: Keep>(
+    State(service): State<Arc<Service<K>>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let received_at_us = now_us();
+    let limits = &service.batches;
+    let is_lines = is_of_type(&headers, "application/x-ndjson");
+    if !is_lines && !is_of_type(&headers, "application/json") {
+        return Err(Problem::UnsupportedMediaType);
+    }
+    if service.backlog.is_full() {
+        return Err(Problem::BacklogFull);
+    }
+    let _room = limits.room(&body)?;
+    let sender_waits = headers.contains_key(header::EXPECT);
+    let body = read_body(body, limits.max_body_bytes, sender_waits).await?;
+    let parse = if is_lines { like_request::parse_lines } else { like_request::parse_array };
+    let BatchRequest { likes, bad } =
+        parse(&body, received_at_us, limits.max_likes).map_err(|error| match error {
+            BadBatch::Json(why) => Problem::InvalidJson(why),
+            BadBatch::TooMany(max_likes) => Problem::BatchTooLarge { max_likes },
+        })?;
+    if likes.is_empty() {
+        return Err(Problem::InvalidBatch(bad));
+    }
+    let accepted = likes.len();
+    service.keep.keep_all(likes).await.map_err(Problem::Publish)?;
+    let accepted = BatchAccepted { accepted, rejected: bad.len(), errors: &bad };
+    Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
+}
+
+fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|value| value.split(';').next());
-    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
 }
 
 /// `sender_waits` says that none of the body is sent before we ask for it: then there is no need to, if it is too long.

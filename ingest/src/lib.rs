@@ -121,8 +121,15 @@ pub async fn run(
     let _following = AbortOnDropHandle::new(tokio::spawn(agreement::follow(redis, keys, partitions)));
     let requests = TaskTracker::new();
     let max_body_bytes = settings.ingest_max_body.0;
-    let service =
-        http::Service { keep: publisher, backlog, metrics, max_body_bytes, requests: requests.clone() };
+    let batches = http::BatchLimits::new(&settings);
+    let service = http::Service {
+        keep: publisher,
+        backlog,
+        metrics,
+        max_body_bytes,
+        batches,
+        requests: requests.clone(),
+    };
 
     let deadline = shutdown.clone();
     let serving = connections::serve(
@@ -167,6 +174,7 @@ pub async fn serve_with<K: Keep>(
         backlog: Arc::new(Backlog::new(u64::MAX)),
         metrics: Arc::new(Metrics::new(&telemetry.meter())),
         max_body_bytes: defaults.ingest_max_body.0,
+        batches: http::BatchLimits::new(&defaults),
         requests: requests.clone(),
     };
     let max_connections = defaults.ingest_max_connections as usize;

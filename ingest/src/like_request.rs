@@ -3,10 +3,10 @@
 use std::fmt;
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
-use serde_json::error::Category;
+use serde_json::{error::Category, value::RawValue};
 use shared::like::Like;
 use thiserror::Error;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -31,6 +31,75 @@ pub fn parse(body: &[u8], now_us: i64) -> Result<Like, BadRequest> {
     let created_at_us = request.created_at.map_or(now_us.into(), |CreatedAt(us)| us);
     Like::new(request.user_id.0, request.post_id.0, created_at_us)
         .map_err(|e| BadRequest::Like(e.to_string()))
+}
+
+/// One element of a batch that is no like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BadItem {
+    /// Which one, from 0.
+    pub index: usize,
+    /// `invalid-json` or `invalid-like`.
+    pub code: &'static str,
+    /// Why.
+    pub detail: String,
+}
+
+/// A batch as far as it could be read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BatchRequest {
+    /// The good ones, in order.
+    pub likes: Vec<Like>,
+    /// The others.
+    pub bad: Vec<BadItem>,
+}
+
+/// Why a batch as a whole can't be taken.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum BadBatch {
+    /// It isn't a JSON array.
+    #[error("{0}")]
+    Json(String),
+    /// It has more likes than are allowed.
+    #[error("more than {0} likes")]
+    TooMany(usize),
+}
+
+/// Reads a JSON array of likes.
+///
+/// # Errors
+/// When it is none, or has more than `max_likes`. A bad like alone is in [`BatchRequest::bad`].
+pub fn parse_array(body: &[u8], now_us: i64, max_likes: usize) -> Result<BatchRequest, BadBatch> {
+    let items: Vec<&RawValue> =
+        serde_json::from_slice(body).map_err(|error| BadBatch::Json(error.to_string()))?;
+    items_of(items.into_iter().map(|item| item.get().as_bytes()), now_us, max_likes)
+}
+
+/// Reads a like a line, as NDJSON. Empty lines don't count.
+///
+/// # Errors
+/// When it has more than `max_likes`. A bad like alone is in [`BatchRequest::bad`].
+pub fn parse_lines(body: &[u8], now_us: i64, max_likes: usize) -> Result<BatchRequest, BadBatch> {
+    let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    items_of(lines.filter(|line| !line.is_empty()), now_us, max_likes)
+}
+
+fn items_of<'a>(
+    items: impl Iterator<Item = &'a [u8]>,
+    now_us: i64,
+    max_likes: usize,
+) -> Result<BatchRequest, BadBatch> {
+    let mut batch = BatchRequest::default();
+    for (index, item) in items.enumerate() {
+        if index == max_likes {
+            return Err(BadBatch::TooMany(max_likes));
+        }
+        match parse(item, now_us) {
+            Ok(like) => batch.likes.push(like),
+            Err(BadRequest::Json(detail)) => batch.bad.push(BadItem { index, code: "invalid-json", detail }),
+            Err(BadRequest::Like(detail)) => batch.bad.push(BadItem { index, code: "invalid-like", detail }),
+        }
+    }
+    Ok(batch)
 }
 
 #[derive(Deserialize)]
@@ -160,6 +229,25 @@ mod tests {
     }
 
     #[test]
+    fn batches_name_their_bad_likes_by_index() {
+        let good = r#"{"user_id": 7, "post_id": 42}"#;
+        let bad =
+            |batch: &BatchRequest| batch.bad.iter().map(|bad| (bad.index, bad.code)).collect::<Vec<_>>();
+        let array = format!("[{good}, 7, {good}, {{}}]");
+        let batch = parse_array(array.as_bytes(), NOW_US, 4).unwrap();
+        assert_eq!((batch.likes.len(), bad(&batch)), (2, vec![(1, "invalid-like"), (3, "invalid-like")]));
+        let lines = format!("{good}\r\n\n{{\n{good}");
+        let batch = parse_lines(lines.as_bytes(), NOW_US, 3).unwrap();
+        assert_eq!((batch.likes.len(), bad(&batch)), (2, vec![(1, "invalid-json")]));
+        assert_eq!(parse_array(b"[]", NOW_US, 1).unwrap(), BatchRequest::default());
+        assert_eq!(parse_array(array.as_bytes(), NOW_US, 3).unwrap_err(), BadBatch::TooMany(3));
+        assert_eq!(parse_lines(lines.as_bytes(), NOW_US, 2).unwrap_err(), BadBatch::TooMany(2));
+        for body in ["", "{}", "[", "[1,]", "[] x", good] {
+            assert!(matches!(parse_array(body.as_bytes(), NOW_US, 9), Err(BadBatch::Json(_))), "{body}");
+        }
+    }
+
+    #[test]
     fn what_is_not_json_is_told_from_what_is_not_a_like() {
         for body in
             ["", "{", "user_id=7", r#"{"user_id": 7, "post_id": 42} x"#, "{\"user_id\": 7,}", "\u{feff}{}"]
@@ -196,6 +284,8 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse(&body, NOW_US);
+            let _ = parse_array(&body, NOW_US, 100);
+            let _ = parse_lines(&body, NOW_US, 100);
         }
 
         #[test]

@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::publish::PublishError;
+use crate::{like_request::BadItem, publish::PublishError};
 
 /// How long a caller should wait before the next try, by cause.
 const RETRY_SOON_S: u16 = 1;
@@ -19,6 +19,12 @@ pub(crate) enum Problem {
     InvalidJson(String),
     /// The body is JSON, but no like.
     InvalidLike(String),
+    /// None of a batch is a like.
+    InvalidBatch(Vec<BadItem>),
+    /// A batch has too many likes.
+    BatchTooLarge {
+        max_likes: usize,
+    },
     BodyTooLarge {
         max_bytes: usize,
     },
@@ -59,6 +65,21 @@ impl Problem {
             Self::InvalidLike(why) => {
                 no(StatusCode::UNPROCESSABLE_ENTITY, "invalid-like", "The body is not a like", why.clone())
             }
+            Self::InvalidBatch(bad) => no(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "invalid-batch",
+                "The batch has no likes",
+                match bad.first() {
+                    None => "It is empty.".to_owned(),
+                    Some(first) => format!("Nothing was taken. Element {}: {}", first.index, first.detail),
+                },
+            ),
+            Self::BatchTooLarge { max_likes } => no(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "batch-too-large",
+                "The batch has too many likes",
+                format!("At most {max_likes} likes are taken at once, and nothing of this was."),
+            ),
             Self::BodyTooLarge { max_bytes } => no(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body-too-large",
@@ -81,19 +102,20 @@ impl Problem {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported-media-type",
                 "The media type is not supported",
-                "Send the header Content-Type: application/json.".to_owned(),
+                "Send the header Content-Type: application/json, or for a batch application/x-ndjson."
+                    .to_owned(),
             ),
             Self::NotFound => no(
                 StatusCode::NOT_FOUND,
                 "not-found",
                 "There is nothing here",
-                "Likes are taken by POST /likes.".to_owned(),
+                "Likes are taken by POST /likes and POST /likes/batch.".to_owned(),
             ),
             Self::MethodNotAllowed => no(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method-not-allowed",
                 "The method is not allowed",
-                "Likes are taken by POST /likes.".to_owned(),
+                "Likes are taken by POST /likes and POST /likes/batch.".to_owned(),
             ),
             Self::BacklogFull => unavailable(
                 "backlog-full",
@@ -120,6 +142,8 @@ impl Problem {
             status: u16,
             detail: &'a str,
             request_id: &'a str,
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            errors: &'a [BadItem],
         }
 
         let words = self.words();
@@ -129,6 +153,7 @@ impl Problem {
             status: words.status.as_u16(),
             detail: &words.detail,
             request_id,
+            errors: if let Self::InvalidBatch(bad) = self { bad } else { &[] },
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response =

@@ -5,7 +5,12 @@
 //! [`HOLD`], and until no more requests are at the door. So a like that comes alone leaves at once, and under a storm
 //! entries fill, and share their way to Redis and back, by themselves.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    slice,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use fred::bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -74,14 +79,89 @@ pub enum PublishError {
 
 /// Hands likes to the appender, which ends when this is dropped and all that it holds is answered.
 pub(crate) struct Publisher {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<Request>,
+    /// For one entry.
     patience: Duration,
+    entry_likes: usize,
 }
 
-/// A like whose caller waits for the answer.
+/// What callers ask for.
+enum Request {
+    One(Like, oneshot::Sender<Result<Accepted, PublishError>>),
+    Many(Vec<Like>, oneshot::Sender<Result<(), PublishError>>),
+}
+
+/// Likes of one partition whose caller waits for the answer. They fit into one entry.
 struct Waiting {
-    like: Like,
-    answer: oneshot::Sender<Result<Accepted, PublishError>>,
+    likes: Likes,
+    answer: Answer,
+}
+
+enum Likes {
+    One(Like),
+    Many(Vec<Like>),
+}
+
+/// Whom to tell.
+enum Answer {
+    One(oneshot::Sender<Result<Accepted, PublishError>>),
+    Part(Arc<Batch>),
+}
+
+/// A batch that is spread over entries: it is answered when Redis has all of them, or when one has failed.
+struct Batch {
+    state: Mutex<BatchState>,
+}
+
+struct BatchState {
+    parts_left: usize,
+    /// Nothing once it is answered.
+    answer: Option<oneshot::Sender<Result<(), PublishError>>>,
+}
+
+impl Likes {
+    fn as_slice(&self) -> &[Like] {
+        match self {
+            Self::One(like) => slice::from_ref(like),
+            Self::Many(likes) => likes,
+        }
+    }
+}
+
+impl Answer {
+    /// Whether nobody waits for it any more.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::One(answer) => answer.is_closed(),
+            Self::Part(batch) => batch.lock().answer.as_ref().is_none_or(oneshot::Sender::is_closed),
+        }
+    }
+
+    /// Whoever left meanwhile doesn't hear it.
+    fn send(self, outcome: Result<Accepted, PublishError>) {
+        match self {
+            Self::One(answer) => {
+                let _ = answer.send(outcome);
+            }
+            Self::Part(batch) => batch.part_ended(outcome.map(drop)),
+        }
+    }
+}
+
+impl Batch {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BatchState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn part_ended(&self, outcome: Result<(), PublishError>) {
+        let mut state = self.lock();
+        state.parts_left -= 1;
+        if (outcome.is_err() || state.parts_left == 0)
+            && let Some(answer) = state.answer.take()
+        {
+            let _ = answer.send(outcome);
+        }
+    }
 }
 
 impl Publisher {
@@ -92,8 +172,7 @@ impl Publisher {
         metrics: Arc<Metrics>,
         partitions: watch::Receiver<PartitionCount>,
     ) -> (Self, Appender) {
-        // One entry may be in flight ahead of the like's own.
-        let patience = appends.patience(settings.redis.redis_timeout) * 2;
+        let patience = appends.patience(settings.redis.redis_timeout);
         let queue_likes = settings.ingest_queue_likes as usize;
         // As many as all partitions together may have waiting: it is the lanes that say no.
         let (queue, waiting) = mpsc::channel(queue_likes * usize::from(partitions.borrow().get()));
@@ -112,7 +191,7 @@ impl Publisher {
             appends,
         };
         appender.grow();
-        (Self { queue, patience }, appender)
+        (Self { queue, patience, entry_likes: settings.ingest_entry_likes.into() }, appender)
     }
 }
 
@@ -123,17 +202,33 @@ impl Keep for Publisher {
     /// After most of them nobody knows whether Redis has it.
     async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Waiting { like, answer }).map_err(|_| PublishError::QueueFull)?;
-        match timeout(self.patience, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(PublishError::Unavailable),
-        }
+        self.queue.try_send(Request::One(like, answer)).map_err(|_| PublishError::QueueFull)?;
+        // One entry may be in flight ahead of the like's own.
+        answer_within(self.patience * 2, answered).await
+    }
+
+    async fn keep_all(&self, likes: Vec<Like>) -> Result<(), PublishError> {
+        let (answer, answered) = oneshot::channel();
+        // At worst they all go into one partition, one entry after the other.
+        let entries = u32::try_from(likes.len() / self.entry_likes).unwrap_or(u32::MAX).saturating_add(2);
+        self.queue.try_send(Request::Many(likes, answer)).map_err(|_| PublishError::QueueFull)?;
+        answer_within(self.patience.saturating_mul(entries), answered).await
+    }
+}
+
+async fn answer_within<T>(
+    patience: Duration,
+    answered: oneshot::Receiver<Result<T, PublishError>>,
+) -> Result<T, PublishError> {
+    match timeout(patience, answered).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) | Err(_) => Err(PublishError::Unavailable),
     }
 }
 
 /// Appends entries to all partitions.
 pub(crate) struct Appender {
-    queue: mpsc::Receiver<Waiting>,
+    queue: mpsc::Receiver<Request>,
     partitions: watch::Receiver<PartitionCount>,
     placement: PartitionCount,
     /// One a partition.
@@ -152,6 +247,7 @@ pub(crate) struct Appender {
 /// What waits for a partition.
 struct Lane {
     waiting: VecDeque<Waiting>,
+    waiting_likes: usize,
     /// Not here while an entry is in flight.
     append: Option<Append>,
 }
@@ -179,7 +275,7 @@ impl Appender {
             tokio::select! {
                 count = self.queue.recv_many(&mut received, RECEIVE_LIKES), if open => {
                     open = count > 0;
-                    received.drain(..).for_each(|waiting| self.enqueue(waiting));
+                    received.drain(..).for_each(|request| self.take(request));
                 }
                 Some(appended) = self.in_flight.next() => self.answer(appended),
                 Ok(()) = self.partitions.changed() => self.grow(),
@@ -201,8 +297,8 @@ impl Appender {
         while quiet_turns < QUIET_TURNS && Instant::now() < until {
             yield_now().await;
             quiet_turns += 1;
-            while let Ok(waiting) = self.queue.try_recv() {
-                self.enqueue(waiting);
+            while let Ok(request) = self.queue.try_recv() {
+                self.take(request);
                 quiet_turns = 0;
             }
         }
@@ -213,20 +309,61 @@ impl Appender {
         self.placement = *self.partitions.borrow_and_update();
         for partition in self.placement.partitions().skip(self.lanes.len()) {
             let append = Some(self.appends.for_stream(self.keys.stream(partition)));
-            self.lanes.push(Lane { waiting: VecDeque::new(), append });
+            self.lanes.push(Lane { waiting: VecDeque::new(), waiting_likes: 0, append });
         }
     }
 
-    fn enqueue(&mut self, waiting: Waiting) {
-        let partition = self.placement.of_user(waiting.like.user_id());
-        let Some(lane) = self.lanes.get_mut(partition.index()) else { return };
-        if lane.waiting.len() >= self.queue_likes {
-            let _ = waiting.answer.send(Err(PublishError::QueueFull));
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::One(like, answer) => {
+                let partition = self.placement.of_user(like.user_id());
+                if self.has_room(partition, 1) {
+                    self.enqueue(partition, Waiting { likes: Likes::One(like), answer: Answer::One(answer) });
+                } else {
+                    let _ = answer.send(Err(PublishError::QueueFull));
+                }
+            }
+            Request::Many(likes, answer) => self.take_batch(likes, answer),
+        }
+    }
+
+    /// All of a batch is taken or nothing.
+    fn take_batch(&mut self, likes: Vec<Like>, answer: oneshot::Sender<Result<(), PublishError>>) {
+        let mut by_partition: Vec<Vec<Like>> = vec![Vec::new(); self.lanes.len()];
+        for like in likes {
+            if let Some(of_it) = by_partition.get_mut(self.placement.of_user(like.user_id()).index()) {
+                of_it.push(like);
+            }
+        }
+        let placement = self.placement;
+        let spread = || placement.partitions().zip(&by_partition).filter(|(_, likes)| !likes.is_empty());
+        if !spread().all(|(partition, likes)| self.has_room(partition, likes.len())) {
+            let _ = answer.send(Err(PublishError::QueueFull));
             return;
         }
+        let parts_left = spread().map(|(_, likes)| likes.len().div_ceil(self.entry_likes)).sum();
+        let state = Mutex::new(BatchState { parts_left, answer: Some(answer) });
+        let batch = Arc::new(Batch { state });
+        for (partition, likes) in placement.partitions().zip(&by_partition) {
+            for part in likes.chunks(self.entry_likes) {
+                let answer = Answer::Part(Arc::clone(&batch));
+                self.enqueue(partition, Waiting { likes: Likes::Many(part.to_vec()), answer });
+            }
+        }
+    }
+
+    /// Whether so many likes more may wait for a partition. A batch that is larger than that may wait alone.
+    fn has_room(&self, partition: Partition, likes: usize) -> bool {
+        let waiting = self.lanes.get(partition.index()).map_or(usize::MAX, |lane| lane.waiting_likes);
+        waiting == 0 || waiting.saturating_add(likes) <= self.queue_likes
+    }
+
+    fn enqueue(&mut self, partition: Partition, waiting: Waiting) {
+        let Some(lane) = self.lanes.get_mut(partition.index()) else { return };
         if lane.waiting.is_empty() && lane.append.is_some() {
             self.due.push(partition);
         }
+        lane.waiting_likes += waiting.likes.as_slice().len();
         lane.waiting.push_back(waiting);
     }
 
@@ -244,7 +381,8 @@ impl Appender {
         let Appended { partition, append, group, answer, took } = appended;
         let answer = match answer {
             Ok((entry_id, sent)) => {
-                self.metrics.entry_appended(group.len() as u64, took.as_secs_f64());
+                let likes: usize = group.iter().map(|waiting| waiting.likes.as_slice().len()).sum();
+                self.metrics.entry_appended(likes as u64, took.as_secs_f64());
                 self.metrics.append_repeated(sent - 1);
                 Ok(Accepted { entry_id: entry_id.into(), partition })
             }
@@ -255,8 +393,7 @@ impl Appender {
             }
         };
         for waiting in group {
-            // Whoever left meanwhile doesn't hear it.
-            let _ = waiting.answer.send(answer.clone());
+            waiting.answer.send(answer.clone());
         }
         if let Some(lane) = self.lanes.get_mut(partition.index()) {
             lane.append = Some(append);
@@ -271,12 +408,14 @@ impl Lane {
     /// The next entry's likes. If there are none, nothing waits any more, or an entry is in flight.
     fn take_group(&mut self, entry_likes: usize) -> Option<(Append, Vec<Waiting>)> {
         let append = self.append.take()?;
-        let mut group = Vec::new();
-        while group.len() < entry_likes
-            && let Some(waiting) = self.waiting.pop_front()
+        let (mut group, mut likes) = (Vec::new(), 0);
+        while let Some(waiting) =
+            self.waiting.pop_front_if(|next| likes == 0 || likes + next.likes.as_slice().len() <= entry_likes)
         {
+            self.waiting_likes -= waiting.likes.as_slice().len();
             // Callers that gave up waiting were told that Redis can't be reached: no need to store it behind them.
             if !waiting.answer.is_closed() {
+                likes += waiting.likes.as_slice().len();
                 group.push(waiting);
             }
         }
@@ -289,7 +428,7 @@ impl Lane {
 }
 
 async fn append_group(partition: Partition, mut append: Append, group: Vec<Waiting>) -> Appended {
-    let likes: Vec<Like> = group.iter().map(|waiting| waiting.like).collect();
+    let likes: Vec<Like> = group.iter().flat_map(|waiting| waiting.likes.as_slice()).copied().collect();
     let payload = Bytes::from(codec::encode(&likes));
     let started = Instant::now();
     let answer = append.append(payload).await;

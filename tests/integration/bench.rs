@@ -5,13 +5,14 @@ use std::{fs, process::Command};
 use serde_json::Value;
 
 /// A figure of each row, as case and measure.
-const FIGURES: [(&str, &str, &str); 8] = [
+const FIGURES: [(&str, &str, &str); 9] = [
     ("drain", "one an entry, 4 writers", "likes/s"),
     ("drain", "packed, 2 writers, 5 % duplicates", "of the copy limit"),
     ("hot post", "2 writers", "of the rate for recent posts"),
     ("ingest", "512 connections", "of the HTTP limit"),
     ("ingest", "1000 likes/s", "p99.9 ms"),
     ("pipeline", "64 connections", "times the simple design's likes/s"),
+    ("pipeline", "64 connections, batches of 100", "times the simple design's likes/s"),
     ("end to end", "10 % of capacity", "p99 ms"),
     ("growth", "key (user_id, post_id), 0.01 M rows", "of the rate into an empty table"),
 ];
@@ -35,7 +36,7 @@ fn all_rows_are_measured() {
     }
     assert!(results["machine"]["cores"].as_u64().is_some_and(|cores| cores > 0));
     // Its growth is that of 20 M rows.
-    assert_eq!(results["targets"].as_array().unwrap().len(), 17);
+    assert_eq!(results["targets"].as_array().unwrap().len(), 18);
     let table = String::from_utf8(ended.stdout).unwrap();
     assert!(table.contains("promised") && table.contains("of the HTTP limit"), "{table}");
     assert!(fs::read_to_string(out.path().join("results.svg")).unwrap().contains("of the copy limit"));

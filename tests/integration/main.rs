@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, and counters are whole numbers"
 )]
 
+mod batch;
 mod bench;
 mod cluster;
 mod consumer;

@@ -82,6 +82,10 @@ impl Keep for AtOnce {
     async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
         Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
     }
+
+    async fn keep_all(&self, _likes: Vec<Like>) -> Result<(), PublishError> {
+        Ok(())
+    }
 }
 
 /// The simple design.
@@ -101,6 +105,13 @@ impl Keep for InsertEach {
         let inserted = connection.execute(&insert, &[&like.user_id(), &like.post_id()]).await;
         inserted.map_err(|error| unavailable(&error))?;
         Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
+    }
+
+    async fn keep_all(&self, likes: Vec<Like>) -> Result<(), PublishError> {
+        for like in likes {
+            self.keep(like).await?;
+        }
+        Ok(())
     }
 }
 

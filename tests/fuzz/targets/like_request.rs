@@ -1,4 +1,4 @@
-//! Bodies of POST /likes: whatever comes, it is a like or refused.
+//! Bodies of POST /likes and /likes/batch: whatever comes, it is likes or refused.
 
 #![no_main]
 
@@ -6,6 +6,7 @@ use ingest::like_request;
 use libfuzzer_sys::fuzz_target;
 
 const NOW_US: i64 = 1_800_000_000_000_000;
+const MAX_LIKES: usize = 100;
 
 fuzz_target!(|body: &[u8]| {
     if let Ok(like) = like_request::parse(body, NOW_US) {
@@ -13,5 +14,11 @@ fuzz_target!(|body: &[u8]| {
         let json = format!(r#"{{"user_id":{},"post_id":"{}"}}"#, like.user_id(), like.post_id());
         let again = like_request::parse(json.as_bytes(), like.created_at_us()).expect("our own JSON");
         assert_eq!(again, like);
+    }
+    for parse in [like_request::parse_array, like_request::parse_lines] {
+        if let Ok(batch) = parse(body, NOW_US, MAX_LIKES) {
+            assert!(batch.likes.len() + batch.bad.len() <= MAX_LIKES);
+            assert!(batch.bad.iter().is_sorted_by_key(|bad| bad.index));
+        }
     }
 });

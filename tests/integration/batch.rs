@@ -1,0 +1,156 @@
+//! `POST /likes/batch`: many likes at once, each of them taken or named.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use local::http_client::{HttpClient, Response};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::harness::{PARTITIONS, Setup, entries, eventually, problem};
+
+const JSON: &str = "application/json";
+const LINES: &str = "application/x-ndjson";
+
+async fn send(client: &mut HttpClient, media_type: &str, body: impl Into<Bytes>) -> Response {
+    let request = Request::post("/likes/batch").header("content-type", media_type);
+    client.send(request.body(Full::new(body.into())).unwrap()).await.unwrap()
+}
+
+fn answer(response: &Response) -> Value {
+    serde_json::from_slice(&response.body).unwrap()
+}
+
+fn like(user: u64) -> Value {
+    json!({"user_id": user, "post_id": 42})
+}
+
+fn lines(elements: &[Value]) -> String {
+    elements.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Ten thousand likes, three of them bad: the others are stored, these are named by index.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_bad_likes_of_ten_thousand_are_named_and_the_rest_is_stored() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[]);
+    let mut client = HttpClient::new(ingest.listen());
+    let mut elements: Vec<Value> = (1..=10_000).map(like).collect();
+    elements[7] = json!({"user_id": 0, "post_id": 42});
+    elements[5_000] = json!("nonsense");
+    elements[9_999] = json!({"user_id": 7});
+    let array = send(&mut client, JSON, Value::from(elements.clone()).to_string()).await;
+    let ndjson = send(&mut client, LINES, lines(&elements)).await;
+    for response in [&array, &ndjson] {
+        assert_eq!(response.status, 202, "{:?}", response.body);
+        let said = answer(response);
+        assert_eq!((&said["accepted"], &said["rejected"]), (&json!(9_997), &json!(3)));
+        let errors = said["errors"].as_array().unwrap();
+        let named: Vec<_> =
+            errors.iter().map(|error| (error["index"].as_u64().unwrap(), &error["code"])).collect();
+        let code = json!("invalid-like");
+        assert_eq!(named, [(7, &code), (5_000, &code), (9_999, &code)]);
+        assert!(errors.iter().all(|error| !error["detail"].as_str().unwrap().is_empty()), "{said:#}");
+    }
+    // They share entries: 512 likes each at most, so five or so a partition and batch.
+    let redis = setup.redis_client().await;
+    let entries = entries(&redis).await;
+    assert!(entries <= 2 * u64::from(PARTITIONS) * 6, "{entries}");
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(9_997).await;
+    assert_eq!(ingest.metrics().unwrap().sum("likestream_likes_accepted_total"), 2.0 * 9_997.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_batch_is_refused_as_a_whole() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[
+        ("INGEST_BATCH_LIKES", "10"),
+        ("INGEST_BATCH_BODY", "1KiB"),
+        ("INGEST_BATCH_MEMORY", "1KiB"),
+    ]);
+    let mut client = HttpClient::new(ingest.listen());
+    let eleven: Vec<Value> = (1..=11).map(like).collect();
+    let padded = format!("[{}]{}", like(1), " ".repeat(1_024));
+    let half = format!("[{},{}", like(1), like(2));
+    for (media_type, body, status, code) in [
+        (JSON, String::new(), 400, "invalid-json"),
+        (JSON, half, 400, "invalid-json"),
+        (JSON, like(1).to_string(), 400, "invalid-json"),
+        (JSON, "[]".to_owned(), 422, "invalid-batch"),
+        (LINES, "\n \n".to_owned(), 422, "invalid-batch"),
+        (JSON, "[7, {}]".to_owned(), 422, "invalid-batch"),
+        (LINES, "{\n7".to_owned(), 422, "invalid-batch"),
+        (JSON, Value::from(eleven.clone()).to_string(), 413, "batch-too-large"),
+        (LINES, lines(&eleven), 413, "batch-too-large"),
+        (JSON, padded, 413, "body-too-large"),
+        ("text/plain", lines(&eleven[..1]), 415, "unsupported-media-type"),
+    ] {
+        let response = send(&mut client, media_type, body.clone()).await;
+        assert_eq!((response.status.as_u16(), problem(&response).as_str()), (status, code), "{body}");
+        if code == "invalid-batch" && body.contains('7') {
+            assert_eq!(answer(&response)["errors"].as_array().unwrap().len(), 2, "{body}");
+        }
+    }
+    let get = Request::get("/likes/batch").body(Full::new(Bytes::new())).unwrap();
+    assert_eq!(client.send(get).await.unwrap().status, 405);
+    assert_eq!(entries(&setup.redis_client().await).await, 0);
+    let ten = send(&mut client, JSON, Value::from(eleven[..10].to_vec()).to_string()).await;
+    assert_eq!((ten.status.as_u16(), &answer(&ten)["accepted"]), (202, &json!(10)));
+}
+
+/// A batch that Redis does not take is not answered with 202, and may be sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_redis_does_not_take_can_be_sent_again() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "500ms")]);
+    let mut client = HttpClient::new(ingest.listen());
+    let body = Value::from((1..=1_000).map(like).collect::<Vec<_>>()).to_string();
+    setup.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
+    let refused = send(&mut client, JSON, body.clone()).await;
+    assert_eq!((refused.status.as_u16(), problem(&refused).as_str()), (503, "redis-out-of-memory"));
+    assert!(refused.headers.contains_key("retry-after"));
+    setup.redis.command(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+    setup.redis.pause();
+    let silent = send(&mut client, JSON, body.clone()).await;
+    assert_eq!((silent.status.as_u16(), problem(&silent).as_str()), (503, "redis-unavailable"));
+    setup.redis.resume();
+    eventually("it is taken", async || send(&mut client, JSON, body.clone()).await.status == 202).await;
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(1_000).await;
+    setup.wait_until_drained().await;
+}
+
+/// Bodies that are on their way have memory to themselves; others are told to come again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_batches_is_bounded() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(&[("INGEST_BATCH_BODY", "1MiB"), ("INGEST_BATCH_MEMORY", "1MiB")]);
+    let mut client = HttpClient::new(ingest.listen());
+    let body = format!("[{}]", like(1));
+    assert_eq!(send(&mut client, JSON, body.clone()).await.status, 202);
+    let head = "POST /likes/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut slow = None;
+    // One that comes while another has some of the memory is refused itself.
+    eventually("the memory is gone", async || {
+        let mut connection = TcpStream::connect(ingest.listen()).await.unwrap();
+        connection.write_all(head.as_bytes()).await.unwrap();
+        slow = Some(connection);
+        let response = send(&mut client, JSON, body.clone()).await;
+        response.status == 503 && problem(&response) == "overloaded"
+    })
+    .await;
+    let mut slow = slow.unwrap();
+    // Others need none of it.
+    let single = client.post("/likes", JSON, like(2).to_string().into()).await.unwrap();
+    assert_eq!(single.status, 202);
+    slow.write_all(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).as_bytes()).await.unwrap();
+    let mut answered = [0; 12];
+    slow.read_exact(&mut answered).await.unwrap();
+    assert_eq!(&answered, b"HTTP/1.1 202");
+    eventually("the memory is back", async || send(&mut client, JSON, body.clone()).await.status == 202)
+        .await;
+}
