@@ -16,7 +16,7 @@ use crate::{
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(750);
 
-/// Looks for ever, the first time before it says anything. While it can't be read, what is paused stays as it was.
+/// Looks for ever. While it can't be read, what is paused stays as it was.
 pub(crate) async fn run(streams: Streams, paused: watch::Sender<Paused>, last_commits: Arc<LastCommits>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -22,6 +22,9 @@ use crate::{config::group_name, fixed_partitions::FixedPartitions, stream::Strea
 /// What entries are given to that whoever has their partition should take at once: it is never a member.
 pub(super) const MENDER: &str = "likesctl";
 
+/// How long Postgres may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Where the streams are.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Connection")]
@@ -73,9 +76,7 @@ impl RedisAccess {
         let streams = Streams::new(redis.clone(), keys.clone(), self.likes_group.clone(), MENDER.to_owned());
         Ok(Site { redis, streams, keys, partitions, server })
     }
-}
 
-impl RedisAccess {
     /// As [`RedisAccess::open`], for commands that do something with the group: it has to be there. An interruption is heard
     /// meanwhile.
     ///
@@ -132,9 +133,6 @@ impl Site {
         found.ok_or_else(|| CliError::failed(format!("there is no partition {number}: they are 0 to {last}")))
     }
 }
-
-/// How long Postgres may take for one answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Waits for an answer of Postgres, with a bound.
 ///

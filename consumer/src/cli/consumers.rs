@@ -74,10 +74,7 @@ async fn remove(
     let all: Vec<_> = site.partitions.partitions().collect();
     let overview = site.overview(&all).await?;
     let Some(consumer) = overview.consumers.into_iter().find(|consumer| consumer.name == name) else {
-        return Err(CliError::failed(format!(
-            "the group {} knows no consumer '{name}'",
-            site.streams.group()
-        )));
+        return Err(site.unknown_consumer(&name));
     };
     if consumer.is_alive() {
         return Err(CliError::Refused(format!("{name} is alive: stop it, then it leaves by itself")));

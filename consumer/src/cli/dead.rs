@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fmt,
     fs::File,
     hash::{BuildHasher, RandomState},
     io::{self, BufRead, BufReader},
@@ -421,7 +422,7 @@ fn read_records<'a>(
     site: &'a Site,
     file: &'a Path,
 ) -> Result<impl Iterator<Item = Result<Record, CliError>> + 'a, CliError> {
-    let failed = |why: &dyn std::fmt::Display| {
+    let failed = |why: &dyn fmt::Display| {
         CliError::failed(format!("nothing was changed: '{}' can't be read: {why}", file.display()))
     };
     let opened = File::open(file).map_err(|why| failed(&why))?;
@@ -430,23 +431,15 @@ fn read_records<'a>(
     }
     let lines = BufReader::with_capacity(PAGE * 1_024, opened).lines().enumerate();
     let record = move |(number, line): (usize, io::Result<String>)| {
-        let line = line.map_err(|why| {
-            CliError::failed(format!(
-                "nothing was changed: line {} of '{}': {why}",
-                number + 1,
-                file.display()
-            ))
-        })?;
+        let failed = |why: &dyn fmt::Display| {
+            let (line, file) = (number + 1, file.display());
+            CliError::failed(format!("nothing was changed: line {line} of '{file}': {why}"))
+        };
+        let line = line.map_err(|why| failed(&why))?;
         if line.trim().is_empty() {
             return Ok(None);
         }
-        let (entry, fields) = LetterRecord::read(&line).map_err(|why| {
-            CliError::failed(format!(
-                "nothing was changed: line {} of '{}': {why}",
-                number + 1,
-                file.display()
-            ))
-        })?;
+        let (entry, fields) = LetterRecord::read(&line).map_err(|why| failed(&why))?;
         Ok(Some((site.partition(entry.partition)?, fields)))
     };
     Ok(lines.map(record).filter_map(Result::transpose))

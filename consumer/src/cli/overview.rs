@@ -7,7 +7,7 @@ use futures_util::future::{try_join_all, try_join3};
 use serde::Serialize;
 use shared::partition::Partition;
 
-use super::access::Site;
+use super::{access::Site, exit::CliError};
 use crate::{
     assignment::assign,
     entry::EntryId,
@@ -98,6 +98,19 @@ impl Site {
         }
         let in_group = try_join_all(self.partitions.partitions().map(|p| self.streams.consumers(p))).await?;
         Ok(in_group.iter().flatten().any(|consumer| consumer.name == name))
+    }
+
+    /// A name that nobody has is a mistake.
+    ///
+    /// # Errors
+    /// When the group doesn't know it, or Redis fails.
+    pub(super) async fn check_consumer(&self, name: &str) -> Result<(), CliError> {
+        if self.knows_consumer(name).await? { Ok(()) } else { Err(self.unknown_consumer(name)) }
+    }
+
+    /// What to say of such a name.
+    pub(super) fn unknown_consumer(&self, name: &str) -> CliError {
+        CliError::failed(format!("the group {} knows no consumer '{name}'", self.streams.group()))
     }
 
     /// How these partitions stand, and the consumers.

@@ -299,13 +299,8 @@ impl ActOptions {
 
 /// A name that nobody has is a mistake, and so is an entry that is named and isn't pending.
 async fn check_known(site: &Site, filter: &Filter) -> Result<(), CliError> {
-    if let Some(name) = &filter.consumer
-        && !site.knows_consumer(name).await?
-    {
-        return Err(CliError::failed(format!(
-            "the group {} knows no consumer '{name}'",
-            site.streams.group()
-        )));
+    if let Some(name) = &filter.consumer {
+        site.check_consumer(name).await?;
     }
     for entry in &filter.named {
         let partition = site.partition(entry.partition)?;
@@ -334,9 +329,7 @@ async fn claim(
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (site, filter) = options.open(interrupt).await?;
-    if !site.knows_consumer(&to).await? {
-        return Err(CliError::failed(format!("the group {} knows no consumer '{to}'", site.streams.group())));
-    }
+    site.check_consumer(&to).await?;
     let act = options.act("pending claim", format!("made those of {to}"), &filter, interrupt);
     act.run(
         &site,

@@ -134,8 +134,8 @@ return 1
 ";
 
 impl Streams {
-    /// Makes pending entries another consumer's, just delivered, with this number of deliveries or the one that they have. Returns those that were pending and in the stream, and those that are not
-    /// in the stream.
+    /// Makes pending entries another consumer's, just delivered, with this number of deliveries or the one that they have.
+    /// Returns those that were pending and in the stream, and those that are not in the stream.
     pub(crate) async fn hand_over(
         &self,
         partition: Partition,
