@@ -2,14 +2,16 @@
 
 use std::{net::SocketAddr, thread, time::Duration};
 
-use clap::Parser;
+use axum::http::{HeaderValue, Uri};
+use clap::{ArgAction, Parser};
 use shared::{
     cli::{self, SettingError},
     config::{ByteCount, RedisArgs, StreamArgs, address, positive_duration},
     telemetry::TelemetryArgs,
 };
+use thiserror::Error;
 
-use crate::append::RedisAck;
+use crate::{access::AccessArgs, append::RedisAck, limits::LimitArgs, tls::TlsArgs};
 
 /// Accepts likes over HTTP and answers 202 as soon as Redis has them.
 #[derive(Parser, Debug)]
@@ -34,6 +36,38 @@ pub struct Settings {
     #[arg(long, env = "INGEST_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS",
           value_parser = address)]
     pub(crate) ingest_admin_listen: SocketAddr,
+
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    /// The origins whose pages may call, like https://app.example.org, or * for all; without it none may
+    #[arg(long, env = "INGEST_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub(crate) ingest_cors_origins: Vec<HeaderValue>,
+
+    /// Whether GET /openapi.json and GET /docs are served
+    #[arg(long, env = "INGEST_DOCS", default_value = "true", value_name = "BOOL", action = ArgAction::Set)]
+    pub(crate) ingest_docs: bool,
+
+    /// How long a new connection may take to its first request's head, TLS included
+    #[arg(long, env = "INGEST_HEAD_TIMEOUT", default_value = "10s", value_name = "DURATION",
+          value_parser = positive_duration)]
+    pub(crate) ingest_head_timeout: Duration,
+
+    /// How long a connection may have no request, the next one's head included
+    #[arg(long, env = "INGEST_IDLE_TIMEOUT", default_value = "1m", value_name = "DURATION",
+          value_parser = positive_duration)]
+    pub(crate) ingest_idle_timeout: Duration,
+
+    /// How long a body may take to arrive
+    #[arg(long, env = "INGEST_BODY_TIMEOUT", default_value = "10s", value_name = "DURATION",
+          value_parser = positive_duration)]
+    pub(crate) ingest_body_timeout: Duration,
 
     /// How many connections may be open; beyond it callers wait to be accepted
     #[arg(long, env = "INGEST_MAX_CONNECTIONS", default_value = "10000", value_name = "CONNECTIONS",
@@ -107,8 +141,26 @@ pub fn default_threads() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
+#[derive(Debug, Error)]
+#[error("allowed are origins like https://app.example.org, with no path, or *")]
+struct NotAnOrigin;
+
+/// Source: RFC 6454, section 6.2.
+fn origin(text: &str) -> Result<HeaderValue, NotAnOrigin> {
+    let text = text.trim();
+    let uri: Option<Uri> = text.parse().ok();
+    let is_origin = |uri: &Uri| {
+        let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.authority()) else { return false };
+        ["http", "https"].contains(&scheme) && text == format!("{scheme}://{host}")
+    };
+    let value = HeaderValue::from_str(text).map_err(|_| NotAnOrigin)?;
+    if text == "*" || uri.as_ref().is_some_and(is_origin) { Ok(value) } else { Err(NotAnOrigin) }
+}
+
 impl cli::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
+        self.access.check()?;
+        self.tls.check()?;
         if self.ingest_listen == self.ingest_admin_listen && self.ingest_listen.port() != 0 {
             let problem = format!("'{}' is INGEST_LISTEN too: allowed is another port", self.ingest_listen);
             return Err(SettingError::new("INGEST_ADMIN_LISTEN", problem));

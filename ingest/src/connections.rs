@@ -1,75 +1,265 @@
 //! Connections from accept to close.
 
-use std::time::Duration;
+mod activity;
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
+    server::conn::auto::Builder,
 };
-use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
 
-/// How long the head of a request may take to arrive, and a connection to be idle before the next one.
-const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
+use self::activity::Activity;
+use crate::{config::Settings, limits::customer, metrics::Metrics, tls::Tls};
 
 /// At the end, when every request is answered, how long the answers may take to leave.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// How long a connection that was idle for too long may take to end in peace.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// Before the next try when the system gives no more connections.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// Serves until `shutdown`, from when on no connection is accepted, and then until the requests in flight, which are
-/// those that the tracker tracks, are answered. Connections on which there is none are then closed.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    router: Router,
-    requests: TaskTracker,
+/// How often a peer that speaks HTTP/2 is asked whether it is there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// The head of a request, and the part of a body that is read at once. With a head that is longer callers get 431.
+const MAX_BUFFER_BYTES: u16 = 16 << 10;
+
+/// How many requests of one HTTP/2 connection may be in flight.
+const MAX_STREAMS: u32 = 128;
+
+/// How much of all bodies of one HTTP/2 connection, and of one, may be on the way and not read.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+
+/// Who is at the other end of the connection that a request came by.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// What connections may cost.
+pub(crate) struct ConnectionLimits {
     max_connections: usize,
-    shutdown: CancellationToken,
-) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    loop {
-        // Beyond the limit callers wait in the system's own queue, which is bounded, too.
-        let accepted = tokio::select! {
-            accepted = listener.accept(), if connections.len() < max_connections => accepted,
-            Some(_) = connections.join_next() => continue,
-            () = shutdown.cancelled() => break,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted");
-                sleep(ACCEPT_RETRY).await;
+    address_connections: Option<u32>,
+    head_timeout: Duration,
+    idle_timeout: Duration,
+}
+
+impl ConnectionLimits {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            max_connections: settings.ingest_max_connections as usize,
+            address_connections: settings.limits.ingest_address_connections,
+            head_timeout: settings.ingest_head_timeout,
+            idle_timeout: settings.ingest_idle_timeout,
+        }
+    }
+}
+
+/// Serves connections.
+pub(crate) struct Server {
+    pub(crate) router: Router,
+    pub(crate) limits: ConnectionLimits,
+    pub(crate) tls: Option<Tls>,
+    /// Tracks the requests in flight.
+    pub(crate) requests: TaskTracker,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Server {
+    /// Serves until `shutdown`, from when on no connection is accepted, and then until the requests in flight are
+    /// answered. Connections on which there is none are then closed.
+    pub(crate) async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
+        let builder = Arc::new(self.builder());
+        let mut connections = JoinSet::new();
+        let mut of_addresses = OfAddresses::new(self.limits.address_connections);
+        loop {
+            // Beyond the limit callers wait in the system's own queue, which is bounded, too.
+            let has_room = connections.len() < self.limits.max_connections;
+            let accepted = tokio::select! {
+                accepted = listener.accept(), if has_room => accepted,
+                Some(ended) = connections.join_next() => {
+                    self.metrics.connection_closed();
+                    if let Ok(address) = ended {
+                        of_addresses.left(address);
+                    }
+                    continue;
+                }
+                () = shutdown.cancelled() => break,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "no connection can be accepted");
+                    sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let address = customer(peer.ip());
+            if !of_addresses.may_enter(address) {
+                tracing::debug!(%peer, "an address has too many connections");
                 continue;
             }
-        };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY could not be set");
+            }
+            let connection = Connection {
+                builder: Arc::clone(&builder),
+                router: self.router.clone(),
+                peer,
+                activity: Arc::new(Activity::new(&self.limits)),
+                shutdown: shutdown.clone(),
+            };
+            let tls = self.tls.as_ref().map(Tls::acceptor);
+            let serving = connection.serve(stream, tls);
+            self.metrics.connection_opened();
+            connections.spawn(async move {
+                serving.await;
+                address
+            });
         }
-        let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
-        connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error, "a connection broke");
+        drop(listener);
+        self.requests.close();
+        let answered = async {
+            self.requests.wait().await;
+            sleep(LINGER).await;
+        };
+        let ended = async { while connections.join_next().await.is_some() {} };
+        tokio::select! {
+            () = ended => {}
+            () = answered => {}
+        }
+        connections.shutdown().await;
+    }
+
+    fn builder(&self) -> Builder<TokioExecutor> {
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.idle_timeout)
+            .max_buf_size(MAX_BUFFER_BYTES.into());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_INTERVAL)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_BUFFER_BYTES.into())
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES);
+        builder
+    }
+}
+
+struct Connection {
+    builder: Arc<Builder<TokioExecutor>>,
+    router: Router,
+    peer: SocketAddr,
+    activity: Arc<Activity>,
+    shutdown: CancellationToken,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        let Some(tls) = tls else { return self.serve_http(stream).await };
+        let handshake = tokio::select! {
+            shaken = timeout_at(self.activity.idle_at(), tls.accept(stream)) => shaken,
+            () = self.shutdown.cancelled() => return,
+        };
+        match handshake {
+            Ok(Ok(stream)) => self.serve_http(stream).await,
+            Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "no TLS"),
+            Err(_) => tracing::debug!(peer = %self.peer, "the TLS handshake took too long"),
+        }
+    }
+
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let Self { builder, router, peer, activity, shutdown } = self;
+        let watch = Arc::clone(&activity);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let in_flight = watch.request();
+            request.extensions_mut().insert(Peer(peer.ip()));
+            let answer = router.clone().call(request);
+            async move {
+                let _in_flight = in_flight;
+                answer.await
             }
         });
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut idle_at = pin!(sleep_until(activity.idle_at()));
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, error, "a connection broke");
+                    }
+                    return;
+                }
+                () = idle_at.as_mut() => {
+                    let deadline = activity.idle_at();
+                    if Instant::now() < deadline {
+                        idle_at.as_mut().reset(deadline);
+                        continue;
+                    }
+                    tracing::debug!(%peer, "a connection was idle for too long");
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(GOODBYE, connection).await;
+                    return;
+                }
+                () = shutdown.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
     }
-    drop(listener);
-    requests.close();
-    let answered = async {
-        requests.wait().await;
-        sleep(LINGER).await;
-    };
-    tokio::select! {
-        () = graceful.shutdown() => {}
-        () = answered => {}
+}
+
+/// How many connections each address has, where that is limited.
+struct OfAddresses {
+    max: Option<u32>,
+    counts: HashMap<IpAddr, u32>,
+}
+
+impl OfAddresses {
+    fn new(max: Option<u32>) -> Self {
+        Self { max, counts: HashMap::new() }
     }
-    connections.shutdown().await;
+
+    fn may_enter(&mut self, address: IpAddr) -> bool {
+        let Some(max) = self.max else { return true };
+        let count = self.counts.entry(address).or_default();
+        let may = *count < max;
+        *count += u32::from(may);
+        may
+    }
+
+    fn left(&mut self, address: IpAddr) {
+        if let Entry::Occupied(mut count) = self.counts.entry(address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What callers can ask: `POST /likes` and `POST /likes/batch`.
+//! What callers can ask: `POST /likes` and `POST /likes/batch`, and `openapi` what they can read.
 
 use std::{
     sync::Arc,
@@ -9,7 +9,7 @@ use axum::{
     Json, Router,
     body::{Body, HttpBody},
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::post,
@@ -23,20 +23,25 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
+    access::{API_KEY, Access},
     backlog::Backlog,
     config::Settings,
-    like_request::{self, BadBatch, BadItem, BadRequest, BatchRequest},
+    connections::Peer,
+    like_request::{self, BadBatch, BadItem, BadRequest, BatchRequest, LikeRequest},
+    limits::Quotas,
     metrics::Metrics,
-    problem::Problem,
+    openapi::{self, BatchRefusals, LikeRefusals},
+    problem::{self, Problem},
     publish::{Accepted, PublishError},
 };
-
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much of a body that is too long is read all the same.
 const MAX_DISCARDED_BYTES: usize = 1 << 20;
@@ -44,7 +49,11 @@ const MAX_DISCARDED_BYTES: usize = 1 << 20;
 /// In what portions memory for batches is given out.
 const MEMORY_UNIT_BYTES: usize = 1 << 10;
 
+/// How long a browser may remember what pages of another origin may do.
+const CORS_MAX_AGE: Duration = Duration::from_hours(1);
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Keeps likes.
@@ -67,14 +76,47 @@ pub(crate) struct Service<K> {
     pub(crate) keep: K,
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) max_body_bytes: usize,
-    pub(crate) batches: BatchLimits,
+    pub(crate) access: Access,
+    pub(crate) limits: RequestLimits,
     /// Tracks the requests in flight.
     pub(crate) requests: TaskTracker,
 }
 
+impl<K> Service<K> {
+    /// Lets a request in, or says why not.
+    fn enter(&self, request: &Request) -> Result<SemaphorePermit<'_>, Problem> {
+        if let Some(Peer(address)) = request.extensions().get() {
+            let taken = self.limits.quotas.take_request(*address, request.headers());
+            taken.map_err(|wait| Problem::RateLimited { whose: problem::Quota::Address, wait })?;
+        }
+        self.limits.in_flight.try_acquire().map_err(|_| Problem::Overloaded)
+    }
+}
+
+/// What requests may be.
+pub(crate) struct RequestLimits {
+    max_body_bytes: usize,
+    body_timeout: Duration,
+    batches: BatchLimits,
+    quotas: Quotas,
+    /// A permit for each request that may be in flight.
+    in_flight: Semaphore,
+}
+
+impl RequestLimits {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            max_body_bytes: settings.ingest_max_body.0,
+            body_timeout: settings.ingest_body_timeout,
+            batches: BatchLimits::new(settings),
+            quotas: Quotas::new(&settings.limits),
+            in_flight: Semaphore::new(settings.limits.ingest_max_requests as usize),
+        }
+    }
+}
+
 /// What batches may be.
-pub(crate) struct BatchLimits {
+struct BatchLimits {
     max_likes: usize,
     max_body_bytes: usize,
     /// A permit a [`MEMORY_UNIT_BYTES`].
@@ -82,7 +124,7 @@ pub(crate) struct BatchLimits {
 }
 
 impl BatchLimits {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings) -> Self {
         Self {
             max_likes: settings.ingest_batch_likes as usize,
             max_body_bytes: settings.ingest_batch_body.0,
@@ -103,63 +145,153 @@ impl BatchLimits {
     }
 }
 
-/// What is served to callers.
-pub(crate) fn router<K: Keep>(service: Service<K>) -> Router {
+/// What is served to callers. `cors` is for pages of other origins, `docs` says whether there is something to read.
+pub(crate) fn router<K: Keep>(service: Service<K>, cors: Option<CorsLayer>, docs: bool) -> Router {
     let service = Arc::new(service);
-    Router::new()
-        .route("/likes", post(like::<K>).fallback(|| async { Problem::MethodNotAllowed }))
-        .route("/likes/batch", post(batch::<K>).fallback(|| async { Problem::MethodNotAllowed }))
+    let mut router = Router::new().route("/likes", post(like::<K>)).route("/likes/batch", post(batch::<K>));
+    if docs {
+        router = router.merge(openapi::router());
+    }
+    router = router
         .fallback(|| async { Problem::NotFound })
+        .method_not_allowed_fallback(|| async { Problem::MethodNotAllowed })
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| Problem::Internal.into_response()))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service), with_request_id::<K>))
-        .with_state(service)
+        .layer(middleware::from_fn_with_state(Arc::clone(&service), at_the_edge::<K>));
+    if let Some(cors) = cors {
+        router = router.layer(cors);
+    }
+    router.with_state(service)
 }
 
-/// The body of a 202.
-#[derive(Serialize)]
-struct LikeAccepted<'a> {
+/// What pages of these origins may do: what any caller may, short of reading what they shouldn't need.
+pub(crate) fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let any = origins.iter().any(|origin| origin == "*");
+    let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(origins.to_vec()) };
+    let headers = [header::CONTENT_TYPE, header::AUTHORIZATION, API_KEY, IDEMPOTENCY_KEY, REQUEST_ID];
+    let cors = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::POST])
+        .allow_headers(headers)
+        .expose_headers([REQUEST_ID, header::RETRY_AFTER])
+        .max_age(CORS_MAX_AGE);
+    (!origins.is_empty()).then_some(cors)
+}
+
+/// What callers may send along.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes headers that are read one by one")]
+struct CallerHeaders {
+    /// Taken and not needed: user and post are the key of a like. Two requests with the same like are one like, with
+    /// whatever keys
+    #[param(rename = "Idempotency-Key", required = false)]
+    idempotency_key: String,
+    /// Comes back in the answer, where it is up to 128 visible ASCII characters; else we make one
+    #[param(rename = "X-Request-Id", required = false)]
+    request_id: String,
+}
+
+/// The like is safe in the queue
+#[derive(Serialize, ToSchema)]
+pub(crate) struct LikeAccepted<'a> {
+    /// The stream entry that it is in
+    #[schema(example = "1700000000000-0")]
     id: &'a str,
+    /// The partition whose stream that is
+    #[schema(example = 7)]
     partition: u16,
 }
 
-async fn like<K: Keep>(
+/// Take a like
+///
+/// Answers when the like is safe in the queue. Of one user and one post there is only ever one like, so the same may be
+/// sent again at any time.
+#[utoipa::path(
+    post,
+    path = "/likes",
+    tag = "likes",
+    operation_id = "like",
+    params(CallerHeaders),
+    request_body(content = LikeRequest, content_type = "application/json"),
+    responses(
+        (status = 202, description = "The like is safe", body = LikeAccepted,
+         headers(("X-Request-Id" = String, description = "The request's id"))),
+        LikeRefusals,
+    ),
+    security((), ("token" = []), ("key" = [])),
+)]
+pub(crate) async fn like<K: Keep>(
     State(service): State<Arc<Service<K>>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let received_at_us = now_us();
+    let writer = service.access.admit(&headers).await?;
     if !is_of_type(&headers, "application/json") {
         return Err(Problem::UnsupportedMediaType);
     }
-    let sender_waits = headers.contains_key(header::EXPECT);
-    let body = read_body(body, service.max_body_bytes, sender_waits).await?;
+    let limits = &service.limits;
+    let body = read_body(&headers, body, limits.max_body_bytes, limits.body_timeout).await?;
     let like = like_request::parse(&body, received_at_us).map_err(|bad| match bad {
         BadRequest::Json(why) => Problem::InvalidJson(why),
         BadRequest::Like(why) => Problem::InvalidLike(why),
     })?;
+    if !writer.may_write(&like) {
+        return Err(Problem::OtherUser { index: None });
+    }
     if service.backlog.is_full() {
         return Err(Problem::BacklogFull);
     }
+    let taken = limits.quotas.take_like(like.user_id());
+    taken.map_err(|wait| Problem::RateLimited { whose: problem::Quota::User, wait })?;
     let Accepted { entry_id, partition } = service.keep.keep(like).await.map_err(Problem::Publish)?;
     let accepted = LikeAccepted { id: &entry_id, partition: partition.number() };
     Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
 }
 
-/// The body of a 202 for a batch.
-#[derive(Serialize)]
-struct BatchAccepted<'a> {
+/// What of a batch is safe in the queue
+#[derive(Serialize, ToSchema)]
+pub(crate) struct BatchAccepted<'a> {
+    /// How many likes are
+    #[schema(example = 9997)]
     accepted: usize,
+    /// How many are not
+    #[schema(example = 1)]
     rejected: usize,
+    /// Why, for each of those, in their order
     errors: &'a [BadItem],
 }
 
-async fn batch<K: Keep>(
+/// Take many likes
+///
+/// As a JSON array, or one like a line. What is no like is named by its index, from 0; the others are taken, and the answer
+/// comes when all of them are safe in the queue. A batch that is answered with 503 may have been taken in part: send all of it again.
+#[utoipa::path(
+    post,
+    path = "/likes/batch",
+    tag = "likes",
+    operation_id = "likes",
+    params(CallerHeaders),
+    request_body(content(
+        (Vec<LikeRequest> = "application/json"),
+        (String = "application/x-ndjson", example =
+            "{\"user_id\": 7, \"post_id\": 42}\n{\"user_id\": 8, \"post_id\": 42}\n"),
+    )),
+    responses(
+        (status = 202, description = "The good likes are safe", body = BatchAccepted,
+         headers(("X-Request-Id" = String, description = "The request's id"))),
+        BatchRefusals,
+    ),
+    security((), ("token" = []), ("key" = [])),
+)]
+pub(crate) async fn batch<K: Keep>(
     State(service): State<Arc<Service<K>>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let received_at_us = now_us();
-    let limits = &service.batches;
+    let (limits, batches) = (&service.limits, &service.limits.batches);
+    let writer = service.access.admit(&headers).await?;
     let is_lines = is_of_type(&headers, "application/x-ndjson");
     if !is_lines && !is_of_type(&headers, "application/json") {
         return Err(Problem::UnsupportedMediaType);
@@ -167,15 +299,22 @@ async fn batch<K: Keep>(
     if service.backlog.is_full() {
         return Err(Problem::BacklogFull);
     }
-    let _room = limits.room(&body)?;
-    let sender_waits = headers.contains_key(header::EXPECT);
-    let body = read_body(body, limits.max_body_bytes, sender_waits).await?;
+    let _room = batches.room(&body)?;
+    let body = read_body(&headers, body, batches.max_body_bytes, limits.body_timeout).await?;
     let parse = if is_lines { like_request::parse_lines } else { like_request::parse_array };
-    let BatchRequest { likes, bad } =
-        parse(&body, received_at_us, limits.max_likes).map_err(|error| match error {
-            BadBatch::Json(why) => Problem::InvalidJson(why),
-            BadBatch::TooMany(max_likes) => Problem::BatchTooLarge { max_likes },
-        })?;
+    let mut batch = parse(&body, received_at_us, batches.max_likes).map_err(|error| match error {
+        BadBatch::Json(why) => Problem::InvalidJson(why),
+        BadBatch::TooMany(max_likes) => Problem::BatchTooLarge { max_likes },
+    })?;
+    if let Some((index, _)) = batch.indexed().find(|(_, like)| !writer.may_write(like)) {
+        return Err(Problem::OtherUser { index: Some(index) });
+    }
+    if let Some(wait) = take_likes(&limits.quotas, &mut batch)
+        && batch.likes.is_empty()
+    {
+        return Err(Problem::RateLimited { whose: problem::Quota::User, wait });
+    }
+    let BatchRequest { likes, bad } = batch;
     if likes.is_empty() {
         return Err(Problem::InvalidBatch(bad));
     }
@@ -185,15 +324,37 @@ async fn batch<K: Keep>(
     Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
 }
 
+/// Takes the likes of a batch off the quotas of their users. Those that are over them are bad then; how long to wait
+/// until all users could go on.
+fn take_likes(quotas: &Quotas, batch: &mut BatchRequest) -> Option<Duration> {
+    let mut longest = None;
+    batch.reject(|like| {
+        let wait = quotas.take_like(like.user_id()).err()?;
+        longest = longest.max(Some(wait));
+        let why = format!(
+            "user_id {} has used up the quota: send it again in {} s",
+            like.user_id(),
+            problem::whole_seconds(wait)
+        );
+        Some(("rate-limited", why))
+    });
+    longest
+}
+
 fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|value| value.split(';').next());
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
 }
 
-/// `sender_waits` says that none of the body is sent before we ask for it: then there is no need to, if it is too long.
-async fn read_body(mut body: Body, max_bytes: usize, sender_waits: bool) -> Result<Bytes, Problem> {
-    if sender_waits && body.size_hint().lower() > max_bytes as u64 {
+async fn read_body(
+    headers: &HeaderMap,
+    mut body: Body,
+    max_bytes: usize,
+    within: Duration,
+) -> Result<Bytes, Problem> {
+    // Who waits for us to ask for the body need not send one that is too long.
+    if headers.contains_key(header::EXPECT) && body.size_hint().lower() > max_bytes as u64 {
         return Err(Problem::BodyTooLarge { max_bytes });
     }
     let read = async {
@@ -206,7 +367,7 @@ async fn read_body(mut body: Body, max_bytes: usize, sender_waits: bool) -> Resu
             Err(_) => Err(Problem::BodyIncomplete),
         }
     };
-    timeout(BODY_TIMEOUT, read).await.unwrap_or(Err(Problem::BodyTimeout))
+    timeout(within, read).await.unwrap_or(Err(Problem::BodyTimeout))
 }
 
 /// Reads on for a while: a caller that is still sending when its connection is closed may never see the answer.
@@ -221,19 +382,25 @@ fn now_us() -> i64 {
     i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Gives every response the request's id, and every problem its body.
-async fn with_request_id<K: Keep>(
+/// Lets requests in, and gives every response the request's id, and every problem its body.
+async fn at_the_edge<K: Keep>(
     State(service): State<Arc<Service<K>>>,
     request: Request,
     next: Next,
 ) -> Response {
     let _in_flight = service.requests.token();
     let id = request_id(request.headers());
-    let mut response = next.run(request).await;
+    let entered = service.enter(&request);
+    let mut response = match entered {
+        Ok(_permit) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        service.metrics.refused(problem.code());
-        tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code = problem.code(), "refused");
-        response = problem.render(id.to_str().unwrap_or_default());
+        let code = problem.kind().code();
+        service.metrics.refused(code);
+        tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code, "refused");
+        let headers = std::mem::take(response.headers_mut());
+        response = problem.render(id.to_str().unwrap_or_default(), headers);
     }
     response.headers_mut().insert(REQUEST_ID, id);
     response

@@ -1,18 +1,24 @@
 //! The ingest service: likes come in over HTTP and go out into Redis Streams, grouped, and answered only when Redis
 //! has them.
 //!
-//! `connections` accepts, `http` takes a request, `like_request` reads its body, `publish` groups and `append`
-//! appends, `backlog` says when it is too much, `problem` says no.
+//! `connections` accepts, over `tls` if that is wanted, `http` takes a request, `access` and `limits` say whose may come
+//! in, `like_request` reads its body, `publish` groups and `append` appends, `backlog` says when it is too much, `problem`
+//! says no, and `openapi` tells callers of it all.
 
+mod access;
 mod append;
 mod backlog;
 pub mod config;
 mod connections;
 mod http;
 pub mod like_request;
+mod limits;
 mod metrics;
+mod openapi;
 mod problem;
 mod publish;
+mod reloaded;
+mod tls;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -34,9 +40,18 @@ use tokio_util::{
 };
 
 use crate::{
-    append::AppendFactory, backlog::Backlog, config::Settings, metrics::Metrics, publish::Publisher,
+    access::Access,
+    append::AppendFactory,
+    backlog::Backlog,
+    config::Settings,
+    connections::{ConnectionLimits, Server},
+    http::RequestLimits,
+    metrics::Metrics,
+    publish::Publisher,
+    tls::Tls,
 };
 pub use crate::{
+    access::FetchError,
     http::Keep,
     publish::{Accepted, PublishError},
 };
@@ -60,6 +75,9 @@ pub enum IngestError {
     /// Redis did not come up.
     #[error(transparent)]
     Redis(#[from] Unreachable<fred::error::Error>),
+    /// The keys of tokens did not come.
+    #[error(transparent)]
+    Keys(#[from] Unreachable<FetchError>),
     /// Other programs work on other settings.
     #[error(transparent)]
     Agreement(#[from] AgreementError),
@@ -92,6 +110,13 @@ pub async fn run(
     let (admin_listener, admin_listen) =
         listen_on("INGEST_ADMIN_LISTEN", settings.ingest_admin_listen).await?;
     tracing::info!(%listen, %admin_listen, "listening");
+    if settings.access.is_off() && !listen.ip().is_loopback() {
+        tracing::warn!(%listen, "anybody who can reach this address may write likes of any user: set INGEST_AUTH, or see to it that only a gateway can");
+    }
+    let tls = Tls::load(&settings.tls)?;
+    let Some(access) = shutdown.run_until_cancelled(Access::new(&settings.access)).await.transpose()? else {
+        return Ok(());
+    };
     let health = Health::default();
     let redis_check = health.check("redis");
     let stop_admin = CancellationToken::new();
@@ -120,25 +145,25 @@ pub async fn run(
     let mut appending = AbortOnDropHandle::new(tokio::spawn(appender.run()));
     let _following = AbortOnDropHandle::new(tokio::spawn(agreement::follow(redis, keys, partitions)));
     let requests = TaskTracker::new();
-    let max_body_bytes = settings.ingest_max_body.0;
-    let batches = http::BatchLimits::new(&settings);
     let service = http::Service {
         keep: publisher,
         backlog,
-        metrics,
-        max_body_bytes,
-        batches,
+        metrics: Arc::clone(&metrics),
+        access,
+        limits: RequestLimits::new(&settings),
         requests: requests.clone(),
+    };
+    let cors = http::cors(&settings.ingest_cors_origins);
+    let server = Server {
+        router: http::router(service, cors, settings.ingest_docs),
+        limits: ConnectionLimits::new(&settings),
+        tls,
+        requests,
+        metrics,
     };
 
     let deadline = shutdown.clone();
-    let serving = connections::serve(
-        listener,
-        http::router(service),
-        requests,
-        settings.ingest_max_connections as usize,
-        shutdown,
-    );
+    let serving = server.run(listener, shutdown);
     let work = async {
         tokio::select! {
             () = serving => {}
@@ -169,16 +194,23 @@ pub async fn serve_with<K: Keep>(
 ) {
     let defaults = Settings::parse_from(["ingest"]);
     let requests = TaskTracker::new();
+    let metrics = Arc::new(Metrics::new(&telemetry.meter()));
     let service = http::Service {
         keep,
         backlog: Arc::new(Backlog::new(u64::MAX)),
-        metrics: Arc::new(Metrics::new(&telemetry.meter())),
-        max_body_bytes: defaults.ingest_max_body.0,
-        batches: http::BatchLimits::new(&defaults),
+        metrics: Arc::clone(&metrics),
+        access: Access::open(),
+        limits: RequestLimits::new(&defaults),
         requests: requests.clone(),
     };
-    let max_connections = defaults.ingest_max_connections as usize;
-    connections::serve(listener, http::router(service), requests, max_connections, shutdown).await;
+    let server = Server {
+        router: http::router(service, None, false),
+        limits: ConnectionLimits::new(&defaults),
+        tls: None,
+        requests,
+        metrics,
+    };
+    server.run(listener, shutdown).await;
 }
 
 async fn listen_on(

@@ -10,6 +10,13 @@ use serde_json::{error::Category, value::RawValue};
 use shared::like::Like;
 use thiserror::Error;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use utoipa::{
+    ToSchema,
+    openapi::{
+        KnownFormat, Schema, SchemaFormat,
+        schema::{ObjectBuilder, OneOfBuilder, Type},
+    },
+};
 
 /// Why a body is no like.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -33,14 +40,16 @@ pub fn parse(body: &[u8], now_us: i64) -> Result<Like, BadRequest> {
         .map_err(|e| BadRequest::Like(e.to_string()))
 }
 
-/// One element of a batch that is no like.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One element of a batch that was not taken
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BadItem {
-    /// Which one, from 0.
+    /// Which one, from 0
+    #[schema(example = 1)]
     pub index: usize,
-    /// `invalid-json` or `invalid-like`.
+    /// `invalid-json`, `invalid-like` or `rate-limited`
+    #[schema(example = "invalid-like")]
     pub code: &'static str,
-    /// Why.
+    /// Why
     pub detail: String,
 }
 
@@ -51,6 +60,35 @@ pub struct BatchRequest {
     pub likes: Vec<Like>,
     /// The others.
     pub bad: Vec<BadItem>,
+}
+
+impl BatchRequest {
+    /// The likes with their indices in the batch.
+    pub(crate) fn indexed(&self) -> impl Iterator<Item = (usize, Like)> {
+        let mut bad = self.bad.iter().map(|bad| bad.index).peekable();
+        let mut next = 0;
+        self.likes.iter().map(move |like| {
+            while bad.next_if_eq(&next).is_some() {
+                next += 1;
+            }
+            next += 1;
+            (next - 1, *like)
+        })
+    }
+
+    /// Moves likes to the bad ones, with a code and the reason.
+    pub(crate) fn reject(&mut self, mut why: impl FnMut(&Like) -> Option<(&'static str, String)>) {
+        let (mut kept, mut rejected) = (Vec::with_capacity(self.likes.len()), Vec::new());
+        for (index, like) in self.indexed() {
+            match why(&like) {
+                Some((code, detail)) => rejected.push(BadItem { index, code, detail }),
+                None => kept.push(like),
+            }
+        }
+        self.likes = kept;
+        self.bad.append(&mut rejected);
+        self.bad.sort_unstable_by_key(|bad| bad.index);
+    }
 }
 
 /// Why a batch as a whole can't be taken.
@@ -102,13 +140,18 @@ fn items_of<'a>(
     Ok(batch)
 }
 
-#[derive(Deserialize)]
-struct LikeRequest {
+/// A user likes a post
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Like)]
+pub(crate) struct LikeRequest {
     #[serde(alias = "userId")]
+    #[schema(schema_with = user_id_schema)]
     user_id: Id,
     #[serde(alias = "postId")]
+    #[schema(schema_with = post_id_schema)]
     post_id: Id,
     #[serde(default, alias = "timestamp")]
+    #[schema(schema_with = created_at_schema, required = false)]
     created_at: Option<CreatedAt>,
 }
 
@@ -165,6 +208,34 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
+fn user_id_schema() -> Schema {
+    id_schema("Who likes. `userId` is taken, too", 7)
+}
+
+fn post_id_schema() -> Schema {
+    id_schema("What is liked. `postId` is taken, too", 42)
+}
+
+fn id_schema(what: &str, example: i64) -> Schema {
+    let number = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+        .minimum(Some(1))
+        .maximum(Some(MAX_ID));
+    let digits = ObjectBuilder::new().schema_type(Type::String).pattern(Some(ID_PATTERN));
+    OneOfBuilder::new().item(number).item(digits).description(Some(what)).examples([example]).into()
+}
+
+/// 2^63 - 1, as the library wants it.
+const MAX_ID: isize = 0x7fff_ffff_ffff_ffff;
+
+/// The decimal digits of 1 to 2^63 - 1.
+const ID_PATTERN: &str = "^([1-9][0-9]{0,17}|[1-8][0-9]{18}|9[01][0-9]{17}|92[01][0-9]{16}|922[0-2][0-9]{15}|\
+    9223[0-2][0-9]{14}|92233[0-6][0-9]{13}|922337[01][0-9]{12}|92233720[0-2][0-9]{10}|\
+    922337203[0-5][0-9]{9}|9223372036[0-7][0-9]{8}|92233720368[0-4][0-9]{7}|\
+    922337203685[0-3][0-9]{6}|9223372036854[0-6][0-9]{5}|92233720368547[0-6][0-9]{4}|\
+    922337203685477[0-4][0-9]{3}|9223372036854775[0-7][0-9]{2}|922337203685477580[0-7])$";
+
 /// RFC 3339 or Unix milliseconds, in microseconds since the Unix epoch; its range is the like's business.
 struct CreatedAt(i128);
 
@@ -195,6 +266,26 @@ impl<'de> Deserialize<'de> for CreatedAt {
         deserializer.deserialize_any(TextOrMilliseconds)
     }
 }
+
+fn created_at_schema() -> Schema {
+    let text = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
+    let milliseconds =
+        ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(MAX_MILLISECONDS));
+    let what = "When, from 1970 to 9999: RFC 3339, or Unix milliseconds. Without it the time of receipt counts. \
+                `timestamp` is taken, too";
+    OneOfBuilder::new()
+        .item(text)
+        .item(milliseconds)
+        .item(ObjectBuilder::new().schema_type(Type::Null))
+        .description(Some(what))
+        .examples(["2026-01-31T12:00:00Z"])
+        .into()
+}
+
+/// The last millisecond of the year 9999.
+const MAX_MILLISECONDS: isize = 253_402_300_799_999;
 
 #[cfg(test)]
 mod tests {

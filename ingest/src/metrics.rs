@@ -2,7 +2,7 @@
 
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Gauge, Histogram, Meter},
+    metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
 };
 
 /// The instruments of ingest.
@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     append_repeats: Counter<u64>,
     append_duration: Histogram<f64>,
     backlog: Gauge<u64>,
+    connections: UpDownCounter<i64>,
 }
 
 impl Metrics {
@@ -41,6 +42,10 @@ impl Metrics {
                 .u64_gauge("likestream.backlog.entries")
                 .with_description("Entries that wait in Redis: undelivered and pending, over all partitions")
                 .build(),
+            connections: meter
+                .i64_up_down_counter("likestream.connections.open")
+                .with_description("Connections of callers")
+                .build(),
         }
     }
 
@@ -60,6 +65,14 @@ impl Metrics {
 
     pub(crate) fn refused(&self, code: &'static str) {
         self.refused.add(1, &[KeyValue::new("code", code)]);
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.connections.add(1, &[]);
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        self.connections.add(-1, &[]);
     }
 
     pub(crate) fn backlog(&self, entries: u64) {

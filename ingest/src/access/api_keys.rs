@@ -1,0 +1,110 @@
+//! Keys of services, of which only hashes are on disk.
+
+use std::path::PathBuf;
+
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, SHA256_OUTPUT_LEN, digest},
+};
+use clap::Args;
+use shared::cli::SettingError;
+
+use super::{BadCredential, Writer};
+use crate::reloaded::Reloaded;
+
+/// Each request is compared with all of them.
+const MAX_KEYS: usize = 1_000;
+
+#[derive(Args, Debug)]
+pub(super) struct ApiKeysArgs {
+    /// For api-key: a file with a line for each service, its name and the SHA-256 of its key in hex; it is read again when it
+    /// changes
+    #[arg(long, env = "INGEST_API_KEYS_FILE", value_name = "FILE")]
+    ingest_api_keys_file: Option<PathBuf>,
+}
+
+impl ApiKeysArgs {
+    pub(super) fn check(&self, wanted: bool) -> Result<(), SettingError> {
+        match (wanted, &self.ingest_api_keys_file) {
+            (true, None) => {
+                Err(SettingError::new("INGEST_API_KEYS_FILE", "is missing: INGEST_AUTH has api-key"))
+            }
+            (false, Some(_)) => {
+                Err(SettingError::new("INGEST_API_KEYS_FILE", "is set, and INGEST_AUTH has no api-key"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The hashes of all keys. A key is as random as its hash, so that a fast one is enough.
+pub(super) struct ApiKeys {
+    hashes: Reloaded<Vec<[u8; SHA256_OUTPUT_LEN]>>,
+}
+
+impl ApiKeys {
+    pub(super) fn load(args: &ApiKeysArgs) -> Result<Self, SettingError> {
+        let files = args.ingest_api_keys_file.iter().map(|file| ("INGEST_API_KEYS_FILE", file.clone()));
+        Ok(Self { hashes: Reloaded::load(files.collect(), |contents| parse(&contents.concat()))? })
+    }
+
+    /// Takes as long whichever key it is, and however much of a wrong one is right.
+    pub(super) fn admit(&self, key: &[u8]) -> Result<Writer, BadCredential> {
+        let hash = digest(&SHA256, key);
+        let is_known =
+            self.hashes.current().iter().fold(false, |known, expected| {
+                verify_slices_are_equal(hash.as_ref(), expected).is_ok() | known
+            });
+        if is_known { Ok(Writer::OfAll) } else { Err(BadCredential::ApiKey) }
+    }
+}
+
+/// A line is a name and a hash; what is empty or begins with `#` doesn't count.
+fn parse(file: &[u8]) -> Result<Vec<[u8; SHA256_OUTPUT_LEN]>, String> {
+    let text = str::from_utf8(file).map_err(|_| "the file is not text".to_owned())?;
+    let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
+    let mut hashes = Vec::new();
+    for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+        let hash = match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [_, hash] => from_hex(hash),
+            _ => None,
+        };
+        let wrong = || format!("line {number} is not a name and the SHA-256 of a key, of 64 hex digits");
+        hashes.push(hash.ok_or_else(wrong)?);
+    }
+    if hashes.len() > MAX_KEYS {
+        return Err(format!("the file has {} keys: allowed are {MAX_KEYS}", hashes.len()));
+    }
+    Ok(hashes)
+}
+
+fn from_hex(text: &str) -> Option<[u8; SHA256_OUTPUT_LEN]> {
+    let mut bytes = [0; SHA256_OUTPUT_LEN];
+    if text.len() != 2 * bytes.len() || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_a_name_and_a_hash_a_line() {
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let expected = digest(&SHA256, b"abc");
+        let file = format!("# services\n\n  shop   {hash}  \nother {}\r\n", hash.to_uppercase());
+        let hashes = parse(file.as_bytes()).unwrap();
+        assert_eq!(hashes, [expected.as_ref(), expected.as_ref()]);
+        assert_eq!(parse(b"").unwrap(), Vec::<[u8; 32]>::new(), "nobody may write");
+        for (bad, line) in [("abc", 1), ("# x\nshop abc", 2), (&format!("shop {hash} more"), 1)] {
+            let why = parse(bad.as_bytes()).unwrap_err();
+            assert!(why.contains(&format!("line {line} ")) && !why.contains("abc"), "{why}");
+        }
+        assert!(parse(&format!("x {hash}\n").repeat(MAX_KEYS + 1).into_bytes()).is_err());
+    }
+}

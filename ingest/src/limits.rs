@@ -1,0 +1,283 @@
+//! How much one user and one address may do, and how much is done at once.
+
+use std::{
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use axum::http::{HeaderMap, HeaderName};
+use clap::Args;
+use governor::{
+    DefaultKeyedRateLimiter, Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+};
+use ipnet::IpNet;
+use thiserror::Error;
+use tokio::{sync::Notify, task::spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// After so many checks the buckets that are full again are forgotten.
+const SWEEP_AFTER_CHECKS: usize = 200_000;
+
+/// Beyond so many buckets all are forgotten: a flood of names that nobody has must not take the memory of all.
+const MAX_BUCKETS: usize = 1_000_000;
+
+/// Of an IPv6 address only what a provider gives to one customer counts.
+const IPV6_CUSTOMER_BITS: u32 = 64;
+
+/// How much callers may do.
+#[derive(Args, Debug)]
+#[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
+pub(crate) struct LimitArgs {
+    /// How many requests may be in flight; beyond it callers get 503
+    #[arg(long, env = "INGEST_MAX_REQUESTS", default_value = "10000", value_name = "REQUESTS",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) ingest_max_requests: u32,
+
+    /// How many likes of one user are taken, like 20/s or 600/m (so many at once, too); beyond it callers get 429. Without it
+    /// as many as come
+    #[arg(long, env = "INGEST_USER_RATE", value_name = "RATE")]
+    ingest_user_rate: Option<Rate>,
+
+    /// How many requests of one address are taken, like 100/s; an IPv6 address counts by its first 64 bits
+    #[arg(long, env = "INGEST_ADDRESS_RATE", value_name = "RATE")]
+    ingest_address_rate: Option<Rate>,
+
+    /// How many connections one address may have; more are closed at once. Behind a proxy all are the proxy's
+    #[arg(long, env = "INGEST_ADDRESS_CONNECTIONS", value_name = "CONNECTIONS",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) ingest_address_connections: Option<u32>,
+
+    /// The proxies whose X-Forwarded-For is believed, as addresses or networks like 10.0.0.0/8
+    #[arg(long, env = "INGEST_TRUSTED_PROXIES", value_name = "NETWORKS", value_delimiter = ',', value_parser = network)]
+    ingest_trusted_proxies: Vec<IpNet>,
+}
+
+#[derive(Debug, Error)]
+#[error("allowed are addresses and networks, like 10.0.0.0/8 or fd00::/8")]
+struct NotANetwork;
+
+fn network(text: &str) -> Result<IpNet, NotANetwork> {
+    let text = text.trim();
+    text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| NotANetwork)
+}
+
+/// So many in such a time, and so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rate {
+    count: NonZeroU32,
+    period: Duration,
+}
+
+#[derive(Debug, Error)]
+#[error("allowed is a number from 1 to 1000000 per second, minute or hour, like 20/s, 600/m or 5000/h")]
+struct NotARate;
+
+impl FromStr for Rate {
+    type Err = NotARate;
+
+    fn from_str(text: &str) -> Result<Self, NotARate> {
+        let (count, unit) = text.split_once('/').ok_or(NotARate)?;
+        let count = count.parse().ok().filter(|count: &NonZeroU32| count.get() <= 1_000_000);
+        let period = match unit {
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_mins(1),
+            "h" => Duration::from_hours(1),
+            _ => return Err(NotARate),
+        };
+        Ok(Self { count: count.ok_or(NotARate)?, period })
+    }
+}
+
+/// The quotas of callers.
+pub(crate) struct Quotas {
+    users: Option<Buckets<i64>>,
+    addresses: Option<Buckets<IpAddr>>,
+    trusted_proxies: Vec<IpNet>,
+}
+
+impl Quotas {
+    pub(crate) fn new(args: &LimitArgs) -> Self {
+        Self {
+            users: args.ingest_user_rate.map(Buckets::new),
+            addresses: args.ingest_address_rate.map(Buckets::new),
+            trusted_proxies: args.ingest_trusted_proxies.clone(),
+        }
+    }
+
+    /// Takes one like off a user's quota.
+    ///
+    /// # Errors
+    /// With how long to wait when it is used up.
+    pub(crate) fn take_like(&self, user_id: i64) -> Result<(), Duration> {
+        self.users.as_ref().map_or(Ok(()), |users| users.take(&user_id))
+    }
+
+    /// Takes one request off the quota of the address that it is from.
+    ///
+    /// # Errors
+    /// With how long to wait when it is used up.
+    pub(crate) fn take_request(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Duration> {
+        let Some(addresses) = &self.addresses else { return Ok(()) };
+        addresses.take(&customer(client_address(peer, headers, &self.trusted_proxies)))
+    }
+}
+
+/// Who has sent a request: the peer, or if that is a proxy of ours whom it had it from. A proxy appends its own peer to
+/// the list; what comes before the last one that is no proxy of ours could be anybody's invention.
+fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> IpAddr {
+    let is_proxy = |address: &IpAddr| trusted_proxies.iter().any(|network| network.contains(address));
+    let mut client = peer.to_canonical();
+    let lists = headers.get_all(X_FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+    for hop in lists.flat_map(|list| list.rsplit(',')) {
+        if !is_proxy(&client) {
+            break;
+        }
+        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
+        client = hop.to_canonical();
+    }
+    client
+}
+
+/// What one customer can have many of counts as one.
+pub(crate) fn customer(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX << (u128::BITS - IPV6_CUSTOMER_BITS);
+            Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+        }
+        IpAddr::V4(v4) => v4.into(),
+    }
+}
+
+/// A token bucket for each name, as many as are in use.
+struct Buckets<K: Hash + Eq + Clone> {
+    limiter: Arc<ArcSwap<DefaultKeyedRateLimiter<K>>>,
+    clock: DefaultClock,
+    checks: AtomicUsize,
+    sweep: Arc<Notify>,
+    _sweeping: AbortOnDropHandle<()>,
+}
+
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Buckets<K> {
+    fn new(rate: Rate) -> Self {
+        let per_token = (rate.period / rate.count.get()).max(Duration::from_nanos(1));
+        let quota = Quota::with_period(per_token)
+            .map_or(Quota::per_second(rate.count), |quota| quota.allow_burst(rate.count));
+        let limiter = Arc::new(ArcSwap::from_pointee(RateLimiter::dashmap(quota)));
+        let sweep = Arc::new(Notify::new());
+        let sweeping = sweep_when_told(Arc::clone(&limiter), quota, Arc::clone(&sweep));
+        Self {
+            limiter,
+            clock: DefaultClock::default(),
+            checks: AtomicUsize::new(0),
+            sweep,
+            _sweeping: AbortOnDropHandle::new(tokio::spawn(sweeping)),
+        }
+    }
+
+    fn take(&self, key: &K) -> Result<(), Duration> {
+        if self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_AFTER_CHECKS) {
+            self.sweep.notify_one();
+        }
+        let limiter = self.limiter.load();
+        limiter.check_key(key).map_err(|not_until| not_until.wait_time_from(self.clock.now()))
+    }
+}
+
+async fn sweep_when_told<K: Hash + Eq + Clone + Send + Sync + 'static>(
+    limiter: Arc<ArcSwap<DefaultKeyedRateLimiter<K>>>,
+    quota: Quota,
+    told: Arc<Notify>,
+) {
+    loop {
+        told.notified().await;
+        let swept = Arc::clone(&limiter);
+        let sweep = spawn_blocking(move || {
+            let buckets = swept.load();
+            buckets.retain_recent();
+            buckets.shrink_to_fit();
+            if buckets.len() > MAX_BUCKETS {
+                tracing::warn!(
+                    buckets = buckets.len(),
+                    "too many callers for their quotas to be remembered: all begin anew"
+                );
+                swept.store(Arc::new(RateLimiter::dashmap(quota)));
+            }
+        });
+        let _ = sweep.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_rate_is_a_number_a_time() {
+        let rate =
+            |text: &str| text.parse::<Rate>().ok().map(|rate| (rate.count.get(), rate.period.as_secs()));
+        assert_eq!(rate("20/s"), Some((20, 1)));
+        assert_eq!(rate("600/m"), Some((600, 60)));
+        assert_eq!(rate("1000000/h"), Some((1_000_000, 3600)));
+        for bad in ["", "20", "0/s", "-1/s", "20/d", "20/ s", "1000001/s", "1.5/s", "/s"] {
+            assert_eq!(rate(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_last_address_that_is_no_proxy_of_ours_is_the_caller() {
+        let trusted = [network("10.0.0.0/8").unwrap(), network("fd00::1").unwrap()];
+        let client = |peer: &str, lists: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for list in lists {
+                headers.append(X_FORWARDED_FOR, list.parse().unwrap());
+            }
+            client_address(ip(peer), &headers, &trusted)
+        };
+        assert_eq!(client("192.0.2.1", &["198.51.100.7"]), ip("192.0.2.1"), "no proxy of ours");
+        assert_eq!(client("10.0.0.1", &[]), ip("10.0.0.1"));
+        assert_eq!(client("10.0.0.1", &["198.51.100.7"]), ip("198.51.100.7"));
+        assert_eq!(
+            client("10.0.0.1", &["1.2.3.4, 198.51.100.7"]),
+            ip("198.51.100.7"),
+            "the rest is invented"
+        );
+        assert_eq!(client("10.0.0.1", &["1.2.3.4", "198.51.100.7, 10.0.0.2"]), ip("198.51.100.7"));
+        assert_eq!(client("::ffff:10.0.0.1", &["2001:db8::1"]), ip("2001:db8::1"));
+        assert_eq!(client("fd00::1", &["nonsense"]), ip("fd00::1"));
+    }
+
+    #[test]
+    fn an_ipv6_customer_is_one() {
+        assert_eq!(customer(ip("2001:db8::1:2:3:4")), customer(ip("2001:db8::")));
+        assert_ne!(customer(ip("2001:db8:0:1::1")), customer(ip("2001:db8::1")));
+        assert_ne!(customer(ip("192.0.2.1")), customer(ip("192.0.2.2")));
+        assert_eq!(customer(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+    }
+
+    #[tokio::test]
+    async fn quotas_are_each_caller_s_own() {
+        let buckets = Buckets::new("3/h".parse().unwrap());
+        for _ in 0..3 {
+            assert_eq!(buckets.take(&1), Ok(()));
+        }
+        let wait = buckets.take(&1).unwrap_err();
+        assert!(wait > Duration::from_mins(19) && wait <= Duration::from_mins(20), "{wait:?}");
+        assert_eq!(buckets.take(&2), Ok(()));
+    }
+}

@@ -1,0 +1,70 @@
+//! TLS for callers.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use shared::{cli::SettingError, service::one_line};
+use tokio_rustls::TlsAcceptor;
+
+use crate::reloaded::Reloaded;
+
+/// The certificate that callers see.
+#[derive(Args, Debug)]
+pub(crate) struct TlsArgs {
+    /// Speaks TLS, with this certificate and those it is from, as a PEM file; read again when it changes
+    #[arg(long, env = "INGEST_TLS_CERT", value_name = "FILE")]
+    ingest_tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, as a PEM file
+    #[arg(long, env = "INGEST_TLS_KEY", value_name = "FILE")]
+    ingest_tls_key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    pub(crate) fn check(&self) -> Result<(), SettingError> {
+        match (&self.ingest_tls_cert, &self.ingest_tls_key) {
+            (Some(_), None) => Err(SettingError::new("INGEST_TLS_KEY", "is missing: INGEST_TLS_CERT is set")),
+            (None, Some(_)) => Err(SettingError::new("INGEST_TLS_CERT", "is missing: INGEST_TLS_KEY is set")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a connection's TLS is made of.
+pub(crate) struct Tls(Reloaded<ServerConfig>);
+
+impl Tls {
+    /// Nothing where no certificate is set.
+    pub(crate) fn load(args: &TlsArgs) -> Result<Option<Self>, SettingError> {
+        let (Some(cert), Some(key)) = (&args.ingest_tls_cert, &args.ingest_tls_key) else { return Ok(None) };
+        let files = vec![("INGEST_TLS_CERT", cert.clone()), ("INGEST_TLS_KEY", key.clone())];
+        let config = Reloaded::load(files, |contents| match contents {
+            [cert, key] => server_config(cert, key),
+            _ => Err("a certificate and a key are needed".to_owned()),
+        })?;
+        Ok(Some(Self(config)))
+    }
+
+    /// With the certificate as it is now.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.0.current())
+    }
+}
+
+fn server_config(cert: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert).collect();
+    let certificates = certificates.ok().filter(|found| !found.is_empty());
+    let certificates = certificates.ok_or("the file has no certificates in PEM")?;
+    // The error might quote a part of the file.
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|_| "the file of INGEST_TLS_KEY has no private key in PEM")?;
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);
+    let mut config =
+        config.map_err(|error| format!("certificate and key can't be used: {}", one_line(&error)))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
