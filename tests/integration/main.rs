@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, and counters are whole numbers"
 )]
 
+mod access;
 mod batch;
 mod bench;
 mod cluster;
@@ -18,13 +19,16 @@ mod growth;
 mod harness;
 mod hash_partitions;
 mod http;
+mod ingest_tls;
 mod likesctl;
 mod likesctl_golden;
 mod likesctl_strangers;
+mod limits;
 mod load;
 mod local_stack;
 mod mess;
 mod migrations;
+mod openapi;
 mod overload;
 mod ownership;
 mod pgbouncer;

@@ -47,6 +47,14 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
     assert_refused("consumer", "POSTGRES_POOLING", "statement", "session, transaction");
     assert_refused("consumer", "WRITE_TIMEOUT", "25d", "at most 24 days");
     assert_refused("consumer", "MAX_DELIVERIES", "0", "1..=1000000");
+    assert_refused("ingest", "INGEST_AUTH", "password", "off, jwt, api-key");
+    assert_refused("ingest", "INGEST_JWT_ALGORITHMS", "none", "RS256");
+    assert_refused("ingest", "INGEST_USER_RATE", "20", "20/s");
+    assert_refused("ingest", "INGEST_ADDRESS_RATE", "0/s", "20/s");
+    assert_refused("ingest", "INGEST_TRUSTED_PROXIES", "proxy", "10.0.0.0/8");
+    assert_refused("ingest", "INGEST_CORS_ORIGINS", "https://app.example.org/path", "with no path");
+    assert_refused("ingest", "INGEST_DOCS", "perhaps", "true, false");
+    assert_refused("ingest", "INGEST_HEAD_TIMEOUT", "0s", "not zero");
     assert_refused("ingest", "REDIS_ACK", "replicas:0", "replicas:N");
 }
 

@@ -1,0 +1,219 @@
+//! How much callers may do, and what they are told when it is too much.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request};
+use local::{
+    http_client::{HttpClient, Response},
+    program::Program,
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::harness::{Setup, entries, eventually, post, problem};
+
+/// A 429 or 503 that says when to come again.
+fn assert_told_to_wait(response: &Response, status: u16, code: &str) {
+    assert_eq!((response.status.as_u16(), problem(response).as_str()), (status, code));
+    let seconds: u64 = response.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=3600).contains(&seconds), "{seconds}");
+}
+
+fn like(user_id: u64, post_id: u64) -> String {
+    format!(r#"{{"user_id": {user_id}, "post_id": {post_id}}}"#)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_likes_too_much_is_told_to_wait_and_others_are_not() {
+    let setup = Setup::without_schema(&[]).await;
+    // So slow a rate that nothing comes back while the test runs.
+    let ingest = setup.ingest(&[("INGEST_USER_RATE", "3/h")]);
+    for post_id in 1..=3 {
+        assert_eq!(post(&ingest, &like(7, post_id)).await.status, 202);
+    }
+    assert_told_to_wait(&post(&ingest, &like(7, 4)).await, 429, "rate-limited");
+    assert_eq!(post(&ingest, &like(8, 4)).await.status, 202);
+
+    let batch = async |likes: &[String]| {
+        let mut client = HttpClient::new(ingest.listen());
+        let body = format!("[{}]", likes.join(","));
+        client.post("/likes/batch", "application/json", body.into()).await.unwrap()
+    };
+    let likes: Vec<String> = [(7, 1), (9, 1), (0, 1), (7, 2), (9, 2), (9, 3), (9, 4)]
+        .map(|(user_id, post_id)| like(user_id, post_id))
+        .to_vec();
+    let response = batch(&likes).await;
+    assert_eq!(response.status, 202);
+    let answer: Value = serde_json::from_slice(&response.body).unwrap();
+    let errors: Vec<(u64, &str)> = answer["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| (error["index"].as_u64().unwrap(), error["code"].as_str().unwrap()))
+        .collect();
+    let expected = [(0, "rate-limited"), (2, "invalid-like"), (3, "rate-limited"), (6, "rate-limited")];
+    assert_eq!((answer["accepted"].as_u64(), errors), (Some(3), expected.to_vec()));
+    assert_told_to_wait(&batch(&[like(7, 1), like(9, 1)]).await, 429, "rate-limited");
+    let refused = ingest.metrics().unwrap().sum("likestream_requests_refused_total");
+    assert_eq!(refused, 2.0, "each 429 is counted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_asks_too_much_is_told_to_wait_and_a_proxy_s_callers_are_told_apart() {
+    let setup = Setup::without_schema(&[]).await;
+    let ingest =
+        setup.ingest(&[("INGEST_ADDRESS_RATE", "2/h"), ("INGEST_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.1")]);
+    let from = async |forwarded_for: &str| {
+        let request = Request::post("/likes")
+            .header("content-type", "application/json")
+            .header("x-forwarded-for", forwarded_for)
+            .body(Full::new(Bytes::from(like(7, 42))))
+            .unwrap();
+        HttpClient::new(ingest.listen()).send(request).await.unwrap()
+    };
+    for address in ["192.0.2.1", "192.0.2.2", "2001:db8::1"] {
+        for _ in 0..2 {
+            assert_eq!(from(address).await.status, 202);
+        }
+        assert_told_to_wait(&from(address).await, 429, "rate-limited");
+    }
+    assert_told_to_wait(&from("192.0.2.9, 192.0.2.1, 10.0.0.1").await, 429, "rate-limited");
+    assert_told_to_wait(&from("2001:db8::2").await, 429, "rate-limited");
+    // Nobody is trusted who isn't named: all are one then.
+    let ingest = setup.ingest(&[("INGEST_ADDRESS_RATE", "2/h")]);
+    let mut client = HttpClient::new(ingest.listen());
+    let mut statuses = Vec::new();
+    for address in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+        let request = Request::get("/nothing").header("x-forwarded-for", address);
+        let response = client.send(request.body(Full::new(Bytes::new())).unwrap()).await.unwrap();
+        statuses.push(response.status.as_u16());
+    }
+    assert_eq!(statuses, [404, 404, 429]);
+}
+
+/// Sends the head of a like and none of its body, and reads nothing.
+async fn begin(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head =
+        "POST /likes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 29\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn rest_of(mut stream: TcpStream) -> String {
+    let mut answer = vec![0; 4096];
+    let bytes = stream.read(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[..bytes]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_more_than_can_be_done_at_once_is_refused_and_done_later() {
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[("INGEST_MAX_REQUESTS", "2")]);
+    let mut begun = [begin(ingest.listen()).await, begin(ingest.listen()).await];
+    eventually("both are in flight", async || post(&ingest, &like(7, 42)).await.status == 503).await;
+    assert_told_to_wait(&post(&ingest, &like(7, 42)).await, 503, "overloaded");
+    for stream in &mut begun {
+        stream.write_all(br#"{"user_id": 7, "post_id": 42}"#).await.unwrap();
+    }
+    for stream in begun {
+        assert!(rest_of(stream).await.starts_with("HTTP/1.1 202"));
+    }
+    assert_eq!(post(&ingest, &like(7, 42)).await.status, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_has_no_more_connections_than_it_may() {
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[("INGEST_ADDRESS_CONNECTIONS", "2")]);
+    let begun = [begin(ingest.listen()).await, begin(ingest.listen()).await];
+    eventually("the third one is closed", async || {
+        let mut third = TcpStream::connect(ingest.listen()).await.unwrap();
+        let closed = third.read(&mut [0; 1]).await;
+        matches!(closed, Ok(0) | Err(_))
+    })
+    .await;
+    drop(begun);
+    eventually("there is room again", async || {
+        HttpClient::new(ingest.listen()).post_like(7, 42).await.is_ok_and(|answer| answer.status == 202)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_too_long_is_refused() {
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[]);
+    let with_header = |bytes: usize| {
+        let body = Full::new(Bytes::from(like(7, 42)));
+        let request = Request::post("/likes").header("content-type", "application/json");
+        request.header("cookie", "x".repeat(bytes)).body(body).unwrap()
+    };
+    let mut client = HttpClient::new(ingest.listen());
+    assert_eq!(client.send(with_header(12_000)).await.unwrap().status, 202);
+    assert_eq!(client.send(with_header(20_000)).await.unwrap().status, 431);
+    assert_eq!(entries(&setup.redis_client().await).await, 1);
+}
+
+fn preflight(origin: &str) -> Request<Full<Bytes>> {
+    Request::builder()
+        .method(Method::OPTIONS)
+        .uri("/likes")
+        .header("origin", origin)
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", "content-type,authorization")
+        .body(Full::new(Bytes::new()))
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_pages_of_origins_that_are_named_may_call() {
+    let setup = Setup::without_schema(&[]).await;
+    let app = "https://app.example.org";
+    let send =
+        async |ingest: &Program, request| HttpClient::new(ingest.listen()).send(request).await.unwrap();
+    let off = setup.ingest(&[]);
+    let response = send(&off, preflight(app)).await;
+    assert_eq!((response.status.as_u16(), response.headers.get("access-control-allow-origin")), (405, None));
+
+    let on = setup.ingest(&[("INGEST_CORS_ORIGINS", "https://app.example.org,https://other.example.org")]);
+    let response = send(&on, preflight(app)).await;
+    assert_eq!(
+        (response.status.as_u16(), response.headers["access-control-allow-origin"].to_str().unwrap()),
+        (200, app)
+    );
+    assert!(response.headers["access-control-allow-headers"].to_str().unwrap().contains("authorization"));
+    assert!(!response.headers.contains_key("access-control-allow-credentials"));
+    for stranger in ["https://evil.example.org", "http://app.example.org", "null"] {
+        let response = send(&on, preflight(stranger)).await;
+        assert_eq!(response.headers.get("access-control-allow-origin"), None, "{stranger}");
+    }
+    // A page must be able to read what went wrong, too.
+    let bad = Request::post("/likes").header("origin", app).body(Full::new(Bytes::new())).unwrap();
+    let response = send(&on, bad).await;
+    assert_eq!(
+        (problem(&response).as_str(), response.headers["access-control-allow-origin"].to_str().unwrap()),
+        ("unsupported-media-type", app)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_is_taken_and_the_like_is_its_own_key() {
+    let setup = Setup::new().await;
+    let (ingest, _consumer) = (setup.ingest(&[]), setup.consumer(&[]));
+    for key in ["a", "a", "b", ""] {
+        let request = Request::post("/likes")
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .body(Full::new(Bytes::from(like(7, 42))))
+            .unwrap();
+        assert_eq!(HttpClient::new(ingest.listen()).send(request).await.unwrap().status, 202);
+    }
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 1);
+}
