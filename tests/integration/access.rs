@@ -156,7 +156,7 @@ async fn tokens_that_are_not_good_get_401_and_say_why() {
         ("cut off", format!("{head}.{}", &signature[..signature.len() - 4]), "oken"),
         ("no token", "hunter2".to_owned(), "not a JSON Web Token"),
         ("too long", "x".repeat(9_000), "not a JSON Web Token"),
-        ("empty", String::new(), "not a JSON Web Token"),
+        ("empty", String::new(), "not Bearer"),
     ] {
         let response = like_with(&ingest, &token).await;
         assert_eq!(
