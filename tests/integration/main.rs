@@ -8,6 +8,7 @@
 
 mod batch;
 mod bench;
+mod certificates;
 mod cluster;
 mod consumer;
 mod crash_points;
@@ -36,4 +37,5 @@ mod sentinels;
 mod settings;
 mod shutdown;
 mod straight_copy;
+mod tls;
 mod trimming;
