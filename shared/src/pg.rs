@@ -64,7 +64,7 @@ impl Postgres {
     /// # Errors
     /// When there is none to be had.
     pub async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
-        self.tls.connect(&self.config).await.map(|(client, _)| client)
+        Box::pin(self.tls.connect(&self.config)).await.map(|(client, _)| client)
     }
 
     /// Hosts and ports, for people to read.

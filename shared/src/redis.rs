@@ -156,7 +156,8 @@ impl Redis {
     /// # Errors
     /// When nobody tells where the servers are, or none of them lets us in.
     pub async fn connect(&self) -> Result<Connections, Error> {
-        Connections::open(self).await
+        // Rare, and so not always part of what is waited for.
+        Box::pin(Connections::open(self)).await
     }
 
     async fn open(&self, server: &Server) -> Result<Connection, Error> {
@@ -343,8 +344,8 @@ fn outcome(error: &Error) -> Outcome {
         // The last two come from a server that was the master a moment ago, or will be.
         (Some("MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "READONLY" | "MASTERDOWN"), _) => Outcome::NotDone,
         // fred closes the connection over this one, and gives it as the answer to all that was in flight.
-        (Some("CLUSTERDOWN"), _) => Outcome::Unknown,
-        (
+        (Some("CLUSTERDOWN"), _)
+        | (
             None,
             ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Timeout | ErrorKind::Tls | ErrorKind::Unknown,
         ) => Outcome::Unknown,

@@ -19,6 +19,7 @@ mod growth;
 mod harness;
 mod hash_partitions;
 mod http;
+mod least_privilege;
 mod likesctl;
 mod likesctl_golden;
 mod likesctl_strangers;

@@ -199,3 +199,32 @@ pub(super) fn is_refusal(error: &Error) -> bool {
     };
     tls::error_behind(error).is_some_and(tls::is_refusal) || has_none()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_of_tls_are_taken_out_of_a_url() {
+        for (url, rest, mode) in [
+            ("postgres://u@h/d", "postgres://u@h/d", None),
+            ("postgres://u@h/d?sslmode=require", "postgres://u@h/d", Some("require")),
+            ("postgres://u:a?sslmode=b@h,i:2/d?connect_timeout=3", "", None),
+            (
+                "postgres://u@h/d?options=-c%20a&sslmode=verify%2Dfull&port=1",
+                "postgres://u@h/d?options=-c%20a&port=1",
+                Some("verify-full"),
+            ),
+            ("postgres://u@h/d?sslmode=", "postgres://u@h/d", None),
+            ("host=h sslmode=require", "", None),
+        ] {
+            let (parameters, left) = Parameters::take_out(url);
+            assert_eq!(left, if rest.is_empty() { url } else { rest });
+            assert_eq!(parameters.mode.as_deref(), mode, "{url}");
+        }
+        let (all, rest) = Parameters::take_out("postgres://h?sslcert=/a%20b&sslkey=/k&sslrootcert=system");
+        assert_eq!(rest, "postgres://h");
+        assert_eq!((all.certificate.as_deref(), all.key.as_deref()), (Some("/a b"), Some("/k")));
+        assert_eq!(all.root.as_deref(), Some("system"));
+    }
+}

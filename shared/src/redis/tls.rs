@@ -1,6 +1,6 @@
 //! TLS to Redis: the settings, and what a failure means.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fred::{
     prelude::{Error, ErrorKind},
@@ -68,7 +68,7 @@ impl<'a> Files<'a> {
     }
 }
 
-fn alone(setting: &'static str, file: &PathBuf, other: &str) -> SettingError {
+fn alone(setting: &'static str, file: &Path, other: &str) -> SettingError {
     SettingError::new(
         setting,
         format!("'{}' is of no use without {other}: allowed are both or neither", file.display()),
