@@ -62,7 +62,10 @@ impl Servers {
         let redis =
             RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed)?;
         let settings = POSTGRES_SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let postgres = PostgresServer::start(PostgresOptions { port: None, settings }, Lifetime::Leashed)?;
+        let postgres = PostgresServer::start(
+            PostgresOptions { settings, ..PostgresOptions::default() },
+            Lifetime::Leashed,
+        )?;
         let url = postgres.url("postgres");
         program::run("likesctl", &["migrate"], &[("DATABASE_URL", url.clone())])?;
         let (sql, connection) = tokio_postgres::connect(&url, NoTls).await?;

@@ -40,7 +40,7 @@ use shared::{
     agreement::{self, AgreementError},
     cli::SettingError,
     partition::PartitionCount,
-    pg,
+    pg::{self, Postgres},
     redis::{Connections, Redis, is_refusal},
     service::{Failure, Unreachable, wait_for},
     telemetry::Telemetry,
@@ -51,7 +51,6 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, timeout},
 };
-use tokio_postgres::NoTls;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
@@ -150,7 +149,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), ConsumerError> {
     let redis = Redis::new(&settings.redis)?;
-    let postgres = pg::config(&settings.postgres, "likestream consumer")?;
+    let postgres = pg::postgres(&settings.postgres, "likestream consumer")?;
     let address = settings.consumer_admin_listen;
     let listener =
         TcpListener::bind(address).await.map_err(|source| ConsumerError::Listen { address, source })?;
@@ -173,7 +172,7 @@ pub async fn run(
     let Some((redis, partitions)) = shutdown.run_until_cancelled(connect).await.transpose()? else {
         return Ok(());
     };
-    let pool = pg::pool(postgres, CONNECTIONS, settings.transactions().connected())?;
+    let pool = postgres.pool(CONNECTIONS, settings.transactions().connected())?;
     let keys = settings.streams.likes_stream.clone();
     let streams = Streams::new(redis.clone(), keys.clone(), settings.likes_group.clone(), consumer);
     streams.ensure_groups(partitions).await?;
@@ -193,7 +192,7 @@ pub async fn run(
 /// Redis first, then Postgres; the record of settings and the schema before anything is touched.
 async fn connect(
     redis: &Redis,
-    postgres: &tokio_postgres::Config,
+    postgres: &Postgres,
     settings: &Settings,
 ) -> Result<(Connections, PartitionCount), ConsumerError> {
     let limit = settings.startup_timeout;
@@ -202,10 +201,8 @@ async fn connect(
     let partitions = agreement::settle_within(limit, &server, &connections, &settings.streams).await??;
     agreement::warn_of_eviction(&connections).await;
 
-    let (client, connection) =
-        wait_for(pg::address(postgres), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect(NoTls))
-            .await?;
-    tokio::spawn(connection);
+    let client =
+        wait_for(postgres.address(), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect()).await?;
     if settings.postgres_pooling == Pooling::Session && pooling::shares_sessions(postgres, &client).await {
         return Err(pooling::wrong_setting().into());
     }

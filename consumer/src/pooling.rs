@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use deadpool_postgres::Object;
-use shared::cli::SettingError;
+use shared::{cli::SettingError, pg::Postgres};
 use tokio::time::timeout;
-use tokio_postgres::{Client, Config, Error, NoTls, Statement, error::SqlState};
+use tokio_postgres::{Client, Error, Statement, error::SqlState};
 
 /// It is empty for each transaction.
 fn staging_table(on_commit: &str) -> String {
@@ -95,8 +95,8 @@ SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting(
 
 /// Whether there is a pooler that gives sessions to transactions: it lets two connections meet in one, or moves a
 /// connection from one to another. On a busy one both may be missed, so this is only for telling early.
-pub(crate) async fn shares_sessions(config: &Config, client: &Client) -> bool {
-    timeout(LOOK_TIMEOUT, looks_shared(config, client)).await.is_ok_and(|looked| looked.unwrap_or(false))
+pub(crate) async fn shares_sessions(postgres: &Postgres, client: &Client) -> bool {
+    timeout(LOOK_TIMEOUT, looks_shared(postgres, client)).await.is_ok_and(|looked| looked.unwrap_or(false))
 }
 
 /// What to say of it to whoever counts on sessions.
@@ -107,9 +107,8 @@ pub(crate) fn wrong_setting() -> SettingError {
     )
 }
 
-async fn looks_shared(config: &Config, client: &Client) -> Result<bool, Error> {
-    let (other, connection) = config.connect(NoTls).await?;
-    tokio::spawn(connection);
+async fn looks_shared(postgres: &Postgres, client: &Client) -> Result<bool, Error> {
+    let other = postgres.connect().await?;
     for _ in 0..LOOKS {
         let (before, after) = (session_of(client).await?, session_of(client).await?);
         if before != after || after == session_of(&other).await? {

@@ -27,7 +27,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use self::activity::Activity;
-use crate::{config::Settings, limits::customer, metrics::Metrics, tls::Tls};
+use crate::{
+    config::Settings, limits::customer, metrics::Metrics, open_files::room_for_connections, tls::Tls,
+};
 
 /// At the end, when every request is answered, how long the answers may take to leave.
 const LINGER: Duration = Duration::from_millis(500);
@@ -66,7 +68,7 @@ pub(crate) struct ConnectionLimits {
 impl ConnectionLimits {
     pub(crate) fn new(settings: &Settings) -> Self {
         Self {
-            max_connections: settings.ingest_max_connections as usize,
+            max_connections: room_for_connections(settings.ingest_max_connections as usize),
             address_connections: settings.limits.ingest_address_connections,
             head_timeout: settings.ingest_head_timeout,
             idle_timeout: settings.ingest_idle_timeout,

@@ -14,6 +14,7 @@ mod http;
 pub mod like_request;
 mod limits;
 mod metrics;
+mod open_files;
 mod openapi;
 mod problem;
 mod publish;

@@ -16,13 +16,26 @@ use crate::{
 #[derive(Args, Debug, Clone)]
 pub struct RedisArgs {
     /// Redis, as redis://[user:password@]host:port[/db], redis-cluster://host:port[?node=host:port…], or
-    /// redis-sentinel://host:port[/db]?sentinelServiceName=name[&node=host:port…] [default: redis://127.0.0.1:6379]
+    /// redis-sentinel://host:port[/db]?sentinelServiceName=name[&node=host:port…]; with TLS rediss://,
+    /// rediss-cluster:// or rediss-sentinel:// [default: redis://127.0.0.1:6379]
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: Option<SecretString>,
 
     /// A file that holds the URL of Redis, in place of REDIS_URL
     #[arg(long, env = "REDIS_URL_FILE", value_name = "FILE", conflicts_with = "redis_url")]
     redis_url_file: Option<PathBuf>,
+
+    /// A file, in PEM, of the authorities whose certificates Redis may have, in place of those that the system trusts
+    #[arg(long, env = "REDIS_TLS_CA", value_name = "FILE")]
+    pub(crate) redis_tls_ca: Option<PathBuf>,
+
+    /// A file, in PEM, of the certificate that Redis is shown, with what leads to its authority
+    #[arg(long, env = "REDIS_TLS_CERT", value_name = "FILE")]
+    pub(crate) redis_tls_cert: Option<PathBuf>,
+
+    /// A file, in PEM, of its private key
+    #[arg(long, env = "REDIS_TLS_KEY", value_name = "FILE")]
+    pub(crate) redis_tls_key: Option<PathBuf>,
 
     /// How long a command may wait for Redis before it counts as failed
     #[arg(long, env = "REDIS_TIMEOUT", default_value = "2s", value_name = "DURATION",
@@ -45,7 +58,8 @@ impl RedisArgs {
 /// Where Postgres is.
 #[derive(Args, Debug, Clone)]
 pub struct PostgresArgs {
-    /// Postgres, as postgres://user[:password]@host:port/database
+    /// Postgres, as postgres://user[:password]@host:port/database, TLS by libpq's parameters: ?sslmode=verify-full
+    /// (or verify-ca, require, prefer, disable), sslrootcert=file, sslcert=file, sslkey=file
     /// [default: postgres://postgres@127.0.0.1:5432/postgres]
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<SecretString>,

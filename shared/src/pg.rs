@@ -1,17 +1,16 @@
 //! Connections to Postgres, and what to do next when it says no.
 
+mod tls;
+
 use std::time::Duration;
 
 use deadpool_postgres::{
     BuildError, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
 };
 use secrecy::ExposeSecret;
-use tokio_postgres::{
-    Config, NoTls,
-    config::{Host, SslMode},
-    error::SqlState,
-};
+use tokio_postgres::{Client, Config, config::Host, error::SqlState};
 
+use self::tls::{Parameters, Tls};
 use crate::{cli::SettingError, config::PostgresArgs};
 
 /// How long it may take to connect.
@@ -23,11 +22,19 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection may be silent before it is looked whether the other end is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 
-/// How to connect, from the URL and with this application name.
-pub fn config(args: &PostgresArgs, application_name: &str) -> Result<Config, SettingError> {
+/// A Postgres, or a pooler before it, and how to connect to it.
+#[derive(Clone)]
+pub struct Postgres {
+    config: Config,
+    tls: Tls,
+}
+
+/// How to connect, from the URL and with this application name. Certificates are read here.
+pub fn postgres(args: &PostgresArgs, application_name: &str) -> Result<Postgres, SettingError> {
     let url = args.url()?;
+    let (parameters, rest) = Parameters::take_out(url.expose_secret());
     // The parser's own error might quote a part of the URL, and so of a password.
-    let mut config: Config = url.expose_secret().parse().map_err(|_| {
+    let mut config: Config = rest.parse().map_err(|_| {
         SettingError::new("DATABASE_URL", "not a URL like postgres://user:password@host:5432/database")
     })?;
     if config.get_hosts().is_empty() {
@@ -36,12 +43,7 @@ pub fn config(args: &PostgresArgs, application_name: &str) -> Result<Config, Set
             "names no host, like postgres://user@host:5432/database",
         ));
     }
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err(SettingError::new(
-            "DATABASE_URL",
-            "sslmode=require is not supported yet, allowed are disable and prefer",
-        ));
-    }
+    let tls = parameters.apply(&mut config)?;
     config.application_name(application_name);
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(CONNECT_TIMEOUT);
@@ -53,40 +55,52 @@ pub fn config(args: &PostgresArgs, application_name: &str) -> Result<Config, Set
     if config.get_tcp_user_timeout().is_none() {
         config.tcp_user_timeout(TCP_USER_TIMEOUT);
     }
-    Ok(config)
+    Ok(Postgres { config, tls })
 }
 
-/// Hosts and ports, for people to read.
-pub fn address(config: &Config) -> String {
-    let hosts = config.get_hosts().iter().zip(config.get_ports().iter().chain(std::iter::repeat(&5432)));
-    let hosts = hosts.map(|(host, port)| match host {
-        Host::Tcp(name) => format!("{name}:{port}"),
-        Host::Unix(folder) => format!("{}:{port}", folder.display()),
-    });
-    format!("Postgres at {}", hosts.collect::<Vec<_>>().join(", "))
+impl Postgres {
+    /// A connection, which ends with the client.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
+        Box::pin(self.tls.connect(&self.config)).await.map(|(client, _)| client)
+    }
+
+    /// Hosts and ports, for people to read.
+    pub fn address(&self) -> String {
+        let config = &self.config;
+        let hosts = config.get_hosts().iter().zip(config.get_ports().iter().chain(std::iter::repeat(&5432)));
+        let hosts = hosts.map(|(host, port)| match host {
+            Host::Tcp(name) => format!("{name}:{port}"),
+            Host::Unix(folder) => format!("{}:{port}", folder.display()),
+        });
+        format!("Postgres at {}", hosts.collect::<Vec<_>>().join(", "))
+    }
+
+    /// A pool of at most `connections`; nothing is connected yet. Waiting for one is bounded. `session` is SQL that every
+    /// new connection starts with.
+    ///
+    /// # Errors
+    /// When deadpool can't build it, which is a mistake of this program's.
+    pub fn pool(self, connections: usize, session: String) -> Result<Pool, BuildError> {
+        let recycling_method = RecyclingMethod::Fast;
+        let manager = Manager::from_connect(self.config, self.tls, ManagerConfig { recycling_method });
+        Pool::builder(manager)
+            .max_size(connections)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .post_create(Hook::async_fn(move |client, _| {
+                let session = session.clone();
+                Box::pin(async move { client.batch_execute(&session).await.map_err(HookError::Backend) })
+            }))
+            .build()
+    }
 }
 
-/// A pool of at most `connections`; nothing is connected yet. Waiting for one is bounded. `session` is SQL that every
-/// new connection starts with.
-///
-/// # Errors
-/// When deadpool can't build it, which is a mistake of this program's.
-pub fn pool(config: Config, connections: usize, session: String) -> Result<Pool, BuildError> {
-    let recycling_method = RecyclingMethod::Fast;
-    let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method });
-    Pool::builder(manager)
-        .max_size(connections)
-        .runtime(Runtime::Tokio1)
-        .wait_timeout(Some(CONNECT_TIMEOUT))
-        .create_timeout(Some(CONNECT_TIMEOUT))
-        .post_create(Hook::async_fn(move |client, _| {
-            let session = session.clone();
-            Box::pin(async move { client.batch_execute(&session).await.map_err(HookError::Backend) })
-        }))
-        .build()
-}
-
-/// Whether Postgres doesn't let us in, which waiting will not change: unknown user or database, wrong password.
+/// Whether Postgres doesn't let us in, which waiting will not change: unknown user or database, wrong password, a
+/// certificate that one side doesn't take.
 pub fn is_refusal(error: &tokio_postgres::Error) -> bool {
     classify(error) == FailureClass::Halt
 }
@@ -98,14 +112,15 @@ pub enum FailureClass {
     Retry,
     /// It will never take these rows: find the ones that it minds.
     Reject,
-    /// Someone has to mend the schema or the rights first: say so, and look again now and then.
+    /// Someone has to mend the schema, the rights or a certificate first: say so, and look again now and then.
     Halt,
 }
 
-/// Sorts a failure by its SQLSTATE (Postgres manual, appendix A). Whatever is not known to be the rows' or the
+/// Sorts a failure by its SQLSTATE (Postgres manual, appendix A), or by what came between. Whatever is not known to be the rows' or the
 /// schema's fault is worth another try: a like must not be given up over an error that nobody foresaw.
 pub fn classify(error: &tokio_postgres::Error) -> FailureClass {
-    error.code().map_or(FailureClass::Retry, class_of_sqlstate)
+    let of_connection = || if tls::is_refusal(error) { FailureClass::Halt } else { FailureClass::Retry };
+    error.code().map_or_else(of_connection, class_of_sqlstate)
 }
 
 fn class_of_sqlstate(state: &SqlState) -> FailureClass {

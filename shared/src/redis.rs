@@ -5,6 +5,7 @@
 mod connections;
 mod layout;
 mod pipeline;
+mod tls;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::connections::{Connections, Repeat};
-use self::layout::Layout;
+use self::{layout::Layout, tls::Files};
 use crate::{cli::SettingError, config::RedisArgs};
 
 /// Over the command timeout: how long what was sent may stay unacknowledged before the system gives up a connection.
@@ -30,7 +31,8 @@ const USER_TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
 const OTHER_ANSWERS: Duration = Duration::from_millis(100);
 
 const URLS: &str = "allowed is a URL like redis://user:password@host:6379/0, redis-cluster://host:7000?node=other:7001 or \
-     redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name";
+     redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name, with TLS rediss://, rediss-cluster:// or \
+     rediss-sentinel://";
 
 /// How to reach Redis.
 #[derive(Clone)]
@@ -92,9 +94,9 @@ impl Connection {
 }
 
 impl Redis {
-    /// Reads the URL and connects to nothing yet.
+    /// Reads the URL and the files of certificates, and connects to nothing yet.
     pub fn new(args: &RedisArgs) -> Result<Self, SettingError> {
-        Self::at(args.url()?.expose_secret(), args.redis_timeout)
+        Self::with(args.url()?.expose_secret(), args.redis_timeout, Files::of(args))
     }
 
     /// At this URL, with so much time for a command.
@@ -102,17 +104,29 @@ impl Redis {
     /// # Errors
     /// When the URL can't be used.
     pub fn at(url: &str, timeout: Duration) -> Result<Self, SettingError> {
-        let scheme = url.split("://").next().unwrap_or_default();
-        if !["redis", "redis-cluster", "redis-sentinel"].contains(&scheme) || !url.contains("://") {
+        Self::with(url, timeout, Files::default())
+    }
+
+    fn with(url: &str, timeout: Duration, files: Files<'_>) -> Result<Self, SettingError> {
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        let (scheme, tls) = match scheme.strip_prefix("rediss") {
+            Some(kind) => (format!("redis{kind}"), true),
+            None => (scheme.to_owned(), false),
+        };
+        if !["redis", "redis-cluster", "redis-sentinel"].contains(&scheme.as_str()) {
             return Err(SettingError::new("REDIS_URL", URLS));
         }
+        // For TLS the parser would look for certificates of its own choice.
+        let url = &format!("{scheme}://{rest}");
         // The parser's own error might quote a part of the URL, and so of a password.
-        let config = match scheme {
+        let config = match scheme.as_str() {
             "redis-cluster" => Config::from_url_clustered(url),
             "redis-sentinel" => Config::from_url_sentinel(url),
             _ => Config::from_url_centralized(url),
         };
-        let config = config.map_err(|_| SettingError::new("REDIS_URL", format!("can't be read: {URLS}")))?;
+        let mut config =
+            config.map_err(|_| SettingError::new("REDIS_URL", format!("can't be read: {URLS}")))?;
+        config.tls = if tls { Some(files.read()?) } else { files.unused().map(|()| None)? };
         let hosts = config.server.hosts();
         let address = hosts.iter().map(address).collect::<Vec<_>>().join(", ");
         let deployment = match &config.server {
@@ -123,6 +137,7 @@ impl Redis {
                 login: Box::new(Config {
                     username: username.clone(),
                     password: password.clone(),
+                    tls: config.tls.clone(),
                     ..Config::default()
                 }),
                 master: service_name.clone(),
@@ -141,7 +156,8 @@ impl Redis {
     /// # Errors
     /// When nobody tells where the servers are, or none of them lets us in.
     pub async fn connect(&self) -> Result<Connections, Error> {
-        Connections::open(self).await
+        // Rare, and so not always part of what is waited for.
+        Box::pin(Connections::open(self)).await
     }
 
     async fn open(&self, server: &Server) -> Result<Connection, Error> {
@@ -214,6 +230,15 @@ impl Redis {
 }
 
 async fn open(login: &Config, server: &Server, answer_within: Duration) -> Result<Connection, Error> {
+    let opened = open_unexplained(login, server, answer_within).await;
+    opened.map_err(|error| tls::explained(error, login.tls.is_some()))
+}
+
+async fn open_unexplained(
+    login: &Config,
+    server: &Server,
+    answer_within: Duration,
+) -> Result<Connection, Error> {
     let config = Config {
         server: ServerConfig::Centralized { server: server.clone() },
         fail_fast: true,
@@ -319,10 +344,11 @@ fn outcome(error: &Error) -> Outcome {
         // The last two come from a server that was the master a moment ago, or will be.
         (Some("MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "READONLY" | "MASTERDOWN"), _) => Outcome::NotDone,
         // fred closes the connection over this one, and gives it as the answer to all that was in flight.
-        (Some("CLUSTERDOWN"), _) => Outcome::Unknown,
-        (None, ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Timeout | ErrorKind::Unknown) => {
-            Outcome::Unknown
-        }
+        (Some("CLUSTERDOWN"), _)
+        | (
+            None,
+            ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Timeout | ErrorKind::Tls | ErrorKind::Unknown,
+        ) => Outcome::Unknown,
         _ => Outcome::Refused,
     }
 }
@@ -335,9 +361,9 @@ fn redirected(error: &Error, code: &str) -> Option<(u16, Server)> {
     Some((slot.parse().ok()?, Server::new(host, port.parse().ok()?)))
 }
 
-/// Whether Redis doesn't let us in, which waiting will not change.
+/// Whether Redis doesn't let us in, or we will not be let in by such a one, which waiting will not change.
 pub fn is_refusal(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Auth | ErrorKind::Config)
+    matches!(error.kind(), ErrorKind::Auth | ErrorKind::Config | ErrorKind::Tls)
         || matches!(error_code(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
         || error.details().contains("DB index is out of range")
 }
@@ -373,7 +399,8 @@ mod tests {
     fn a_bad_url_is_refused_without_repeating_it() {
         for url in [
             "http://:hunter2@host",
-            "rediss://:hunter2@host",
+            "redisss://:hunter2@host",
+            "rediss-unix://:hunter2@host",
             "redis://:hunter2@host:port",
             "redis-sentinel://:hunter2@host",
             "hunter2",

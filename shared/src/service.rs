@@ -98,6 +98,8 @@ pub enum Unreachable<E: Error + 'static> {
         server: String,
         /// `STARTUP_TIMEOUT`.
         waited: humantime::FormattedDuration,
+        /// The last failure before that, if there was one.
+        source: Option<E>,
     },
     /// It says no.
     #[error("{server} refuses: correct {setting}")]
@@ -130,7 +132,7 @@ where
     E: Error + 'static,
 {
     let give_up_at = Instant::now() + limit;
-    let mut said = false;
+    let mut last = None;
     loop {
         let source = match timeout_at(give_up_at, attempt()).await {
             Ok(Ok(value)) => return Ok(value),
@@ -140,17 +142,17 @@ where
             Ok(Err(source)) => source,
             Err(_) => {
                 let waited = humantime::format_duration(limit);
-                return Err(Unreachable::Silent { server: server.to_string(), waited });
+                return Err(Unreachable::Silent { server: server.to_string(), waited, source: last });
             }
         };
         if Instant::now() + START_RETRY > give_up_at {
             let waited = humantime::format_duration(limit);
             return Err(Unreachable::Away { server: server.to_string(), setting, waited, source });
         }
-        if !said {
+        if last.is_none() {
             tracing::info!(%server, error = one_line(&source), "waiting for it to come up");
-            said = true;
         }
+        last = Some(source);
         tokio::time::sleep(START_RETRY).await;
     }
 }

@@ -64,7 +64,8 @@ fn start_postgres(settings: Settings<'_>) -> PostgresServer {
     // Every test makes a database; none of them outlives a crash of this machine.
     let all = [("fsync", "off")].iter().chain(settings);
     let settings = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    PostgresServer::start(PostgresOptions { port: None, settings }, Lifetime::Leashed).unwrap()
+    let options = PostgresOptions { settings, ..PostgresOptions::default() };
+    PostgresServer::start(options, Lifetime::Leashed).unwrap()
 }
 
 pub(crate) fn start_redis(arguments: &[&str]) -> RedisServer {
@@ -102,8 +103,17 @@ impl Setup {
     }
 
     fn with(redis_arguments: &[&str], database: Database) -> Self {
+        Self::of(start_redis(redis_arguments), database)
+    }
+
+    /// Of servers that are made for this test; the database is empty.
+    pub(crate) fn of_servers(redis: RedisServer, postgres: PostgresServer) -> Self {
+        Self::of(redis, Database::Own(Box::new(postgres)))
+    }
+
+    fn of(redis: RedisServer, database: Database) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { redis: start_redis(redis_arguments), database, folder, logs: AtomicU32::new(0) }
+        Self { redis, database, folder, logs: AtomicU32::new(0) }
     }
 
     pub(crate) fn postgres(&mut self) -> &mut PostgresServer {

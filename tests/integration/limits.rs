@@ -160,6 +160,20 @@ async fn a_head_that_is_too_long_is_refused() {
     assert_eq!(entries(&setup.redis_client().await).await, 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_connections_fit_as_the_system_allows_files() {
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[("INGEST_MAX_CONNECTIONS", "900")]);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", ingest.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let soft: u64 = files.split_whitespace().nth(3).unwrap().parse().unwrap();
+    let hard: u64 = files.split_whitespace().nth(4).unwrap().parse().unwrap();
+    assert!(soft >= hard.min(1_100), "{files}");
+    assert!(!ingest.log_text().contains("fewer connections than"));
+    let greedy = setup.ingest(&[("INGEST_MAX_CONNECTIONS", "1000000")]);
+    assert_eq!(greedy.log_text().contains("fewer connections than"), hard < 1_000_200, "{files}");
+}
+
 fn preflight(origin: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .method(Method::OPTIONS)

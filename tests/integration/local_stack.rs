@@ -201,7 +201,10 @@ fn a_demo_whose_part_dies_says_which() {
 #[test]
 fn a_postgres_that_cannot_start_says_why() {
     let settings = vec![("shared_buffers".to_owned(), "nonsense".to_owned())];
-    let started = PostgresServer::start(PostgresOptions { port: Some(1), settings }, Lifetime::Leashed);
+    let started = PostgresServer::start(
+        PostgresOptions { port: Some(1), settings, ..PostgresOptions::default() },
+        Lifetime::Leashed,
+    );
     let error = started.unwrap_err().to_string();
     assert!(error.starts_with("postgres ended: ") && error.contains("shared_buffers"), "{error}");
 }

@@ -144,8 +144,8 @@ async fn run(
     match settings.keeper {
         Keeper::Nobody => ingest::serve_with(listener, AtOnce { entry_id }, &telemetry, shutdown).await,
         Keeper::Insert => {
-            let config = pg::config(&settings.postgres, "likestream bench")?;
-            let pool = pg::pool(config, settings.connections, String::new())?;
+            let postgres = pg::postgres(&settings.postgres, "likestream bench")?;
+            let pool = postgres.pool(settings.connections, String::new())?;
             pool.timeouts().wait.get_or_insert(Duration::from_secs(30));
             ingest::serve_with(listener, InsertEach { pool, entry_id }, &telemetry, shutdown).await;
         }

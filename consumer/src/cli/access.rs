@@ -8,12 +8,11 @@ use shared::{
     agreement,
     config::{PostgresArgs, RedisArgs, StreamArgs, positive_duration},
     partition::{KeyPrefix, Partition, PartitionCount},
-    pg,
+    pg::{self, Postgres},
     redis::{Connections, Redis, is_refusal},
     service::{one_line, wait_for},
 };
 use tokio::time::timeout;
-use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::CliError;
@@ -158,12 +157,9 @@ pub(super) async fn postgres(
     args: &PostgresArgs,
     command: &str,
     limit: Duration,
-) -> Result<(tokio_postgres::Client, tokio_postgres::Config), CliError> {
-    let config = pg::config(args, command).map_err(|error| CliError::Usage(error.to_string()))?;
-    let (client, connection) =
-        wait_for(pg::address(&config), "DATABASE_URL", limit, pg::is_refusal, || config.connect(NoTls))
-            .await?;
-    // It ends with the client.
-    tokio::spawn(connection);
-    Ok((client, config))
+) -> Result<(tokio_postgres::Client, Postgres), CliError> {
+    let postgres = pg::postgres(args, command).map_err(|error| CliError::Usage(error.to_string()))?;
+    let client =
+        wait_for(postgres.address(), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect()).await?;
+    Ok((client, postgres))
 }

@@ -28,9 +28,9 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: Options) -> Result<Exit, CliError> {
-    let (mut client, config) =
+    let (mut client, postgres) =
         access::postgres(&options.postgres, "likesctl migrate", options.startup_timeout).await?;
-    if pooling::shares_sessions(&config, &client).await {
+    if pooling::shares_sessions(&postgres, &client).await {
         let error = SettingError::new(
             "DATABASE_URL",
             "leads to a pooler that shares sessions, and the lock for migrations needs one: allowed is Postgres itself",

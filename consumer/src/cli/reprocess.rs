@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use fred::prelude::Error;
-use shared::{config::PostgresArgs, partition::Partition, pg, service::one_line};
+use shared::{config::PostgresArgs, partition::Partition, service::one_line};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -104,12 +104,11 @@ pub(super) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
         filter.text = format!("-p {partition} {}", filter.text);
     }
     let limit = options.redis.startup_timeout;
-    let (client, config) = access::postgres(&options.postgres, "likesctl reprocess", limit).await?;
+    let (client, postgres) = access::postgres(&options.postgres, "likesctl reprocess", limit).await?;
     schema::check(&client).await.map_err(|error| CliError::Failed(error.into()))?;
     // Each transaction brings what it needs along: this works behind a pooler, too.
     let transactions = Transactions { pooling: Pooling::Transaction, limit: WRITE_TIMEOUT };
-    let pool =
-        pg::pool(config, 1, transactions.connected()).map_err(|error| CliError::Failed(error.into()))?;
+    let pool = postgres.pool(1, transactions.connected()).map_err(|error| CliError::Failed(error.into()))?;
     let act = Act {
         command: "reprocess",
         what: ("entries", "entry"),

@@ -1,10 +1,11 @@
 //! A private Postgres.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, Permissions},
     io::{Read, Write},
     net::TcpStream,
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -12,7 +13,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, User},
+    unistd::{Pid, User, chown},
 };
 
 use crate::{
@@ -32,6 +33,8 @@ pub struct PostgresOptions {
     pub port: Option<u16>,
     /// Settings over the defaults, like `("max_connections", "20")`.
     pub settings: Vec<(String, String)>,
+    /// Files of its data folder, with their text, like a `pg_hba.conf` that doesn't let everybody in.
+    pub files: Vec<(String, String)>,
 }
 
 /// A running Postgres on loopback, with commit timestamps, open to its superuser `postgres`. Its folder goes with it.
@@ -53,12 +56,19 @@ impl PostgresServer {
         let user = process::unprivileged_user()?;
         let folder = ServerFolder::make("likestream-postgres-", user.as_ref())?;
         init(&programs, folder.path(), user.as_ref())?;
+        for (name, text) in &options.files {
+            own_file(&folder.path().join("data").join(name), text, user.as_ref())?;
+        }
         let (process, port) = first_launch(&options, &programs, folder.path(), user.as_ref(), lifetime)?;
         Ok(Self { process, options, programs, user, port, folder })
     }
 
-    /// Where a database of it is.
+    /// Where a database of it is: by its socket, if it doesn't let everybody in from the network.
     pub fn url(&self, database: &str) -> String {
+        if self.options.files.iter().any(|(name, _)| name == "pg_hba.conf") {
+            let folder = self.folder.path().display().to_string().replace('/', "%2F");
+            return format!("postgres://postgres@{folder}:{}/{database}", self.port);
+        }
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
@@ -211,6 +221,15 @@ fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), Local
     Err(LocalError::Ended { program: "initdb".to_owned(), last_words })
 }
 
+/// A file that nobody but Postgres can read, as it wants its keys to be.
+fn own_file(path: &Path, text: &str, user: Option<&User>) -> Result<(), LocalError> {
+    let written = fs::write(path, text).and_then(|()| {
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        user.map_or(Ok(()), |user| Ok(chown(path, Some(user.uid), Some(user.gid))?))
+    });
+    written.map_err(LocalError::io("a file for Postgres can't be written"))
+}
+
 /// Where the newest Postgres has its programs.
 fn programs() -> Result<PathBuf, LocalError> {
     let has_server = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
@@ -225,7 +244,7 @@ fn programs() -> Result<PathBuf, LocalError> {
 }
 
 /// Whether it takes connections: sends a startup packet for its superuser and looks for the answer "authentication
-/// ok", which it does not give while it starts up or shuts down.
+/// ok", or that it doesn't let this one in: it gives neither while it starts up or shuts down.
 ///
 /// Source: Postgres manual, "Message Formats".
 fn answers(port: u16) -> bool {
@@ -236,9 +255,11 @@ fn answers(port: u16) -> bool {
         let length = u32::try_from(8 + parameters.len()).unwrap_or_default();
         let startup = [&length.to_be_bytes()[..], &196_608_u32.to_be_bytes(), parameters].concat();
         connection.write_all(&startup)?;
-        let mut kind = [0];
-        connection.read_exact(&mut kind)?;
-        Ok(kind == *b"R")
+        let mut answer = [0; 64];
+        let length = connection.read(&mut answer)?;
+        let answer = &answer[..length];
+        // An error has fields that end with a zero, its SQLSTATE after a C.
+        Ok(answer.starts_with(b"R") || answer.split(|byte| *byte == 0).any(|field| field == b"C28000"))
     };
     ask().unwrap_or(false)
 }

@@ -4,7 +4,7 @@ use std::{
     env, fs,
     io::{Read, Write},
     net::TcpStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -27,6 +27,21 @@ pub struct RedisOptions {
     pub arguments: Vec<String>,
     /// The text of a configuration file, where the server needs one to write to.
     pub config: Option<String>,
+    /// TLS, and no plain text.
+    pub tls: Option<RedisTls>,
+}
+
+/// Files in PEM for a Redis with TLS.
+#[derive(Clone, Debug)]
+pub struct RedisTls {
+    /// The authority of its certificate, and of those of its clients.
+    pub ca: PathBuf,
+    /// Its certificate, which its own command line shows it, too.
+    pub certificate: PathBuf,
+    /// The key of that.
+    pub key: PathBuf,
+    /// Whether it asks clients for one.
+    pub asks_clients: bool,
 }
 
 /// The server program: `redis-server`, or what `REDIS_SERVER` names, like `valkey-server`.
@@ -73,7 +88,8 @@ impl RedisServer {
 
     /// Where it is.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let scheme = if self.options.tls.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     /// Where it listens, on loopback.
@@ -123,16 +139,7 @@ impl RedisServer {
     /// # Errors
     /// When there is no answer, or an error.
     pub fn command(&self, words: &[&str]) -> Result<String, LocalError> {
-        let program = cli_program();
-        let port = self.port.to_string();
-        let output = Command::new(&program).args(["-e", "-p", &port]).args(words).output();
-        let output = output.map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let last_words = [output.stdout, output.stderr].concat();
-        let last_words = String::from_utf8_lossy(&last_words).trim().to_owned();
-        Err(LocalError::Ended { program: format!("{program} {}", words.join(" ")), last_words })
+        cli(&self.options, self.port, words)
     }
 
     /// Freezes it: connections stay, nothing is answered.
@@ -170,14 +177,45 @@ fn launch(
         arguments.push("redis.conf".to_owned());
     }
     let port_text = port.to_string();
-    let common = ["--bind", "127.0.0.1", "--port", &port_text]
-        .into_iter()
-        .chain(["--dir", ".", "--save", "", "--maxmemory-policy", "noeviction", "--logfile", "redis.log"])
-        .map(str::to_owned);
-    arguments.extend(common);
+    let ports: &[&str] = match options.tls {
+        Some(_) => &["--port", "0", "--tls-port", &port_text],
+        None => &["--port", &port_text],
+    };
+    let common = ["--bind", "127.0.0.1", "--dir", ".", "--save", "", "--maxmemory-policy", "noeviction"];
+    let common = ports.iter().chain(&common).chain(&["--logfile", "redis.log"]);
+    arguments.extend(common.map(|&word| word.to_owned()));
+    if let Some(RedisTls { ca, certificate, key, asks_clients }) = &options.tls {
+        for (option, file) in
+            [("--tls-ca-cert-file", ca), ("--tls-cert-file", certificate), ("--tls-key-file", key)]
+        {
+            arguments.extend([option.to_owned(), file.display().to_string()]);
+        }
+        let asks = if *asks_clients { "yes" } else { "no" };
+        arguments.extend(["--tls-auth-clients", asks].map(str::to_owned));
+    }
     arguments.extend(options.arguments.iter().cloned());
     let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGTERM, user: None };
-    ServerProcess::start_answering(&command, lifetime, || answers(port))
+    let answers =
+        || if options.tls.is_some() { cli(options, port, &["PING"]).is_ok() } else { answers(port) };
+    ServerProcess::start_answering(&command, lifetime, answers)
+}
+
+/// Sends a command by the command line of Redis.
+fn cli(options: &RedisOptions, port: u16, words: &[&str]) -> Result<String, LocalError> {
+    let program = cli_program();
+    let mut command = Command::new(&program);
+    command.args(["-e", "-p", &port.to_string()]);
+    if let Some(RedisTls { ca, certificate, key, .. }) = &options.tls {
+        command.arg("--tls").arg("--cacert").arg(ca).arg("--cert").arg(certificate).arg("--key").arg(key);
+    }
+    let output = command.args(words).output();
+    let output = output.map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let last_words = [output.stdout, output.stderr].concat();
+    let last_words = String::from_utf8_lossy(&last_words).trim().to_owned();
+    Err(LocalError::Ended { program: format!("{program} {}", words.join(" ")), last_words })
 }
 
 fn answers(port: u16) -> bool {

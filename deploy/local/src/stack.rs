@@ -59,7 +59,7 @@ impl Stack {
         arguments.extend(options.redis_arguments);
         let redis = RedisOptions { port: options.redis_port, arguments, ..RedisOptions::default() };
         let redis = StackRedis::start(options.redis, redis, lifetime)?;
-        let postgres = PostgresOptions { port: options.postgres_port, settings: Vec::new() };
+        let postgres = PostgresOptions { port: options.postgres_port, ..PostgresOptions::default() };
         let postgres = PostgresServer::start(postgres, lifetime)?;
         program::run("likesctl", &["migrate"], &[("DATABASE_URL", postgres.url("postgres"))])?;
 

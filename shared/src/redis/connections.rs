@@ -106,7 +106,8 @@ impl Connections {
         name: &'static str,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        self.run_counting(key, repeat, name, args).await.map(|(answer, _)| answer)
+        // What fred waits for takes some KiB, which all callers would carry along.
+        Box::pin(self.run_counting(key, repeat, name, args)).await.map(|(answer, _)| answer)
     }
 
     /// The same for a script, which goes to the server that has its first key; all keys must be there.

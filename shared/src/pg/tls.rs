@@ -1,0 +1,230 @@
+//! TLS to Postgres, by the parameters of libpq: `sslmode`, `sslrootcert`, `sslcert` and `sslkey` in DATABASE_URL.
+//!
+//! Source: Postgres manual, "SSL Support" of libpq.
+
+use std::path::Path;
+
+use deadpool_postgres::Connect;
+use futures_util::{FutureExt, future::BoxFuture};
+use percent_encoding::percent_decode_str;
+use tokio::task::JoinHandle;
+use tokio_postgres::{
+    Client, Config, Error, NoTls,
+    config::{Host, SslMode},
+    error::SqlState,
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::{
+    cli::SettingError,
+    tls::{self, Identity, Trust},
+};
+
+/// How the connection begins that a Postgres, or a pooler, should be able to tell from others on the same port.
+const PROTOCOL: &[u8] = b"postgresql";
+
+/// Whether and how connections are encrypted.
+#[derive(Clone)]
+pub(super) enum Tls {
+    Off,
+    On(MakeRustlsConnect),
+}
+
+/// What a URL says of TLS.
+#[derive(Debug, Default)]
+pub(super) struct Parameters {
+    mode: Option<String>,
+    root: Option<String>,
+    certificate: Option<String>,
+    key: Option<String>,
+}
+
+/// libpq's modes but `allow`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl Parameters {
+    /// Takes them out of a URL: the rest is what tokio-postgres understands.
+    pub(super) fn take_out(url: &str) -> (Self, String) {
+        let mut taken = Self::default();
+        let scheme = url.find("://").map_or(0, |at| at + 3);
+        // A password may have a question mark.
+        let hosts = url[scheme..].find('@').map_or(scheme, |at| scheme + at);
+        let Some(query) = url[hosts..].find('?').map(|at| hosts + at).filter(|_| scheme > 0) else {
+            return (taken, url.to_owned());
+        };
+        let others = url[query + 1..].split('&').filter(|parameter| !taken.takes(parameter));
+        let others = others.collect::<Vec<_>>().join("&");
+        let end = if others.is_empty() { query } else { query + 1 };
+        let rest = url[..end].to_owned() + &others;
+        (taken, rest)
+    }
+
+    fn takes(&mut self, parameter: &str) -> bool {
+        let Some((name, value)) = parameter.split_once('=') else { return false };
+        let place = match name {
+            "sslmode" => &mut self.mode,
+            "sslrootcert" => &mut self.root,
+            "sslcert" => &mut self.certificate,
+            "sslkey" => &mut self.key,
+            _ => return false,
+        };
+        // An empty one is none, as for libpq.
+        let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
+        *place = Some(value).filter(|value| !value.is_empty());
+        true
+    }
+
+    /// Reads the files, and tells tokio-postgres whether to ask for TLS.
+    pub(super) fn apply(&self, config: &mut Config) -> Result<Tls, SettingError> {
+        let mode = self.mode(config)?;
+        // There is none over a socket of the system.
+        let is_local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
+        if mode == Mode::Disable || is_local {
+            config.ssl_mode(SslMode::Disable);
+            return Ok(Tls::Off);
+        }
+        config.ssl_mode(if mode == Mode::Prefer { SslMode::Prefer } else { SslMode::Require });
+        let client = tls::client(self.trust(mode)?, self.identity()?);
+        let mut client = client.map_err(|error| bad(format!("TLS can't be used: {error}")))?;
+        client.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(Tls::On(MakeRustlsConnect::new(client)))
+    }
+
+    fn mode(&self, config: &Config) -> Result<Mode, SettingError> {
+        let from_system = self.root.as_deref() == Some("system");
+        let mode = match self.mode.as_deref() {
+            None if from_system => Mode::VerifyFull,
+            // In a text of words and values it is still there.
+            None if config.get_ssl_mode() == SslMode::Require => Mode::Require,
+            None if config.get_ssl_mode() == SslMode::Disable => Mode::Disable,
+            None | Some("prefer") => Mode::Prefer,
+            Some("disable") => Mode::Disable,
+            Some("require") => Mode::Require,
+            Some("verify-ca") => Mode::VerifyCa,
+            Some("verify-full") => Mode::VerifyFull,
+            Some(other) => {
+                let allowed = "disable, prefer, require, verify-ca and verify-full";
+                return Err(bad(format!("sslmode '{other}' is not known: allowed are {allowed}")));
+            }
+        };
+        // What is silently not heeded would be taken for safety.
+        let wrong = if from_system && mode != Mode::VerifyFull {
+            "sslrootcert 'system' trusts too many for less: allowed with it is sslmode=verify-full"
+        } else if self.root.is_some() && matches!(mode, Mode::Disable | Mode::Prefer) {
+            "sslrootcert is not heeded like this: allowed with it are sslmode=require, verify-ca and verify-full"
+        } else if mode == Mode::VerifyCa && self.root.is_none() {
+            "sslmode=verify-ca needs a file of the authority to trust, sslrootcert"
+        } else if mode == Mode::Disable && (self.certificate.is_some() || self.key.is_some()) {
+            "sslmode=disable shows no certificate: allowed without sslcert and sslkey"
+        } else if self.certificate.is_some() != self.key.is_some() {
+            "sslcert and sslkey belong together: allowed are both or neither"
+        } else {
+            return Ok(mode);
+        };
+        Err(bad(wrong))
+    }
+
+    fn trust(&self, mode: Mode) -> Result<Trust, SettingError> {
+        let roots = match self.root.as_deref().filter(|root| *root != "system") {
+            Some(file) => {
+                let roots = tls::roots_of_file("sslrootcert", Path::new(file));
+                Some(roots.map_err(|error| bad(format!("{} {error}", error.setting)))?)
+            }
+            None if mode == Mode::VerifyFull => Some(tls::roots_of_system().map_err(bad)?),
+            None => None,
+        };
+        Ok(match roots {
+            Some(roots) if mode == Mode::VerifyFull => Trust::ChainAndName(roots),
+            Some(roots) => Trust::Chain(roots),
+            None => Trust::Anything,
+        })
+    }
+
+    fn identity(&self) -> Result<Option<Identity>, SettingError> {
+        let (Some(certificate), Some(key)) = (&self.certificate, &self.key) else { return Ok(None) };
+        let read = Identity::of_files(("sslcert", Path::new(certificate)), ("sslkey", Path::new(key)));
+        read.map(Some).map_err(|error| bad(format!("{} {error}", error.setting)))
+    }
+}
+
+fn bad(problem: impl std::fmt::Display) -> SettingError {
+    SettingError::new("DATABASE_URL", problem)
+}
+
+impl Tls {
+    /// Connects; the connection is served until the client is dropped.
+    pub(super) async fn connect(&self, config: &Config) -> Result<(Client, JoinHandle<()>), Error> {
+        let Self::On(tls) = self else {
+            let (client, connection) = config.connect(NoTls).await?;
+            // Why it has ended is the error of whatever was in flight.
+            return Ok((client, tokio::spawn(connection.map(drop))));
+        };
+        match config.connect(tls.clone()).await {
+            Ok((client, connection)) => Ok((client, tokio::spawn(connection.map(drop)))),
+            Err(error) if config.get_ssl_mode() == SslMode::Prefer && may_do_without(&error) => {
+                let mut plain = config.clone();
+                let (client, connection) = plain.ssl_mode(SslMode::Disable).connect(NoTls).await?;
+                Ok((client, tokio::spawn(connection.map(drop))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Connect for Tls {
+    fn connect(&self, config: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
+        let config = config.clone();
+        async move { Tls::connect(self, &config).await }.boxed()
+    }
+}
+
+/// Whether the server may have nothing against us but that we came with TLS.
+fn may_do_without(error: &Error) -> bool {
+    error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || tls::error_behind(error).is_some()
+}
+
+/// Whether the server and we will not agree on TLS, however often we try.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    let has_none = || {
+        let source = std::error::Error::source(error);
+        // tokio-postgres has only words for this.
+        source.is_some_and(|source| source.to_string() == "server does not support TLS")
+    };
+    tls::error_behind(error).is_some_and(tls::is_refusal) || has_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_of_tls_are_taken_out_of_a_url() {
+        for (url, rest, mode) in [
+            ("postgres://u@h/d", "postgres://u@h/d", None),
+            ("postgres://u@h/d?sslmode=require", "postgres://u@h/d", Some("require")),
+            ("postgres://u:a?sslmode=b@h,i:2/d?connect_timeout=3", "", None),
+            (
+                "postgres://u@h/d?options=-c%20a&sslmode=verify%2Dfull&port=1",
+                "postgres://u@h/d?options=-c%20a&port=1",
+                Some("verify-full"),
+            ),
+            ("postgres://u@h/d?sslmode=", "postgres://u@h/d", None),
+            ("host=h sslmode=require", "", None),
+        ] {
+            let (parameters, left) = Parameters::take_out(url);
+            assert_eq!(left, if rest.is_empty() { url } else { rest });
+            assert_eq!(parameters.mode.as_deref(), mode, "{url}");
+        }
+        let (all, rest) = Parameters::take_out("postgres://h?sslcert=/a%20b&sslkey=/k&sslrootcert=system");
+        assert_eq!(rest, "postgres://h");
+        assert_eq!((all.certificate.as_deref(), all.key.as_deref()), (Some("/a b"), Some("/k")));
+        assert_eq!(all.root.as_deref(), Some("system"));
+    }
+}

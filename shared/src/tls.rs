@@ -1,0 +1,193 @@
+//! TLS to the servers: whom to trust, and who we are. Files are read once, at start.
+
+mod verifiers;
+
+use std::{
+    error::Error,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    AlertDescription, ClientConfig, RootCertStore,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+};
+
+use self::verifiers::{ChainOnly, Unverified};
+
+/// What is asked of the server's certificate.
+pub(crate) enum Trust {
+    /// Nothing: it keeps out who only listens.
+    Anything,
+    /// That somebody whom we trust has signed it, for whatever name.
+    Chain(RootCertStore),
+    /// That, and that it is for the name that we call the server by.
+    ChainAndName(RootCertStore),
+}
+
+/// The certificate and the key that show the server who we are.
+pub(crate) struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// A file that can't be used, named by what the caller calls it.
+#[derive(Debug)]
+pub(crate) struct BadFile<S> {
+    /// Which setting names it.
+    pub(crate) setting: S,
+    path: PathBuf,
+    problem: String,
+}
+
+impl<S> fmt::Display for BadFile<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}' {}", self.path.display(), self.problem)
+    }
+}
+
+/// The authorities that a file names, in PEM.
+pub(crate) fn roots_of_file<S>(setting: S, path: &Path) -> Result<RootCertStore, BadFile<S>> {
+    let certificates = match certificates(path) {
+        Ok(certificates) => certificates,
+        Err(problem) => return Err(BadFile { setting, path: path.to_owned(), problem }),
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        if roots.add(certificate).is_err() {
+            let problem = "holds a certificate that can't be read".to_owned();
+            return Err(BadFile { setting, path: path.to_owned(), problem });
+        }
+    }
+    Ok(roots)
+}
+
+/// The authorities that the system trusts.
+///
+/// # Errors
+/// When there are none, with why.
+pub(crate) fn roots_of_system() -> Result<RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
+        return Err(format!("the system has no certificates of authorities to trust{why}"));
+    }
+    Ok(roots)
+}
+
+impl Identity {
+    /// From files in PEM. `of_chain` and `of_key` are the settings that name them.
+    pub(crate) fn of_files<S>(
+        (of_chain, chain): (S, &Path),
+        (of_key, key): (S, &Path),
+    ) -> Result<Self, BadFile<S>> {
+        let bad = |setting, path: &Path, problem| BadFile { setting, path: path.to_owned(), problem };
+        let found = match certificates(chain) {
+            Ok(found) => found,
+            Err(problem) => return Err(bad(of_chain, chain, problem)),
+        };
+        let found = match PrivateKeyDer::from_pem_file(key) {
+            Ok(key) => Self { chain: found, key },
+            Err(error) => return Err(bad(of_key, key, describe(&error, "private key"))),
+        };
+        let signs = aws_lc_rs::default_provider().key_provider.load_private_key(found.key.clone_key());
+        let Ok(signs) = signs else {
+            return Err(bad(of_key, key, "holds a key of a kind that TLS can't use".to_owned()));
+        };
+        if rustls::sign::CertifiedKey::new(found.chain.clone(), signs).keys_match().is_err() {
+            return Err(bad(of_key, key, format!("is not the key of '{}'", chain.display())));
+        }
+        Ok(found)
+    }
+}
+
+/// How to speak TLS as a client.
+///
+/// # Errors
+/// When the library can't do it with what it was given.
+pub(crate) fn client(trust: Trust, identity: Option<Identity>) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = verifier(trust, &provider)?;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    match identity {
+        Some(Identity { chain, key }) => config.with_client_auth_cert(chain, key),
+        None => Ok(config.with_no_client_auth()),
+    }
+}
+
+fn verifier(
+    trust: Trust,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, rustls::Error> {
+    let algorithms = provider.signature_verification_algorithms;
+    Ok(match trust {
+        Trust::Anything => Arc::new(Unverified { algorithms }),
+        Trust::Chain(roots) => Arc::new(ChainOnly { roots, algorithms }),
+        Trust::ChainAndName(roots) => {
+            let built =
+                WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(provider)).build();
+            built.map_err(|error| rustls::Error::General(error.to_string()))?
+        }
+    })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM".to_owned()),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(describe(&error, "certificate")),
+    }
+}
+
+/// In words that never repeat what is in the file.
+fn describe(error: &pem::Error, what: &str) -> String {
+    match error {
+        pem::Error::Io(error) => format!("can't be read: {error}"),
+        _ => format!("holds no {what} in PEM"),
+    }
+}
+
+/// The error of the TLS library that is behind another, if it is.
+pub(crate) fn error_behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // The source of an error of the system is the source of what it wraps, not that itself.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// Whether two sides will not agree however often they try: somebody has to mend a certificate or a setting.
+pub(crate) fn is_refusal(error: &rustls::Error) -> bool {
+    match error {
+        rustls::Error::InvalidCertificate(_)
+        | rustls::Error::InvalidMessage(_)
+        | rustls::Error::NoCertificatesPresented
+        | rustls::Error::PeerIncompatible(_)
+        | rustls::Error::UnsupportedNameType => true,
+        rustls::Error::AlertReceived(alert) => !matches!(
+            alert,
+            AlertDescription::CloseNotify | AlertDescription::InternalError | AlertDescription::UserCanceled
+        ),
+        _ => false,
+    }
+}

@@ -1,0 +1,126 @@
+//! Authorities, and certificates that they sign, as files.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use local::{
+    postgres_server::{PostgresOptions, PostgresServer},
+    process::Lifetime,
+    redis_server::{RedisOptions, RedisServer, RedisTls},
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tempfile::TempDir;
+
+/// By what name and number the servers of tests can be called.
+pub(crate) const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
+
+/// Who signs certificates.
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    folder: TempDir,
+}
+
+/// A certificate with its key.
+pub(crate) struct Issued {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Issued {
+    pub(crate) fn certificate(&self) -> &str {
+        text(&self.certificate)
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        text(&self.key)
+    }
+
+    /// Whether a part of the key is in the text.
+    pub(crate) fn key_is_in(&self, text: &str) -> bool {
+        let key = fs::read_to_string(&self.key).unwrap();
+        key.lines().filter(|line| !line.starts_with("---")).any(|line| text.contains(line))
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut about = CertificateParams::new([]).unwrap();
+        about.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        about.distinguished_name.push(DnType::CommonName, name);
+        let issuer = CertifiedIssuer::self_signed(about, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
+        Self { issuer, folder }
+    }
+
+    /// Its own certificate.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// A certificate of this common name, for servers of these names.
+    pub(crate) fn issue(&self, common_name: &str, names: &[&str]) -> Issued {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut about = CertificateParams::new(names).unwrap();
+        about.distinguished_name.push(DnType::CommonName, common_name);
+        let key = KeyPair::generate().unwrap();
+        let signed = about.signed_by(&key, &self.issuer).unwrap();
+        let file = |kind| self.folder.path().join(format!("{common_name}.{kind}"));
+        let issued = Issued { certificate: file("pem"), key: file("key") };
+        fs::write(&issued.certificate, signed.pem()).unwrap();
+        fs::write(&issued.key, key.serialize_pem()).unwrap();
+        issued
+    }
+
+    /// A Redis with nothing but TLS.
+    pub(crate) fn redis(&self, names: &[&str], asks_clients: bool, arguments: &[&str]) -> RedisServer {
+        self.redis_with(names, asks_clients, arguments, None)
+    }
+
+    /// The same with a configuration file that it can write to.
+    pub(crate) fn redis_with(
+        &self,
+        names: &[&str],
+        asks_clients: bool,
+        arguments: &[&str],
+        config: Option<String>,
+    ) -> RedisServer {
+        let issued = self.issue("redis", names);
+        let tls =
+            RedisTls { ca: self.file(), certificate: issued.certificate, key: issued.key, asks_clients };
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let options = RedisOptions { arguments, config, tls: Some(tls), ..RedisOptions::default() };
+        RedisServer::start(options, Lifetime::Leashed).unwrap()
+    }
+
+    /// A Postgres that takes TLS, with these lines about who may come in from the network.
+    pub(crate) fn postgres(&self, names: &[&str], who: &str) -> PostgresServer {
+        let issued = self.issue("postgres", names);
+        let read = |path: &Path| fs::read_to_string(path).unwrap();
+        let files = [
+            ("pg_hba.conf", format!("local all postgres trust\n{who}\n")),
+            ("ca.pem", read(&self.file())),
+            ("server.pem", read(&issued.certificate)),
+            ("server.key", read(&issued.key)),
+        ];
+        let settings = [
+            ("fsync", "off"),
+            ("ssl", "on"),
+            ("ssl_ca_file", "ca.pem"),
+            ("ssl_cert_file", "server.pem"),
+            ("ssl_key_file", "server.key"),
+        ];
+        let options = PostgresOptions {
+            settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            files: files.map(|(name, text)| (name.to_owned(), text)).into(),
+            ..PostgresOptions::default()
+        };
+        PostgresServer::start(options, Lifetime::Leashed).unwrap()
+    }
+}

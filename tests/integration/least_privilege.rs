@@ -1,0 +1,503 @@
+//! Users of Redis and roles of Postgres that may do what their program does, and nothing else.
+
+use std::{collections::BTreeSet, fs};
+
+use fred::{
+    prelude::{
+        Builder, Client, ClientLike, Config, Error, HashesInterface, KeysInterface, StreamsInterface, Value,
+    },
+    types::{ClusterHash, CustomCommand},
+};
+use local::{
+    process::Lifetime,
+    redis_server::{RedisOptions, RedisServer},
+};
+use shared::codec;
+use tokio_postgres::error::SqlState;
+
+use crate::{
+    database_failures::forbid_post_13,
+    harness::{
+        Ended, GROUP, PARTITIONS, Settings, Setup, append_raw, create_groups, dead_stream, eventually, like,
+        likes, post, postgres_client, run, stream,
+    },
+};
+
+const ROLES: &str = include_str!("../../sql/roles.sql");
+const USERS: &str = include_str!("../../deploy/redis/users.acl");
+const SENTINEL_USERS: &str = include_str!("../../deploy/redis/sentinel.acl");
+
+/// The password of everybody, with what a URL has to escape.
+const PASSWORD: &str = "hunter2/@:%";
+const ESCAPED: &str = "hunter2%2F%40%3A%25";
+
+/// For whoever looks behind the programs.
+const ADMIN: &str = "user admin on >hunter2/@:% ~* &* +@all\n";
+
+/// What is granted and takes more than a test to use: a redirection while a slot moves.
+const RARE: [&str; 1] = ["asking"];
+
+async fn refused(client: &tokio_postgres::Client, statements: &[&str]) {
+    for sql in statements {
+        let error = client.batch_execute(sql).await.unwrap_err();
+        assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{sql}: {error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pipeline_runs_under_roles_that_may_do_nothing_else() {
+    let setup = Setup::without_schema(&["--appendonly", "yes"]).await;
+    let owner = setup.postgres_client().await;
+    let url = |role: &str| setup.database_url().replace("postgres@", &format!("{role}@"));
+    let (migrator, consumer) = (url("likestream_migrator"), url("likestream_consumer"));
+    let reader = url("likestream_reader");
+    owner.batch_execute(ROLES).await.unwrap();
+    let migrate = || run("likesctl", &["migrate"], &[("DATABASE_URL", &migrator)]);
+    assert_eq!(migrate().code, Some(0), "{}", migrate().stderr);
+    owner.batch_execute(ROLES).await.unwrap();
+    owner.batch_execute(ROLES).await.unwrap();
+    assert!(migrate().stdout.starts_with("nothing to do"), "{}", migrate().stderr);
+
+    // Straight into the table, by way of the staging table, and to the dead letters.
+    forbid_post_13(&setup).await;
+    owner.batch_execute("INSERT INTO likes VALUES (1, 42, 'epoch')").await.unwrap();
+    let settings: Settings<'_> = &[("DATABASE_URL", &consumer), ("STREAM_RETENTION", "1h")];
+    let writer = setup.consumer(settings);
+    setup.append(&likes(1_000), 10).await;
+    setup.append(&likes(1_000), 10).await;
+    setup.append(&[like(7, 13)], 1).await;
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 1_000);
+    let total = |metric| writer.metrics().unwrap().sum(metric);
+    assert_eq!(total("likestream_dead_letters_total"), 1.0);
+    assert!(total("likestream_batches_restaged_total") > 0.0, "{}", writer.log_text());
+    assert!(!writer.log_text().contains("permission denied"), "{}", writer.log_text());
+
+    let redis = setup.redis.url();
+    let ctl = |database: &str, arguments: &[&str]| {
+        run("likesctl", arguments, &[("REDIS_URL", &redis), ("DATABASE_URL", database)])
+    };
+    for (arguments, code) in [(&["verify"][..], 0), (&["pending", "ack", "--all", "--yes"], 0)] {
+        let ended = ctl(&reader, arguments);
+        assert_eq!(ended.code, Some(code), "{arguments:?}: {}{}", ended.stdout, ended.stderr);
+    }
+    let doctor = ctl(&reader, &["doctor"]);
+    assert!(doctor.stdout.contains("schema") && !doctor.stdout.contains("permission"), "{}", doctor.stdout);
+    let again = ctl(&consumer, &["reprocess", "--from", "1h", "--yes"]);
+    assert!(again.stderr.contains("rows are new in the table"), "{}{}", again.stdout, again.stderr);
+
+    let to_the_likes =
+        ["UPDATE likes SET post_id = 1", "DELETE FROM likes", "TRUNCATE likes", "DROP TABLE likes"];
+    let to_the_schema = [
+        "CREATE TABLE public.mine (id int)",
+        "ALTER TABLE likes ADD COLUMN more int",
+        "INSERT INTO likes_schema (version, oldest_program) VALUES (9, 9)",
+        "UPDATE likes_schema SET version = 9",
+        "SELECT FROM refinery_schema_history",
+    ];
+    for role in [&consumer, &reader] {
+        let client = postgres_client(role).await;
+        refused(&client, &to_the_likes).await;
+        refused(&client, &to_the_schema).await;
+    }
+    refused(&postgres_client(&reader).await, &["INSERT INTO likes VALUES (1, 1, now())"]).await;
+    refused(&postgres_client(&migrator).await, &["CREATE ROLE other", "CREATE DATABASE other"]).await;
+    assert_eq!(setup.count().await, 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_role_has_made_passes_to_the_migrator() {
+    let setup = Setup::new().await;
+    let owner = setup.postgres_client().await;
+    owner.batch_execute(include_str!("../../sql/optional/hash_partitions.sql")).await.unwrap();
+    owner.batch_execute(ROLES).await.unwrap();
+    let others =
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+                  AND relowner <> 'likestream_migrator'::regrole";
+    let others: Vec<String> = owner.query(others, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(others.is_empty(), "{others:?}");
+    let url = setup.database_url().replace("postgres@", "likestream_migrator@");
+    let ended = run("likesctl", &["migrate"], &[("DATABASE_URL", &url)]);
+    assert!(ended.stdout.starts_with("nothing to do"), "{}", ended.stderr);
+}
+
+/// The files as they are, with a password in place of each hash.
+fn with_passwords(users: &str) -> String {
+    let words = users.lines().map(|line| {
+        let words = line.split(' ').map(|word| {
+            if word.starts_with("#SHA256-OF-THE-PASSWORD-OF-") {
+                format!(">{PASSWORD}")
+            } else {
+                word.to_owned()
+            }
+        });
+        words.collect::<Vec<_>>().join(" ") + "\n"
+    });
+    words.collect()
+}
+
+/// A Redis whose users are in a file.
+struct Guarded {
+    setup: Setup,
+    admin: Client,
+}
+
+fn start_guarded(folder: &std::path::Path, users: &str, arguments: &[&str]) -> RedisServer {
+    let file = folder.join("users.acl");
+    fs::write(&file, users).unwrap();
+    let arguments = arguments.iter().copied().chain(["--aclfile", file.to_str().unwrap()]);
+    let options =
+        RedisOptions { arguments: arguments.map(str::to_owned).collect(), ..RedisOptions::default() };
+    RedisServer::start(options, Lifetime::Leashed).unwrap()
+}
+
+fn url_of(server: &RedisServer, user: &str) -> String {
+    format!("redis://{user}:{ESCAPED}@127.0.0.1:{}/0", server.port())
+}
+
+async fn client(server: &RedisServer, user: &str) -> Client {
+    let url = url_of(server, user);
+    // Sentinels have no databases.
+    let url = url.trim_end_matches("/0");
+    let client = Builder::from_config(Config::from_url(url).unwrap()).build().unwrap();
+    client.init().await.unwrap();
+    client
+}
+
+async fn command(client: &Client, words: &[&str]) -> Result<Value, Error> {
+    let name = CustomCommand::new(words[0], ClusterHash::FirstKey, false);
+    client.custom(name, words[1..].iter().map(|&word| word.to_owned()).collect()).await
+}
+
+impl Guarded {
+    async fn new(arguments: &[&str]) -> Self {
+        let mut setup = Setup::new().await;
+        let users = with_passwords(USERS) + ADMIN;
+        setup.redis = start_guarded(setup.folder(), &users, arguments);
+        let admin = client(&setup.redis, "admin").await;
+        if knows_waitaof(&admin).await {
+            // As docs/security.md says.
+            command(&admin, &["ACL", "SETUSER", "ingest", "+waitaof"]).await.unwrap();
+        }
+        Self { setup, admin }
+    }
+
+    fn url(&self, user: &str) -> String {
+        url_of(&self.setup.redis, user)
+    }
+
+    async fn client(&self, user: &str) -> Client {
+        client(&self.setup.redis, user).await
+    }
+
+    /// Forgets what was used so far.
+    async fn begin(&self) {
+        command(&self.admin, &["CONFIG", "RESETSTAT"]).await.unwrap();
+    }
+
+    /// Nothing was denied since the beginning, and all that the user may do has been used since the last one.
+    async fn used_exactly(&self, user: &str, but: &[&str]) {
+        let denied = format!("{:?}", command(&self.admin, &["ACL", "LOG"]).await.unwrap());
+        assert_eq!(denied, "Array([])", "{user} was denied something");
+        let stats = command(&self.admin, &["INFO", "commandstats"]).await.unwrap().into_string().unwrap();
+        let called: BTreeSet<&str> =
+            stats.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split(':').next()).collect();
+        let unused: Vec<&str> = granted(user).into_iter().filter(|name| !called.contains(name)).collect();
+        let expected: Vec<&str> = granted(user)
+            .into_iter()
+            .filter(|name| RARE.contains(name) || name.starts_with("cluster|") || but.contains(name))
+            .collect();
+        assert_eq!(unused, expected, "{user} is granted what it doesn't use");
+    }
+}
+
+async fn knows_waitaof(admin: &Client) -> bool {
+    let about = command(admin, &["COMMAND", "INFO", "WAITAOF"]).await.unwrap();
+    about.into_array().iter().any(|about| !about.is_null())
+}
+
+/// The commands that the file grants.
+fn granted(user: &str) -> BTreeSet<&'static str> {
+    let line = USERS.lines().find(|line| line.starts_with(&format!("user {user} "))).unwrap();
+    let names = line.split(' ').filter_map(|word| word.trim_matches(['(', ')']).strip_prefix('+'));
+    let granted: BTreeSet<&str> = names.collect();
+    assert!(granted.len() > 10 && granted.iter().all(|name| !name.contains('@')), "{granted:?}");
+    granted
+}
+
+#[test]
+fn the_files_grant_no_categories_and_are_refused_as_they_are() {
+    assert!(USERS.starts_with("user default off\n"));
+    for line in (USERS.to_owned() + SENTINEL_USERS).lines().filter(|line| *line != "user default off") {
+        assert!(line.contains(" resetchannels -@all +") && !line.contains("+@"), "{line}");
+        assert!(line.contains(" on #SHA256-OF-THE-PASSWORD-OF-") && line.contains(" resetkeys "), "{line}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users.acl");
+    fs::write(&file, USERS).unwrap();
+    // Whoever forgets to put passwords in has no server, and not one with passwords that everybody knows.
+    let arguments = vec!["--aclfile".to_owned(), file.display().to_string()];
+    let started =
+        RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed);
+    assert!(started.is_err());
+}
+
+async fn use_ingest(guarded: &Guarded) {
+    let Guarded { setup, admin } = guarded;
+    let url = guarded.url("ingest");
+    let redis = ("REDIS_URL", url.as_str());
+    guarded.begin().await;
+    let ingest = setup.ingest(&[redis, ("REDIS_ACK", "fsync")]);
+    assert_eq!(post(&ingest, r#"{"user_id": 1, "post_id": 42}"#).await.status, 202);
+    // There is no replica that could confirm it.
+    let other = setup.ingest(&[redis, ("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "500ms")]);
+    assert_eq!(post(&other, r#"{"user_id": 2, "post_id": 42}"#).await.status, 503);
+    drop(other);
+    admin.hset::<u64, _, _>("likes:settings", ("partitions", "2")).await.unwrap();
+    eventually("the record is put right", async || {
+        admin.hget::<String, _, _>("likes:settings", "partitions").await.unwrap() == PARTITIONS.to_string()
+    })
+    .await;
+    let log = ingest.log_text();
+    assert!(!log.contains("NOPERM") && !log.contains(PASSWORD), "{log}");
+    drop(ingest);
+    let config_get: &[&str] = if knows_waitaof(admin).await { &["config|get"] } else { &[] };
+    guarded.used_exactly("ingest", config_get).await;
+}
+
+async fn read_as(admin: &Client, consumer: &str, partition: u16) -> Vec<String> {
+    let read =
+        admin.xreadgroup::<Value, _, _, _, _>(GROUP, consumer, None, None, false, stream(partition), ">");
+    read.await.unwrap();
+    let pending = admin.xpending::<Vec<(String, String, u64, u64)>, _, _, _>(
+        stream(partition),
+        GROUP,
+        (0, "-", "+", 100, consumer),
+    );
+    pending.await.unwrap().into_iter().map(|(id, ..)| id).collect()
+}
+
+/// Everything that a consumer may meet.
+async fn use_consumer(guarded: &Guarded) {
+    let Guarded { setup, admin } = guarded;
+    create_groups(admin).await;
+    append_raw(admin, 0, &codec::encode(&[like(3, 42)])).await;
+    let ids = read_as(admin, "gone", 0).await;
+    // One that was delivered too often is tried alone.
+    command(admin, &["XCLAIM", &stream(0), GROUP, "gone", "0", &ids[0], "RETRYCOUNT", "9", "JUSTID"])
+        .await
+        .unwrap();
+    append_raw(admin, 1, b"\xc1").await;
+    append_raw(admin, 2, &codec::encode(&likes(100))).await;
+    guarded.begin().await;
+    let url = guarded.url("consumer");
+    let over: Settings<'_> = &[("REDIS_URL", &url), ("LIKES_PARTITIONS", "4")];
+    let mut consumer = setup.consumer(over);
+    setup.wait_for_rows(100).await;
+    eventually("it is a dead letter", async || admin.xlen::<u64, _>(dead_stream(1)).await.unwrap() == 1)
+        .await;
+    // The record is lowered, and then lost.
+    admin.hset::<u64, _, _>("likes:settings", ("partitions", "2")).await.unwrap();
+    let recorded = async || admin.hget::<Option<String>, _, _>("likes:settings", "partitions").await.unwrap();
+    eventually("the record is put right", async || recorded().await.as_deref() == Some("4")).await;
+    admin.del::<u64, _>("likes:settings").await.unwrap();
+    eventually("the record is made anew", async || recorded().await.as_deref() == Some("4")).await;
+    eventually("everything is trimmed", async || {
+        let mut left = 0;
+        for partition in 0..PARTITIONS {
+            left += admin.xlen::<u64, _>(stream(partition)).await.unwrap();
+        }
+        left == 0
+    })
+    .await;
+    assert!(consumer.terminate(crate::harness::SOON).unwrap().success());
+    let log = consumer.log_text();
+    assert!(!log.contains("NOPERM") && !log.contains(PASSWORD), "{log}");
+    guarded.used_exactly("consumer", &[]).await;
+}
+
+/// What is seen and mended by hand.
+async fn use_likesctl(guarded: &Guarded) {
+    let Guarded { setup, admin } = guarded;
+    for partition in 0..PARTITIONS {
+        append_raw(admin, partition, &codec::encode(&[like(200 + u64::from(partition), 42)])).await;
+        read_as(admin, "gone", partition).await;
+    }
+    append_raw(admin, 3, b"\xc1").await;
+    let beat = format!("gone able  {}", 1);
+    admin.hset::<u64, _, _>(format!("likes:members:{GROUP}"), ("gone", beat)).await.unwrap();
+    guarded.begin().await;
+    let (redis, database) = (guarded.url("likesctl"), setup.database_url());
+    let ctl = |arguments: &[&str]| -> Ended {
+        let ended = run(
+            "likesctl",
+            arguments,
+            &[("REDIS_URL", &redis), ("DATABASE_URL", &database), ("USER", "tester")],
+        );
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(!said.contains("NOPERM") && !said.contains("denied") && !said.contains(PASSWORD), "{said}");
+        ended
+    };
+    let file = setup.folder().join("letters.ndjson").display().to_string();
+    for (arguments, code) in [
+        (&["status"][..], Some(0)),
+        (&["lag"], None),
+        (&["doctor"], None),
+        (&["consumers", "list"], Some(0)),
+        (&["pending", "list"], Some(0)),
+        (&["pending", "claim", "-p", "0", "--all", "--to", "other", "--yes"], None),
+        (&["pending", "retry", "-p", "0", "--all", "--yes"], Some(0)),
+        (&["pending", "ack", "-p", "1", "--all", "--yes"], Some(4)),
+        (&["pending", "drop", "--all", "--yes", "--no-export"], Some(0)),
+        (&["consumers", "remove", "gone", "--yes"], Some(0)),
+        (&["dead", "list"], Some(0)),
+        (&["dead", "export", &file], None),
+        (&["dead", "purge", "--all", "--yes", "--export", &file], Some(0)),
+        (&["dead", "import", &file, "--yes"], Some(0)),
+        (&["dead", "retry", "--all", "--yes"], Some(0)),
+        (&["pause", "--yes"], Some(0)),
+        (&["resume", "-p", "1", "--yes"], Some(0)),
+        (&["resume", "--yes"], Some(0)),
+        (&["verify"], None),
+        (&["reprocess", "--from", "1h", "--yes"], None),
+        (&["drain", "--timeout", "1s"], None),
+        (&["partitions", "grow", "8", "--yes"], Some(0)),
+        (&["audit"], Some(0)),
+    ] {
+        let ended = ctl(arguments);
+        assert!(code.is_none() || code == ended.code, "{arguments:?}: {}{}", ended.stdout, ended.stderr);
+    }
+    guarded.used_exactly("likesctl", &[]).await;
+}
+
+/// Each user does all of its work, nothing of which is denied, and uses all that it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_users_of_redis_may_do_exactly_what_the_programs_do() {
+    let guarded = Guarded::new(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    use_ingest(&guarded).await;
+    use_consumer(&guarded).await;
+    use_likesctl(&guarded).await;
+}
+
+async fn denied(guarded: &Guarded, user: &str, commands: &[&str]) {
+    let client = guarded.client(user).await;
+    for text in commands {
+        let words: Vec<&str> = text.split(' ').collect();
+        let error = command(&client, &words).await.unwrap_err();
+        assert!(error.details().starts_with("NOPERM"), "{user}: {text}: {error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_users_of_redis_may_do_nothing_else() {
+    let guarded = Guarded::new(&[]).await;
+    append_raw(&guarded.admin, 1, &codec::encode(&likes(1))).await;
+    create_groups(&guarded.admin).await;
+    let nobody = [
+        "FLUSHALL",
+        "FLUSHDB",
+        "KEYS *",
+        "CONFIG SET maxmemory-policy allkeys-lru",
+        "SHUTDOWN",
+        "DEL likes:{1}",
+        "DEL likes:settings",
+        "RENAME likes:{1} x",
+        "SET other 1",
+        "GET other",
+        "ACL LIST",
+        "SCRIPT FLUSH",
+        "CLIENT LIST",
+        "MONITOR",
+        "XTRIM other MAXLEN 0",
+        "XADD other * l x",
+        "EXPIRE likes:{1} 1",
+        "XGROUP DESTROY likes:{1} likes-writers",
+        "XGROUP SETID likes:{1} likes-writers $",
+    ];
+    for user in ["ingest", "consumer", "likesctl"] {
+        denied(&guarded, user, &nobody).await;
+    }
+    let reading = [
+        "XRANGE likes:{1} - +",
+        "XREVRANGE likes:{1} + -",
+        "XREADGROUP GROUP likes-writers me STREAMS likes:{1} >",
+        "XREAD STREAMS likes:{1} 0",
+        "XACK likes:{1} likes-writers 1-1",
+        "XDEL likes:{1} 1-1",
+        "XTRIM likes:{1} MAXLEN 0",
+        "XADD likes:{1}:dead * l x",
+        "HGETALL likes:members:likes-writers",
+    ];
+    denied(&guarded, "ingest", &reading).await;
+    let forging = [
+        "XADD likes:{1} * l x",
+        "XDEL likes:{1} 1-1",
+        "XRANGE likes:{1}:dead - +",
+        "SADD likes:paused:likes-writers all",
+        "XADD likes:audit * a b",
+    ];
+    denied(&guarded, "consumer", &forging).await;
+    denied(
+        &guarded,
+        "likesctl",
+        &["XDEL likes:{1} 1-1", "XTRIM likes:{1} MAXLEN 0", "HINCRBY likes:settings a 1"],
+    )
+    .await;
+    assert_eq!(guarded.admin.xlen::<u64, _>(stream(1)).await.unwrap(), 1);
+    // Through a script it is no other.
+    let script = ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", "1", "likes:{1}"];
+    let error = command(&guarded.client("ingest").await, &script).await.unwrap_err();
+    assert!(error.details().contains("NOPERM") || error.details().contains("ACL"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_log_in_to_the_nodes_of_a_cluster() {
+    let setup = Setup::new().await;
+    let node = start_guarded(setup.folder(), &(with_passwords(USERS) + ADMIN), &["--cluster-enabled", "yes"]);
+    let admin = client(&node, "admin").await;
+    command(&admin, &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await.unwrap();
+    eventually("the cluster is up", async || {
+        let info = command(&admin, &["CLUSTER", "INFO"]).await.unwrap().into_string().unwrap();
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    let url = |user| format!("redis-cluster://{user}:{ESCAPED}@127.0.0.1:{}", node.port());
+    stored(&setup, &url("ingest"), &url("consumer")).await;
+    let log = format!("{:?}", command(&admin, &["ACL", "LOG"]).await.unwrap());
+    assert_eq!(log, "Array([])");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_log_in_to_sentinels_and_to_the_master() {
+    let setup = Setup::new().await;
+    let master = start_guarded(setup.folder(), &(with_passwords(USERS) + ADMIN), &[]);
+    let file = setup.folder().join("sentinel.acl");
+    fs::write(&file, format!("user default off\n{ADMIN}{}", with_passwords(SENTINEL_USERS))).unwrap();
+    let config = format!(
+        "sentinel monitor likestream 127.0.0.1 {} 1\nsentinel auth-user likestream admin\n\
+         sentinel auth-pass likestream {PASSWORD}\n",
+        master.port()
+    );
+    let arguments = ["--sentinel", "--aclfile", file.to_str().unwrap()];
+    let options = RedisOptions {
+        arguments: arguments.map(str::to_owned).into(),
+        config: Some(config),
+        ..RedisOptions::default()
+    };
+    let sentinel = RedisServer::start(options, Lifetime::Leashed).unwrap();
+    let url = |user| {
+        let to = format!("redis-sentinel://{user}:{ESCAPED}@127.0.0.1:{}/0", sentinel.port());
+        format!("{to}?sentinelServiceName=likestream&sentinelUsername=likestream&sentinelPassword={ESCAPED}")
+    };
+    stored(&setup, &url("ingest"), &url("consumer")).await;
+    let log = format!("{:?}", command(&client(&sentinel, "admin").await, &["ACL", "LOG"]).await.unwrap());
+    assert_eq!(log, "Array([])");
+}
+
+/// Sends a like through.
+async fn stored(setup: &Setup, ingest: &str, consumer: &str) {
+    let ingest = setup.ingest(&[("REDIS_URL", ingest)]);
+    let _consumer = setup.consumer(&[("REDIS_URL", consumer)]);
+    assert_eq!(post(&ingest, r#"{"user_id": 1, "post_id": 42}"#).await.status, 202);
+    setup.wait_for_rows(1).await;
+}

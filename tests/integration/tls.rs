@@ -1,0 +1,282 @@
+//! Redis and Postgres that take nothing but TLS, and want to see certificates.
+
+use local::{postgres_server::PostgresServer, redis_server::RedisServer};
+
+use crate::{
+    certificates::{Authority, HERE, Issued},
+    harness::{Ended, Settings, Setup, eventually, post, run, start_redis},
+};
+
+/// As whom the programs come.
+const ROLE: &str = "likestream";
+
+fn whole_url(server: &PostgresServer, host: &str, parameters: &str) -> String {
+    format!("postgres://{ROLE}:hunter2@{host}:{}/postgres?{parameters}", server.port())
+}
+
+/// The role of the programs, with a password for where one is asked for.
+async fn make_role(setup: &Setup) {
+    let role = format!("CREATE ROLE {ROLE} LOGIN SUPERUSER PASSWORD 'hunter2'");
+    setup.postgres_client().await.batch_execute(&role).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pipeline_runs_encrypted_with_certificates_on_both_sides() {
+    let authority = Authority::new("one authority");
+    let ca = authority.file().display().to_string();
+    let client = authority.issue(ROLE, &[]);
+    let redis = authority.redis(&HERE, true, &["--appendonly", "yes"]);
+    let who = "hostssl all all all cert clientcert=verify-full";
+    let mut setup = Setup::of_servers(redis, authority.postgres(&HERE, who));
+    make_role(&setup).await;
+    let (cert, key) = (client.certificate(), client.key());
+    let parameters = format!("sslmode=verify-full&sslrootcert={ca}&sslcert={cert}&sslkey={key}");
+    let database = whole_url(setup.postgres(), "localhost", &parameters);
+    let settings = [
+        ("DATABASE_URL", database.as_str()),
+        ("RUST_LOG", "trace"),
+        ("REDIS_TLS_CA", &ca),
+        ("REDIS_TLS_CERT", client.certificate()),
+        ("REDIS_TLS_KEY", client.key()),
+    ];
+    let redis_url = setup.redis.url();
+    let ctl = |arguments: &[&str]| {
+        let settings = [&settings[..], &[("REDIS_URL", redis_url.as_str())]].concat();
+        let ended = run("likesctl", arguments, &settings);
+        assert_eq!(ended.code, Some(0), "{arguments:?}: {}", ended.stderr);
+        assert!(!client.key_is_in(&ended.stderr) && !ended.stderr.contains("hunter2"));
+        ended.stdout
+    };
+    ctl(&["migrate"]);
+
+    let ingest = setup.ingest(&settings);
+    let consumers = [setup.consumer(&settings), setup.consumer(&settings)];
+    for user in 1..=50 {
+        let body = format!(r#"{{"user_id": {user}, "post_id": 42}}"#);
+        assert_eq!(post(&ingest, &body).await.status, 202);
+    }
+    setup.wait_for_rows(50).await;
+    assert!(ctl(&["status"]).contains("likes"));
+    ctl(&["verify"]);
+
+    let sessions = "SELECT bool_and(ssl), count(*), min(client_dn) FROM pg_stat_ssl
+                    JOIN pg_stat_activity USING (pid) WHERE application_name = 'likestream consumer'";
+    let row = setup.postgres_client().await.query_one(sessions, &[]).await.unwrap();
+    assert!(row.get::<_, bool>(0) && row.get::<_, i64>(1) > 0);
+    assert_eq!(row.get::<_, &str>(2), format!("/CN={ROLE}"));
+    for program in [&ingest, &consumers[0], &consumers[1]] {
+        let log = program.log_text();
+        assert!(!client.key_is_in(&log) && !log.contains("hunter2"));
+    }
+}
+
+/// Starts ingest where it can't start, and returns the last line.
+fn last_line(settings: Settings<'_>) -> String {
+    let own = [
+        ("STARTUP_TIMEOUT", "2s"),
+        ("RUST_LOG", "trace"),
+        ("INGEST_LISTEN", "127.0.0.1:0"),
+        ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
+    ];
+    let ended = run("ingest", &[], &[&own, settings].concat());
+    failed_in_words(&ended)
+}
+
+fn failed_in_words(ended: &Ended) -> String {
+    assert!(matches!(ended.code, Some(1 | 2)), "{:?}: {}", ended.code, ended.stderr);
+    assert!(!ended.stderr.contains("panicked") && !ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    ended.stderr.lines().last().unwrap().to_owned()
+}
+
+fn redis_says(redis: &RedisServer, settings: Settings<'_>, trouble: &str) {
+    let line = last_line(&[&[("REDIS_URL", redis.url().as_str())], settings].concat());
+    let refused = format!("error: Redis at 127.0.0.1:{} refuses: correct REDIS_URL: ", redis.port());
+    assert!(line.starts_with(&refused) && line.contains(trouble), "{line}");
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_of_redis_is_said_at_once() {
+    let (authority, other) = (Authority::new("one authority"), Authority::new("another"));
+    let (file, others) = (authority.file(), other.file());
+    let (ca, others) = (file.to_str().unwrap(), others.to_str().unwrap());
+    let redis = authority.redis(&HERE, true, &[]);
+
+    redis_says(&redis, &[("REDIS_TLS_CA", others)], "the authority of its certificate is not trusted");
+    // Those of the system don't include one that was made just now.
+    let system = last_line(&[("REDIS_URL", &redis.url())]);
+    assert!(
+        system.contains("is not trusted") || system.contains("no certificates of authorities"),
+        "{system}"
+    );
+    redis_says(&redis, &[("REDIS_TLS_CA", ca)], "it wants a client certificate, see REDIS_TLS_CERT");
+    let stranger = other.issue("stranger", &[]);
+    let shown =
+        [("REDIS_TLS_CA", ca), ("REDIS_TLS_CERT", stranger.certificate()), ("REDIS_TLS_KEY", stranger.key())];
+    redis_says(&redis, &shown, "it doesn't trust the authority of our certificate");
+
+    let elsewhere = authority.redis(&["redis.example"], false, &[]);
+    redis_says(&elsewhere, &[("REDIS_TLS_CA", ca)], "its certificate is for another name");
+}
+
+#[test]
+fn tls_on_one_side_only_is_said() {
+    let authority = Authority::new("one authority");
+    let ca = authority.file().display().to_string();
+    let encrypted = authority.redis(&HERE, false, &[]);
+    let line = last_line(&[("REDIS_URL", &encrypted.url().replace("rediss", "redis"))]);
+    assert!(line.contains("a server that wants TLS breaks off like this"), "{line}");
+
+    let plain = start_redis(&[]);
+    let url = plain.url().replace("redis", "rediss");
+    let line = last_line(&[("REDIS_URL", &url), ("REDIS_TLS_CA", &ca), ("REDIS_TIMEOUT", "500ms")]);
+    // What it makes of a greeting is up to the random bytes in it: an error, or waiting for more.
+    let words = ["it does not speak TLS on this port", "a server without TLS says nothing to it"];
+    assert!(words.iter().any(|words| line.contains(words)), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters_and_sentinels_are_reached_by_tls() {
+    let authority = Authority::new("one authority");
+    let ca = authority.file().display().to_string();
+    let setup = Setup::new().await;
+
+    let node = authority.redis(&HERE, false, &["--cluster-enabled", "yes", "--tls-cluster", "yes"]);
+    node.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).unwrap();
+    eventually("the cluster is up", async || {
+        node.command(&["CLUSTER", "INFO"]).unwrap().contains("cluster_state:ok")
+    })
+    .await;
+    let url = node.url().replace("rediss:", "rediss-cluster:");
+    is_stored(&setup, &[("REDIS_URL", &url), ("REDIS_TLS_CA", &ca)], 1).await;
+
+    let master = authority.redis(&HERE, false, &["--tls-replication", "yes"]);
+    let config = format!("sentinel monitor likestream 127.0.0.1 {} 1\n", master.port());
+    let arguments = ["--sentinel", "--tls-replication", "yes"];
+    let sentinel = authority.redis_with(&HERE, false, &arguments, Some(config));
+    let url = sentinel.url().replace("rediss:", "rediss-sentinel:") + "/0?sentinelServiceName=likestream";
+    is_stored(&setup, &[("REDIS_URL", &url), ("REDIS_TLS_CA", &ca)], 2).await;
+}
+
+/// Sends a like of a new user through, by these settings.
+async fn is_stored(setup: &Setup, settings: Settings<'_>, user: u64) {
+    let (ingest, _consumer) = (setup.ingest(settings), setup.consumer(settings));
+    let body = format!(r#"{{"user_id": {user}, "post_id": 42}}"#);
+    assert_eq!(post(&ingest, &body).await.status, 202);
+    setup.wait_for_rows(usize::try_from(user).unwrap()).await;
+}
+
+fn migrate(database_url: &str) -> Ended {
+    let settings = [("DATABASE_URL", database_url), ("STARTUP_TIMEOUT", "2s")];
+    run("likesctl", &["migrate"], &settings)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_modes_of_postgres_are_those_of_libpq() {
+    let (authority, other) = (Authority::new("one authority"), Authority::new("another"));
+    let (ca, others) = (authority.file().display().to_string(), other.file().display().to_string());
+    let who = "hostssl all all all scram-sha-256";
+    let redis = start_redis(&[]);
+    let mut setup = Setup::of_servers(redis, authority.postgres(&["postgres.example"], who));
+    make_role(&setup).await;
+    let server = setup.postgres();
+    let address = format!("error: Postgres at 127.0.0.1:{} refuses: correct DATABASE_URL: ", server.port());
+    let url = |parameters: &str| whole_url(server, "127.0.0.1", parameters);
+
+    for (parameters, ca) in [
+        ("sslmode=prefer", None),
+        ("", None),
+        ("sslmode=require", None),
+        ("sslmode=require&channel_binding=require", None),
+        ("sslmode=require", Some(&ca)),
+        // The name doesn't matter.
+        ("sslmode=verify-ca", Some(&ca)),
+    ] {
+        let root = ca.map(|ca| format!("&sslrootcert={ca}")).unwrap_or_default();
+        let ended = migrate(&url(&format!("{parameters}{root}")));
+        assert_eq!(ended.code, Some(0), "{parameters}{root}: {}", ended.stderr);
+    }
+    for (parameters, ca, why) in [
+        ("sslmode=verify-full", &ca, "not valid for name \"127.0.0.1\""),
+        ("sslmode=verify-full", &others, "UnknownIssuer"),
+        ("sslmode=verify-ca", &others, "UnknownIssuer"),
+        ("sslmode=require", &others, "UnknownIssuer"),
+    ] {
+        let line = failed_in_words(&migrate(&url(&format!("{parameters}&sslrootcert={ca}"))));
+        assert!(line.starts_with(&address) && line.contains(why), "{parameters}: {line}");
+    }
+    let line = failed_in_words(&migrate(&url("sslmode=disable")));
+    assert!(line.starts_with(&address) && line.contains("no encryption"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_certificate_and_missing_tls_of_postgres_are_said() {
+    let (authority, other) = (Authority::new("one authority"), Authority::new("another"));
+    let ca = authority.file().display().to_string();
+    let who = "hostssl all all all cert clientcert=verify-full";
+    let mut setup = Setup::of_servers(start_redis(&[]), authority.postgres(&HERE, who));
+    make_role(&setup).await;
+    let full = format!("sslmode=verify-full&sslrootcert={ca}");
+    let with = |client: &Issued| format!("{full}&sslcert={}&sslkey={}", client.certificate(), client.key());
+    let server = setup.postgres();
+    let good = migrate(&whole_url(server, "localhost", &with(&authority.issue(ROLE, &[]))));
+    assert_eq!(good.code, Some(0), "{}", good.stderr);
+    for (parameters, why) in [
+        (full.clone(), "requires a valid client certificate"),
+        (with(&authority.issue("somebody", &[])), "certificate authentication failed"),
+        (with(&other.issue("stranger", &[])), "UnknownCA"),
+    ] {
+        let line = failed_in_words(&migrate(&whole_url(server, "127.0.0.1", &parameters)));
+        assert!(line.contains("refuses: correct DATABASE_URL: ") && line.contains(why), "{line}");
+    }
+
+    let plain = Setup::new().await.database_url();
+    let line = failed_in_words(&migrate(&format!("{plain}?sslmode=require")));
+    assert!(line.contains("refuses") && line.contains("server does not support TLS"), "{line}");
+}
+
+/// The line must name the setting, and what is allowed or wrong; there is nothing to wait for.
+fn refused(settings: Settings<'_>, setting: &str, problem: &str) {
+    let program = if setting == "DATABASE_URL" { "consumer" } else { "ingest" };
+    let ended = run(program, &[], settings);
+    assert_eq!(ended.code, Some(2), "{settings:?}: {}", ended.stderr);
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    let line = ended.stderr.trim_end();
+    assert!(line.starts_with(&format!("error: {setting}: ")) && line.contains(problem), "{line}");
+    assert!(!line.contains("hunter2") && !line.contains("BEGIN"), "{line}");
+}
+
+#[test]
+fn settings_of_tls_that_make_no_sense_are_refused() {
+    let authority = Authority::new("one authority");
+    let (one, other) = (authority.issue("one", &[]), authority.issue("other", &[]));
+    let file = authority.file();
+    let ca = file.to_str().unwrap();
+    let tls = ("REDIS_URL", "rediss://127.0.0.1:1");
+    for setting in ["REDIS_TLS_CA", "REDIS_TLS_CERT", "REDIS_TLS_KEY"] {
+        refused(&[(setting, ca)], setting, "allowed is a REDIS_URL with TLS, like rediss://");
+    }
+    let ca_set = ("REDIS_TLS_CA", ca);
+    refused(&[tls, ("REDIS_TLS_CA", "/nowhere")], "REDIS_TLS_CA", "'/nowhere' can't be read");
+    refused(&[tls, ("REDIS_TLS_CA", one.key())], "REDIS_TLS_CA", "holds no certificate in PEM");
+    let cert = ("REDIS_TLS_CERT", one.certificate());
+    refused(&[tls, ca_set, cert], "REDIS_TLS_CERT", "allowed are both or neither");
+    refused(&[tls, ca_set, ("REDIS_TLS_KEY", one.key())], "REDIS_TLS_KEY", "allowed are both or neither");
+    refused(&[tls, ca_set, cert, ("REDIS_TLS_KEY", other.key())], "REDIS_TLS_KEY", "is not the key of");
+    refused(&[tls, ca_set, cert, ("REDIS_TLS_KEY", ca)], "REDIS_TLS_KEY", "holds no private key in PEM");
+
+    let root = format!("sslrootcert={ca}");
+    for (parameters, problem) in [
+        ("sslmode=allow".to_owned(), "disable, prefer, require, verify-ca and verify-full"),
+        ("sslmode=verify-ca".to_owned(), "needs a file of the authority"),
+        ("sslmode=require&sslrootcert=system".to_owned(), "allowed with it is sslmode=verify-full"),
+        (root.clone(), "allowed with it are sslmode=require"),
+        (format!("sslmode=disable&{root}"), "allowed with it are sslmode=require"),
+        (format!("sslmode=disable&sslcert={ca}&sslkey={ca}"), "shows no certificate"),
+        (format!("sslmode=require&sslcert={ca}"), "allowed are both or neither"),
+        ("sslmode=verify-full&sslrootcert=/nowhere".to_owned(), "sslrootcert '/nowhere' can't be read"),
+        (format!("sslmode=require&sslcert={ca}&sslkey={}", one.key()), "sslkey"),
+    ] {
+        let url = format!("postgres://u:hunter2@127.0.0.1:1/x?{parameters}");
+        refused(&[("DATABASE_URL", &url)], "DATABASE_URL", problem);
+    }
+}
