@@ -345,13 +345,13 @@ async fn use_likesctl(guarded: &Guarded) {
         (&["doctor"], None),
         (&["consumers", "list"], Some(0)),
         (&["pending", "list"], Some(0)),
-        (&["pending", "claim", "-p", "0", "--all", "--to", "other", "--yes"], None),
-        (&["pending", "retry", "-p", "0", "--all", "--yes"], Some(0)),
-        (&["pending", "ack", "-p", "1", "--all", "--yes"], Some(4)),
+        (&["pending", "claim", "-p", "0", "--to", "gone", "--yes"], Some(0)),
+        (&["pending", "retry", "-p", "0", "--yes"], Some(0)),
+        (&["pending", "ack", "-p", "1", "--yes"], Some(4)),
         (&["pending", "drop", "--all", "--yes", "--no-export"], Some(0)),
         (&["consumers", "remove", "gone", "--yes"], Some(0)),
         (&["dead", "list"], Some(0)),
-        (&["dead", "export", &file], None),
+        (&["dead", "export"], Some(0)),
         (&["dead", "purge", "--all", "--yes", "--export", &file], Some(0)),
         (&["dead", "import", &file, "--yes"], Some(0)),
         (&["dead", "retry", "--all", "--yes"], Some(0)),
@@ -447,7 +447,7 @@ async fn the_users_of_redis_may_do_nothing_else() {
     // Through a script it is no other.
     let script = ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", "1", "likes:{1}"];
     let error = command(&guarded.client("ingest").await, &script).await.unwrap_err();
-    assert!(error.details().contains("NOPERM") || error.details().contains("ACL"), "{error:?}");
+    assert!(error.details().contains("can't run this command"), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
