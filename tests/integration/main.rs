@@ -37,3 +37,4 @@ mod settings;
 mod shutdown;
 mod straight_copy;
 mod trimming;
+mod workspace;
