@@ -56,13 +56,13 @@ bench: build ## Figures side by side with what the machine can do at best (ROWS=
 
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
-	@cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-fuzz
+	@deploy/cargo_tool.sh $(abspath $(TARGET)) cargo-fuzz 0.13.2
 	@# cargo-fuzz has no --locked of its own.
 	@$(CARGO) metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	@# The sanitizer's flags are not stable in Rust.
 	@for target in decode like_request; do \
 		mkdir -p $(TARGET)/fuzz/corpus/$$target; \
-		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(TARGET)/fuzz cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
+		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(TARGET)/fuzz $(TARGET)/tools/bin/cargo-fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
 			$(TARGET)/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
 
