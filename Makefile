@@ -54,6 +54,11 @@ chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=
 bench: build ## Figures side by side with what the machine can do at best (ROWS=drain,ingest RUNS=3)
 	@$(TARGET)/release/bench --runs $(RUNS) $(if $(ROWS),--rows $(ROWS),--out bench)
 
+.PHONY: test-http
+test-http: build ## What /openapi.json and docs/examples say against what ingest does
+	@tests/http/install.sh $(abspath $(TARGET))/http
+	@$(LOCALSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python tests/http/check.py $(abspath $(TARGET))/http
+
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
 	@deploy/cargo_tool.sh $(abspath $(TARGET)) cargo-fuzz 0.13.2

@@ -26,7 +26,7 @@ tar -c --exclude ./target --exclude ./.git . | tar -x -C "$copy"
 
 mkdir -p "$folder/sbom"
 for program in ingest/ingest consumer/consumer consumer/likesctl; do
-    package=likestream-${program%/*} name=${program#*/} sbom=$folder/sbom/${program#*/}.json
+    package=likestream-${program%/*} sbom=$folder/sbom/${program#*/}.json
     sed "s|file://$copy|file://.|g" "$copy/${program}_bin.cdx.json" >"$sbom"
     # Every package that the program is built of must be there, in the version of Cargo.lock.
     built_of=$(cargo tree --locked --package "$package" --edges normal,build --target "$system" --prefix none --format '{p}' |
