@@ -23,7 +23,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## Print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: # Redis, Postgres, PgBouncer and a linker, where they are missing
@@ -54,15 +54,30 @@ chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=
 bench: build ## Figures side by side with what the machine can do at best (ROWS=drain,ingest RUNS=3)
 	@$(TARGET)/release/bench --runs $(RUNS) $(if $(ROWS),--rows $(ROWS),--out bench)
 
+.PHONY: test-http
+test-http: build ## What /openapi.json and docs/examples say against what ingest does
+	@tests/http/install.sh $(abspath $(TARGET))/http
+	@$(LOCALSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python tests/http/check.py $(abspath $(TARGET))/http
+
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
-	@cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-fuzz
+	@deploy/cargo_tool.sh $(abspath $(TARGET)) cargo-fuzz 0.13.2
+	@# cargo-fuzz has no --locked of its own.
+	@$(CARGO) metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
 	@# The sanitizer's flags are not stable in Rust.
 	@for target in decode like_request; do \
 		mkdir -p $(TARGET)/fuzz/corpus/$$target; \
-		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(TARGET)/fuzz cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
+		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(TARGET)/fuzz $(TARGET)/tools/bin/cargo-fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
 			$(TARGET)/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
+
+.PHONY: supply-chain
+supply-chain: install ## Check what comes from others: licences, sources, advisories
+	@tests/supply_chain.sh $(abspath $(TARGET))
+
+.PHONY: sbom
+sbom: install ## Write what each program consists of, as CycloneDX, into target/sbom
+	@deploy/sbom.sh $(abspath $(TARGET))
 
 .PHONY: up down status logs
 up: build ## Start the same stack and keep it running

@@ -15,6 +15,7 @@ mod plot;
 mod progress;
 mod report;
 mod servers;
+mod slow_connections;
 mod targets;
 mod traffic;
 
@@ -27,7 +28,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use local::{LocalError, http_client::HttpError};
+use local::{LocalError, http_client::HttpError, process};
 use procfs::ProcError;
 use shared::{
     cli::{self, SettingError},
@@ -50,7 +51,11 @@ const EXIT_INTERRUPTED: u8 = 130;
 #[command(name = "bench")]
 struct Settings {
     /// What to measure: all of it, or some rows
-    #[arg(long, value_delimiter = ',', default_value = "drain,hot-post,ingest,pipeline,end-to-end,growth")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "drain,hot-post,ingest,pipeline,end-to-end,slow-connections,growth"
+    )]
     rows: Vec<Row>,
 
     /// Only cases whose name has this in it, like "2 writers"
@@ -69,6 +74,10 @@ struct Settings {
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     duration: Duration,
 
+    /// How many slow connections are open beside those of honest callers
+    #[arg(long, default_value = "5000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    slow_connections: u32,
+
     /// Rows that are in the table before it grows on, rising
     #[arg(long, value_delimiter = ',', default_value = "5000000,20000000")]
     growth_rows: Vec<u64>,
@@ -85,6 +94,7 @@ enum Row {
     Ingest,
     Pipeline,
     EndToEnd,
+    SlowConnections,
     Growth,
 }
 
@@ -130,6 +140,8 @@ enum BenchError {
     Stalled { entries: u64, last_words: Vec<String> },
     #[error("a program did not end well: {last_words}")]
     Ended { last_words: String },
+    #[error("of {wanted} slow connections {open} are open, closed by ingest so far: {closed}")]
+    SlowConnections { wanted: u32, open: u64, closed: u64 },
     #[error("{0}")]
     Answer(&'static str),
     #[error("a file can't be written or read")]
@@ -162,6 +174,8 @@ fn main() -> ExitCode {
 
 async fn measure(settings: &Settings) -> Result<(), BenchError> {
     fs::create_dir_all(&settings.out)?;
+    // Before the programs are started: they get it from us.
+    process::raise_open_files()?;
     say("starting private Redis and Postgres");
     let servers = Servers::start().await?;
     let machine = Machine::describe(&servers).await?;
@@ -173,6 +187,7 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
             Row::Ingest => ingest::run(settings, &servers, &mut figures).await?,
             Row::Pipeline => pipeline::run(settings, &servers, &mut figures).await?,
             Row::EndToEnd => end_to_end::run(settings, &servers, &mut figures).await?,
+            Row::SlowConnections => slow_connections::run(settings, &servers, &mut figures).await?,
             Row::Growth => growth::run(settings, &servers, &mut figures).await?,
         }
         // After each row: what is measured by then outlives an interruption.

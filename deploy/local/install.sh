@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that what the demo and the tests run on is here: a Rust toolchain with a linker, Redis, Postgres and
 # PgBouncer.
-# Silent when it is. Installs the servers where apt can; starts no system service.
+# Silent when it is.
 set -euo pipefail
 
 fail() {
@@ -24,29 +24,4 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v redis-server >/dev/null || missing+=(redis-server)
 has_postgres || missing+=(postgresql)
 command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
-[ ${#missing[@]} -eq 0 ] && exit 0
-
-by_hand="install these first: ${missing[*]}"
-command -v apt-get >/dev/null || fail "$by_hand (this machine has no apt-get to do it here)"
-as_root=()
-if [ "$(id -u)" -ne 0 ]; then
-    sudo -n true 2>/dev/null || fail "$by_hand (for example: sudo apt-get install ${missing[*]})"
-    as_root=(sudo -n)
-fi
-
-# Debian starts a service as soon as its package is installed, unless this file says no.
-policy=/usr/sbin/policy-rc.d
-if [ ! -e "$policy" ]; then
-    trap '"${as_root[@]}" rm -f "$policy"' EXIT
-    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
-    "${as_root[@]}" chmod 755 "$policy"
-fi
-
-printf 'installing %s\n' "${missing[*]}" >&2
-log=$(mktemp)
-if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
-    tail -n 5 "$log" >&2
-    fail "apt-get can't install ${missing[*]}, its output is in $log"
-fi
-rm -f "$log"
+[ ${#missing[@]} -eq 0 ] || "$(dirname "$0")"/packages.sh "${missing[@]}"

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use serde_json::Value;
 
 /// A figure of each row, as case and measure.
-const FIGURES: [(&str, &str, &str); 9] = [
+const FIGURES: [(&str, &str, &str); 10] = [
     ("drain", "one an entry, 4 writers", "likes/s"),
     ("drain", "packed, 2 writers, 5 % duplicates", "of the copy limit"),
     ("hot post", "2 writers", "of the rate for recent posts"),
@@ -14,6 +14,7 @@ const FIGURES: [(&str, &str, &str); 9] = [
     ("pipeline", "64 connections", "times the simple design's likes/s"),
     ("pipeline", "64 connections, batches of 100", "times the simple design's likes/s"),
     ("end to end", "10 % of capacity", "p99 ms"),
+    ("slow connections", "50 slow ones", "times the undisturbed p99"),
     ("growth", "key (user_id, post_id), 0.01 M rows", "of the rate into an empty table"),
 ];
 
@@ -21,7 +22,8 @@ const FIGURES: [(&str, &str, &str); 9] = [
 fn all_rows_are_measured() {
     let out = tempfile::tempdir().unwrap();
     let program = local::program::programs_folder().unwrap().join("bench");
-    let small = ["--runs", "1", "--likes", "10000", "--duration", "200ms", "--growth-rows", "10000", "--out"];
+    let small = ["--runs", "1", "--likes", "10000", "--duration", "200ms", "--growth-rows", "10000"];
+    let small = small.into_iter().chain(["--slow-connections", "50", "--out"]);
     let ended = Command::new(program).args(small).arg(out.path()).output().unwrap();
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 
@@ -35,8 +37,8 @@ fn all_rows_are_measured() {
         assert_eq!(figure["runs"].as_array().unwrap().len(), 1);
     }
     assert!(results["machine"]["cores"].as_u64().is_some_and(|cores| cores > 0));
-    // Its growth is that of 20 M rows.
-    assert_eq!(results["targets"].as_array().unwrap().len(), 18);
+    // Those of growth are for 20 M rows, two of slow connections for 5000 of them.
+    assert_eq!(results["targets"].as_array().unwrap().len(), 19);
     let table = String::from_utf8(ended.stdout).unwrap();
     assert!(table.contains("promised") && table.contains("of the HTTP limit"), "{table}");
     assert!(fs::read_to_string(out.path().join("results.svg")).unwrap().contains("of the copy limit"));

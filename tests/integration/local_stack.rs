@@ -7,7 +7,7 @@ use std::{
 
 use local::{
     postgres_server::{PostgresOptions, PostgresServer},
-    process::{Lifetime, wait_until},
+    process::{Lifetime, is_running, wait_until},
     program,
 };
 use nix::{
@@ -207,4 +207,29 @@ fn a_postgres_that_cannot_start_says_why() {
     );
     let error = started.unwrap_err().to_string();
     assert!(error.starts_with("postgres ended: ") && error.contains("shared_buffers"), "{error}");
+}
+
+/// The command finds ingest and Redis, what it starts ends with it, and its exit code is ours.
+#[test]
+fn a_command_runs_beside_ingest() {
+    let temporary = temporary_folder();
+    let script = r#"
+        [ "$1" = --strange ] && command -v redis-cli >/dev/null
+        sleep 600 </dev/null >/dev/null 2>&1 & echo "$!"
+        redis-cli -u "$REDIS_URL" XLEN 'likes:{0}' && echo "$LIKES_URL" "$LIKES_ADMIN_URL" && exit 7"#;
+    let arguments = ["run", "--ingest", "LIKES_PARTITIONS=3", "--", "sh", "-c", script, "sh", "--strange"];
+    let output = localstack(&arguments, &temporary).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(7), "{stdout}{stderr}");
+    assert_eq!(stdout.matches("http://127.0.0.1:").count(), 2, "{stdout}");
+    let sleeper = Pid::from_raw(stdout.lines().next().unwrap().parse().unwrap());
+    assert!(wait_until(SOON, || !is_running(sleeper)));
+    assert_eq!(left_behind(&temporary), [""; 0]);
+
+    let bad = localstack(&["run", "--ingest", "LIKES_PARTITIONS", "true"], &temporary).output().unwrap();
+    assert_eq!(bad.status.code(), Some(2));
+    let bad = localstack(&["run", "--ingest", "LIKES_PARTITIONS=0", "true"], &temporary).output().unwrap();
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("LIKES_PARTITIONS"));
+    assert_eq!(left_behind(&temporary), [""; 0]);
 }

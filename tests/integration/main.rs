@@ -44,3 +44,4 @@ mod shutdown;
 mod straight_copy;
 mod tls;
 mod trimming;
+mod workspace;

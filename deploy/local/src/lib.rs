@@ -12,6 +12,7 @@ pub mod program;
 pub mod redis_cluster;
 pub mod redis_sentinels;
 pub mod redis_server;
+pub mod slow_callers;
 
 use std::{io, net::TcpListener, path::PathBuf};
 

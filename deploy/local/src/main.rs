@@ -7,6 +7,7 @@ mod figures;
 mod insert_each;
 mod kept;
 mod progress;
+mod run;
 mod stack;
 mod stack_redis;
 mod storm;
@@ -48,6 +49,8 @@ enum Command {
     Demo(DemoOptions),
     /// Kills, freezes, cuts and poisons a private stack under load and checks that no like is lost or doubled
     Chaos(chaos::ChaosOptions),
+    /// Runs a command beside a private Redis and ingest, which end with it; its exit code is passed on
+    Run(run::RunOptions),
     /// Starts the stack and leaves it running
     Up,
     /// Stops the stack that `up` has started and removes its data
@@ -94,8 +97,9 @@ fn main() -> ExitCode {
     let Localstack { command, state } = cli::parse();
     let state = || state.map_or_else(kept::default_state_file, Ok);
     let done = match command {
-        Command::Demo(options) => until_interrupted(demo::run(&options)),
-        Command::Chaos(options) => until_interrupted(chaos::run(&options)),
+        Command::Demo(options) => until_interrupted(async { demo::run(&options).await.map(exit_code) }),
+        Command::Chaos(options) => until_interrupted(async { chaos::run(&options).await.map(exit_code) }),
+        Command::Run(options) => until_interrupted(run::run(&options)),
         Command::Up => state().map_err(Into::into).and_then(|file| start_to_keep(&file)),
         Command::Down => state().map_err(Into::into).and_then(|file| kept::down(&file)),
         Command::Status => state().map_err(Into::into).and_then(|file| kept::status(&file)),
@@ -107,17 +111,21 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs what tells whether every promise was kept. Ended by a signal it is dropped, and with it everything that it has
-/// started.
+/// Of what tells whether every promise was kept.
+fn exit_code(passed: bool) -> ExitCode {
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs to the end. Ended by a signal it is dropped, and with it everything that it has started.
 fn until_interrupted(
-    run: impl Future<Output = Result<bool, Box<dyn Error>>>,
+    run: impl Future<Output = Result<ExitCode, Box<dyn Error>>>,
 ) -> Result<ExitCode, Box<dyn Error>> {
     Runtime::new()?.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         tokio::select! {
-            passed = run => Ok(if passed? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            exit_code = run => exit_code,
             _ = interrupt.recv() => Ok(interrupted()),
             _ = terminate.recv() => Ok(interrupted()),
             _ = hang_up.recv() => Ok(interrupted()),

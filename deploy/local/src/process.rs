@@ -13,7 +13,10 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+    },
     unistd::{Pid, User, chown, geteuid},
 };
 
@@ -287,6 +290,14 @@ pub fn end_by_pid(pid: Pid, signal: Signal, limit: Duration) -> bool {
         }
     }
     false
+}
+
+/// Lets this process, and those that it starts from now on, have as many open files as the system allows it at most.
+pub fn raise_open_files() -> Result<(), LocalError> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(|errno| LocalError::io("the limit of open files is not known")(errno.into()))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)
+        .map_err(|errno| LocalError::io("the limit of open files can't be raised")(errno.into()))
 }
 
 /// Polls until it is so, or the time is up.

@@ -176,6 +176,11 @@ impl Program {
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
     }
 
+    /// How many files and sockets it has open.
+    pub fn open_files(&self) -> Option<usize> {
+        fs::read_dir(format!("/proc/{}/fd", self.pid)).ok().map(Iterator::count)
+    }
+
     /// Lets it live on after this value.
     pub fn detach(mut self) {
         self.child = None;

@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 use crate::stack_redis::{Deployment, StackRedis};
 
-const READY: Duration = Duration::from_secs(20);
+/// How long a program may take to be ready.
+pub(crate) const READY: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(40);
 
 /// How it should be.
@@ -162,7 +163,7 @@ fn start_ingest(
     Program::start("ingest", &settings, &logs.join("ingest.log"))
 }
 
-fn loopback(port: u16) -> String {
+pub(crate) fn loopback(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
 

@@ -1,0 +1,97 @@
+//! `run`: a command beside a private Redis and ingest.
+
+use std::{
+    error::Error,
+    io,
+    os::unix::process::CommandExt,
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use local::{
+    LocalError,
+    process::Lifetime,
+    program::Program,
+    redis_server::{RedisOptions, RedisServer},
+};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::time::sleep;
+
+use crate::stack::{READY, end_well, loopback};
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// What to run, and beside what.
+#[derive(clap::Args)]
+pub(crate) struct RunOptions {
+    /// A setting of ingest
+    #[arg(long = "ingest", value_name = "NAME=VALUE", value_parser = setting)]
+    ingest_settings: Vec<(String, String)>,
+
+    /// The command and its arguments. It finds ingest at LIKES_URL, its admin port at LIKES_ADMIN_URL, and Redis at
+    /// REDIS_URL
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+fn setting(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("allowed is NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Runs the command to its end. Dropped, it ends all that it has started.
+pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>> {
+    let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
+    let logs = logs.map_err(LocalError::io("no temporary folder can be made"))?;
+    let redis = RedisServer::start(RedisOptions::default(), Lifetime::Leashed)?;
+    let mut settings = vec![
+        ("REDIS_URL", redis.url()),
+        ("INGEST_LISTEN", loopback(0)),
+        ("INGEST_ADMIN_LISTEN", loopback(0)),
+    ];
+    settings.extend(options.ingest_settings.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    let mut ingest = Program::start("ingest", &settings, &logs.path().join("ingest.log"))?;
+    ingest.wait_ready(READY)?;
+
+    let (program, arguments) = options.command.split_first().ok_or(LocalError::Missing("the command"))?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LIKES_URL", format!("http://{}", ingest.listen()))
+        .env("LIKES_ADMIN_URL", format!("http://{}", ingest.admin()))
+        .env("REDIS_URL", redis.url())
+        .stdin(Stdio::null())
+        .process_group(0);
+    let child = command.spawn().map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
+    let status = Group(child).ended().await?;
+    if let Some(last_words) = ingest.last_words_if_ended() {
+        return Err(LocalError::Ended { program: "ingest".to_owned(), last_words }.into());
+    }
+    end_well(&mut ingest)?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// A command and whatever it has started. Dropped, all of it is killed.
+struct Group(Child);
+
+impl Group {
+    async fn ended(mut self) -> io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // One that is gone has nothing left to be killed.
+        let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
+}
