@@ -35,6 +35,7 @@ mod redis_ack;
 mod sentinels;
 mod settings;
 mod shutdown;
+mod slow_connections;
 mod straight_copy;
 mod trimming;
 mod workspace;
