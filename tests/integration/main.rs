@@ -41,6 +41,7 @@ mod redis_ack;
 mod sentinels;
 mod settings;
 mod shutdown;
+mod slow_connections;
 mod straight_copy;
 mod tls;
 mod trimming;

@@ -1,0 +1,95 @@
+//! Connections on which next to nothing comes: they harm nobody, and are closed.
+
+use std::time::Duration;
+
+use local::{
+    process::raise_open_files,
+    slow_callers::{SlowCallers, Slowness},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+use crate::harness::{SOON, Settings, Setup, eventually, post};
+
+const SLOW: u32 = 1_000;
+const HONEST: u64 = 100;
+
+/// Ingest has some 25 MiB of its own.
+const MAX_RESIDENT_BYTES: u64 = 96 << 20;
+
+const TIMEOUTS: Settings<'_> = &[("INGEST_HEAD_TIMEOUT", "1s"), ("INGEST_IDLE_TIMEOUT", "2s")];
+
+const LIKE: &str = "POST /likes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 29\r\n\r\n\
+                    {\"user_id\": 7, \"post_id\": 42}";
+
+/// Silent ones, heads and bodies that never end, HTTP/2 without a request and with one that never ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_callers_harm_nobody_and_are_closed() {
+    raise_open_files().unwrap();
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(TIMEOUTS);
+    let files_before = ingest.open_files().unwrap();
+
+    let mut slow = SlowCallers::start(ingest.listen(), SLOW, &Slowness::ALL);
+    eventually("half of them or more are there", async || slow.open() >= u64::from(SLOW / 2)).await;
+    for user in 1..=HONEST {
+        let response = post(&ingest, &format!(r#"{{"user_id": {user}, "post_id": 42}}"#)).await;
+        assert_eq!(response.status, 202);
+        assert!(slow.open() > 0);
+    }
+    eventually("all of them were closed, in the mean", async || slow.closed() >= u64::from(SLOW)).await;
+    let resident = ingest.peak_resident_bytes().unwrap();
+    assert!(resident <= MAX_RESIDENT_BYTES, "{resident}");
+
+    assert!(timeout(SOON, slow.all_closed()).await.is_ok(), "{} are still open", slow.open());
+    eventually("nothing of them is left", async || ingest.open_files().unwrap() <= files_before).await;
+    assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 43}"#).await.status, 202);
+    let accepted = ingest.metrics().unwrap().sum("likestream_likes_accepted_total");
+    assert_eq!(accepted, (HONEST + 1) as f64);
+}
+
+/// Also one that was good for a like, whether it then says nothing or never comes to the end of the next head.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_idle_after_a_request_are_closed() {
+    let setup = Setup::new().await;
+    let ingest = setup.ingest(TIMEOUTS);
+    for next in ["", "POST /likes HTTP/1.1\r\nx-slow: "] {
+        let mut connection = TcpStream::connect(ingest.listen()).await.unwrap();
+        let mut answer = [0; 12];
+        // It may be used again meanwhile.
+        for _ in 0..2 {
+            connection.write_all(LIKE.as_bytes()).await.unwrap();
+            connection.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 202");
+            read_rest(&mut connection).await;
+        }
+        connection.write_all(next.as_bytes()).await.unwrap();
+        let (mut from_ingest, mut to_ingest) = connection.split();
+        let closed = async { while from_ingest.read(&mut [0; 64]).await.is_ok_and(|bytes| bytes > 0) {} };
+        let dribble = async {
+            // Nobody may be there to read it any more.
+            while next.is_empty() || to_ingest.write_all(b"a").await.is_ok() {
+                sleep(Duration::from_millis(100)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let ended = timeout(SOON, async {
+            tokio::select! {
+                () = closed => {}
+                () = dribble => {}
+            }
+        });
+        assert!(ended.await.is_ok(), "still open after {next:?}");
+    }
+}
+
+/// Reads what is left of a response, which ends with its JSON.
+async fn read_rest(connection: &mut TcpStream) {
+    let mut byte = [0];
+    while byte != *b"}" {
+        connection.read_exact(&mut byte).await.unwrap();
+    }
+}
