@@ -35,7 +35,7 @@ use crate::{
     backlog::Backlog,
     config::Settings,
     connections::Peer,
-    like_request::{self, BadBatch, BadItem, BadRequest, BatchRequest, LikeRequest},
+    like_request::{self, BadBatch, BadItem, BadRequest, BatchRequest, LikeArray, LikeRequest},
     limits::Quotas,
     metrics::Metrics,
     openapi::{self, BatchRefusals, LikeRefusals},
@@ -264,7 +264,7 @@ pub(crate) struct BatchAccepted<'a> {
 
 /// Take many likes
 ///
-/// As a JSON array, or one like a line. What is no like is named by its index, from 0; the others are taken, and the answer
+/// As a JSON array, or as NDJSON: the same without brackets and commas, one like a line. What is no like is named by its index, from 0; the others are taken, and the answer
 /// comes when all of them are safe in the queue. A batch that is answered with 503 may have been taken in part: send all of it again.
 #[utoipa::path(
     post,
@@ -273,8 +273,8 @@ pub(crate) struct BatchAccepted<'a> {
     operation_id = "likes",
     params(CallerHeaders),
     request_body(content(
-        (Vec<LikeRequest> = "application/json"),
-        (String = "application/x-ndjson", example =
+        (inline(LikeArray) = "application/json"),
+        (inline(LikeArray) = "application/x-ndjson", example =
             "{\"user_id\": 7, \"post_id\": 42}\n{\"user_id\": 8, \"post_id\": 42}\n"),
     )),
     responses(

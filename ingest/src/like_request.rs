@@ -11,10 +11,10 @@ use shared::like::Like;
 use thiserror::Error;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use utoipa::{
-    ToSchema,
+    PartialSchema, ToSchema,
     openapi::{
-        KnownFormat, Schema, SchemaFormat,
-        schema::{ObjectBuilder, OneOfBuilder, Type},
+        KnownFormat, Ref, RefOr, Schema, SchemaFormat,
+        schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Type},
     },
 };
 
@@ -153,6 +153,22 @@ pub(crate) struct LikeRequest {
     #[serde(default, alias = "timestamp")]
     #[schema(schema_with = created_at_schema, required = false)]
     created_at: Option<CreatedAt>,
+}
+
+/// Describes the array that a batch is; it is read one by one.
+pub(crate) enum LikeArray {}
+
+impl ToSchema for LikeArray {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((LikeRequest::name().into_owned(), LikeRequest::schema()));
+    }
+}
+
+impl PartialSchema for LikeArray {
+    fn schema() -> RefOr<Schema> {
+        let like = Ref::from_schema_name(LikeRequest::name());
+        ArrayBuilder::new().items(like).min_items(Some(1)).into()
+    }
 }
 
 /// Serde would read a struct from a JSON array as well.

@@ -36,11 +36,18 @@ connection, a 429 or a 503 wait for as long as `Retry-After` says, or some time 
 
 Errors are `application/problem+json` (RFC 9457). Their `type` is stable, their `detail` is for people. What is not HTTP at all gets a bare 400, 414 or 431.";
 
+/// Whole programs, which `make test-http` runs.
+const EXAMPLES: [(&str, &str, &str); 4] = [
+    ("curl", "bash", include_str!("../../docs/examples/curl.sh")),
+    ("Python", "python", include_str!("../../docs/examples/python.py")),
+    ("JavaScript", "javascript", include_str!("../../docs/examples/javascript.mjs")),
+    ("Go", "go", include_str!("../../docs/examples/go/main.go")),
+];
+
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "likestream",
-        description = DESCRIPTION,
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
     ),
     servers((url = "/")),
@@ -132,6 +139,12 @@ fn refusals(own: &[Kind]) -> BTreeMap<String, RefOr<ResponseDoc>> {
 fn document() -> String {
     let mut api = Api::openapi();
     env!("CARGO_PKG_VERSION").clone_into(&mut api.info.version);
+    let example = |(name, language, code): &(&str, &str, &str)| {
+        format!(
+            "\n\n<details><summary>A caller in {name}</summary>\n\n```{language}\n{code}```\n\n</details>"
+        )
+    };
+    api.info.description = Some(DESCRIPTION.to_owned() + &EXAMPLES.iter().map(example).collect::<String>());
     api.to_pretty_json().unwrap_or_default() + "\n"
 }
 
