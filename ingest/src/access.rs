@@ -4,7 +4,7 @@ mod api_keys;
 mod jwks;
 mod jwt;
 
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use clap::{Args, ValueEnum};
 use shared::{cli::SettingError, like::Like};
 use thiserror::Error;
@@ -65,6 +65,13 @@ pub(crate) struct Access {
     api_keys: Option<ApiKeys>,
 }
 
+/// What callers may show.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ways {
+    pub(crate) token: bool,
+    pub(crate) api_key: bool,
+}
+
 /// Whose likes a caller may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Writer {
@@ -79,7 +86,7 @@ pub(crate) enum Writer {
 pub(crate) enum BadCredential {
     #[error("The header Authorization is not Bearer and a token, once.")]
     Malformed,
-    #[error("This is not a JSON Web Token.")]
+    #[error("This is not a JSON Web Token with an algorithm that is known here.")]
     NoToken,
     #[error("The token is not signed with an algorithm and a key that are accepted here.")]
     Signature,
@@ -93,7 +100,7 @@ pub(crate) enum BadCredential {
     Audience,
     #[error("The token has no usable {0}.")]
     Claim(String),
-    #[error("The API key is not known.")]
+    #[error("The API key is not known here, or there is more than one header X-Api-Key.")]
     ApiKey,
 }
 
@@ -110,23 +117,28 @@ impl Access {
         Ok(Self { tokens, api_keys })
     }
 
+    fn ways(&self) -> Ways {
+        Ways { token: self.tokens.is_some(), api_key: self.api_keys.is_some() }
+    }
+
     /// Whose likes may be written with these headers.
     pub(crate) async fn admit(&self, headers: &HeaderMap) -> Result<Writer, Problem> {
         if self.tokens.is_none() && self.api_keys.is_none() {
             return Ok(Writer::OfAll);
         }
-        let admitted =
-            if let (Some(tokens), true) = (&self.tokens, headers.contains_key(header::AUTHORIZATION)) {
-                match bearer(headers) {
-                    Some(token) => tokens.admit(token).await,
-                    None => Err(BadCredential::Malformed),
-                }
-            } else if let (Some(api_keys), Some(key)) = (&self.api_keys, headers.get(API_KEY)) {
-                api_keys.admit(key.as_bytes())
-            } else {
-                return Err(Problem::NoCredential);
-            };
-        admitted.map_err(Problem::InvalidCredential)
+        let admitted = if let (Some(tokens), true) =
+            (&self.tokens, headers.contains_key(header::AUTHORIZATION))
+        {
+            match bearer(headers) {
+                Some(token) => tokens.admit(token).await,
+                None => Err(BadCredential::Malformed),
+            }
+        } else if let (Some(api_keys), true) = (&self.api_keys, headers.contains_key(API_KEY)) {
+            only(headers, &API_KEY).map_or(Err(BadCredential::ApiKey), |key| api_keys.admit(key.as_bytes()))
+        } else {
+            return Err(Problem::NoCredential { ways: self.ways() });
+        };
+        admitted.map_err(|bad| Problem::InvalidCredential { bad, ways: self.ways() })
     }
 }
 
@@ -139,11 +151,15 @@ impl Writer {
     }
 }
 
-/// The token of `Authorization: Bearer <token>` (RFC 6750, section 2.1). Two such headers are one too many: somebody
-/// on the way might have looked at the other one.
+/// A header that is there once. Two are one too many: somebody on the way might have looked at the other one.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// The token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let (value, None) = (values.next()?, values.next()) else { return None };
+    let value = only(headers, &header::AUTHORIZATION)?;
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then_some(token.trim())
 }

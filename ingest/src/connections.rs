@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -90,19 +90,16 @@ impl Server {
     /// Serves until `shutdown`, from when on no connection is accepted, and then until the requests in flight are
     /// answered. Connections on which there is none are then closed.
     pub(crate) async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
-        let builder = Arc::new(self.builder());
+        let builder = Arc::new(Self::builder());
         let mut connections = JoinSet::new();
-        let mut of_addresses = OfAddresses::new(self.limits.address_connections);
+        let of_addresses = OfAddresses::default();
         loop {
             // Beyond the limit callers wait in the system's own queue, which is bounded, too.
             let has_room = connections.len() < self.limits.max_connections;
             let accepted = tokio::select! {
                 accepted = listener.accept(), if has_room => accepted,
-                Some(ended) = connections.join_next() => {
+                Some(_) = connections.join_next() => {
                     self.metrics.connection_closed();
-                    if let Ok(address) = ended {
-                        of_addresses.left(address);
-                    }
                     continue;
                 }
                 () = shutdown.cancelled() => break,
@@ -115,11 +112,10 @@ impl Server {
                     continue;
                 }
             };
-            let address = customer(peer.ip());
-            if !of_addresses.may_enter(address) {
+            let Some(inside) = of_addresses.enter(peer.ip(), self.limits.address_connections) else {
                 tracing::debug!(%peer, "an address has too many connections");
                 continue;
-            }
+            };
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY could not be set");
             }
@@ -134,15 +130,21 @@ impl Server {
             let serving = connection.serve(stream, tls);
             self.metrics.connection_opened();
             connections.spawn(async move {
+                let _inside = inside;
                 serving.await;
-                address
             });
         }
         drop(listener);
         self.requests.close();
         let answered = async {
-            self.requests.wait().await;
-            sleep(LINGER).await;
+            // A request may have been on its way when the others were answered.
+            loop {
+                self.requests.wait().await;
+                sleep(LINGER).await;
+                if self.requests.is_empty() {
+                    return;
+                }
+            }
         };
         let ended = async { while connections.join_next().await.is_some() {} };
         tokio::select! {
@@ -152,13 +154,10 @@ impl Server {
         connections.shutdown().await;
     }
 
-    fn builder(&self) -> Builder<TokioExecutor> {
+    fn builder() -> Builder<TokioExecutor> {
         let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.idle_timeout)
-            .max_buf_size(MAX_BUFFER_BYTES.into());
+        // Without a timer: that of `Activity` is for both versions.
+        builder.http1().max_buf_size(MAX_BUFFER_BYTES.into());
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -208,7 +207,7 @@ impl Connection {
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut idle_at = pin!(sleep_until(activity.idle_at()));
-        let mut stopping = false;
+        let (mut stopping, mut leaving) = (false, false);
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
@@ -223,10 +222,13 @@ impl Connection {
                         idle_at.as_mut().reset(deadline);
                         continue;
                     }
+                    if leaving {
+                        return;
+                    }
                     tracing::debug!(%peer, "a connection was idle for too long");
                     connection.as_mut().graceful_shutdown();
-                    let _ = timeout(GOODBYE, connection).await;
-                    return;
+                    leaving = true;
+                    idle_at.as_mut().reset(Instant::now() + GOODBYE);
                 }
                 () = shutdown.cancelled(), if !stopping => {
                     stopping = true;
@@ -238,26 +240,35 @@ impl Connection {
 }
 
 /// How many connections each address has, where that is limited.
-struct OfAddresses {
-    max: Option<u32>,
-    counts: HashMap<IpAddr, u32>,
-}
+#[derive(Clone, Default)]
+struct OfAddresses(Arc<Mutex<HashMap<IpAddr, u32>>>);
 
 impl OfAddresses {
-    fn new(max: Option<u32>) -> Self {
-        Self { max, counts: HashMap::new() }
+    /// For as long as the guard is there the address has one more, if it may.
+    fn enter(&self, peer: IpAddr, max: Option<u32>) -> Option<Inside> {
+        let Some(max) = max else { return Some(Inside(None)) };
+        let address = customer(peer);
+        let mut counts = self.counts();
+        let count = counts.entry(address).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Inside(Some((self.clone(), address))))
     }
 
-    fn may_enter(&mut self, address: IpAddr) -> bool {
-        let Some(max) = self.max else { return true };
-        let count = self.counts.entry(address).or_default();
-        let may = *count < max;
-        *count += u32::from(may);
-        may
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn left(&mut self, address: IpAddr) {
-        if let Entry::Occupied(mut count) = self.counts.entry(address) {
+/// A connection that counts for its address, where connections are counted.
+struct Inside(Option<(OfAddresses, IpAddr)>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let Some((of_addresses, address)) = &self.0 else { return };
+        if let Entry::Occupied(mut count) = of_addresses.counts().entry(*address) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();

@@ -15,7 +15,7 @@ use axum::{
     routing::post,
 };
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use shared::like::Like;
 use tokio::{
@@ -132,16 +132,26 @@ impl BatchLimits {
         }
     }
 
-    /// Memory for a body, or nothing when others have it.
-    fn room(&self, body: &Body) -> Result<SemaphorePermit<'_>, Problem> {
-        // What doesn't say how long it is may be as long as is allowed.
-        let bytes = body
-            .size_hint()
-            .exact()
-            .map_or(self.max_body_bytes, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        let units = bytes.min(self.max_body_bytes).div_ceil(MEMORY_UNIT_BYTES);
-        let room = self.memory.try_acquire_many(u32::try_from(units).unwrap_or(u32::MAX));
-        room.map_err(|_| Problem::Publish(PublishError::QueueFull))
+    /// Memory for the first of a body, to grow with it: what is only announced takes none.
+    fn room(&self) -> Result<Room<'_>, Problem> {
+        let held = self.memory.try_acquire().map_err(|_| Problem::Overloaded)?;
+        Ok(Room { memory: &self.memory, held })
+    }
+}
+
+/// The memory of one batch's body.
+struct Room<'a> {
+    memory: &'a Semaphore,
+    held: SemaphorePermit<'a>,
+}
+
+impl Room<'_> {
+    /// Makes it so large, if others leave as much.
+    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
+        let more = bytes.div_ceil(MEMORY_UNIT_BYTES).saturating_sub(self.held.num_permits());
+        let more = self.memory.try_acquire_many(u32::try_from(more).unwrap_or(u32::MAX));
+        self.held.merge(more.map_err(|_| Problem::Overloaded)?);
+        Ok(())
     }
 }
 
@@ -231,7 +241,7 @@ pub(crate) async fn like<K: Keep>(
         return Err(Problem::UnsupportedMediaType);
     }
     let limits = &service.limits;
-    let body = read_body(&headers, body, limits.max_body_bytes, limits.body_timeout).await?;
+    let body = read_body(&headers, body, limits.max_body_bytes, limits.body_timeout, |_| Ok(())).await?;
     let like = like_request::parse(&body, received_at_us).map_err(|bad| match bad {
         BadRequest::Json(why) => Problem::InvalidJson(why),
         BadRequest::Like(why) => Problem::InvalidLike(why),
@@ -299,8 +309,9 @@ pub(crate) async fn batch<K: Keep>(
     if service.backlog.is_full() {
         return Err(Problem::BacklogFull);
     }
-    let _room = batches.room(&body)?;
-    let body = read_body(&headers, body, batches.max_body_bytes, limits.body_timeout).await?;
+    let mut room = batches.room()?;
+    let grow = |bytes| room.grow(bytes);
+    let body = read_body(&headers, body, batches.max_body_bytes, limits.body_timeout, grow).await?;
     let parse = if is_lines { like_request::parse_lines } else { like_request::parse_array };
     let mut batch = parse(&body, received_at_us, batches.max_likes).map_err(|error| match error {
         BadBatch::Json(why) => Problem::InvalidJson(why),
@@ -347,25 +358,33 @@ fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
 }
 
+/// `grow` is told how much of it is here, and may say that it is too much.
 async fn read_body(
     headers: &HeaderMap,
     mut body: Body,
     max_bytes: usize,
     within: Duration,
+    mut grow: impl FnMut(usize) -> Result<(), Problem>,
 ) -> Result<Bytes, Problem> {
     // Who waits for us to ask for the body need not send one that is too long.
     if headers.contains_key(header::EXPECT) && body.size_hint().lower() > max_bytes as u64 {
         return Err(Problem::BodyTooLarge { max_bytes });
     }
     let read = async {
-        match Limited::new(&mut body, max_bytes).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => {
+        let (mut parts, mut bytes) = (Vec::new(), 0);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Problem::BodyIncomplete)?;
+            let Ok(part) = frame.into_data() else { continue };
+            bytes += part.len();
+            let fits =
+                if bytes <= max_bytes { grow(bytes) } else { Err(Problem::BodyTooLarge { max_bytes }) };
+            if let Err(problem) = fits {
                 discard(&mut body).await;
-                Err(Problem::BodyTooLarge { max_bytes })
+                return Err(problem);
             }
-            Err(_) => Err(Problem::BodyIncomplete),
+            parts.push(part);
         }
+        Ok(if parts.len() == 1 { parts.swap_remove(0) } else { parts.concat().into() })
     };
     timeout(within, read).await.unwrap_or(Err(Problem::BodyTimeout))
 }

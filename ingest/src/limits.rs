@@ -2,7 +2,7 @@
 
 use std::{
     hash::Hash,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     str::FromStr,
     sync::{
@@ -138,15 +138,22 @@ impl Quotas {
 fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> IpAddr {
     let is_proxy = |address: &IpAddr| trusted_proxies.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
-    let lists = headers.get_all(X_FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+    // What can't be read is nobody's address, and what comes before it is not looked at.
+    let lists = headers.get_all(X_FORWARDED_FOR).iter().rev().map(|value| value.to_str().unwrap_or_default());
     for hop in lists.flat_map(|list| list.rsplit(',')) {
         if !is_proxy(&client) {
             break;
         }
-        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
+        let Some(hop) = address(hop.trim()) else { break };
         client = hop.to_canonical();
     }
     client
+}
+
+/// An address as proxies write it, some with a port.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 /// What one customer can have many of counts as one.
@@ -221,6 +228,8 @@ async fn sweep_when_told<K: Hash + Eq + Clone + Send + Sync + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -245,7 +254,7 @@ mod tests {
         let client = |peer: &str, lists: &[&str]| {
             let mut headers = HeaderMap::new();
             for list in lists {
-                headers.append(X_FORWARDED_FOR, list.parse().unwrap());
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(list.as_bytes()).unwrap());
             }
             client_address(ip(peer), &headers, &trusted)
         };
@@ -260,6 +269,14 @@ mod tests {
         assert_eq!(client("10.0.0.1", &["1.2.3.4", "198.51.100.7, 10.0.0.2"]), ip("198.51.100.7"));
         assert_eq!(client("::ffff:10.0.0.1", &["2001:db8::1"]), ip("2001:db8::1"));
         assert_eq!(client("fd00::1", &["nonsense"]), ip("fd00::1"));
+        assert_eq!(
+            client("10.0.0.1", &["6.6.6.6", "\u{e9}"]),
+            ip("10.0.0.1"),
+            "what is before it is not believed"
+        );
+        for with_port in ["198.51.100.7:4711", "[2001:db8::1]:4711", "[2001:db8::1]"] {
+            assert_ne!(client("10.0.0.1", &[with_port]), ip("10.0.0.1"), "{with_port}");
+        }
     }
 
     #[test]

@@ -167,7 +167,8 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
 
 fn page(path: &str, config: Arc<Config<'static>>) -> Response {
     let Ok(Some(file)) = serve(path, config) else { return Problem::NotFound.into_response() };
-    let mut response = file.bytes.into_owned().into_response();
+    // It is in the program itself: not copied for anybody who asks for it and doesn't read it.
+    let mut response = file.bytes.into_response();
     let headers = response.headers_mut();
     let mut set = |name: HeaderName, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {

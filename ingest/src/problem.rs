@@ -9,7 +9,11 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{access::BadCredential, like_request::BadItem, publish::PublishError};
+use crate::{
+    access::{BadCredential, Ways},
+    like_request::BadItem,
+    publish::PublishError,
+};
 
 /// How long a caller should wait before the next try, by cause.
 const RETRY_SOON: Duration = Duration::from_secs(1);
@@ -88,8 +92,13 @@ pub(crate) enum Problem {
     /// The body took too long to arrive.
     BodyTimeout,
     UnsupportedMediaType,
-    NoCredential,
-    InvalidCredential(BadCredential),
+    NoCredential {
+        ways: Ways,
+    },
+    InvalidCredential {
+        bad: BadCredential,
+        ways: Ways,
+    },
     /// The token is a user's, and the like, or this one of a batch, is another's.
     OtherUser {
         index: Option<usize>,
@@ -148,8 +157,8 @@ impl Problem {
             Self::BodyIncomplete => Kind::BodyIncomplete,
             Self::BodyTimeout => Kind::BodyTimeout,
             Self::UnsupportedMediaType => Kind::UnsupportedMediaType,
-            Self::NoCredential => Kind::NoCredential,
-            Self::InvalidCredential(_) => Kind::InvalidCredential,
+            Self::NoCredential { .. } => Kind::NoCredential,
+            Self::InvalidCredential { .. } => Kind::InvalidCredential,
             Self::OtherUser { .. } => Kind::OtherUser,
             Self::RateLimited { .. } => Kind::RateLimited,
             Self::NotFound => Kind::NotFound,
@@ -182,8 +191,12 @@ impl Problem {
             Self::UnsupportedMediaType => {
                 "Send the header Content-Type: application/json, or for a batch application/x-ndjson."
             }
-            Self::NoCredential => "Send the header Authorization: Bearer <token>, or X-Api-Key: <key>.",
-            Self::InvalidCredential(bad) => return bad.to_string(),
+            Self::NoCredential { ways: Ways { token: true, api_key: true } } => {
+                "Send the header Authorization: Bearer <token>, or X-Api-Key: <key>."
+            }
+            Self::NoCredential { ways: Ways { api_key: true, .. } } => "Send the header X-Api-Key: <key>.",
+            Self::NoCredential { .. } => "Send the header Authorization: Bearer <token>.",
+            Self::InvalidCredential { bad, .. } => return bad.to_string(),
             Self::OtherUser { index: None } => "The token's sub is not the user_id of the like.",
             Self::OtherUser { index: Some(index) } => {
                 return format!("Nothing was taken. Element {index}: the token's sub is not its user_id.");
@@ -233,10 +246,16 @@ impl Problem {
         if let Some(wait) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
-        // RFC 6750, section 3: what is the matter is said only of a token that came.
+        // RFC 6750, section 3: what is the matter is said only of a token that came. A 401 must have a challenge; there
+        // is no registered one for keys.
         let challenge = match self {
-            Self::NoCredential => Some("Bearer"),
-            Self::InvalidCredential(_) => Some("Bearer error=\"invalid_token\""),
+            Self::NoCredential { ways } | Self::InvalidCredential { ways, .. } if !ways.token => {
+                Some("ApiKey")
+            }
+            Self::NoCredential { .. } | Self::InvalidCredential { bad: BadCredential::ApiKey, .. } => {
+                Some("Bearer")
+            }
+            Self::InvalidCredential { .. } => Some("Bearer error=\"invalid_token\""),
             _ => None,
         };
         if let Some(challenge) = challenge {

@@ -40,6 +40,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         let swapped = Arc::clone(&current);
         let files = Arc::new(files);
         let following = async move {
+            let mut refused = None;
             loop {
                 sleep(RELOAD_INTERVAL).await;
                 let reading = Arc::clone(&files);
@@ -52,16 +53,21 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
                 };
                 match changed {
                     Ok((read, parsed)) => {
+                        refused = None;
                         contents = read;
                         swapped.store(Arc::new(parsed));
                         tracing::info!(setting, "the files have changed and were read again");
                     }
                     // Perhaps one of several is still to come.
-                    Err(why) => tracing::warn!(
-                        setting,
-                        why,
-                        "the files have changed and can't be used: the old ones are kept"
-                    ),
+                    Err(why) if refused.as_ref() != Some(&why) => {
+                        tracing::warn!(
+                            setting,
+                            why,
+                            "the files have changed and can't be used: the old ones are kept"
+                        );
+                        refused = Some(why);
+                    }
+                    Err(_) => {}
                 }
             }
         };

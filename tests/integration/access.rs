@@ -177,6 +177,14 @@ async fn tokens_that_are_not_good_get_401_and_say_why() {
         let response = send(&ingest, "/likes", headers, LIKE).await;
         assert_eq!((response.status.as_u16(), problem(&response).as_str()), (401, "invalid-credential"));
     }
+    let mut header = Header::new(Algorithm::RS256);
+    header.crit = Some(vec!["b64".to_owned()]);
+    let pem = signer.key.serialize_pem();
+    let critical =
+        encode(&header, &claims("7", &json!({})), &EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap());
+    assert_eq!(like_with(&ingest, &critical.unwrap()).await.status, 401, "with what must be understood");
+    let odd = like_with(&ingest, &with(json!({"sub": 7}))).await;
+    assert!(String::from_utf8_lossy(&odd.body).contains("no usable sub"), "{odd:?}");
     for path in ["/likes", "/likes/batch"] {
         let response = send(&ingest, path, &[("x-api-key", &good)], "not read").await;
         assert_eq!((response.status.as_u16(), problem(&response).as_str()), (401, "no-credential"));
@@ -244,8 +252,11 @@ async fn services_have_keys_that_can_be_changed_while_ingest_runs() {
         let response = send(&ingest, "/likes", &[("x-api-key", wrong)], LIKE).await;
         assert_eq!((response.status.as_u16(), problem(&response).as_str()), (401, "invalid-credential"));
     }
+    let two = send(&ingest, "/likes", &[("x-api-key", "abc"), ("x-api-key", "abc")], LIKE).await;
+    assert_eq!((two.status.as_u16(), two.headers["www-authenticate"].to_str().unwrap()), (401, "ApiKey"));
     let bearer = send(&ingest, "/likes", &[("authorization", "Bearer abc")], LIKE).await;
     assert_eq!(problem(&bearer), "no-credential", "tokens are not asked for");
+    assert!(!String::from_utf8_lossy(&bearer.body).contains("Bearer"));
 
     fs::write(&file, "nonsense\n").unwrap();
     eventually("the bad file is noticed", async || ingest.log_text().contains("the old ones are kept")).await;
@@ -455,6 +466,13 @@ fn half_an_access_is_refused() {
         ),
         (with(&[("INGEST_JWT_JWKS", "http://id.example.org/")]), "INGEST_JWT_JWKS"),
         (with(&[("INGEST_JWT_JWKS", nonsense)]), "INGEST_JWT_JWKS"),
+        (with(&[("INGEST_JWT_JWKS", nonsense), ("INGEST_JWT_JWKS_CA", nonsense)]), "INGEST_JWT_JWKS_CA"),
+        (with(&[("INGEST_JWT_JWKS", "https://me:hunter2@id.example.org/")]), "INGEST_JWT_JWKS"),
+        (
+            with(&[("INGEST_JWT_KEY_FILE", short), ("INGEST_JWT_SERVICE_SCOPE", "")]),
+            "INGEST_JWT_SERVICE_SCOPE",
+        ),
+        (with(&[("INGEST_JWT_KEY_FILE", short), ("INGEST_JWT_LEEWAY", "1h")]), "INGEST_JWT_LEEWAY"),
         (vec![("INGEST_AUTH", "jwt"), ("INGEST_JWT_KEY_FILE", short)], "INGEST_JWT_ISSUER"),
     ] {
         let listen = [("INGEST_LISTEN", "127.0.0.1:0"), ("INGEST_ADMIN_LISTEN", "127.0.0.1:0")];

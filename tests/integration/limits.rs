@@ -1,6 +1,6 @@
 //! How much callers may do, and what they are told when it is too much.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 
 use crate::harness::{Setup, entries, eventually, post, problem};
@@ -130,14 +131,20 @@ async fn what_is_more_than_can_be_done_at_once_is_refused_and_done_later() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_has_no_more_connections_than_it_may() {
     let setup = Setup::without_schema(&[]).await;
-    let ingest = setup.ingest(&[("INGEST_ADDRESS_CONNECTIONS", "2")]);
+    // Nothing else would close one that says nothing.
+    let ingest = setup.ingest(&[
+        ("INGEST_ADDRESS_CONNECTIONS", "2"),
+        ("INGEST_HEAD_TIMEOUT", "1h"),
+        ("INGEST_BODY_TIMEOUT", "1h"),
+    ]);
     let begun = [begin(ingest.listen()).await, begin(ingest.listen()).await];
     eventually("the third one is closed", async || {
         let mut third = TcpStream::connect(ingest.listen()).await.unwrap();
-        let closed = third.read(&mut [0; 1]).await;
-        matches!(closed, Ok(0) | Err(_))
+        let closed = timeout(Duration::from_secs(2), third.read(&mut [0; 1])).await;
+        matches!(closed, Ok(Ok(0) | Err(_)))
     })
     .await;
+    assert!(HttpClient::new(ingest.listen()).post_like(7, 42).await.is_err(), "still two");
     drop(begun);
     eventually("there is room again", async || {
         HttpClient::new(ingest.listen()).post_like(7, 42).await.is_ok_and(|answer| answer.status == 202)
@@ -160,18 +167,39 @@ async fn a_head_that_is_too_long_is_refused() {
     assert_eq!(entries(&setup.redis_client().await).await, 1);
 }
 
+/// The soft and the hard limit of open files of a process.
+fn open_files(pid: u32) -> Option<(u64, u64)> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+    let mut numbers = line.split_whitespace().skip(3).map_while(|word| word.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_connections_fit_as_the_system_allows_files() {
     let setup = Setup::without_schema(&[]).await;
-    let ingest = setup.ingest(&[("INGEST_MAX_CONNECTIONS", "900")]);
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", ingest.pid())).unwrap();
-    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    let soft: u64 = files.split_whitespace().nth(3).unwrap().parse().unwrap();
-    let hard: u64 = files.split_whitespace().nth(4).unwrap().parse().unwrap();
-    assert!(soft >= hard.min(1_100), "{files}");
-    assert!(!ingest.log_text().contains("fewer connections than"));
-    let greedy = setup.ingest(&[("INGEST_MAX_CONNECTIONS", "1000000")]);
-    assert_eq!(greedy.log_text().contains("fewer connections than"), hard < 1_000_200, "{files}");
+    for (hard, connections, warns) in [(1_500, "900", false), (600, "900", true)] {
+        let log = setup.folder().join(format!("{hard}.log"));
+        let mut ingest = Command::new("sh")
+            .args(["-c", &format!("ulimit -Sn 300 && ulimit -Hn {hard} && exec \"$0\"")])
+            .arg(local::program::programs_folder().unwrap().join("ingest"))
+            .env("REDIS_URL", setup.redis.url())
+            .env("INGEST_MAX_CONNECTIONS", connections)
+            .envs([("INGEST_LISTEN", "127.0.0.1:0"), ("INGEST_ADMIN_LISTEN", "127.0.0.1:0")])
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let raised = (hard.min(1_100), hard);
+        eventually("the limit is raised", async || open_files(ingest.id()) == Some(raised)).await;
+        let warned =
+            || fs::read_to_string(&log).unwrap().contains("fewer connections than INGEST_MAX_CONNECTIONS");
+        if warns {
+            eventually("it says so", async || warned()).await;
+        }
+        ingest.kill().unwrap();
+        ingest.wait().unwrap();
+        assert_eq!(warned(), warns);
+    }
 }
 
 fn preflight(origin: &str) -> Request<Full<Bytes>> {

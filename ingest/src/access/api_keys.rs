@@ -70,7 +70,16 @@ fn parse(file: &[u8]) -> Result<Vec<[u8; SHA256_OUTPUT_LEN]>, String> {
             _ => None,
         };
         let wrong = || format!("line {number} is not a name and the SHA-256 of a key, of 64 hex digits");
-        hashes.push(hash.ok_or_else(wrong)?);
+        let hash = hash.ok_or_else(wrong)?;
+        if digest(&SHA256, b"").as_ref() == hash {
+            return Err(format!(
+                "line {number} is the hash of no key at all, with which anybody could write"
+            ));
+        }
+        hashes.push(hash);
+    }
+    if hashes.is_empty() {
+        return Err("the file has no keys".to_owned());
     }
     if hashes.len() > MAX_KEYS {
         return Err(format!("the file has {} keys: allowed are {MAX_KEYS}", hashes.len()));
@@ -100,7 +109,8 @@ mod tests {
         let file = format!("# services\n\n  shop   {hash}  \nother {}\r\n", hash.to_uppercase());
         let hashes = parse(file.as_bytes()).unwrap();
         assert_eq!(hashes, [expected.as_ref(), expected.as_ref()]);
-        assert_eq!(parse(b"").unwrap(), Vec::<[u8; 32]>::new(), "nobody may write");
+        let of_nothing = "shop e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert!(parse(b"").is_err() && parse(b"# none\n").is_err() && parse(of_nothing.as_bytes()).is_err());
         for (bad, line) in [("abc", 1), ("# x\nshop abc", 2), (&format!("shop {hash} more"), 1)] {
             let why = parse(bad.as_bytes()).unwrap_err();
             assert!(why.contains(&format!("line {line} ")) && !why.contains("abc"), "{why}");

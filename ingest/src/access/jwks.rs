@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use shared::{
     service::{one_line, wait_for},
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -38,11 +39,19 @@ const FETCH_PAUSE: Duration = Duration::from_secs(10);
 /// How long such a token waits for it.
 const UNKNOWN_KEY_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How many such tokens may wait.
+const MAX_WAITING: usize = 100;
+
 const MAX_SET_BYTES: usize = 1 << 20;
 const MAX_KEYS: usize = 1_000;
 
 pub(super) fn is_hmac(algorithm: Algorithm) -> bool {
     algorithm.family() == AlgorithmFamily::Hmac
+}
+
+/// Whether a key set is to be fetched, and not read from a file.
+pub(super) fn is_url(set: &str) -> bool {
+    set.contains("://")
 }
 
 /// Where keys come from.
@@ -62,7 +71,7 @@ impl KeySource {
             return Ok(Self::File(keys));
         }
         let set = args.ingest_jwt_jwks.as_deref().unwrap_or_default();
-        if set.contains("://") {
+        if is_url(set) {
             let client = http_client(args.ingest_jwt_jwks_ca.as_ref())?;
             let fetch = Fetch { client, url: trusted_url(set)?, algorithms };
             return Ok(Self::Url(Fetched::start(fetch, args.ingest_jwt_jwks_refresh).await?));
@@ -116,8 +125,8 @@ impl KeySet {
         struct Set {
             keys: Vec<serde_json::Value>,
         }
-        let set: Set =
-            serde_json::from_slice(json).map_err(|error| format!("it is no JSON Web Key Set: {error}"))?;
+        // What the library says of it might quote it.
+        let set: Set = serde_json::from_slice(json).map_err(|_| "it is no JSON Web Key Set")?;
         let keys = set.keys.into_iter().filter_map(|key| usable(key, algorithms));
         let keys: Vec<Key> = keys.take(MAX_KEYS).collect();
         if keys.is_empty() {
@@ -184,6 +193,13 @@ fn trusted_url(url: &str) -> Result<Url, SettingError> {
     };
     let url: Url = url.parse().map_err(|_| refused())?;
     let is_here = url.host_str().is_some_and(|host| ["localhost", "127.0.0.1", "[::1]"].contains(&host));
+    // Settings show it in full.
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(SettingError::new(
+            "INGEST_JWT_JWKS",
+            "has a user or a password: allowed is a URL without",
+        ));
+    }
     if url.scheme() == "https" || (url.scheme() == "http" && is_here) { Ok(url) } else { Err(refused()) }
 }
 
@@ -221,7 +237,7 @@ impl Fetch {
     async fn fetch(&self) -> Result<KeySet, FetchError> {
         let answer =
             self.client.get(self.url.clone()).send().await.and_then(reqwest::Response::error_for_status);
-        // The URL is in the log line already, and might have a password in it.
+        // The URL is in the log line already.
         let mut answer = answer.map_err(reqwest::Error::without_url)?;
         let mut json = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
@@ -233,18 +249,27 @@ impl Fetch {
         KeySet::parse(&json, &self.algorithms).map_err(FetchError::Content)
     }
 
-    /// For people, without user and password.
+    /// For people.
     fn address(&self) -> String {
         format!("{}{}", self.url.host_str().unwrap_or_default(), self.url.path())
     }
 }
 
+/// Between those who need a key and the one who fetches.
+struct Signals {
+    wanted: Notify,
+    /// Whether the set would be fetched at once.
+    may_fetch: AtomicBool,
+    /// A try has ended, well or not.
+    tried: Notify,
+    /// Tokens that nobody has signed must not make everybody wait.
+    may_wait: Semaphore,
+}
+
 /// A set as it was when it could last be fetched.
 pub(super) struct Fetched {
     keys: watch::Receiver<KeySet>,
-    wanted: Arc<Notify>,
-    /// Whether the set would be fetched at once.
-    may_fetch: Arc<AtomicBool>,
+    signals: Arc<Signals>,
     _refreshing: AbortOnDropHandle<()>,
 }
 
@@ -254,38 +279,37 @@ impl Fetched {
         let first =
             wait_for(&server, "INGEST_JWT_JWKS", FIRST_FETCH_TIMEOUT, |_| false, || fetch.fetch()).await?;
         let (sender, keys) = watch::channel(first);
-        let wanted = Arc::new(Notify::new());
-        let may_fetch = Arc::new(AtomicBool::new(false));
-        let refreshing = refresh(fetch, sender, Arc::clone(&wanted), Arc::clone(&may_fetch), refresh_every);
+        let signals = Arc::new(Signals {
+            wanted: Notify::new(),
+            may_fetch: AtomicBool::new(false),
+            tried: Notify::new(),
+            may_wait: Semaphore::new(MAX_WAITING),
+        });
+        let refreshing = refresh(fetch, sender, Arc::clone(&signals), refresh_every);
         let refreshing = AbortOnDropHandle::new(tokio::spawn(refreshing));
-        Ok(Self { keys, wanted, may_fetch, _refreshing: refreshing })
+        Ok(Self { keys, signals, _refreshing: refreshing })
     }
 
     async fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Option<DecodingKey> {
         let known = self.keys.borrow().find(algorithm, id);
-        if known.is_some() || !self.may_fetch.load(Ordering::Relaxed) {
+        if known.is_some() || !self.signals.may_fetch.load(Ordering::Relaxed) {
             return known;
         }
-        let mut keys = self.keys.clone();
-        keys.mark_unchanged();
-        self.wanted.notify_one();
-        let _ = timeout(UNKNOWN_KEY_PATIENCE, keys.changed()).await;
-        keys.borrow().find(algorithm, id)
+        let _waiting = self.signals.may_wait.try_acquire().ok()?;
+        let mut tried = pin!(self.signals.tried.notified());
+        tried.as_mut().enable();
+        self.signals.wanted.notify_one();
+        let _ = timeout(UNKNOWN_KEY_PATIENCE, tried).await;
+        self.keys.borrow().find(algorithm, id)
     }
 }
 
-async fn refresh(
-    fetch: Fetch,
-    keys: watch::Sender<KeySet>,
-    wanted: Arc<Notify>,
-    may_fetch: Arc<AtomicBool>,
-    every: Duration,
-) {
+async fn refresh(fetch: Fetch, keys: watch::Sender<KeySet>, signals: Arc<Signals>, every: Duration) {
     let pause = FETCH_PAUSE.min(every);
     loop {
         sleep(pause).await;
-        may_fetch.store(true, Ordering::Relaxed);
-        let _ = timeout(every.saturating_sub(pause), wanted.notified()).await;
+        signals.may_fetch.store(true, Ordering::Relaxed);
+        let _ = timeout(every.saturating_sub(pause), signals.wanted.notified()).await;
         match fetch.fetch().await {
             Ok(set) => drop(keys.send_replace(set)),
             Err(error) => {
@@ -293,7 +317,8 @@ async fn refresh(
                 tracing::warn!(set = fetch.address(), why, "the key set can't be had: the old one is kept");
             }
         }
-        may_fetch.store(false, Ordering::Relaxed);
+        signals.may_fetch.store(false, Ordering::Relaxed);
+        signals.tried.notify_waiters();
     }
 }
 
@@ -348,9 +373,13 @@ mod tests {
         for url in ["https://id.example.org/jwks", "http://127.0.0.1:8080/jwks", "http://[::1]/jwks"] {
             assert!(trusted_url(url).is_ok(), "{url}");
         }
-        for url in
-            ["http://id.example.org/jwks", "ftp://127.0.0.1/jwks", "https://", "http://127.0.0.1.evil.org/"]
-        {
+        for url in [
+            "http://id.example.org/jwks",
+            "ftp://127.0.0.1/jwks",
+            "https://",
+            "http://127.0.0.1.evil.org/",
+            "https://me:hunter2@id.example.org/",
+        ] {
             assert!(trusted_url(url).is_err(), "{url}");
         }
     }

@@ -2,19 +2,22 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::NonEmptyStringValueParser};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header, errors::ErrorKind};
 use serde::Deserialize;
 use shared::{cli::SettingError, config::duration};
 
 use super::{
     BadCredential, Writer,
-    jwks::{KeySource, is_hmac},
+    jwks::{KeySource, is_hmac, is_url},
 };
 use crate::IngestError;
 
 /// No token that is meant seriously is longer.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
+
+/// Clocks that are further apart should be mended.
+const MAX_LEEWAY: Duration = Duration::from_mins(10);
 
 #[derive(Args, Debug)]
 #[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
@@ -44,25 +47,46 @@ pub(super) struct JwtArgs {
     pub(super) ingest_jwt_algorithms: Vec<Algorithm>,
 
     /// For jwt: what the iss of a token must be
-    #[arg(long, env = "INGEST_JWT_ISSUER", value_name = "ISSUER")]
+    #[arg(long, env = "INGEST_JWT_ISSUER", value_name = "ISSUER",
+          value_parser = NonEmptyStringValueParser::new())]
     ingest_jwt_issuer: Option<String>,
 
     /// For jwt: what the aud of a token must name
-    #[arg(long, env = "INGEST_JWT_AUDIENCE", value_name = "AUDIENCE")]
+    #[arg(long, env = "INGEST_JWT_AUDIENCE", value_name = "AUDIENCE",
+          value_parser = NonEmptyStringValueParser::new())]
     ingest_jwt_audience: Option<String>,
 
     /// How far the clocks of those who make tokens and ours may be apart
-    #[arg(long, env = "INGEST_JWT_LEEWAY", default_value = "30s", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "INGEST_JWT_LEEWAY", default_value = "30s", value_name = "DURATION", value_parser = leeway)]
     ingest_jwt_leeway: Duration,
 
     /// The scope with which a token may write likes of all users; without it only those of its sub
-    #[arg(long, env = "INGEST_JWT_SERVICE_SCOPE", default_value = "likes:write-all", value_name = "SCOPE")]
+    #[arg(long, env = "INGEST_JWT_SERVICE_SCOPE", default_value = "likes:write-all", value_name = "SCOPE",
+          value_parser = scope)]
     ingest_jwt_service_scope: String,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("allowed are RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384, HS512")]
 struct UnknownAlgorithm;
+
+#[derive(Debug, thiserror::Error)]
+#[error("allowed is a time like 30s, up to 10 minutes")]
+struct NotALeeway;
+
+fn leeway(text: &str) -> Result<Duration, NotALeeway> {
+    duration(text).ok().filter(|leeway| *leeway <= MAX_LEEWAY).ok_or(NotALeeway)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("allowed is one scope, a word without spaces")]
+struct NotAScope;
+
+/// An empty one would be had by whoever has none.
+fn scope(text: &str) -> Result<String, NotAScope> {
+    let is_one = !text.is_empty() && !text.contains(char::is_whitespace);
+    if is_one { Ok(text.to_owned()) } else { Err(NotAScope) }
+}
 
 fn algorithm(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
     name.parse().map_err(|_| UnknownAlgorithm)
@@ -87,6 +111,11 @@ impl JwtArgs {
                 "INGEST_JWT_KEY_FILE",
                 "INGEST_AUTH has jwt: set either this or INGEST_JWT_JWKS",
             ));
+        }
+        let is_url = self.ingest_jwt_jwks.as_ref().is_some_and(|set| is_url(set));
+        if self.ingest_jwt_jwks_ca.is_some() && !is_url {
+            let problem = "is not heeded: allowed is an INGEST_JWT_JWKS that is an https URL";
+            return Err(SettingError::new("INGEST_JWT_JWKS_CA", problem));
         }
         for (setting, given) in &given[3..] {
             if !given {
@@ -144,7 +173,8 @@ impl Tokens {
     pub(super) async fn new(args: &JwtArgs) -> Result<Self, IngestError> {
         let validation = |algorithm: &Algorithm| {
             let mut validation = Validation::new(*algorithm);
-            validation.leeway = args.ingest_jwt_leeway.as_secs();
+            validation.leeway =
+                args.ingest_jwt_leeway.as_secs() + u64::from(args.ingest_jwt_leeway.subsec_nanos() > 0);
             validation.validate_nbf = true;
             validation.set_required_spec_claims(&["exp", "iss", "aud"]);
             // One that is not set is none that a token could have: `check` has seen to it that both are.
@@ -164,11 +194,21 @@ impl Tokens {
             return Err(BadCredential::NoToken);
         }
         let header = decode_header(token).map_err(|error| bad_credential(error.into_kind()))?;
+        // Source: RFC 7515, section 4.1.11: what is critical and not understood makes a token invalid.
+        if header.crit.is_some() {
+            return Err(BadCredential::Signature);
+        }
         let validation = self.validations.iter().find(|(algorithm, _)| *algorithm == header.alg);
         let (_, validation) = validation.ok_or(BadCredential::Signature)?;
         let key = self.keys.find(header.alg, header.kid.as_deref()).await.ok_or(BadCredential::Signature)?;
         let decoded = decode::<Claims>(token, &key, validation);
-        let claims = decoded.map_err(|error| bad_credential(error.into_kind()))?.claims;
+        let claims = decoded
+            .map_err(|error| match error.into_kind() {
+                // Its signature was good, so it is a token.
+                ErrorKind::Json(_) => BadCredential::Claim("sub, scope or scp".to_owned()),
+                other => bad_credential(other),
+            })?
+            .claims;
         let is_service =
             [&claims.scope, &claims.scp].into_iter().flatten().any(|s| s.has(&self.service_scope));
         Ok(if is_service { Writer::OfAll } else { Writer::Of(claims.sub.as_deref().and_then(user_id)) })
