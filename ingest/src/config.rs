@@ -64,7 +64,7 @@ pub struct Settings {
           value_parser = positive_duration)]
     pub(crate) ingest_idle_timeout: Duration,
 
-    /// How long a body may take to arrive
+    /// How long a body may take to arrive, and an answer to be read
     #[arg(long, env = "INGEST_BODY_TIMEOUT", default_value = "10s", value_name = "DURATION",
           value_parser = positive_duration)]
     pub(crate) ingest_body_timeout: Duration,

@@ -62,6 +62,7 @@ pub(crate) struct ConnectionLimits {
     max_connections: usize,
     address_connections: Option<u32>,
     head_timeout: Duration,
+    answer_timeout: Duration,
     idle_timeout: Duration,
 }
 
@@ -71,6 +72,7 @@ impl ConnectionLimits {
             max_connections: room_for_connections(settings.ingest_max_connections as usize),
             address_connections: settings.limits.ingest_address_connections,
             head_timeout: settings.ingest_head_timeout,
+            answer_timeout: settings.ingest_body_timeout,
             idle_timeout: settings.ingest_idle_timeout,
         }
     }
@@ -200,10 +202,7 @@ impl Connection {
             let in_flight = watch.request();
             request.extensions_mut().insert(Peer(peer.ip()));
             let answer = router.clone().call(request);
-            async move {
-                let _in_flight = in_flight;
-                answer.await
-            }
+            async move { answer.await.map(|response| in_flight.answered(response)) }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut idle_at = pin!(sleep_until(activity.idle_at()));
@@ -222,7 +221,7 @@ impl Connection {
                         idle_at.as_mut().reset(deadline);
                         continue;
                     }
-                    if leaving {
+                    if leaving || activity.has_unsent() {
                         return;
                     }
                     tracing::debug!(%peer, "a connection was idle for too long");

@@ -1,7 +1,9 @@
 //! What callers can ask: `POST /likes` and `POST /likes/batch`, and `openapi` what they can read.
 
 use std::{
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,10 +18,11 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use shared::like::Like;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
@@ -84,12 +87,12 @@ pub(crate) struct Service<K> {
 
 impl<K> Service<K> {
     /// Lets a request in, or says why not.
-    fn enter(&self, request: &Request) -> Result<SemaphorePermit<'_>, Problem> {
+    fn enter(&self, request: &Request) -> Result<OwnedSemaphorePermit, Problem> {
         if let Some(Peer(address)) = request.extensions().get() {
             let taken = self.limits.quotas.take_request(*address, request.headers());
             taken.map_err(|wait| Problem::RateLimited { whose: problem::Quota::Address, wait })?;
         }
-        self.limits.in_flight.try_acquire().map_err(|_| Problem::Overloaded)
+        Arc::clone(&self.limits.in_flight).try_acquire_owned().map_err(|_| Problem::Overloaded)
     }
 }
 
@@ -100,7 +103,7 @@ pub(crate) struct RequestLimits {
     batches: BatchLimits,
     quotas: Quotas,
     /// A permit for each request that may be in flight.
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
 }
 
 impl RequestLimits {
@@ -110,7 +113,7 @@ impl RequestLimits {
             body_timeout: settings.ingest_body_timeout,
             batches: BatchLimits::new(settings),
             quotas: Quotas::new(&settings.limits),
-            in_flight: Semaphore::new(settings.limits.ingest_max_requests as usize),
+            in_flight: Arc::new(Semaphore::new(settings.limits.ingest_max_requests as usize)),
         }
     }
 }
@@ -120,7 +123,7 @@ struct BatchLimits {
     max_likes: usize,
     max_body_bytes: usize,
     /// A permit a [`MEMORY_UNIT_BYTES`].
-    memory: Semaphore,
+    memory: Arc<Semaphore>,
 }
 
 impl BatchLimits {
@@ -128,30 +131,62 @@ impl BatchLimits {
         Self {
             max_likes: settings.ingest_batch_likes as usize,
             max_body_bytes: settings.ingest_batch_body.0,
-            memory: Semaphore::new(settings.ingest_batch_memory.0.div_ceil(MEMORY_UNIT_BYTES)),
+            memory: Arc::new(Semaphore::new(settings.ingest_batch_memory.0.div_ceil(MEMORY_UNIT_BYTES))),
         }
     }
 
     /// Memory for the first of a body, to grow with it: what is only announced takes none.
-    fn room(&self) -> Result<Room<'_>, Problem> {
-        let held = self.memory.try_acquire().map_err(|_| Problem::Overloaded)?;
-        Ok(Room { memory: &self.memory, held })
+    fn room(&self) -> Result<Room, Problem> {
+        let held = Arc::clone(&self.memory).try_acquire_owned().map_err(|_| Problem::Overloaded)?;
+        Ok(Room { memory: Arc::clone(&self.memory), held })
     }
 }
 
-/// The memory of one batch's body.
-struct Room<'a> {
-    memory: &'a Semaphore,
-    held: SemaphorePermit<'a>,
+/// The memory of one batch: of its body, and of what is said of it.
+struct Room {
+    memory: Arc<Semaphore>,
+    held: OwnedSemaphorePermit,
 }
 
-impl Room<'_> {
+impl Room {
     /// Makes it so large, if others leave as much.
     fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let more = bytes.div_ceil(MEMORY_UNIT_BYTES).saturating_sub(self.held.num_permits());
-        let more = self.memory.try_acquire_many(u32::try_from(more).unwrap_or(u32::MAX));
+        let more = Arc::clone(&self.memory).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX));
         self.held.merge(more.map_err(|_| Problem::Overloaded)?);
         Ok(())
+    }
+
+    /// Stays with an answer until that is sent.
+    fn stay_with(self, mut response: Response) -> Response {
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}
+
+/// The body of an answer, with what it holds until it is sent.
+struct Holding<H> {
+    body: Body,
+    _held: H,
+}
+
+impl<H: Unpin> HttpBody for Holding<H> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -326,13 +361,14 @@ pub(crate) async fn batch<K: Keep>(
         return Err(Problem::RateLimited { whose: problem::Quota::User, wait });
     }
     let BatchRequest { likes, bad } = batch;
+    room.grow(body.len() + bad.iter().map(BadItem::json_bytes).sum::<usize>())?;
     if likes.is_empty() {
-        return Err(Problem::InvalidBatch(bad));
+        return Ok(room.stay_with(Problem::InvalidBatch(bad).into_response()));
     }
     let accepted = likes.len();
     service.keep.keep_all(likes).await.map_err(Problem::Publish)?;
     let accepted = BatchAccepted { accepted, rejected: bad.len(), errors: &bad };
-    Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
+    Ok(room.stay_with((StatusCode::ACCEPTED, Json(accepted)).into_response()))
 }
 
 /// Takes the likes of a batch off the quotas of their users. Those that are over them are bad then; how long to wait
@@ -409,11 +445,11 @@ async fn at_the_edge<K: Keep>(
 ) -> Response {
     let _in_flight = service.requests.token();
     let id = request_id(request.headers());
-    let entered = service.enter(&request);
-    let mut response = match entered {
-        Ok(_permit) => next.run(request).await,
-        Err(problem) => problem.into_response(),
+    let (permit, mut response) = match service.enter(&request) {
+        Ok(permit) => (Some(permit), next.run(request).await),
+        Err(problem) => (None, problem.into_response()),
     };
+    let room = response.extensions_mut().remove::<Arc<Room>>();
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let code = problem.kind().code();
         service.metrics.refused(code);
@@ -422,7 +458,7 @@ async fn at_the_edge<K: Keep>(
         response = problem.render(id.to_str().unwrap_or_default(), headers);
     }
     response.headers_mut().insert(REQUEST_ID, id);
-    response
+    response.map(|body| Body::new(Holding { body, _held: (permit, room) }))
 }
 
 /// The caller's own id where it is harmless to repeat, or a new one.

@@ -53,6 +53,13 @@ pub struct BadItem {
     pub detail: String,
 }
 
+impl BadItem {
+    /// How long it is at most as JSON, about.
+    pub(crate) fn json_bytes(&self) -> usize {
+        self.detail.len() + 80
+    }
+}
+
 /// A batch as far as it could be read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BatchRequest {

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use local::{
     process::raise_open_files,
     slow_callers::{SlowCallers, Slowness},
@@ -9,6 +13,7 @@ use local::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 
@@ -84,6 +89,54 @@ async fn connections_that_are_idle_after_a_request_are_closed() {
         });
         assert!(ended.await.is_ok(), "still open after {next:?}");
     }
+}
+
+/// A caller of HTTP/2 who lets nothing be sent to it, and goes on asking.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_take_little_memory_and_come_to_an_end() {
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[("INGEST_BODY_TIMEOUT", "2s"), ("INGEST_BATCH_MEMORY", "4MiB")]);
+    let mut connections = JoinSet::new();
+    for _ in 0..10 {
+        let stream = TcpStream::connect(ingest.listen()).await.unwrap();
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(0)
+            .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+            .await
+            .unwrap();
+        connections.spawn(connection);
+        let bad = format!("[{}1]", "1,".repeat(4_000));
+        let ask = async move |path: &str, body: &str| {
+            let request = Request::builder()
+                .method(if body.is_empty() { "GET" } else { "POST" })
+                .uri(format!("http://x{path}"))
+                .header("content-type", "application/json")
+                .body(Full::new(Bytes::from(body.to_owned())))
+                .unwrap();
+            sender.clone().send_request(request).await
+        };
+        connections.spawn(async move {
+            let mut unread = Vec::new();
+            for _ in 0..40 {
+                unread.push(ask("/docs/swagger-ui-bundle.js", "").await);
+                unread.push(ask("/likes/batch", &bad).await);
+            }
+            while ask("/nothing", "").await.is_ok_and(|answer| {
+                unread.push(Ok(answer));
+                unread.len() < 120
+            }) {
+                sleep(Duration::from_millis(100)).await;
+            }
+            std::future::pending().await
+        });
+    }
+    // Each of them is closed by ingest; the callers themselves never end.
+    for _ in 0..10 {
+        assert!(timeout(SOON, connections.join_next()).await.is_ok(), "answers are kept for ever");
+    }
+    let resident = ingest.peak_resident_bytes().unwrap();
+    assert!(resident <= MAX_RESIDENT_BYTES, "{resident}");
+    assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 42}"#).await.status, 202);
 }
 
 /// Reads what is left of a response, which ends with its JSON.
