@@ -142,7 +142,7 @@ pub fn default_threads() -> usize {
 }
 
 #[derive(Debug, Error)]
-#[error("allowed are origins like https://app.example.org, with no path, or *")]
+#[error("allowed are origins like https://app.example.org, in small letters and with no path, or *")]
 struct NotAnOrigin;
 
 /// Source: RFC 6454, section 6.2.
@@ -151,7 +151,8 @@ fn origin(text: &str) -> Result<HeaderValue, NotAnOrigin> {
     let uri: Option<Uri> = text.parse().ok();
     let is_origin = |uri: &Uri| {
         let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.authority()) else { return false };
-        ["http", "https"].contains(&scheme) && text == format!("{scheme}://{host}")
+        let as_browsers_write_it = !text.contains('@') && !text.bytes().any(|b| b.is_ascii_uppercase());
+        ["http", "https"].contains(&scheme) && text == format!("{scheme}://{host}") && as_browsers_write_it
     };
     let value = HeaderValue::from_str(text).map_err(|_| NotAnOrigin)?;
     if text == "*" || uri.as_ref().is_some_and(is_origin) { Ok(value) } else { Err(NotAnOrigin) }

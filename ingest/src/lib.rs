@@ -107,6 +107,10 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), IngestError> {
     let redis = Redis::new(&settings.redis)?;
+    let tls = Tls::load(&settings.tls)?;
+    let Some(access) = shutdown.run_until_cancelled(Access::new(&settings.access)).await.transpose()? else {
+        return Ok(());
+    };
     let (listener, listen) = listen_on("INGEST_LISTEN", settings.ingest_listen).await?;
     let (admin_listener, admin_listen) =
         listen_on("INGEST_ADMIN_LISTEN", settings.ingest_admin_listen).await?;
@@ -114,10 +118,6 @@ pub async fn run(
     if settings.access.is_off() && !listen.ip().is_loopback() {
         tracing::warn!(%listen, "anybody who can reach this address may write likes of any user: set INGEST_AUTH, or see to it that only a gateway can");
     }
-    let tls = Tls::load(&settings.tls)?;
-    let Some(access) = shutdown.run_until_cancelled(Access::new(&settings.access)).await.transpose()? else {
-        return Ok(());
-    };
     let health = Health::default();
     let redis_check = health.check("redis");
     let stop_admin = CancellationToken::new();

@@ -88,7 +88,9 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, NotARate> {
         let (count, unit) = text.split_once('/').ok_or(NotARate)?;
-        let count = count.parse().ok().filter(|count: &NonZeroU32| count.get() <= 1_000_000);
+        let digits = Some(count).filter(|count| count.bytes().all(|b| b.is_ascii_digit()));
+        let count = digits.and_then(|count| count.parse().ok());
+        let count = count.filter(|count: &NonZeroU32| count.get() <= 1_000_000);
         let period = match unit {
             "s" => Duration::from_secs(1),
             "m" => Duration::from_mins(1),
@@ -243,7 +245,7 @@ mod tests {
         assert_eq!(rate("20/s"), Some((20, 1)));
         assert_eq!(rate("600/m"), Some((600, 60)));
         assert_eq!(rate("1000000/h"), Some((1_000_000, 3600)));
-        for bad in ["", "20", "0/s", "-1/s", "20/d", "20/ s", "1000001/s", "1.5/s", "/s"] {
+        for bad in ["", "20", "0/s", "-1/s", "+1/s", "20/d", "20/ s", "1000001/s", "1.5/s", "/s"] {
             assert_eq!(rate(bad), None, "{bad}");
         }
     }

@@ -2,7 +2,7 @@
 //! without a restart.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::PathBuf,
     sync::Arc,
@@ -82,6 +82,10 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
 fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingError> {
     let read = |path: &PathBuf| {
         let mut content = Vec::new();
+        // A pipe might keep us waiting for ever.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
         File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut content)?;
         if content.len() as u64 > MAX_FILE_BYTES {
             return Err(io::Error::other(format!("it has more than {MAX_FILE_BYTES} bytes")));

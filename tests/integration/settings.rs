@@ -52,7 +52,7 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
     assert_refused("ingest", "INGEST_USER_RATE", "20", "20/s");
     assert_refused("ingest", "INGEST_ADDRESS_RATE", "0/s", "20/s");
     assert_refused("ingest", "INGEST_TRUSTED_PROXIES", "proxy", "10.0.0.0/8");
-    assert_refused("ingest", "INGEST_CORS_ORIGINS", "https://app.example.org/path", "with no path");
+    assert_refused("ingest", "INGEST_CORS_ORIGINS", "https://app.example.org/path", "no path");
     assert_refused("ingest", "INGEST_DOCS", "perhaps", "true, false");
     assert_refused("ingest", "INGEST_HEAD_TIMEOUT", "0s", "not zero");
     assert_refused("ingest", "REDIS_ACK", "replicas:0", "replicas:N");

@@ -104,6 +104,10 @@ struct Key {
 impl KeySet {
     /// A public key in PEM or a secret, by what the algorithms, which are of one family, need.
     fn of_one(content: &[u8], algorithms: &[Algorithm]) -> Result<Self, String> {
+        // The library would take it, and then no token.
+        if content.windows(b"PRIVATE KEY".len()).any(|words| words == b"PRIVATE KEY") {
+            return Err("the file has a private key: the public one is wanted".to_owned());
+        }
         let family =
             algorithms.first().map(|algorithm| algorithm.family()).ok_or("no algorithm is allowed")?;
         let key = match family {
@@ -365,6 +369,7 @@ mod tests {
         assert!(hmac(&[b'x'; 31], Algorithm::HS256).is_err() && hmac(&[b'x'; 32], Algorithm::HS512).is_err());
         let pem = b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
         assert!(hmac(pem, Algorithm::HS256).is_err());
+        assert!(hmac(b"-----BEGIN PRIVATE KEY-----", Algorithm::RS256).unwrap_err().contains("private"));
         assert!(hmac(pem, Algorithm::EdDSA).is_ok() && hmac(pem, Algorithm::RS256).is_err());
     }
 
