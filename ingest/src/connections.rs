@@ -183,7 +183,14 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
-        let Some(tls) = tls else { return self.serve_http(stream).await };
+        match tls {
+            None => self.serve_http(stream).await,
+            // What TLS waits for is large, and connections without it need not have room for it.
+            Some(tls) => Box::pin(self.serve_tls(stream, tls)).await,
+        }
+    }
+
+    async fn serve_tls(self, stream: TcpStream, tls: TlsAcceptor) {
         let handshake = tokio::select! {
             shaken = timeout_at(self.activity.idle_at(), tls.accept(stream)) => shaken,
             () = self.shutdown.cancelled() => return,
