@@ -212,7 +212,7 @@ impl Connection {
             async move { answer.await.map(|response| in_flight.answered(response)) }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut idle_at = pin!(sleep_until(activity.idle_at()));
+        let mut look = pin!(sleep_until(activity.look_at()));
         let (mut stopping, mut leaving) = (false, false);
         loop {
             tokio::select! {
@@ -222,10 +222,9 @@ impl Connection {
                     }
                     return;
                 }
-                () = idle_at.as_mut() => {
-                    let deadline = activity.idle_at();
-                    if Instant::now() < deadline {
-                        idle_at.as_mut().reset(deadline);
+                () = look.as_mut() => {
+                    if Instant::now() < activity.idle_at() {
+                        look.as_mut().reset(activity.look_at());
                         continue;
                     }
                     if leaving || activity.has_unsent() {
@@ -234,7 +233,7 @@ impl Connection {
                     tracing::debug!(%peer, "a connection was idle for too long");
                     connection.as_mut().graceful_shutdown();
                     leaving = true;
-                    idle_at.as_mut().reset(Instant::now() + GOODBYE);
+                    look.as_mut().reset(Instant::now() + GOODBYE);
                 }
                 () = shutdown.cancelled(), if !stopping => {
                     stopping = true;

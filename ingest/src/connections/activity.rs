@@ -53,7 +53,7 @@ impl Activity {
         InFlight { activity: Arc::clone(self), answer: None }
     }
 
-    /// When it is to be looked at again, if it isn't idle for too long now.
+    /// When it is idle for too long, by what is known now.
     pub(super) fn idle_at(&self) -> Instant {
         let state = self.state();
         match state.unsent.first_key_value() {
@@ -62,6 +62,11 @@ impl Activity {
             None if state.requests_in_flight > 0 => Instant::now() + self.idle_timeout,
             None => state.idle_at,
         }
+    }
+
+    /// When it is to be looked at again: an answer that is not read has less time than a connection without a request.
+    pub(super) fn look_at(&self) -> Instant {
+        self.idle_at().min(Instant::now() + self.answer_timeout)
     }
 
     /// Whether there is an answer that is not read.
