@@ -17,4 +17,4 @@ pub mod redis;
 pub mod service;
 pub mod shutdown;
 pub mod telemetry;
-pub mod tls;
+mod tls;

@@ -19,7 +19,7 @@ use rustls::{
     },
 };
 
-use self::verifiers::{ChainOnly, Unverified};
+use self::verifiers::ForAnyName;
 
 /// What is asked of the server's certificate.
 pub(crate) enum Trust {
@@ -132,8 +132,8 @@ fn verifier(
 ) -> Result<Arc<dyn ServerCertVerifier>, rustls::Error> {
     let algorithms = provider.signature_verification_algorithms;
     Ok(match trust {
-        Trust::Anything => Arc::new(Unverified { algorithms }),
-        Trust::Chain(roots) => Arc::new(ChainOnly { roots, algorithms }),
+        Trust::Anything => Arc::new(ForAnyName { roots: None, algorithms }),
+        Trust::Chain(roots) => Arc::new(ForAnyName { roots: Some(roots), algorithms }),
         Trust::ChainAndName(roots) => {
             let built =
                 WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(provider)).build();
