@@ -1,9 +1,8 @@
 //! What callers can ask: `POST /likes` and `POST /likes/batch`, and `openapi` what they can read.
 
 use std::{
-    pin::Pin,
+    mem,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,9 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use shared::like::Like;
 use tokio::{
@@ -157,36 +154,10 @@ impl Room {
         Ok(())
     }
 
-    /// Stays with an answer until that is sent.
+    /// Stays with an answer until that is sent, as all of its extensions do.
     fn stay_with(self, mut response: Response) -> Response {
         response.extensions_mut().insert(Arc::new(self));
         response
-    }
-}
-
-/// The body of an answer, with what it holds until it is sent.
-struct Holding<H> {
-    body: Body,
-    _held: H,
-}
-
-impl<H: Unpin> HttpBody for Holding<H> {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -401,26 +372,27 @@ async fn read_body(
     max_bytes: usize,
     within: Duration,
     mut grow: impl FnMut(usize) -> Result<(), Problem>,
-) -> Result<Bytes, Problem> {
+) -> Result<Vec<u8>, Problem> {
     // Who waits for us to ask for the body need not send one that is too long.
     if headers.contains_key(header::EXPECT) && body.size_hint().lower() > max_bytes as u64 {
         return Err(Problem::BodyTooLarge { max_bytes });
     }
     let read = async {
-        let (mut parts, mut bytes) = (Vec::new(), 0);
+        // Copied, because a part may be a byte that keeps all of what was read with it.
+        let mut whole = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Problem::BodyIncomplete)?;
             let Ok(part) = frame.into_data() else { continue };
-            bytes += part.len();
+            let bytes = whole.len() + part.len();
             let fits =
                 if bytes <= max_bytes { grow(bytes) } else { Err(Problem::BodyTooLarge { max_bytes }) };
             if let Err(problem) = fits {
                 discard(&mut body).await;
                 return Err(problem);
             }
-            parts.push(part);
+            whole.extend_from_slice(&part);
         }
-        Ok(if parts.len() == 1 { parts.swap_remove(0) } else { parts.concat().into() })
+        Ok(whole)
     };
     timeout(within, read).await.unwrap_or(Err(Problem::BodyTimeout))
 }
@@ -449,16 +421,19 @@ async fn at_the_edge<K: Keep>(
         Ok(permit) => (Some(permit), next.run(request).await),
         Err(problem) => (None, problem.into_response()),
     };
-    let room = response.extensions_mut().remove::<Arc<Room>>();
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+    let problem = response.extensions_mut().remove::<Problem>();
+    let mut held = mem::take(response.extensions_mut());
+    if let Some(problem) = problem {
         let code = problem.kind().code();
         service.metrics.refused(code);
         tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code, "refused");
-        let headers = std::mem::take(response.headers_mut());
+        let headers = mem::take(response.headers_mut());
         response = problem.render(id.to_str().unwrap_or_default(), headers);
     }
     response.headers_mut().insert(REQUEST_ID, id);
-    response.map(|body| Body::new(Holding { body, _held: (permit, room) }))
+    held.insert(Arc::new(permit));
+    *response.extensions_mut() = held;
+    response
 }
 
 /// The caller's own id where it is harmless to repeat, or a new one.

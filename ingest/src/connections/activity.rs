@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -10,6 +11,7 @@ use std::{
 
 use axum::{
     body::{Body, HttpBody},
+    http::Extensions,
     response::Response,
 };
 use bytes::Bytes;
@@ -88,16 +90,15 @@ pub(super) struct InFlight {
 
 impl InFlight {
     /// From now on the answer is sent.
-    pub(super) fn answered(mut self, response: Response) -> Response<Sending> {
-        {
-            let mut state = self.activity.state();
-            state.answers += 1;
-            let answer = state.answers;
-            state.unsent.insert(answer, Instant::now());
-            drop(state);
-            self.answer = Some(answer);
-        }
-        response.map(|body| Sending { body, rest: Bytes::new(), _in_flight: self })
+    pub(super) fn answered(mut self, mut response: Response) -> Response<Sending> {
+        let mut state = self.activity.state();
+        state.answers += 1;
+        let answer = state.answers;
+        state.unsent.insert(answer, Instant::now());
+        drop(state);
+        self.answer = Some(answer);
+        let held = mem::take(response.extensions_mut());
+        response.map(|body| Sending { body, rest: Bytes::new(), _held: (held, self) })
     }
 }
 
@@ -117,7 +118,8 @@ pub(super) struct Sending {
     body: Body,
     /// Of the frame that was begun.
     rest: Bytes,
-    _in_flight: InFlight,
+    /// What the answer came with, such as permits for what it takes, is held for as long.
+    _held: (Extensions, InFlight),
 }
 
 impl HttpBody for Sending {
