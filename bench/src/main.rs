@@ -174,7 +174,7 @@ fn main() -> ExitCode {
 
 async fn measure(settings: &Settings) -> Result<(), BenchError> {
     fs::create_dir_all(&settings.out)?;
-    // Before the programs are started: they get it from us.
+    // For the callers, who are in this process.
     process::raise_open_files()?;
     say("starting private Redis and Postgres");
     let servers = Servers::start().await?;
