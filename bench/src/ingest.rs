@@ -85,7 +85,7 @@ fn add_latency(answers: &Answers, add: &mut impl FnMut(&'static str, f64)) {
 /// Likes and entries that Redis has taken.
 fn appended(ingest: &Program) -> Result<(f64, f64), BenchError> {
     let metrics = ingest.metrics()?;
-    Ok((metrics.sum("likestream_likes_accepted_total"), metrics.sum("likestream_entries_appended_total")))
+    Ok((metrics.sum("likestream_likes_accepted_total"), metrics.sum("messaging_client_sent_messages_total")))
 }
 
 /// A server under a load.

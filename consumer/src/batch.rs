@@ -1,11 +1,17 @@
 //! A batch: the rows of one transaction, and the entries that it settles.
 
-use std::{collections::HashMap, future, mem, time::Duration};
+use std::{
+    collections::HashMap,
+    future, mem,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use shared::{
     codec::{self, LocatedLike},
     like::Like,
+    partition::Partition,
+    telemetry::spans::Links,
 };
 use tokio::{
     sync::mpsc,
@@ -116,6 +122,8 @@ pub(crate) struct Batch {
     entries: Vec<SettledEntry>,
     likes: usize,
     first_read_at: Instant,
+    /// To the spans that sent the entries.
+    links: Links,
     progress: Progress,
 }
 
@@ -152,7 +160,11 @@ impl Batch {
         let first_read_at = entries.first().map_or_else(Instant::now, |entry| entry.read_at);
         let mut rows = Vec::with_capacity(likes);
         let mut settled = Vec::with_capacity(entries.len());
-        for Entry { at, likes, dead_letters, alone, payload, .. } in entries {
+        let mut links = Links::default();
+        for Entry { at, likes, dead_letters, alone, payload, producer, .. } in entries {
+            if let Some(producer) = producer {
+                links.add(*producer);
+            }
             rows.extend_from_slice(&likes);
             settled.push(SettledEntry { at, likes: likes.len(), dead_letters, alone, payload });
         }
@@ -162,7 +174,7 @@ impl Batch {
         rows.dedup_by_key(|like| pair(*like));
         let progress =
             Progress { untried: Bisection::new(rows.len()), inserted: 0, rejected: HashMap::new() };
-        Self { rows, entries: settled, likes, first_read_at, progress }
+        Self { rows, entries: settled, likes, first_read_at, links, progress }
     }
 
     /// How many rows there are for the table.
@@ -179,6 +191,27 @@ impl Batch {
     /// How many likes its entries held, duplicates included.
     pub(crate) fn likes(&self) -> usize {
         self.likes
+    }
+
+    /// How many entries it settles.
+    pub(crate) fn entries(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// For how long the oldest entry of each partition has been in Redis, if that has the time that it is here.
+    pub(crate) fn waited(&self, now: SystemTime) -> Vec<Duration> {
+        let now_ms = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+        let mut oldest_ms: HashMap<Partition, u64> = HashMap::new();
+        for SettledEntry { at, .. } in &self.entries {
+            oldest_ms.entry(at.partition).and_modify(|ms| *ms = at.id.ms.min(*ms)).or_insert(at.id.ms);
+        }
+        oldest_ms.into_values().map(|ms| Duration::from_millis(now_ms.saturating_sub(ms))).collect()
+    }
+
+    /// What its span is to be linked to.
+    pub(crate) fn take_links(&mut self) -> Links {
+        mem::take(&mut self.links)
     }
 
     /// When its first entry was read.

@@ -8,6 +8,7 @@ mod action;
 mod audit;
 mod check;
 mod consumers;
+mod container;
 mod dead;
 mod doctor;
 mod exit;
@@ -116,6 +117,12 @@ enum Command {
     /// Changes how many streams the likes are spread over
     #[command(subcommand, arg_required_else_help = true)]
     Partitions(partitions::Command),
+    /// Asks a service whether it is ready, for a container's health check
+    #[command(after_help = "Ends with 1 if it isn't.\n\nExample: likesctl ready 127.0.0.1:8081")]
+    Ready(container::ReadyOptions),
+    /// Does nothing until it is told to end: for a container to run likesctl in
+    #[command(after_help = "Example: likesctl idle")]
+    Idle,
     /// Prints what a shell needs to complete commands
     #[command(after_help = "Example: likesctl completions bash > /etc/bash_completion.d/likesctl")]
     Completions(shell::CompletionsOptions),
@@ -175,7 +182,8 @@ impl Command {
             | Self::Resume(_)
             | Self::Partitions(_)
             | Self::Top(_)
-            | Self::Drain(_) => true,
+            | Self::Drain(_)
+            | Self::Idle => true,
             // What it does is one transaction.
             Self::Migrate(_)
             | Self::Status(_)
@@ -183,6 +191,7 @@ impl Command {
             | Self::Doctor(_)
             | Self::Verify(_)
             | Self::Audit(_)
+            | Self::Ready(_)
             | Self::Completions(_)
             | Self::Man(_) => false,
         }
@@ -206,6 +215,8 @@ async fn dispatch(command: Command, interrupt: &CancellationToken) -> Result<Exi
         Command::Audit(options) => audit::run(options).await,
         Command::Migrate(options) => migrate::run(options).await,
         Command::Partitions(command) => partitions::run(command, interrupt).await,
+        Command::Ready(options) => container::ready(options).await,
+        Command::Idle => Ok(container::idle(interrupt).await),
         Command::Completions(options) => shell::completions(&options, Likesctl::command()),
         Command::Man(options) => shell::man(options, Likesctl::command()),
     }

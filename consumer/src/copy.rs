@@ -1,22 +1,26 @@
 //! The one transaction that stores a batch, and the proof that it did.
 
+use std::time::{Duration, SystemTime};
+
 use deadpool_postgres::{HookError, Object, Pool, PoolError};
 use futures_util::{SinkExt, future};
+use opentelemetry::KeyValue;
 use shared::{
     copy_format,
     like::Like,
     pg::{self, FailureClass},
     service::one_line,
+    telemetry::names,
 };
 use thiserror::Error;
 use tokio::{
     pin,
     time::{self, Instant},
 };
-use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 use crate::{
-    batch::{Batch, Progress, SettledEntry},
+    batch::{Batch, Progress, Rows, SettledEntry},
     foresight::{Foresight, Split},
     insert::insert,
     isolate::isolate,
@@ -51,6 +55,11 @@ impl Committed {
     /// Whether it was tried straight into the table in vain.
     pub(crate) fn restaged(&self) -> bool {
         self.restaged
+    }
+
+    /// For how long the oldest entry of each partition had been in Redis.
+    pub(crate) fn waited(&self) -> Vec<Duration> {
+        self.batch.waited(SystemTime::now())
     }
 
     /// What may be acknowledged now.
@@ -116,6 +125,59 @@ impl WriteError {
     }
 }
 
+impl WriteError {
+    /// What kind of error it is, for metrics and spans: what Postgres calls it, or one of few words of ours.
+    pub(crate) fn error_type(&self) -> &str {
+        self.sqlstate().unwrap_or(match self {
+            Self::Connect(_) => "connection",
+            Self::Postgres(error) if error.is_closed() => "connection",
+            Self::Timeout => "timeout",
+            Self::SharedSession(_) => "shared_session",
+            Self::Postgres(_) | Self::Staged { .. } | Self::Answer => "_OTHER",
+        })
+    }
+
+    /// Postgres's own word, of which there are some two hundred.
+    fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Postgres(error)
+            | Self::SharedSession(Some(error))
+            | Self::Connect(
+                PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)),
+            ) => error.code().map(SqlState::code),
+            _ => None,
+        }
+    }
+}
+
+/// A transaction that has ended.
+pub(crate) struct Attempt<'a> {
+    /// What it did in the main.
+    pub(crate) operation: &'static str,
+    pub(crate) rows: usize,
+    pub(crate) took: Duration,
+    /// Nothing when it was committed.
+    pub(crate) error: Option<&'a WriteError>,
+}
+
+impl Attempt<'_> {
+    /// For metrics and spans.
+    pub(crate) fn attributes(&self) -> Vec<KeyValue> {
+        let mut attributes = vec![
+            KeyValue::new(names::DB_SYSTEM_NAME, names::POSTGRESQL),
+            KeyValue::new(names::DB_COLLECTION_NAME, "likes"),
+            KeyValue::new(names::DB_OPERATION_NAME, self.operation),
+        ];
+        if let Some(error) = self.error {
+            attributes.push(KeyValue::new(names::ERROR_TYPE, error.error_type().to_owned()));
+            let code =
+                error.sqlstate().map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code.to_owned()));
+            attributes.extend(code);
+        }
+        attributes
+    }
+}
+
 /// How a transaction writes rows.
 #[derive(Clone, Copy)]
 enum Way<'a> {
@@ -127,6 +189,15 @@ enum Way<'a> {
     Isolating,
 }
 
+impl Way<'_> {
+    fn operation(self) -> &'static str {
+        match self {
+            Self::Straight(_) => "COPY",
+            Self::Staged(_) | Self::Isolating => "INSERT",
+        }
+    }
+}
+
 /// Stores a batch, or gives it back with the reason why it could not: what of it is stored or rejected by then is
 /// not tried again. A batch without rows needs no transaction. Without foresight no row is taken for new.
 ///
@@ -136,12 +207,13 @@ pub(crate) async fn write(
     transactions: Transactions,
     mut foresight: Option<&mut Foresight>,
     mut batch: Batch,
+    ended: &(dyn Fn(&Attempt<'_>) + Sync),
 ) -> Result<Committed, (Batch, WriteError)> {
     let mut restaged = false;
     if let Some(foresight) = &mut foresight
         && let Some(split) = batch.all_untried().and_then(|rows| foresight.split(rows))
     {
-        match attempt(pool, transactions, &batch, Way::Straight(&split)).await {
+        match attempt(pool, transactions, &batch, Way::Straight(&split), ended).await {
             Ok(progress) => {
                 foresight.was_right();
                 batch.advance(progress);
@@ -161,7 +233,7 @@ pub(crate) async fn write(
     }
     while let Some(rows) = batch.progress().next_rows(&batch) {
         let all = batch.all_untried();
-        match attempt(pool, transactions, &batch, all.map_or(Way::Isolating, Way::Staged)).await {
+        match attempt(pool, transactions, &batch, all.map_or(Way::Isolating, Way::Staged), ended).await {
             Ok(progress) => batch.advance(progress),
             Err(error) if all.is_some() && error.class() == FailureClass::Reject => {
                 let mut progress = batch.progress().clone();
@@ -174,8 +246,27 @@ pub(crate) async fn write(
     Ok(Committed { batch, restaged })
 }
 
-/// One transaction: all rows at once, or as many pieces as it has time for.
+/// One transaction, and tells of its end.
 async fn attempt(
+    pool: &Pool,
+    transactions: Transactions,
+    batch: &Batch,
+    way: Way<'_>,
+    ended: &(dyn Fn(&Attempt<'_>) + Sync),
+) -> Result<Progress, WriteError> {
+    let started = Instant::now();
+    let done = transact(pool, transactions, batch, way).await;
+    ended(&Attempt {
+        operation: way.operation(),
+        rows: batch.progress().next_rows(batch).map_or(0, Rows::len),
+        took: started.elapsed(),
+        error: done.as_ref().err(),
+    });
+    done
+}
+
+/// All rows at once, or as many pieces as there is time for.
+async fn transact(
     pool: &Pool,
     transactions: Transactions,
     batch: &Batch,

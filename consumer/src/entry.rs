@@ -3,6 +3,7 @@
 use std::{fmt, num::ParseIntError, str::FromStr};
 
 use bytes::Bytes;
+use opentelemetry::trace::SpanContext;
 use shared::{
     codec::{self, BadLike, DecodeError},
     like::Like,
@@ -72,6 +73,8 @@ pub(crate) struct Entry {
     pub(crate) payload: Bytes,
     /// When it was read.
     pub(crate) read_at: Instant,
+    /// The span that sent it, if that is sampled.
+    pub(crate) producer: Option<Box<SpanContext>>,
     /// Whether it must share its batch with no other, because it may have killed others.
     pub(crate) alone: bool,
 }
@@ -86,6 +89,7 @@ impl Entry {
             dead_letters: Vec::new(),
             payload: Bytes::new(),
             read_at,
+            producer: None,
             alone: false,
         };
         let Some(payload) = payload(fields) else {
@@ -118,7 +122,7 @@ impl Entry {
     /// One that is given up unread.
     pub(crate) fn given_up(at: Position, letter: DeadLetter, read_at: Instant) -> Self {
         let (likes, dead_letters) = (Vec::new(), vec![letter]);
-        Self { at, likes, dead_letters, payload: Bytes::new(), read_at, alone: true }
+        Self { at, likes, dead_letters, payload: Bytes::new(), read_at, producer: None, alone: true }
     }
 }
 

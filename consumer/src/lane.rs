@@ -8,7 +8,12 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use fred::prelude::Error;
 use futures_util::future::join_all;
-use shared::{partition::Partition, redis, service::one_line};
+use shared::{
+    partition::Partition,
+    redis,
+    service::one_line,
+    telemetry::{log_rate::LogRate, spans::Tracing},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
@@ -17,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
+    batch_span,
     dead_letter::{DeadLetter, Reason},
     entry::{Entry, EntryId, RawEntry},
     in_flight::InFlight,
     membership::{DEAD_AFTER, Ownership},
-    metrics::Metrics,
+    metrics::{Metrics, StreamOperation},
     reader::ReadHealth,
     stream::{Claimed, Inherited, Streams},
 };
@@ -77,9 +83,19 @@ pub(crate) struct Lane {
     pub(crate) entries: mpsc::UnboundedSender<Entry>,
     pub(crate) ownership: watch::Receiver<Ownership>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracing: Tracing,
+    pub(crate) log_rates: Arc<LogRates>,
     pub(crate) health: Arc<ReadHealth>,
     /// The process ends: nothing more is read.
     pub(crate) shutdown: CancellationToken,
+}
+
+/// Of lines that every read of every partition could bring.
+#[derive(Default)]
+pub(crate) struct LogRates {
+    taken_up: LogRate,
+    claimed: LogRate,
+    lost: LogRate,
 }
 
 /// The writer is gone, nobody takes entries any more.
@@ -141,7 +157,8 @@ impl Lane {
         let Some(room) = self.while_wanted(wanted, room).await else { return Ok(Ok(())) };
         let lanes = self.ownership.borrow().to_read().count().max(1);
         let count = expected.entries_for(room.rows).div_ceil(lanes).min(READ_COUNT_MAX);
-        let entries = self.streams.read_new(self.partition, count as u64).await?;
+        let read = self.streams.read_new(self.partition, count as u64);
+        let entries = self.metrics.timed(StreamOperation::Read, read).await?;
         self.metrics.read(entries.len());
         let read = entries.len();
         let rows = match self.take(entries).await? {
@@ -173,9 +190,9 @@ impl Lane {
                 return Ok(Ok(()));
             };
             after = last.at.id;
-            tracing::info!(
-                partition = %self.partition, entries = entries.len(), "taking up entries that were left pending"
-            );
+            if let Some(entries) = self.log_rates.taken_up.note(entries.len()) {
+                tracing::info!(partition = %self.partition, entries, "taking up entries that were left pending");
+            }
             self.metrics.reclaimed(entries.len());
             if self.take_again(entries).await?.is_err() {
                 return Ok(Err(Closed));
@@ -201,7 +218,8 @@ impl Lane {
         }
         let min_idle_ms = milliseconds(self.limits.claim_min_idle);
         let claimed = self.streams.claim(self.partition, min_idle_ms, round.cursor, CLAIM_COUNT);
-        let Claimed { entries, deleted, cursor } = claimed.await?;
+        let Claimed { entries, deleted, cursor } =
+            self.metrics.timed(StreamOperation::Claim, claimed).await?;
         self.claimed(entries.len(), &deleted, "members that had them for too long");
         round.go_on(cursor);
         self.take_again(entries).await
@@ -221,9 +239,9 @@ impl Lane {
     }
 
     fn claimed(&self, entries: usize, deleted: &[EntryId], from: &str) {
-        if entries > 0 {
+        self.metrics.reclaimed(entries);
+        if let Some(entries) = self.log_rates.claimed.note(entries) {
             tracing::info!(partition = %self.partition, entries, from, "claimed entries that were left pending");
-            self.metrics.reclaimed(entries);
         }
         // They are off the pending list by now.
         self.lost(deleted);
@@ -288,7 +306,8 @@ impl Lane {
         let mut decoded = Vec::with_capacity(entries.len());
         for RawEntry { at, fields } in entries {
             if let Some(fields) = fields {
-                decoded.push(Entry::decode(at, &fields, read_at));
+                let producer = batch_span::producer(&self.tracing, &fields);
+                decoded.push(Entry { producer, ..Entry::decode(at, &fields, read_at) });
             } else {
                 self.lost(&[at.id]);
                 self.streams.forget_deleted(at).await?;
@@ -303,10 +322,12 @@ impl Lane {
     fn lost(&self, ids: &[EntryId]) {
         if let (Some(first), Some(last)) = (ids.first(), ids.last()) {
             self.metrics.lost(ids.len());
-            tracing::error!(
-                partition = %self.partition, entries = ids.len(), %first, %last,
-                "LOST: entries were deleted from the stream before they were stored"
-            );
+            if let Some(entries) = self.log_rates.lost.note(ids.len()) {
+                tracing::error!(
+                    partition = %self.partition, entries, %first, %last,
+                    "LOST: entries were deleted from the stream before they were stored"
+                );
+            }
         }
     }
 

@@ -3,11 +3,13 @@
 //! `membership` knows which partitions are this consumer's, and `reader` keeps a `lane` on each: it takes entries from
 //! `stream` and decodes them (`entry`). `writer` collects them (`batch`), stores them (`copy`) and acknowledges them
 //! (`stream` again, with the proof from `copy`). What can't be stored is a `dead_letter`. Beside them `trim` keeps Redis
-//! small and `probe` knows whether the servers are there.
+//! small, `backlog` knows how much waits, and `probe` whether the servers are there.
 
 mod assignment;
+mod backlog;
 mod backoff;
 mod batch;
+mod batch_span;
 mod bisection;
 pub mod cli;
 pub mod config;
@@ -43,7 +45,7 @@ use shared::{
     pg::{self, Postgres},
     redis::{Connections, Redis, is_refusal},
     service::{Failure, Unreachable, wait_for},
-    telemetry::Telemetry,
+    telemetry::{Telemetry, spans::Tracing},
 };
 use thiserror::Error;
 use tokio::{
@@ -54,7 +56,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    backlog::Backlog,
     batch::Limits,
+    batch_span::BatchTracing,
     config::Settings,
     foresight::Foresight,
     in_flight::InFlight,
@@ -177,11 +181,13 @@ pub async fn run(
     let streams = Streams::new(redis.clone(), keys.clone(), settings.likes_group.clone(), consumer);
     streams.ensure_groups(partitions).await?;
 
-    let metrics = Arc::new(Metrics::new(&telemetry.meter()));
+    let metrics = Arc::new(Metrics::new(&telemetry.meter(), &keys));
+    Metrics::observe_connections(&telemetry.meter(), pool.clone());
     let partitions = watch::Sender::new(partitions);
     let following = agreement::follow(redis, keys, partitions.clone());
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
-    let ended = consume(&settings, &streams, &partitions, pool, metrics, checks, shutdown).await;
+    let observed = Observed { metrics, telemetry, checks };
+    let ended = consume(&settings, &streams, &partitions, pool, observed, shutdown).await;
     let partitions = *partitions.borrow();
     if !matches!(timeout(FAREWELL, streams.leave(partitions)).await, Ok(Ok(()))) {
         tracing::warn!("the consumer's name stays in the group, until others remove it");
@@ -210,13 +216,19 @@ async fn connect(
     Ok((connections, partitions))
 }
 
+/// What others see of it.
+struct Observed {
+    metrics: Arc<Metrics>,
+    telemetry: Telemetry,
+    checks: Checks,
+}
+
 async fn consume(
     settings: &Settings,
     streams: &Streams,
     partitions: &watch::Sender<PartitionCount>,
     pool: Pool,
-    metrics: Arc<Metrics>,
-    checks: Checks,
+    Observed { metrics, telemetry, checks }: Observed,
     shutdown: CancellationToken,
 ) -> Result<(), ConsumerError> {
     let fixed = settings.consumer_partitions.resolve()?.map(|fixed| fixed.to_string()).unwrap_or_default();
@@ -247,6 +259,10 @@ async fn consume(
     };
     let beating = AbortOnDropHandle::new(tokio::spawn(beating));
 
+    let backlog = Arc::new(Backlog::default());
+    backlog.observe(&telemetry.meter(), streams.group(), &ownership);
+    let sampling = backlog::sample(streams.clone(), partitions.subscribe(), backlog);
+    let _sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
     let _heeding =
         AbortOnDropHandle::new(tokio::spawn(paused::run(streams.clone(), paused, Arc::clone(&last_commits))));
     let probe = probe::run(streams.clone(), pool.clone(), checks.redis, checks.postgres);
@@ -269,6 +285,7 @@ async fn consume(
         last_commits,
         ownership,
         metrics,
+        tracing: telemetry.tracing(),
         reader: checks.reader,
         writer: checks.writer,
         stop: stop.clone(),
@@ -305,6 +322,7 @@ struct Work<'a> {
     last_commits: Arc<LastCommits>,
     ownership: watch::Receiver<Ownership>,
     metrics: Arc<Metrics>,
+    tracing: Tracing,
     reader: admin::Check,
     writer: admin::Check,
     stop: CancellationToken,
@@ -322,6 +340,7 @@ impl Work<'_> {
             last_commits,
             ownership,
             metrics,
+            tracing,
             reader,
             writer,
             stop,
@@ -339,6 +358,8 @@ impl Work<'_> {
                 in_flight: Arc::clone(&in_flight),
                 last_commits,
                 metrics: Arc::clone(&metrics),
+                tracing: BatchTracing::new(tracing.clone(), &streams),
+                log_rates: Arc::default(),
             },
             check: writer,
         };
@@ -352,7 +373,7 @@ impl Work<'_> {
             started: Instant::now(),
         };
         let (health, shutdown) = (Arc::new(ReadHealth::new(reader)), stop.clone());
-        let owned = ownership.clone();
+        let (owned, log_rates) = (ownership.clone(), Arc::default());
         let lane = move |partition| Lane {
             partition,
             streams: streams.clone(),
@@ -361,6 +382,8 @@ impl Work<'_> {
             entries: entries.clone(),
             ownership: owned.clone(),
             metrics: Arc::clone(&metrics),
+            tracing: tracing.clone(),
+            log_rates: Arc::clone(&log_rates),
             health: Arc::clone(&health),
             shutdown: shutdown.clone(),
         };

@@ -11,5 +11,7 @@ const THREADS: usize = 1;
 fn main() -> ExitCode {
     let settings: Settings = cli::parse();
     let telemetry = settings.telemetry().clone();
-    service::run(&telemetry, THREADS, |telemetry, shutdown| consumer::run(settings, telemetry, shutdown))
+    service::run("consumer", &telemetry, THREADS, |telemetry, shutdown| {
+        consumer::run(settings, telemetry, shutdown)
+    })
 }

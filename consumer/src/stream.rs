@@ -19,7 +19,7 @@ use shared::{
 use thiserror::Error as ThisError;
 
 pub(crate) use self::{
-    inspect::{Fate, GroupLook, Look, Paused, PendingEntry, SeenMember, text_field},
+    inspect::{Fate, Look, Paused, PendingEntry, SeenMember, text_field},
     members::{Beat, Condition, Member},
 };
 
@@ -216,6 +216,11 @@ impl AckOutcome {
 impl Streams {
     pub(crate) fn new(redis: Connections, keys: KeyPrefix, group: String, consumer: String) -> Self {
         Self { redis, keys, group, consumer }
+    }
+
+    /// What stands for all of them.
+    pub(crate) fn template(&self) -> String {
+        self.keys.stream_template()
     }
 
     fn key(&self, partition: Partition) -> String {

@@ -4,7 +4,15 @@
 use std::{panic, sync::Arc, time::Duration};
 
 use deadpool_postgres::Pool;
-use shared::{admin::Check, pg::FailureClass, service::one_line};
+use shared::{
+    admin::Check,
+    pg::FailureClass,
+    service::one_line,
+    telemetry::{
+        log_rate::LogRate,
+        spans::{self, Span},
+    },
+};
 use tokio::{
     pin,
     sync::mpsc,
@@ -15,13 +23,14 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     backoff::Backoff,
     batch::{Batch, Flush, Gathering, Limits},
-    copy::{self, Committed, WriteError},
+    batch_span::BatchTracing,
+    copy::{self, Attempt, Committed, WriteError},
     dead_letter::Reason,
     entry::{Entry, Position},
     foresight::Foresight,
     in_flight::InFlight,
     last_commits::LastCommits,
-    metrics::{CommittedBatch, Metrics},
+    metrics::{CommittedBatch, Metrics, StreamOperation},
     pooling::Transactions,
     stream::Streams,
 };
@@ -48,10 +57,11 @@ impl Writer {
                 Some(batch) => Some((batch, Flush::Full)),
                 None => gathering.batch(&mut entries).await,
             };
-            let Some((batch, flush)) = next else { break };
+            let Some((mut batch, flush)) = next else { break };
+            let span = self.acknowledger.tracing.start(&mut batch, flush);
             let committed;
             (committed, gathered) = {
-                let write = self.write(batch, flush);
+                let write = self.write(batch, flush, span.as_ref());
                 pin!(write);
                 tokio::select! {
                     biased;
@@ -59,54 +69,55 @@ impl Writer {
                     batch = gathering.full_batch(&mut entries) => (write.await, Some(batch)),
                 }
             };
-            let ack = tokio::spawn(self.acknowledger.clone().ack(committed));
+            let ack = tokio::spawn(self.acknowledger.clone().ack(committed, span));
             end(acking.replace(AbortOnDropHandle::new(ack))).await;
         }
         end(acking).await;
     }
 
     /// Tries for as long as it takes. The batch is held meanwhile and nothing more is read: likes wait in Redis.
-    async fn write(&mut self, mut batch: Batch, flush: Flush) -> Committed {
-        let (likes, has_rows) = (batch.likes(), batch.rows() > 0);
+    async fn write(&mut self, mut batch: Batch, flush: Flush, span: Option<&Span>) -> Committed {
+        let (likes, rows) = (batch.likes(), batch.rows());
         let (mut retry, mut halt) = (Backoff::retry(), Backoff::halt());
+        let (metrics, tracing) = (Arc::clone(&self.acknowledger.metrics), self.acknowledger.tracing.clone());
+        let ended = |attempt: &Attempt<'_>| {
+            metrics.transaction(attempt);
+            tracing.transaction(span, attempt);
+        };
         loop {
-            let started = Instant::now();
-            let (unwritten, error) =
-                match copy::write(&self.pool, self.transactions, Some(&mut self.foresight), batch).await {
-                    Ok(committed) => {
-                        if has_rows {
-                            let (inserted, restaged) = (committed.inserted(), committed.restaged());
-                            let duration = started.elapsed();
-                            self.acknowledger.metrics.committed(&CommittedBatch {
-                                flush,
-                                likes,
-                                inserted,
-                                restaged,
-                                duration,
-                            });
-                            if self.check.pass() {
-                                tracing::info!("Postgres stores likes again");
-                            }
+            let foresight = Some(&mut self.foresight);
+            let written = copy::write(&self.pool, self.transactions, foresight, batch, &ended).await;
+            let (unwritten, error) = match written {
+                Ok(committed) => {
+                    if rows > 0 {
+                        let (inserted, restaged) = (committed.inserted(), committed.restaged());
+                        let waited = committed.waited();
+                        let batch = CommittedBatch { flush, likes, rows, inserted, restaged, waited };
+                        metrics.committed(&batch);
+                        BatchTracing::committed(span, &batch);
+                        if self.check.pass() {
+                            tracing::info!("Postgres stores likes again");
                         }
-                        self.acknowledger.in_flight.go_on();
-                        return committed;
                     }
-                    Err(failed) => failed,
-                };
+                    self.acknowledger.in_flight.go_on();
+                    return committed;
+                }
+                Err(failed) => failed,
+            };
             self.acknowledger.in_flight.hold();
             let delay = match error.class() {
                 FailureClass::Halt => halt.next_delay(),
                 FailureClass::Retry | FailureClass::Reject => retry.next_delay(),
             };
-            self.tell_of_failure(&unwritten, &error, delay);
+            self.tell_of_failure(&unwritten, &error, delay, span);
             self.wait_alone_or_not(&unwritten, delay).await;
             batch = unwritten;
         }
     }
 
-    fn tell_of_failure(&self, batch: &Batch, error: &WriteError, retry_in: Duration) {
-        self.acknowledger.metrics.failed();
-        let why = one_line(error);
+    fn tell_of_failure(&self, batch: &Batch, error: &WriteError, retry_in: Duration, span: Option<&Span>) {
+        self.acknowledger.metrics.failed(error.class());
+        let (why, trace_id, span_id) = (one_line(error), spans::trace_id(span), spans::span_id(span));
         let (rows, held_ms) = (batch.rows(), batch.first_read_at().elapsed().as_millis());
         if error.class() == FailureClass::Halt {
             tracing::error!(
@@ -114,11 +125,13 @@ impl Writer {
                 rows,
                 held_ms,
                 ?retry_in,
+                trace_id,
+                span_id,
                 "halted: nothing is stored until this is mended"
             );
             self.check.fail(format!("halted until this is mended: {why}"));
         } else {
-            tracing::warn!(error = why, rows, held_ms, ?retry_in, "not stored yet");
+            tracing::warn!(error = why, rows, held_ms, ?retry_in, trace_id, span_id, "not stored yet");
             self.check.fail(why);
         }
     }
@@ -155,31 +168,50 @@ pub(crate) struct Acknowledger {
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) last_commits: Arc<LastCommits>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracing: BatchTracing,
+    pub(crate) log_rates: Arc<LogRates>,
+}
+
+/// Of lines that every batch could bring.
+#[derive(Default)]
+pub(crate) struct LogRates {
+    dead_letters: LogRate,
+    unacknowledged: LogRate,
 }
 
 impl Acknowledger {
     /// Acknowledges what is stored. What Redis does not take now stays pending and comes again: after a while it is
     /// claimed, found stored already, and acknowledged then.
-    async fn ack(self, committed: Committed) {
+    async fn ack(self, committed: Committed, span: Option<Span>) {
+        let started = Instant::now();
         let acked = self.streams.ack(committed).await;
+        let (took, error) = (started.elapsed(), acked.failed.as_ref().map(|(_, error)| error));
+        self.metrics.redis_took(StreamOperation::Ack, took, error);
+        self.tracing.acknowledged(span.as_ref(), took, error);
         self.last_commits.note(acked.entries.iter().map(|entry| entry.at.partition));
         self.metrics.acknowledged(acked.acknowledged);
-        self.tell_of_dead_letters(&acked.dead_letters);
-        if let Some((entries, error)) = acked.failed {
-            tracing::warn!(%error, entries, "stored, but not acknowledged: they will be delivered again");
+        self.tell_of_dead_letters(&acked.dead_letters, span.as_ref());
+        if let Some((entries, error)) = acked.failed
+            && let Some(entries) = self.log_rates.unacknowledged.note(entries)
+        {
+            let trace_id = spans::trace_id(span.as_ref());
+            tracing::warn!(%error, entries, trace_id, "stored, but not acknowledged: they will be delivered again");
         }
         self.in_flight.release(acked.entries.iter().map(|entry| (entry.at, entry.likes)));
     }
 
-    /// One line a batch: there may be very many.
-    fn tell_of_dead_letters(&self, letters: &[(Position, Reason)]) {
+    /// There may be very many.
+    fn tell_of_dead_letters(&self, letters: &[(Position, Reason)], span: Option<&Span>) {
         for (_, reason) in letters {
             self.metrics.dead_letter(*reason);
         }
-        if let Some((first, reason)) = letters.first() {
+        if let Some((last, reason)) = letters.last()
+            && let Some(letters) = self.log_rates.dead_letters.note(letters.len())
+        {
+            let trace_id = spans::trace_id(span);
             tracing::warn!(
-                letters = letters.len(), first_partition = %first.partition, first_id = %first.id,
-                first_reason = reason.code(), "dead letters"
+                letters, last_partition = %last.partition, last_id = %last.id, last_reason = reason.code(), trace_id,
+                "dead letters"
             );
         }
     }

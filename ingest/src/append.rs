@@ -7,10 +7,12 @@ use fred::{
     prelude::{Error, Value},
 };
 use futures_util::future;
+use opentelemetry::trace::SpanContext;
 use shared::{
     cli::SettingError,
     codec,
     redis::{self, Connection, Connections, Repeat},
+    telemetry::spans,
 };
 use thiserror::Error as ThisError;
 use tokio::time::{Instant, sleep};
@@ -55,6 +57,16 @@ pub(crate) enum AppendError {
     /// It is in the stream, on too few servers.
     #[error("{confirmed} of {asked} {whose} confirmed the entry in time")]
     Unconfirmed { confirmed: u64, asked: u64, whose: &'static str },
+}
+
+impl AppendError {
+    /// What kind of error it is, for metrics and spans: one of few.
+    pub(crate) fn error_type(&self) -> &'static str {
+        match self {
+            Self::Redis(error) => redis::error_type(error),
+            Self::Unconfirmed { .. } => "unconfirmed",
+        }
+    }
 }
 
 /// What Redis is asked for after an entry.
@@ -126,12 +138,19 @@ impl Append {
         &self.stream
     }
 
-    /// Appends an entry and returns its id, with how often it was sent: what nobody knows to be done is done again.
+    /// Appends an entry, with the span that it belongs to, and returns its id, with how often it was sent: what nobody knows to be done is done again.
     ///
     /// # Errors
     /// After most of them nobody knows whether Redis has the entry.
-    pub(crate) async fn append(&mut self, payload: Bytes) -> Result<(String, u64), AppendError> {
-        let entry = vec![self.stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
+    pub(crate) async fn append(
+        &mut self,
+        payload: Bytes,
+        trace: Option<&SpanContext>,
+    ) -> Result<(String, u64), AppendError> {
+        let mut entry = vec![self.stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
+        if let Some(trace) = trace {
+            entry.extend(spans::fields(trace).flat_map(|(name, value)| [Value::from(name), value.into()]));
+        }
         let Some(confirmation) = self.factory.confirmation else {
             let redis = &self.factory.redis;
             return Ok(redis.run_counting(&self.stream, Repeat::EvenIfDone, "XADD", entry).await?);

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,19 +20,30 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::metrics::Metrics;
-
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// In place of a number of entries that nobody knows.
+const UNKNOWN: u64 = u64::MAX;
 
 /// Whether more likes may be taken.
 pub(crate) struct Backlog {
     limit: u64,
+    entries: AtomicU64,
     full: AtomicBool,
 }
 
 impl Backlog {
     pub(crate) fn new(limit: u64) -> Self {
-        Self { limit, full: AtomicBool::new(false) }
+        Self { limit, entries: AtomicU64::new(UNKNOWN), full: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// How many entries wait, if Redis has said so lately.
+    pub(crate) fn entries(&self) -> Option<u64> {
+        Some(self.entries.load(Ordering::Relaxed)).filter(|entries| *entries != UNKNOWN)
     }
 
     /// By the latest sample.
@@ -40,7 +51,13 @@ impl Backlog {
         self.full.load(Ordering::Relaxed)
     }
 
+    /// Redis doesn't say. Whether likes are taken stays as it was.
+    fn unknown(&self) {
+        self.entries.store(UNKNOWN, Ordering::Relaxed);
+    }
+
     fn sampled(&self, entries: u64) {
+        self.entries.store(entries, Ordering::Relaxed);
         let full = entries >= self.limit;
         if self.full.swap(full, Ordering::Relaxed) != full {
             let limit = self.limit;
@@ -61,7 +78,6 @@ pub(crate) async fn sample(
     partitions: watch::Receiver<PartitionCount>,
     limit: Arc<Backlog>,
     redis_check: Check,
-    metrics: Arc<Metrics>,
 ) {
     let mut ticks = interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -80,6 +96,7 @@ pub(crate) async fn sample(
         }
         match failed.first() {
             Some(error) if failed.len() == known.len() => {
+                limit.unknown();
                 if redis_check.fail(error.to_string()) {
                     tracing::warn!(%error, "Redis does not answer: not ready");
                 }
@@ -87,7 +104,6 @@ pub(crate) async fn sample(
             _ => {
                 let entries = known.iter().sum();
                 limit.sampled(entries);
-                metrics.backlog(entries);
                 if redis_check.pass() {
                     tracing::info!(backlog_entries = entries, "Redis answers: ready");
                 }

@@ -3,11 +3,11 @@
 use std::{
     mem,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::{Body, HttpBody},
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
@@ -17,7 +17,13 @@ use axum::{
 };
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
-use shared::like::Like;
+use shared::{
+    like::Like,
+    telemetry::{
+        names,
+        spans::{self, Span, Tracing},
+    },
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -37,10 +43,11 @@ use crate::{
     connections::Peer,
     like_request::{self, BadBatch, BadItem, BadRequest, BatchRequest, LikeArray, LikeRequest},
     limits::Quotas,
-    metrics::Metrics,
+    metrics::{Answered, Metrics},
     openapi::{self, BatchRefusals, LikeRefusals},
     problem::{self, Problem},
-    publish::{Accepted, PublishError},
+    publish::{Accepted, PublishError, RequestSpan},
+    request_span::{self, known_route},
 };
 
 /// How much of a body that is too long is read all the same.
@@ -62,13 +69,21 @@ pub trait Keep: Send + Sync + 'static {
     ///
     /// # Errors
     /// When it is not known to be.
-    fn keep(&self, like: Like) -> impl Future<Output = Result<Accepted, PublishError>> + Send;
+    fn keep(
+        &self,
+        like: Like,
+        span: RequestSpan,
+    ) -> impl Future<Output = Result<Accepted, PublishError>> + Send;
 
     /// Waits until all of them are safe.
     ///
     /// # Errors
     /// When not all of them are known to be. Some may be all the same.
-    fn keep_all(&self, likes: Vec<Like>) -> impl Future<Output = Result<(), PublishError>> + Send;
+    fn keep_all(
+        &self,
+        likes: Vec<Like>,
+        span: RequestSpan,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send;
 }
 
 /// What the handlers need.
@@ -76,6 +91,7 @@ pub(crate) struct Service<K> {
     pub(crate) keep: K,
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracing: Tracing,
     pub(crate) access: Access,
     pub(crate) limits: RequestLimits,
     /// Tracks the requests in flight.
@@ -238,6 +254,7 @@ pub(crate) struct LikeAccepted<'a> {
 )]
 pub(crate) async fn like<K: Keep>(
     State(service): State<Arc<Service<K>>>,
+    span: Option<Extension<Span>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -260,7 +277,11 @@ pub(crate) async fn like<K: Keep>(
     }
     let taken = limits.quotas.take_like(like.user_id());
     taken.map_err(|wait| Problem::RateLimited { whose: problem::Quota::User, wait })?;
-    let Accepted { entry_id, partition } = service.keep.keep(like).await.map_err(Problem::Publish)?;
+    let kept = service.keep.keep(like, request_span::context(span.as_deref())).await;
+    let Accepted { entry_id, partition } = kept.map_err(Problem::Publish)?;
+    if let Some(span) = span {
+        span.set(names::MESSAGING_MESSAGE_ID, entry_id.to_string());
+    }
     let accepted = LikeAccepted { id: &entry_id, partition: partition.number() };
     Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
 }
@@ -302,6 +323,7 @@ pub(crate) struct BatchAccepted<'a> {
 )]
 pub(crate) async fn batch<K: Keep>(
     State(service): State<Arc<Service<K>>>,
+    span: Option<Extension<Span>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -337,7 +359,8 @@ pub(crate) async fn batch<K: Keep>(
         return Ok(room.stay_with(Problem::InvalidBatch(bad).into_response()));
     }
     let accepted = likes.len();
-    service.keep.keep_all(likes).await.map_err(Problem::Publish)?;
+    let kept = service.keep.keep_all(likes, request_span::context(span.as_deref())).await;
+    kept.map_err(Problem::Publish)?;
     let accepted = BatchAccepted { accepted, rejected: bad.len(), errors: &bad };
     Ok(room.stay_with((StatusCode::ACCEPTED, Json(accepted)).into_response()))
 }
@@ -409,31 +432,70 @@ fn now_us() -> i64 {
     i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Lets requests in, and gives every response the request's id, and every problem its body.
+/// Lets requests in, and gives every response the request's id, and every problem its body. Counts and traces them.
 async fn at_the_edge<K: Keep>(
     State(service): State<Arc<Service<K>>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
+    let began = Instant::now();
     let _in_flight = service.requests.token();
-    let id = request_id(request.headers());
+    let (id, route) = (request_id(request.headers()), known_route(request.uri().path()));
+    let active = Active::new(&service.metrics, request.method());
+    let span = request_span::start(&service.tracing, &request, route, service.metrics.scheme());
+    if let Some(span) = &span {
+        request.extensions_mut().insert(span.clone());
+    }
     let (permit, mut response) = match service.enter(&request) {
         Ok(permit) => (Some(permit), next.run(request).await),
         Err(problem) => (None, problem.into_response()),
     };
     let problem = response.extensions_mut().remove::<Problem>();
     let mut held = mem::take(response.extensions_mut());
+    let code = problem.as_ref().map(|problem| problem.kind().code());
     if let Some(problem) = problem {
-        let code = problem.kind().code();
-        service.metrics.refused(code);
-        tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code, "refused");
+        let trace_id = spans::trace_id(span.as_ref());
+        tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code, trace_id, "refused");
         let headers = mem::take(response.headers_mut());
         response = problem.render(id.to_str().unwrap_or_default(), headers);
     }
     response.headers_mut().insert(REQUEST_ID, id);
     held.insert(Arc::new(permit));
     *response.extensions_mut() = held;
+    let status = response.status();
+    let route = route.filter(|_| status != StatusCode::NOT_FOUND);
+    service.metrics.answered(&Answered {
+        method: active.method(),
+        route,
+        status,
+        problem: code,
+        took: began.elapsed(),
+    });
+    request_span::end(span, status, code);
     response
+}
+
+/// A request that has no answer yet, and may never get one: its caller can leave at any time.
+struct Active {
+    metrics: Arc<Metrics>,
+    method: Method,
+}
+
+impl Active {
+    fn new(metrics: &Arc<Metrics>, method: &Method) -> Self {
+        metrics.request_began(method);
+        Self { metrics: Arc::clone(metrics), method: method.clone() }
+    }
+
+    fn method(&self) -> &Method {
+        &self.method
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.metrics.request_ended(&self.method);
+    }
 }
 
 /// The caller's own id where it is harmless to repeat, or a new one.

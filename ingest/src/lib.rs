@@ -19,6 +19,7 @@ mod openapi;
 mod problem;
 mod publish;
 mod reloaded;
+mod request_span;
 mod tls;
 
 use std::{io, net::SocketAddr, sync::Arc};
@@ -54,7 +55,7 @@ use crate::{
 pub use crate::{
     access::FetchError,
     http::Keep,
-    publish::{Accepted, PublishError},
+    publish::{Accepted, PublishError, RequestSpan},
 };
 
 /// Why ingest ended other than by a signal.
@@ -129,8 +130,11 @@ pub async fn run(
     else {
         return Ok(());
     };
-    let metrics = Arc::new(Metrics::new(&telemetry.meter()));
+    let meter = telemetry.meter();
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let metrics = Arc::new(Metrics::new(&meter, scheme, &settings.streams.likes_stream));
     let backlog = Arc::new(Backlog::new(settings.ingest_backlog_limit));
+    Metrics::observe_backlog(&meter, &backlog);
     let (keys, partitions) = (settings.streams.likes_stream.clone(), watch::Sender::new(partitions));
     let sampling = backlog::sample(
         redis.clone(),
@@ -138,11 +142,10 @@ pub async fn run(
         partitions.subscribe(),
         Arc::clone(&backlog),
         redis_check,
-        Arc::clone(&metrics),
     );
     let mut sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
     let (publisher, appender) =
-        Publisher::new(appends, &settings, Arc::clone(&metrics), partitions.subscribe());
+        Publisher::new(appends, &settings, Arc::clone(&metrics), telemetry.tracing(), partitions.subscribe());
     let mut appending = AbortOnDropHandle::new(tokio::spawn(appender.run()));
     let _following = AbortOnDropHandle::new(tokio::spawn(agreement::follow(redis, keys, partitions)));
     let requests = TaskTracker::new();
@@ -150,6 +153,7 @@ pub async fn run(
         keep: publisher,
         backlog,
         metrics: Arc::clone(&metrics),
+        tracing: telemetry.tracing(),
         access,
         limits: RequestLimits::new(&settings),
         requests: requests.clone(),
@@ -195,11 +199,12 @@ pub async fn serve_with<K: Keep>(
 ) {
     let defaults = Settings::parse_from(["ingest"]);
     let requests = TaskTracker::new();
-    let metrics = Arc::new(Metrics::new(&telemetry.meter()));
+    let metrics = Arc::new(Metrics::new(&telemetry.meter(), "http", &defaults.streams.likes_stream));
     let service = http::Service {
         keep,
         backlog: Arc::new(Backlog::new(u64::MAX)),
         metrics: Arc::clone(&metrics),
+        tracing: telemetry.tracing(),
         access: Access::open(),
         limits: RequestLimits::new(&defaults),
         requests: requests.clone(),

@@ -14,5 +14,7 @@ fn main() -> ExitCode {
     let settings: Settings = cli::parse();
     let telemetry = settings.telemetry().clone();
     let threads = settings.threads();
-    service::run(&telemetry, threads, |telemetry, shutdown| ingest::run(settings, telemetry, shutdown))
+    service::run("ingest", &telemetry, threads, |telemetry, shutdown| {
+        ingest::run(settings, telemetry, shutdown)
+    })
 }

@@ -1,70 +1,187 @@
-//! What ingest counts.
+//! What ingest counts. The names are explained in docs/metrics.md.
 
+use std::{sync::Arc, time::Duration};
+
+use axum::http::{Method, StatusCode};
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter},
+    metrics::{
+        AsyncInstrument, BoundHistogram, BoundUpDownCounter, Counter, Histogram, Meter, UpDownCounter,
+    },
 };
+use shared::{
+    partition::KeyPrefix,
+    telemetry::names::{self, metric},
+};
+
+use crate::backlog::Backlog;
+
+/// Seconds, as the conventions ask for, and some more where most of our answers are.
+const REQUEST_BOUNDARIES: [f64; 17] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+
+/// Seconds.
+const APPEND_BOUNDARIES: [f64; 12] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// What the conventions put in place of methods that nobody knows, so that callers can't invent labels.
+const OTHER_METHOD: &str = "_OTHER";
 
 /// The instruments of ingest.
 pub(crate) struct Metrics {
+    request_duration: Histogram<f64>,
+    /// Of likes that were taken: nearly all requests.
+    like_duration: BoundHistogram<f64>,
+    active_requests: UpDownCounter<i64>,
+    active_posts: BoundUpDownCounter<i64>,
+    scheme: &'static str,
     accepted: Counter<u64>,
     refused: Counter<u64>,
-    appended: Counter<u64>,
-    append_failures: Counter<u64>,
+    sent: Counter<u64>,
     append_repeats: Counter<u64>,
     append_duration: Histogram<f64>,
-    backlog: Gauge<u64>,
+    append: [KeyValue; 4],
     connections: UpDownCounter<i64>,
 }
 
+/// A request that has its answer.
+pub(crate) struct Answered<'a> {
+    pub(crate) method: &'a Method,
+    /// Nothing where the path is unknown.
+    pub(crate) route: Option<&'static str>,
+    pub(crate) status: StatusCode,
+    /// The problem's code, if there was a problem.
+    pub(crate) problem: Option<&'static str>,
+    pub(crate) took: Duration,
+}
+
 impl Metrics {
-    pub(crate) fn new(meter: &Meter) -> Self {
+    /// `scheme` is what callers speak: http or https.
+    pub(crate) fn new(meter: &Meter, scheme: &'static str, keys: &KeyPrefix) -> Self {
         let counter =
             |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
+        let request_duration = meter
+            .f64_histogram(names::HTTP_SERVER_REQUEST_DURATION)
+            .with_unit("s")
+            .with_description("How long requests took, from the head to the head of the answer")
+            .with_boundaries(REQUEST_BOUNDARIES.into())
+            .build();
+        let active_requests = meter
+            .i64_up_down_counter(names::HTTP_SERVER_ACTIVE_REQUESTS)
+            .with_unit("{request}")
+            .with_description("Requests in flight")
+            .build();
+        let taken = answer_attributes(scheme, "POST", Some("/likes"), StatusCode::ACCEPTED, None);
         Self {
-            accepted: counter("likestream.likes.accepted", "Likes that Redis has taken"),
-            refused: counter("likestream.requests.refused", "Requests that were refused, by problem code"),
-            appended: counter("likestream.entries.appended", "Stream entries that Redis has taken"),
-            append_failures: counter("likestream.append.failures", "Stream entries that Redis did not take"),
+            like_duration: request_duration.bind(&taken),
+            request_duration,
+            active_posts: active_requests.bind(&active_attributes("POST", scheme)),
+            active_requests,
+            scheme,
+            accepted: counter(metric::LIKES_ACCEPTED, "Likes that Redis has taken"),
+            refused: counter(metric::REQUESTS_REFUSED, "Requests that were refused, by problem code"),
+            sent: meter
+                .u64_counter(names::MESSAGING_CLIENT_SENT_MESSAGES)
+                .with_unit("{message}")
+                .with_description(
+                    "Stream entries that were sent to Redis; those with an error_type were not taken",
+                )
+                .build(),
             append_repeats: counter(
-                "likestream.append.repeats",
+                metric::APPEND_REPEATS,
                 "Times that an entry was sent again because nobody knew if Redis had it: it may be there twice",
             ),
             append_duration: meter
-                .f64_histogram("likestream.append.duration")
+                .f64_histogram(names::MESSAGING_CLIENT_OPERATION_DURATION)
                 .with_unit("s")
-                .with_description("How long Redis took to take an entry")
-                .with_boundaries(vec![
-                    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-                ])
+                .with_description("How long Redis took")
+                .with_boundaries(APPEND_BOUNDARIES.into())
                 .build(),
-            backlog: meter
-                .u64_gauge("likestream.backlog.entries")
-                .with_description("Entries that wait in Redis: undelivered and pending, over all partitions")
-                .build(),
+            append: [
+                KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
+                KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
+                KeyValue::new(names::MESSAGING_OPERATION_NAME, "XADD"),
+                KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
+            ],
             connections: meter
-                .i64_up_down_counter("likestream.connections.open")
+                .i64_up_down_counter(metric::CONNECTIONS_OPEN)
                 .with_description("Connections of callers")
                 .build(),
         }
     }
 
-    pub(crate) fn entry_appended(&self, likes: u64, seconds: f64) {
+    /// Shows how much waits in Redis, as far as that is known.
+    pub(crate) fn observe_backlog(meter: &Meter, backlog: &Arc<Backlog>) {
+        let gauge =
+            |name: &'static str, what: &'static str| meter.u64_observable_gauge(name).with_description(what);
+        let (entries, full, limit) = (Arc::clone(backlog), Arc::clone(backlog), backlog.limit());
+        gauge(metric::BACKLOG, "Entries that are not stored yet, of the slowest of all groups")
+            .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
+                if let Some(entries) = entries.entries() {
+                    observer.observe(entries, &[]);
+                }
+            })
+            .build();
+        gauge(metric::BACKLOG_FULL, "1 while likes are refused because of INGEST_BACKLOG_LIMIT, else 0")
+            .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
+                observer.observe(full.is_full().into(), &[]);
+            })
+            .build();
+        gauge(metric::BACKLOG_LIMIT, "INGEST_BACKLOG_LIMIT")
+            .with_callback(move |observer: &dyn AsyncInstrument<u64>| observer.observe(limit, &[]))
+            .build();
+    }
+
+    pub(crate) fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
+    pub(crate) fn request_began(&self, method: &Method) {
+        self.active(method, 1);
+    }
+
+    pub(crate) fn request_ended(&self, method: &Method) {
+        self.active(method, -1);
+    }
+
+    fn active(&self, method: &Method, change: i64) {
+        if method == Method::POST {
+            self.active_posts.add(change);
+        } else {
+            self.active_requests.add(change, &active_attributes(known_method(method), self.scheme));
+        }
+    }
+
+    pub(crate) fn answered(&self, answered: &Answered<'_>) {
+        let Answered { method, route, status, problem, took } = *answered;
+        let seconds = took.as_secs_f64();
+        if status == StatusCode::ACCEPTED && route == Some("/likes") {
+            self.like_duration.record(seconds);
+            return;
+        }
+        let attributes = answer_attributes(self.scheme, known_method(method), route, status, problem);
+        self.request_duration.record(seconds, &attributes);
+        if let Some(code) = problem {
+            self.refused.add(1, &[KeyValue::new(names::CODE, code)]);
+        }
+    }
+
+    pub(crate) fn entry_appended(&self, likes: u64, took: Duration) {
         self.accepted.add(likes, &[]);
-        self.appended.add(1, &[]);
-        self.append_duration.record(seconds, &[]);
+        self.sent.add(1, &self.append[..3]);
+        self.append_duration.record(took.as_secs_f64(), &self.append);
     }
 
     pub(crate) fn append_repeated(&self, times: u64) {
         self.append_repeats.add(times, &[]);
     }
 
-    pub(crate) fn append_failed(&self) {
-        self.append_failures.add(1, &[]);
-    }
-
-    pub(crate) fn refused(&self, code: &'static str) {
-        self.refused.add(1, &[KeyValue::new("code", code)]);
+    /// `error_type` is one of few.
+    pub(crate) fn append_failed(&self, error_type: &'static str, took: Duration) {
+        let error = KeyValue::new(names::ERROR_TYPE, error_type);
+        let with_error = |attributes: &[KeyValue]| [attributes, std::slice::from_ref(&error)].concat();
+        self.sent.add(1, &with_error(&self.append[..3]));
+        self.append_duration.record(took.as_secs_f64(), &with_error(&self.append));
     }
 
     pub(crate) fn connection_opened(&self) {
@@ -74,8 +191,39 @@ impl Metrics {
     pub(crate) fn connection_closed(&self) {
         self.connections.add(-1, &[]);
     }
+}
 
-    pub(crate) fn backlog(&self, entries: u64) {
-        self.backlog.record(entries, &[]);
+/// The method, or that it is none of those that there are.
+pub(crate) fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        Method::TRACE => "TRACE",
+        Method::CONNECT => "CONNECT",
+        _ => OTHER_METHOD,
     }
+}
+
+fn active_attributes(method: &'static str, scheme: &'static str) -> [KeyValue; 2] {
+    [KeyValue::new(names::HTTP_REQUEST_METHOD, method), KeyValue::new(names::URL_SCHEME, scheme)]
+}
+
+fn answer_attributes(
+    scheme: &'static str,
+    method: &'static str,
+    route: Option<&'static str>,
+    status: StatusCode,
+    problem: Option<&'static str>,
+) -> Vec<KeyValue> {
+    let mut attributes = active_attributes(method, scheme).to_vec();
+    attributes.extend(route.map(|route| KeyValue::new(names::HTTP_ROUTE, route)));
+    attributes.push(KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())));
+    let failed = problem.filter(|_| status.is_server_error());
+    attributes.extend(failed.map(|code| KeyValue::new(names::ERROR_TYPE, code)));
+    attributes
 }

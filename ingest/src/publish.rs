@@ -9,17 +9,26 @@ use std::{
     collections::VecDeque,
     slice,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use fred::bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use opentelemetry::{
+    KeyValue,
+    trace::{SpanContext, SpanKind},
+};
 use shared::{
     codec,
     like::Like,
     partition::{KeyPrefix, Partition, PartitionCount},
     redis,
     service::one_line,
+    telemetry::{
+        log_rate::LogRate,
+        names,
+        spans::{self, Links, Span, SpanStart, Tracing},
+    },
 };
 use thiserror::Error;
 use tokio::{
@@ -44,9 +53,6 @@ const QUIET_TURNS: u32 = 2;
 
 /// How many likes are taken from the queue at once.
 const RECEIVE_LIKES: usize = 1_024;
-
-/// The longest time between two log lines about entries that Redis did not take.
-const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where an accepted like is now.
 #[derive(Clone, Debug)]
@@ -85,15 +91,19 @@ pub(crate) struct Publisher {
     entry_likes: usize,
 }
 
+/// The span of the request that brought a like, if it is sampled.
+pub type RequestSpan = Option<Box<SpanContext>>;
+
 /// What callers ask for.
 enum Request {
-    One(Like, oneshot::Sender<Result<Accepted, PublishError>>),
-    Many(Vec<Like>, oneshot::Sender<Result<(), PublishError>>),
+    One(Like, RequestSpan, oneshot::Sender<Result<Accepted, PublishError>>),
+    Many(Vec<Like>, RequestSpan, oneshot::Sender<Result<(), PublishError>>),
 }
 
 /// Likes of one partition whose caller waits for the answer. They fit into one entry.
 struct Waiting {
     likes: Likes,
+    span: RequestSpan,
     answer: Answer,
 }
 
@@ -170,6 +180,7 @@ impl Publisher {
         appends: AppendFactory,
         settings: &Settings,
         metrics: Arc<Metrics>,
+        tracing: Tracing,
         partitions: watch::Receiver<PartitionCount>,
     ) -> (Self, Appender) {
         let patience = appends.patience(settings.redis.redis_timeout);
@@ -187,7 +198,9 @@ impl Publisher {
             queue_likes,
             entry_likes: settings.ingest_entry_likes.into(),
             metrics,
-            failures: FailureLog::default(),
+            tracing,
+            stream_template: settings.streams.likes_stream.stream_template().into(),
+            failures: LogRate::default(),
             appends,
         };
         appender.grow();
@@ -200,18 +213,18 @@ impl Keep for Publisher {
     ///
     /// # Errors
     /// After most of them nobody knows whether Redis has it.
-    async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
+    async fn keep(&self, like: Like, span: RequestSpan) -> Result<Accepted, PublishError> {
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Request::One(like, answer)).map_err(|_| PublishError::QueueFull)?;
+        self.queue.try_send(Request::One(like, span, answer)).map_err(|_| PublishError::QueueFull)?;
         // One entry may be in flight ahead of the like's own.
         answer_within(self.patience * 2, answered).await
     }
 
-    async fn keep_all(&self, likes: Vec<Like>) -> Result<(), PublishError> {
+    async fn keep_all(&self, likes: Vec<Like>, span: RequestSpan) -> Result<(), PublishError> {
         let (answer, answered) = oneshot::channel();
         // At worst they all go into one partition, one entry after the other.
         let entries = u32::try_from(likes.len() / self.entry_likes).unwrap_or(u32::MAX).saturating_add(2);
-        self.queue.try_send(Request::Many(likes, answer)).map_err(|_| PublishError::QueueFull)?;
+        self.queue.try_send(Request::Many(likes, span, answer)).map_err(|_| PublishError::QueueFull)?;
         answer_within(self.patience.saturating_mul(entries), answered).await
     }
 }
@@ -240,7 +253,9 @@ pub(crate) struct Appender {
     queue_likes: usize,
     entry_likes: usize,
     metrics: Arc<Metrics>,
-    failures: FailureLog,
+    tracing: Tracing,
+    stream_template: Arc<str>,
+    failures: LogRate,
     appends: AppendFactory,
 }
 
@@ -259,6 +274,7 @@ struct Appended {
     group: Vec<Waiting>,
     answer: Result<(String, u64), AppendError>,
     took: Duration,
+    span: Option<Span>,
 }
 
 impl Appender {
@@ -315,20 +331,26 @@ impl Appender {
 
     fn take(&mut self, request: Request) {
         match request {
-            Request::One(like, answer) => {
+            Request::One(like, span, answer) => {
                 let partition = self.placement.of_user(like.user_id());
                 if self.has_room(partition, 1) {
-                    self.enqueue(partition, Waiting { likes: Likes::One(like), answer: Answer::One(answer) });
+                    let (likes, answer) = (Likes::One(like), Answer::One(answer));
+                    self.enqueue(partition, Waiting { likes, span, answer });
                 } else {
                     let _ = answer.send(Err(PublishError::QueueFull));
                 }
             }
-            Request::Many(likes, answer) => self.take_batch(likes, answer),
+            Request::Many(likes, span, answer) => self.take_batch(likes, &span, answer),
         }
     }
 
     /// All of a batch is taken or nothing.
-    fn take_batch(&mut self, likes: Vec<Like>, answer: oneshot::Sender<Result<(), PublishError>>) {
+    fn take_batch(
+        &mut self,
+        likes: Vec<Like>,
+        span: &RequestSpan,
+        answer: oneshot::Sender<Result<(), PublishError>>,
+    ) {
         let mut by_partition: Vec<Vec<Like>> = vec![Vec::new(); self.lanes.len()];
         for like in likes {
             if let Some(of_it) = by_partition.get_mut(self.placement.of_user(like.user_id()).index()) {
@@ -346,8 +368,8 @@ impl Appender {
         let batch = Arc::new(Batch { state });
         for (partition, likes) in placement.partitions().zip(&by_partition) {
             for part in likes.chunks(self.entry_likes) {
-                let answer = Answer::Part(Arc::clone(&batch));
-                self.enqueue(partition, Waiting { likes: Likes::Many(part.to_vec()), answer });
+                let (likes, answer) = (Likes::Many(part.to_vec()), Answer::Part(Arc::clone(&batch)));
+                self.enqueue(partition, Waiting { likes, span: span.clone(), answer });
             }
         }
     }
@@ -372,23 +394,38 @@ impl Appender {
         for partition in self.due.drain(..) {
             let Some(lane) = self.lanes.get_mut(partition.index()) else { continue };
             if let Some((append, group)) = lane.take_group(self.entry_likes) {
-                self.in_flight.push(Box::pin(append_group(partition, append, group)));
+                self.in_flight.push(Box::pin(append_group(
+                    partition,
+                    append,
+                    group,
+                    self.tracing.clone(),
+                    Arc::clone(&self.stream_template),
+                )));
             }
         }
     }
 
     fn answer(&mut self, appended: Appended) {
-        let Appended { partition, append, group, answer, took } = appended;
+        let Appended { partition, append, group, answer, took, span } = appended;
         let answer = match answer {
             Ok((entry_id, sent)) => {
-                let likes: usize = group.iter().map(|waiting| waiting.likes.as_slice().len()).sum();
-                self.metrics.entry_appended(likes as u64, took.as_secs_f64());
+                self.metrics.entry_appended(likes_in(&group) as u64, took);
                 self.metrics.append_repeated(sent - 1);
+                if let Some(span) = &span {
+                    span.set(names::MESSAGING_MESSAGE_ID, entry_id.clone());
+                }
                 Ok(Accepted { entry_id: entry_id.into(), partition })
             }
             Err(error) => {
-                self.metrics.append_failed();
-                self.failures.note(append.stream(), &error);
+                let (stream, error_type) = (append.stream(), error.error_type());
+                self.metrics.append_failed(error_type, took);
+                if let Some(span) = &span {
+                    span.failed(error_type, &error);
+                }
+                if let Some(entries) = self.failures.note(1) {
+                    let (why, trace_id) = (one_line(&error), spans::trace_id(span.as_ref()));
+                    tracing::warn!(stream, error = why, entries, trace_id, "entries were not taken");
+                }
                 Err(publish_error(&error))
             }
         };
@@ -427,12 +464,44 @@ impl Lane {
     }
 }
 
-async fn append_group(partition: Partition, mut append: Append, group: Vec<Waiting>) -> Appended {
+fn likes_in(group: &[Waiting]) -> usize {
+    group.iter().map(|waiting| waiting.likes.as_slice().len()).sum()
+}
+
+async fn append_group(
+    partition: Partition,
+    mut append: Append,
+    group: Vec<Waiting>,
+    tracing: Tracing,
+    stream_template: Arc<str>,
+) -> Appended {
     let likes: Vec<Like> = group.iter().flat_map(|waiting| waiting.likes.as_slice()).copied().collect();
     let payload = Bytes::from(codec::encode(&likes));
+    let span = start_span(&tracing, (append.stream(), &stream_template), &group);
+    let context = span.as_ref().map(Span::context);
     let started = Instant::now();
-    let answer = append.append(payload).await;
-    Appended { partition, append, group, answer, took: started.elapsed() }
+    let answer = append.append(payload, context.as_ref()).await;
+    Appended { partition, append, group, answer, took: started.elapsed(), span }
+}
+
+/// The span of an entry, if one of the requests in it is sampled: below the first of these, and linked to the others.
+fn start_span(tracing: &Tracing, (stream, template): (&str, &str), group: &[Waiting]) -> Option<Span> {
+    let mut sampled = group.iter().filter_map(|waiting| waiting.span.as_deref());
+    let parent = sampled.next()?;
+    let mut links = Links::default();
+    // Parts of one batch may share an entry.
+    sampled.filter(|context| *context != parent).for_each(|context| links.add(context.clone()));
+    let (name, kind, at) = (format!("XADD {template}").into(), SpanKind::Producer, SystemTime::now());
+    tracing.start(SpanStart { name, kind, parent: Some(parent), links, at }, || {
+        vec![
+            KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
+            KeyValue::new(names::MESSAGING_DESTINATION_NAME, stream.to_owned()),
+            KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, template.to_owned()),
+            KeyValue::new(names::MESSAGING_OPERATION_NAME, "XADD"),
+            KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
+            KeyValue::new(names::LIKES, i64::try_from(likes_in(group)).unwrap_or(i64::MAX)),
+        ]
+    })
 }
 
 fn publish_error(error: &AppendError) -> PublishError {
@@ -444,23 +513,5 @@ fn publish_error(error: &AppendError) -> PublishError {
             Some(_) => PublishError::Refused,
             None => PublishError::Unavailable,
         },
-    }
-}
-
-/// Says that Redis doesn't take entries, without flooding the log: one line an interval, with what it leaves out.
-#[derive(Default)]
-struct FailureLog {
-    unlogged: u64,
-    logged_at: Option<Instant>,
-}
-
-impl FailureLog {
-    fn note(&mut self, stream: &str, error: &AppendError) {
-        self.unlogged += 1;
-        if self.logged_at.is_none_or(|at| at.elapsed() >= FAILURE_LOG_INTERVAL) {
-            let (why, entries) = (one_line(error), self.unlogged);
-            tracing::warn!(stream, error = why, entries, "entries were not taken");
-            *self = Self { unlogged: 0, logged_at: Some(Instant::now()) };
-        }
     }
 }

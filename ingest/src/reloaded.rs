@@ -96,7 +96,7 @@ fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingEr
         .iter()
         .map(|(setting, path)| {
             read(path)
-                .map_err(|e| SettingError::new(setting, format!("'{}' can't be read: {e}", path.display())))
+                .map_err(|e| SettingError::new(*setting, format!("'{}' can't be read: {e}", path.display())))
         })
         .collect()
 }

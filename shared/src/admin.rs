@@ -1,4 +1,4 @@
-//! The admin port of a service: `/livez`, `/readyz?verbose`, `/metrics`.
+//! The admin port of a service: `/livez`, `/readyz?verbose`, `/metrics`, and `/loglevel`, which can be changed.
 
 use std::{
     collections::BTreeMap,
@@ -9,15 +9,19 @@ use std::{
 
 use axum::{
     Router,
-    extract::{RawQuery, State},
+    extract::{DefaultBodyLimit, RawQuery, State},
     http::{StatusCode, header},
     response::IntoResponse,
     routing::get,
 };
+use opentelemetry::{KeyValue, metrics::Meter};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, names};
+
+/// Directives are short.
+const MAX_DIRECTIVES_BYTES: usize = 4 << 10;
 
 /// Whether a service can do its work: ready when every check passes.
 #[derive(Clone, Default)]
@@ -38,6 +42,18 @@ impl Health {
         let check = Check { name, health: self.clone() };
         check.set(Some("not yet known".to_owned()));
         check
+    }
+
+    /// Shows the checks as a metric.
+    fn observe(&self, meter: &Meter) {
+        let health = self.clone();
+        let observe = move |observer: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
+            for (name, failing) in health.checks() {
+                observer.observe(failing.is_none().into(), &[KeyValue::new(names::CHECK, name)]);
+            }
+        };
+        let gauge = meter.u64_observable_gauge(names::metric::CHECK_PASSING).with_callback(observe);
+        gauge.with_description("1 where a check of /readyz passes, 0 where not").build();
     }
 
     /// Every check by name, with the reason why it fails.
@@ -78,10 +94,13 @@ pub async fn serve(
     telemetry: Telemetry,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    health.observe(&telemetry.meter());
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/loglevel", get(log_level).put(set_log_level).delete(reset_log_level))
+        .layer(DefaultBodyLimit::max(MAX_DIRECTIVES_BYTES))
         .with_state(Admin { health, telemetry });
     // Not graceful: nobody's work is lost with a scrape, and an idle keep-alive connection must not hold up the end.
     tokio::select! {
@@ -119,4 +138,29 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
+}
+
+async fn log_level(State(admin): State<Admin>) -> String {
+    admin.telemetry.log_level().current() + "\n"
+}
+
+async fn set_log_level(State(admin): State<Admin>, directives: String) -> (StatusCode, String) {
+    let log_level = admin.telemetry.log_level();
+    match log_level.set(directives.trim()) {
+        Ok(()) => {
+            let current = log_level.current();
+            tracing::warn!(directives = current, "what is logged was changed");
+            (StatusCode::OK, current + "\n")
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+/// Back to what the program was started with.
+async fn reset_log_level(State(admin): State<Admin>) -> String {
+    let log_level = admin.telemetry.log_level();
+    log_level.reset();
+    let current = log_level.current();
+    tracing::warn!(directives = current, "what is logged was changed back");
+    current + "\n"
 }

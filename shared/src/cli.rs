@@ -1,6 +1,7 @@
 //! From the command line and the environment to settings, or to one line that says what is wrong.
 
 use std::{
+    borrow::Cow,
     fmt,
     io::{self, Write},
     process,
@@ -19,14 +20,14 @@ pub const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Error)]
 #[error("{setting}: {problem}")]
 pub struct SettingError {
-    setting: &'static str,
+    setting: Cow<'static, str>,
     problem: String,
 }
 
 impl SettingError {
     /// `setting` is the environment variable's name, `problem` the value (unless secret) and what is allowed.
-    pub fn new(setting: &'static str, problem: impl fmt::Display) -> Self {
-        Self { setting, problem: problem.to_string() }
+    pub fn new(setting: impl Into<Cow<'static, str>>, problem: impl fmt::Display) -> Self {
+        Self { setting: setting.into(), problem: problem.to_string() }
     }
 }
 

@@ -128,6 +128,11 @@ impl KeyPrefix {
         format!("{self}:{{{partition}}}")
     }
 
+    /// What stands for the streams of all partitions, `likes:{partition}`.
+    pub fn stream_template(&self) -> String {
+        format!("{self}:{{partition}}")
+    }
+
     /// The dead letters of a partition, `likes:{7}:dead`.
     pub fn dead_letters(&self, partition: Partition) -> String {
         format!("{self}:{{{partition}}}:dead")

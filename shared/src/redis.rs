@@ -379,6 +379,34 @@ pub fn error_code(error: &Error) -> Option<&str> {
     (code.len() >= 2 && code.bytes().all(|b| b.is_ascii_uppercase())).then_some(code)
 }
 
+/// What kind of error it is, for metrics and spans: one of few.
+pub fn error_type(error: &Error) -> &'static str {
+    const CODES: [&str; 16] = [
+        "BUSY",
+        "CLUSTERDOWN",
+        "ERR",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "MOVED",
+        "NOAUTH",
+        "NOGROUP",
+        "NOPERM",
+        "NOREPLICAS",
+        "OOM",
+        "READONLY",
+        "TRYAGAIN",
+        "WRONGPASS",
+        "WRONGTYPE",
+    ];
+    let code = error_code(error).and_then(|code| CODES.into_iter().find(|known| *known == code));
+    code.unwrap_or(match error.kind() {
+        ErrorKind::Timeout => "timeout",
+        ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Tls => "connection",
+        _ => "_OTHER",
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;

@@ -29,15 +29,15 @@ pub trait Failure: Error + 'static {
     fn is_over_a_setting(&self) -> bool;
 }
 
-/// Runs a service on so many threads until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error
+/// Runs a program's service on so many threads until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error
 /// ends the process with one line, and with code 1, or [`cli::EXIT_USAGE`] where a setting has to be corrected.
-pub fn run<F, R, E>(telemetry: &TelemetryArgs, threads: usize, service: F) -> ExitCode
+pub fn run<F, R, E>(program: &'static str, telemetry: &TelemetryArgs, threads: usize, service: F) -> ExitCode
 where
     F: FnOnce(Telemetry, CancellationToken) -> R,
     R: Future<Output = Result<(), E>>,
     E: Failure,
 {
-    let telemetry = Telemetry::start(telemetry).unwrap_or_else(|error| cli::refuse(&error));
+    let telemetry = Telemetry::start(program, telemetry).unwrap_or_else(|error| cli::refuse(&error));
     let failed = |error: io::Error| (one_line(&error), false);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let ended = runtime.map_err(failed).and_then(|runtime| {

@@ -1,17 +1,42 @@
-//! Logs on stderr, metrics by the OpenTelemetry API as Prometheus text.
+//! Logs on stderr, metrics as Prometheus text, and both traces and metrics by OTLP where a collector is named.
 
-use std::io::{self, IsTerminal};
+pub mod log_rate;
+mod logs;
+pub mod names;
+mod otel_args;
+mod otel_settings;
+mod otlp;
+pub mod spans;
 
-use clap::{Args, ValueEnum};
-use opentelemetry::metrics::{Meter, MeterProvider};
-use opentelemetry_sdk::metrics::SdkMeterProvider;
+use std::{
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+};
+
+use clap::Args;
+use opentelemetry::{
+    InstrumentationScope, KeyValue,
+    metrics::{Meter, MeterProvider},
+};
+use opentelemetry_sdk::{
+    Resource,
+    metrics::SdkMeterProvider,
+    trace::{SdkTracerProvider, SpanLimits},
+};
 use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::time::SystemTime};
 
+pub use self::logs::{InvalidDirectives, LogLevel};
+use self::{
+    logs::LogFormat,
+    otel_args::OtelArgs,
+    otel_settings::OtelSettings,
+    otlp::{Exporting, LAST_EXPORT},
+    spans::{LinkedSampler, SCOPE, Tracing},
+};
 use crate::cli::SettingError;
 
-/// How to log.
+/// How to log, and what to export.
 #[derive(Args, Debug, Clone)]
 pub struct TelemetryArgs {
     /// What log lines look like
@@ -21,19 +46,16 @@ pub struct TelemetryArgs {
     /// What is logged: a level, or `tracing` directives like info,consumer=debug
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "DIRECTIVES")]
     rust_log: String,
+
+    #[command(flatten)]
+    otel: OtelArgs,
 }
 
-#[derive(ValueEnum, Debug, Clone, Copy)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-/// A word alone must be a level: it could be a target, too, but hardly anybody means one.
-fn filter(directives: &str) -> Option<EnvFilter> {
-    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
-    let clear = |directive: &str| directive.contains(['=', '[']) || is_level(directive);
-    if directives.split(',').all(clear) { EnvFilter::try_new(directives).ok() } else { None }
+impl TelemetryArgs {
+    /// Checks what clap doesn't see.
+    pub fn check(&self) -> Result<(), SettingError> {
+        OtelSettings::read(&self.otel).map(drop)
+    }
 }
 
 /// The running telemetry of a program.
@@ -41,6 +63,10 @@ fn filter(directives: &str) -> Option<EnvFilter> {
 pub struct Telemetry {
     registry: Registry,
     meters: SdkMeterProvider,
+    tracers: Option<SdkTracerProvider>,
+    tracing: Tracing,
+    log_level: LogLevel,
+    exporting: Arc<Mutex<Option<Exporting>>>,
 }
 
 /// The metrics can't be exported.
@@ -49,45 +75,79 @@ pub struct Telemetry {
 pub struct ExportError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 impl Telemetry {
-    /// Starts logs (for the whole process, so once) and metrics.
-    pub fn start(args: &TelemetryArgs) -> Result<Self, SettingError> {
-        let filter = filter(&args.rust_log).ok_or_else(|| {
-            let problem = format!(
-                "'{}' is not valid: allowed is a level or something like info,consumer=debug",
-                args.rust_log
-            );
-            SettingError::new("RUST_LOG", problem)
-        })?;
-        let logs = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_timer(SystemTime)
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal())
-            // It would say so on stderr, and panic where that is the trouble.
-            .log_internal_errors(false);
-        match args.log_format {
-            LogFormat::Text => logs.init(),
-            LogFormat::Json => logs.json().flatten_event(true).init(),
-        }
-        Self::metrics_only().map_err(|e| SettingError::new("metrics", e))
+    /// Starts logs (for the whole process, so once), metrics and traces of a program.
+    pub fn start(program: &'static str, args: &TelemetryArgs) -> Result<Self, SettingError> {
+        let settings = OtelSettings::read(&args.otel)?;
+        let log_level = logs::start(args.log_format, &args.rust_log)
+            .map_err(|error| SettingError::new("RUST_LOG", error))?;
+        Self::export(program, settings, log_level)
     }
 
-    /// Metrics without logs, for tests inside of one process.
-    pub fn metrics_only() -> Result<Self, ExportError> {
+    /// Metrics without logs and without a collector, for tests inside of one process.
+    pub fn metrics_only() -> Result<Self, SettingError> {
+        Self::export("test", OtelSettings::read(&OtelArgs::default())?, LogLevel::fixed())
+    }
+
+    fn export(
+        program: &'static str,
+        settings: OtelSettings,
+        log_level: LogLevel,
+    ) -> Result<Self, SettingError> {
+        let OtelSettings { service_name, attributes, takes_contexts, traces, metrics } = settings;
+        let resource = Resource::builder_empty()
+            .with_attributes([
+                KeyValue::new(names::SERVICE_NAMESPACE, "likestream"),
+                KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
+            ])
+            .with_service_name(program)
+            .with_attributes(attributes)
+            .with_attributes(service_name.map(|name| KeyValue::new(names::SERVICE_NAME, name)))
+            .build();
         let registry = Registry::new();
-        let exporter = opentelemetry_prometheus::exporter()
+        let prometheus = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
-            .without_target_info()
             .build()
-            .map_err(|e| ExportError(e.into()))?;
-        let meters = SdkMeterProvider::builder().with_reader(exporter).build();
-        Ok(Self { registry, meters })
+            .map_err(|error| SettingError::new("metrics", error))?;
+        let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(prometheus);
+        let exporting = if traces.is_some() || metrics.is_some() { Some(Exporting::new()?) } else { None };
+        let (mut tracers, mut tracing) = (None, Tracing::default());
+        if let Some(exporting) = &exporting {
+            if let Some(settings) = metrics {
+                meters = meters.with_reader(exporting.metrics(&settings)?);
+            }
+            if let Some(settings) = traces {
+                let limits = SpanLimits { max_links_per_span: settings.max_links, ..SpanLimits::default() };
+                let provider = SdkTracerProvider::builder()
+                    .with_resource(resource)
+                    .with_span_limits(limits)
+                    .with_span_processor(exporting.spans(&settings)?)
+                    .with_sampler(LinkedSampler(settings.sampler))
+                    .build();
+                tracing = Tracing::new(&provider, takes_contexts);
+                tracers = Some(provider);
+            }
+        }
+        let exporting = Arc::new(Mutex::new(exporting));
+        Ok(Self { registry, meters: meters.build(), tracers, tracing, log_level, exporting })
     }
 
     /// What instruments are made of.
     pub fn meter(&self) -> Meter {
-        self.meters.meter("likestream")
+        let scope = InstrumentationScope::builder(SCOPE)
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .with_schema_url(names::SCHEMA_URL);
+        self.meters.meter_with_scope(scope.build())
+    }
+
+    /// What spans are made of.
+    pub fn tracing(&self) -> Tracing {
+        self.tracing.clone()
+    }
+
+    /// What is logged.
+    pub fn log_level(&self) -> &LogLevel {
+        &self.log_level
     }
 
     /// All metrics in the Prometheus text format.
@@ -97,10 +157,32 @@ impl Telemetry {
         String::from_utf8(text).map_err(|e| ExportError(e.into()))
     }
 
-    /// Lets go of what is still to be exported. For the end of a program.
+    /// Exports what is still to be exported, if the collector takes it soon. For the end of a program.
     pub fn flush(self) {
-        if let Err(error) = self.meters.shutdown() {
-            tracing::warn!(%error, "the last metrics were not exported");
+        let Self { meters, tracers, exporting, .. } = self;
+        let Some(exporting) = exporting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        // The SDK waits in calls that block, in some of them for longer than it was told.
+        let (done, ended) = mpsc::channel();
+        let spans_done = done.clone();
+        thread::spawn(move || done.send(("metrics", meters.shutdown_with_timeout(LAST_EXPORT))));
+        thread::spawn(move || {
+            let ended = tracers.map_or(Ok(()), |tracers| tracers.shutdown_with_timeout(LAST_EXPORT));
+            spans_done.send(("traces", ended))
+        });
+        let give_up_at = std::time::Instant::now() + LAST_EXPORT;
+        for _ in 0..2 {
+            let left = give_up_at.saturating_duration_since(std::time::Instant::now());
+            match ended.recv_timeout(left) {
+                Ok((_, Ok(()))) => {}
+                Ok((what, Err(error))) => tracing::warn!(%error, "the last {what} were not exported"),
+                Err(_) => {
+                    tracing::warn!(
+                        "not all of the last traces and metrics were exported: the collector does not answer"
+                    );
+                    break;
+                }
+            }
         }
+        exporting.end();
     }
 }

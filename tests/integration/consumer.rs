@@ -95,7 +95,7 @@ async fn memory_is_bounded_while_postgres_is_away() {
     })
     .await;
     // Three batches, and what one read may bring over that: at first 64 likes an entry are reckoned with.
-    let read = consumer.metrics().unwrap().sum("likestream_entries_read_total");
+    let read = consumer.metrics().unwrap().sum("messaging_client_consumed_messages_total");
     assert!(read <= 60.0, "{read} entries of 500 likes were read ahead");
     setup.postgres().start_again().unwrap();
     setup.wait_for_rows(200_000).await;

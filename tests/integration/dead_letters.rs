@@ -112,8 +112,10 @@ async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     // The one has read it, the other has claimed it from the one.
     eventually("both hold it", async || {
         let counted = |name| consumers.each_ref().map(|c| c.metrics().unwrap().sum(name) >= 1.0);
-        let (read, claimed) =
-            (counted("likestream_entries_read_total"), counted("likestream_entries_reclaimed_total"));
+        let (read, claimed) = (
+            counted("messaging_client_consumed_messages_total"),
+            counted("likestream_entries_reclaimed_total"),
+        );
         (read[0] && claimed[1]) || (read[1] && claimed[0])
     })
     .await;

@@ -94,7 +94,7 @@ async fn what_a_killed_consumer_had_is_claimed_at_once() {
     eventually("all of them have entries in hand", async || {
         consumers
             .iter()
-            .all(|consumer| consumer.metrics().unwrap().sum("likestream_entries_read_total") > 0.0)
+            .all(|consumer| consumer.metrics().unwrap().sum("messaging_client_consumed_messages_total") > 0.0)
     })
     .await;
     consumers.remove(0).kill();
@@ -116,7 +116,7 @@ async fn a_frozen_consumer_that_comes_back_doubles_nothing_and_is_welcome() {
     setup.postgres().pause();
     setup.append(&likes(2_000), 1).await;
     eventually("it has entries in hand", async || {
-        consumers[0].metrics().unwrap().sum("likestream_entries_read_total") > 0.0
+        consumers[0].metrics().unwrap().sum("messaging_client_consumed_messages_total") > 0.0
     })
     .await;
     consumers[0].signal(Signal::SIGSTOP);

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use deadpool_postgres::{BuildError, Pool};
-use ingest::{Accepted, Keep, PublishError, config::default_threads};
+use ingest::{Accepted, Keep, PublishError, RequestSpan, config::default_threads};
 use mimalloc::MiMalloc;
 use shared::{
     admin::{self, Health},
@@ -79,11 +79,11 @@ struct AtOnce {
 }
 
 impl Keep for AtOnce {
-    async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
+    async fn keep(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
         Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
     }
 
-    async fn keep_all(&self, _likes: Vec<Like>) -> Result<(), PublishError> {
+    async fn keep_all(&self, _likes: Vec<Like>, _span: RequestSpan) -> Result<(), PublishError> {
         Ok(())
     }
 }
@@ -95,7 +95,7 @@ struct InsertEach {
 }
 
 impl Keep for InsertEach {
-    async fn keep(&self, like: Like) -> Result<Accepted, PublishError> {
+    async fn keep(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
         let unavailable = |error: &dyn std::error::Error| {
             tracing::warn!(error = one_line(error), "not inserted");
             PublishError::Unavailable
@@ -107,9 +107,9 @@ impl Keep for InsertEach {
         Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
     }
 
-    async fn keep_all(&self, likes: Vec<Like>) -> Result<(), PublishError> {
+    async fn keep_all(&self, likes: Vec<Like>, _span: RequestSpan) -> Result<(), PublishError> {
         for like in likes {
-            self.keep(like).await?;
+            self.keep(like, None).await?;
         }
         Ok(())
     }
@@ -126,7 +126,9 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 fn main() -> ExitCode {
     let settings: Settings = cli::parse();
     let telemetry = settings.telemetry.clone();
-    service::run(&telemetry, default_threads(), |telemetry, shutdown| run(settings, telemetry, shutdown))
+    service::run("bench-server", &telemetry, default_threads(), |telemetry, shutdown| {
+        run(settings, telemetry, shutdown)
+    })
 }
 
 async fn run(

@@ -9,7 +9,15 @@ fn entry(seq: u64, likes: Vec<Like>) -> Entry {
     let partition = PartitionCount::new(1).unwrap().of_user(1);
     let at = Position { partition, id: EntryId { ms: 1, seq } };
     let payload = codec::encode(&likes).into();
-    Entry { at, likes, dead_letters: Vec::new(), payload, read_at: Instant::now(), alone: false }
+    Entry {
+        at,
+        likes,
+        dead_letters: Vec::new(),
+        payload,
+        read_at: Instant::now(),
+        producer: None,
+        alone: false,
+    }
 }
 
 fn like(user: i64, post: i64, at: i64) -> Like {

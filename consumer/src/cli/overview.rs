@@ -10,8 +10,7 @@ use shared::partition::Partition;
 use super::{access::Site, exit::CliError};
 use crate::{
     assignment::assign,
-    entry::EntryId,
-    stream::{Condition, GroupLook, Look, Member, SeenMember},
+    stream::{Condition, Look, Member, SeenMember},
 };
 
 /// How a group stands.
@@ -201,10 +200,6 @@ impl PartitionOverview {
         last_commit_ms_ago: Option<u64>,
     ) -> Self {
         let group = look.group.clone();
-        let age = |id: EntryId| look.now_ms.saturating_sub(id.ms);
-        let oldest = |group: &GroupLook| {
-            group.oldest_pending.into_iter().chain(group.oldest_undelivered).min().map(age)
-        };
         let known = group.as_ref();
         // Without the group all of the stream is still to be delivered: a group is made from the first entry on.
         let lag = known.map_or(Some(look.length), |group| group.lag);
@@ -219,7 +214,7 @@ impl PartitionOverview {
             lag,
             pending,
             backlog: lag.map(|lag| lag + pending),
-            oldest_age_ms: known.map_or(look.first.map(age), oldest),
+            oldest_age_ms: look.oldest().map(|id| look.age_ms(id)),
             oldest_pending: known.and_then(|group| group.oldest_pending).map(|id| id.to_string()),
             oldest_pending_idle_ms: known.and_then(|group| group.oldest_pending_idle_ms),
             last_commit_ms_ago,

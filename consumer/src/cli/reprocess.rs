@@ -131,7 +131,7 @@ pub(super) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
                 };
                 let batch = Batch::of(entries.iter().filter_map(decode).collect());
                 let rows = batch.rows() as u64;
-                let written = copy::write(&pool, transactions, None, batch).await;
+                let written = copy::write(&pool, transactions, None, batch, &|_| {}).await;
                 let committed = written.map_err(|(_, error)| CliError::failed(one_line(&error)))?;
                 inserted += committed.inserted();
                 known += rows - committed.inserted();

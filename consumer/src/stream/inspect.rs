@@ -130,6 +130,25 @@ pub(crate) struct Look {
     pub(crate) group: Option<GroupLook>,
 }
 
+impl Look {
+    /// Entries that are not stored yet. Where it is not known how many are undelivered, it may be all that are there.
+    pub(crate) fn backlog(&self) -> u64 {
+        let Some(group) = &self.group else { return self.length };
+        group.lag.unwrap_or(self.length.saturating_sub(group.pending)) + group.pending
+    }
+
+    /// The oldest of these.
+    pub(crate) fn oldest(&self) -> Option<EntryId> {
+        let Some(group) = &self.group else { return self.first };
+        group.oldest_pending.into_iter().chain(group.oldest_undelivered).min()
+    }
+
+    /// How long ago an entry was appended.
+    pub(crate) fn age_ms(&self, id: EntryId) -> u64 {
+        self.now_ms.saturating_sub(id.ms)
+    }
+}
+
 /// How the group stands in a partition.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GroupLook {

@@ -106,7 +106,7 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dy
 
 /// Waits until Redis has nothing left to be done, and returns how many entries ingest has appended.
 async fn drain(stack: &Stack) -> Result<u64, Box<dyn Error>> {
-    let appended = total([&stack.ingest], "likestream_entries_appended_total")?;
+    let appended = total([&stack.ingest], "messaging_client_sent_messages_total")?;
     let (client, keys) = (backlog::connect(&stack.redis.url()).await?, Keys::default());
     let mut progress = Progress::new("draining", appended);
     let (mut least, mut last_moved) = (u64::MAX, Instant::now());

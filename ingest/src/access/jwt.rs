@@ -103,7 +103,7 @@ impl JwtArgs {
         ];
         if !wanted {
             return given.iter().find(|(_, given)| *given).map_or(Ok(()), |(setting, _)| {
-                Err(SettingError::new(setting, "is set, and INGEST_AUTH has no jwt"))
+                Err(SettingError::new(*setting, "is set, and INGEST_AUTH has no jwt"))
             });
         }
         if self.ingest_jwt_key_file.is_some() == self.ingest_jwt_jwks.is_some() {
@@ -119,7 +119,7 @@ impl JwtArgs {
         }
         for (setting, given) in &given[3..] {
             if !given {
-                return Err(SettingError::new(setting, "is missing: INGEST_AUTH has jwt"));
+                return Err(SettingError::new(*setting, "is missing: INGEST_AUTH has jwt"));
             }
         }
         let first = self.ingest_jwt_algorithms.first().map(|algorithm| algorithm.family());

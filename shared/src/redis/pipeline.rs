@@ -14,9 +14,12 @@ use fred::{
 /// Sends a command, `name` and `args`.
 pub(super) async fn send(client: &Client, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
     match (name, args.as_slice()) {
-        ("XADD", [stream, id, field, value]) => {
-            if let (Some(stream), Some(id), Some(field)) = (text(stream), text(id), text(field)) {
-                return client.xadd(stream, false, None::<()>, id, (Key::from(field), value.clone())).await;
+        ("XADD", [stream, id, fields @ ..]) => {
+            let (pairs, rest) = fields.as_chunks();
+            let pairs = pairs.iter().map(|[name, value]| Some((Key::from(text(name)?), value.clone())));
+            let fields: Option<Vec<_>> = pairs.collect();
+            if let (Some(stream), Some(id), Some(fields), []) = (text(stream), text(id), fields, rest) {
+                return client.xadd(stream, false, None::<()>, id, fields).await;
             }
         }
         ("XREADGROUP", [_, group, consumer, with_count, count, _, stream, id])

@@ -1,0 +1,293 @@
+//! Spans, where they are wanted: of requests, of entries, of batches.
+//!
+//! Only what is sampled exists here. Of everything else no span is made, and no context kept or sent.
+
+use std::{borrow::Cow, error::Error, fmt, time::SystemTime};
+
+use opentelemetry::{
+    Context, KeyValue, TraceFlags,
+    propagation::{Extractor, TextMapPropagator},
+    trace::{
+        Link, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceId, TraceState, Tracer,
+        TracerProvider,
+    },
+};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{Sampler, SamplingDecision, SamplingResult, SdkTracer, SdkTracerProvider, ShouldSample},
+};
+
+use super::names;
+use crate::service::one_line;
+
+/// The headers of a request, to look for a context.
+pub use opentelemetry_http::HeaderExtractor;
+
+/// The W3C header, and the field of an entry, that names a span.
+///
+/// Source: <https://www.w3.org/TR/trace-context/>
+pub const TRACEPARENT: &str = "traceparent";
+/// What systems of tracing say to one another beside it.
+pub const TRACESTATE: &str = "tracestate";
+
+/// Longer ones are not taken: they would be sent along with each like. W3C asks for 512 characters at least.
+const MAX_TRACESTATE_BYTES: usize = 512;
+
+/// The scope of spans and metrics.
+pub(super) const SCOPE: &str = "likestream";
+
+/// Makes spans, or none.
+#[derive(Clone, Default)]
+pub struct Tracing(Option<Tracers>);
+
+#[derive(Clone)]
+struct Tracers {
+    tracer: SdkTracer,
+    takes_contexts: bool,
+}
+
+/// A span that is sampled and has begun. It ends with its last copy.
+#[derive(Clone)]
+pub struct Span(Context);
+
+/// What a span is to be.
+pub struct SpanStart<'a> {
+    /// Not many different ones.
+    pub name: Cow<'static, str>,
+    /// Whose side of what it is on.
+    pub kind: SpanKind,
+    /// Where it hangs.
+    pub parent: Option<&'a SpanContext>,
+    /// What else it has to do with. One that is sampled makes it sampled, too.
+    pub links: Links,
+    /// When it began.
+    pub at: SystemTime,
+}
+
+/// Sampled spans that another one has to do with: the first ones, and how many there are.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    contexts: Vec<SpanContext>,
+    total: u64,
+}
+
+impl Links {
+    /// So many are kept. How many of them a span has is up to `OTEL_SPAN_LINK_COUNT_LIMIT`.
+    const MAX: usize = 1_024;
+
+    /// One more.
+    pub fn add(&mut self, context: SpanContext) {
+        self.total += 1;
+        if self.contexts.len() < Self::MAX {
+            self.contexts.push(context);
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+}
+
+impl Tracing {
+    pub(super) fn new(provider: &SdkTracerProvider, takes_contexts: bool) -> Self {
+        Self(Some(Tracers { tracer: provider.tracer(SCOPE), takes_contexts }))
+    }
+
+    /// Whether there may be spans at all.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The span that a caller or a producer names, sampled or not.
+    pub fn named_by(&self, fields: &dyn Extractor) -> Option<SpanContext> {
+        self.0.as_ref().filter(|tracers| tracers.takes_contexts)?;
+        fields.get(TRACEPARENT)?;
+        let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Bounded(fields));
+        let named = context.span().span_context().clone();
+        named.is_valid().then_some(named)
+    }
+
+    /// A span, if it is sampled. Its attributes are asked for only then.
+    pub fn start(&self, start: SpanStart<'_>, attributes: impl FnOnce() -> Vec<KeyValue>) -> Option<Span> {
+        let Tracers { tracer, .. } = self.0.as_ref()?;
+        let SpanStart { name, kind, parent, links, at } = start;
+        let parent = parent
+            .map_or_else(Context::new, |parent| Context::new().with_remote_span_context(parent.clone()));
+        let Links { contexts, total } = links;
+        let links = contexts.into_iter().map(|context| Link::new(context, Vec::new(), 0)).collect();
+        let builder = tracer.span_builder(name).with_kind(kind).with_start_time(at).with_links(links);
+        let span = Span(Context::new().with_span(builder.start_with_context(tracer, &parent)));
+        if !span.0.span().span_context().is_sampled() {
+            return None;
+        }
+        span.0.span().set_attributes(attributes());
+        if total > 0 {
+            span.set(names::LINKS_TOTAL, i64::try_from(total).unwrap_or(i64::MAX));
+        }
+        Some(span)
+    }
+}
+
+impl Span {
+    /// How others name it.
+    pub fn context(&self) -> SpanContext {
+        self.0.span().span_context().clone()
+    }
+
+    /// Its ids, for logs.
+    pub fn ids(&self) -> (TraceId, SpanId) {
+        let span = self.0.span();
+        (span.span_context().trace_id(), span.span_context().span_id())
+    }
+
+    /// Something that is only known now.
+    pub fn set(&self, name: &'static str, value: impl Into<opentelemetry::Value>) {
+        self.0.span().set_attribute(KeyValue::new(name, value));
+    }
+
+    /// It went wrong. `error_type` is one of few.
+    pub fn failed(&self, error_type: impl Into<opentelemetry::Value>, error: &dyn Error) {
+        self.set(names::ERROR_TYPE, error_type);
+        self.0.span().set_status(Status::error(one_line(error)));
+    }
+
+    /// It went wrong, and there is no more to be said of it.
+    pub fn failed_with(&self, error_type: impl Into<opentelemetry::Value>) {
+        self.set(names::ERROR_TYPE, error_type);
+        self.0.span().set_status(Status::error(""));
+    }
+
+    /// It ended then, and not now.
+    pub fn end_at(self, at: SystemTime) {
+        self.0.span().end_with_timestamp(at);
+    }
+}
+
+/// For a log line: nothing where there is no span.
+pub fn trace_id(span: Option<&Span>) -> Option<impl tracing::Value + use<>> {
+    span.map(|span| tracing::field::display(span.ids().0))
+}
+
+/// For a log line: nothing where there is no span.
+pub fn span_id(span: Option<&Span>) -> Option<impl tracing::Value + use<>> {
+    span.map(|span| tracing::field::display(span.ids().1))
+}
+
+/// The fields of an entry that name a span.
+pub fn fields(context: &SpanContext) -> impl Iterator<Item = (&'static str, String)> + use<> {
+    let flags = context.trace_flags() & TraceFlags::SAMPLED;
+    let parent = format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id());
+    let state = context.trace_state().header();
+    [(TRACEPARENT, parent), (TRACESTATE, state)].into_iter().filter(|(_, value)| !value.is_empty())
+}
+
+/// Fields of which the trace state is left out where it is too long.
+struct Bounded<'a>(&'a dyn Extractor);
+
+impl Extractor for Bounded<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).filter(|value| key != TRACESTATE || value.len() <= MAX_TRACESTATE_BYTES)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys()
+    }
+}
+
+/// Samples what is linked to something that is sampled: a batch has no parent, and yet belongs to the traces of its entries.
+#[derive(Clone, Debug)]
+pub(super) struct LinkedSampler(pub(super) Sampler);
+
+impl ShouldSample for LinkedSampler {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace_id: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let linked = links.iter().any(|link| link.span_context.is_sampled());
+        if linked && !matches!(self.0, Sampler::AlwaysOff) {
+            return SamplingResult {
+                decision: SamplingDecision::RecordAndSample,
+                attributes: Vec::new(),
+                trace_state: TraceState::default(),
+            };
+        }
+        self.0.should_sample(parent, trace_id, name, kind, attributes, links)
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (trace_id, span_id) = self.ids();
+        write!(f, "Span({trace_id}, {span_id})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn tracing() -> Tracing {
+        Tracing::new(
+            &SdkTracerProvider::builder().with_sampler(LinkedSampler(Sampler::AlwaysOn)).build(),
+            true,
+        )
+    }
+
+    fn named(parent: &str, state: &str) -> Option<SpanContext> {
+        let fields = HashMap::from([
+            (TRACEPARENT.to_owned(), parent.to_owned()),
+            (TRACESTATE.to_owned(), state.to_owned()),
+        ]);
+        tracing().named_by(&fields)
+    }
+
+    #[test]
+    fn a_context_survives_its_way_through_fields() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let context = named(parent, "vendor=value").unwrap();
+        let sent: Vec<_> = fields(&context).collect();
+        assert_eq!(sent, [(TRACEPARENT, parent.to_owned()), (TRACESTATE, "vendor=value".to_owned())]);
+        let plain: Vec<_> = fields(&named(parent, "").unwrap()).collect();
+        assert_eq!(plain, [(TRACEPARENT, parent.to_owned())]);
+    }
+
+    #[test]
+    fn nonsense_names_no_span_and_long_states_are_left_out() {
+        assert!(named("00-00000000000000000000000000000000-b7ad6b7169203331-01", "").is_none());
+        assert!(named("nonsense", "").is_none());
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let long = format!("vendor={}", "x".repeat(MAX_TRACESTATE_BYTES));
+        assert_eq!(named(parent, &long).unwrap().trace_state().header(), "");
+    }
+
+    #[test]
+    fn what_is_not_sampled_is_no_span_unless_a_link_is() {
+        let start = |tracing: &Tracing, links| {
+            let start = SpanStart {
+                name: "x".into(),
+                kind: SpanKind::Internal,
+                parent: None,
+                links,
+                at: SystemTime::now(),
+            };
+            tracing.start(start, Vec::new)
+        };
+        let with = |sampler| {
+            Tracing::new(&SdkTracerProvider::builder().with_sampler(LinkedSampler(sampler)).build(), true)
+        };
+        let mut links = Links::default();
+        links.add(named("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "").unwrap());
+        assert!(start(&Tracing::default(), links.clone()).is_none());
+        assert!(start(&with(Sampler::TraceIdRatioBased(0.0)), Links::default()).is_none());
+        assert!(start(&with(Sampler::TraceIdRatioBased(0.0)), links.clone()).is_some());
+        assert!(start(&with(Sampler::AlwaysOff), links).is_none());
+    }
+}
