@@ -45,6 +45,9 @@ pub(crate) enum Flush {
 }
 
 impl Flush {
+    /// All there are.
+    pub(crate) const ALL: [Self; 3] = [Self::Full, Self::Linger, Self::Shutdown];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Full => "full",

@@ -27,6 +27,10 @@ const ACCEPT_TO_COMMIT_BOUNDARIES: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const ROWS_BOUNDARIES: [f64; 10] = [1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 5e4, 1e5];
 
+/// What is to be done about a failed transaction.
+const RETRY: &str = "retry";
+const HALT: &str = "halt";
+
 /// The instruments of the consumer.
 pub(crate) struct Metrics {
     redis_duration: Histogram<f64>,
@@ -92,8 +96,17 @@ impl StreamOperation {
 
 impl Metrics {
     pub(crate) fn new(meter: &Meter, keys: &KeyPrefix) -> Self {
-        let counter =
-            |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
+        // From 0 on: what is first seen at 1 has not increased, for whoever watches.
+        let counter_by = |name: &'static str, what: &'static str, labels: &[KeyValue]| {
+            let counter = meter.u64_counter(name).with_description(what).build();
+            labels.iter().for_each(|label| counter.add(0, std::slice::from_ref(label)));
+            counter
+        };
+        let counter = |name: &'static str, what: &'static str| {
+            let counter = counter_by(name, what, &[]);
+            counter.add(0, &[]);
+            counter
+        };
         let gauge =
             |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
         let seconds = |name: &'static str, what: &'static str, boundaries: &[f64]| {
@@ -129,18 +142,24 @@ impl Metrics {
                 "Acknowledged entries trimmed from the streams",
             ),
             trim_failures: counter(metric::TRIM_FAILURES, "Times that a stream could not be trimmed"),
-            dead_letters: counter(metric::DEAD_LETTERS, "Dead letters that were written, by reason"),
-            batches_committed: counter(
+            dead_letters: counter_by(
+                metric::DEAD_LETTERS,
+                "Dead letters that were written, by reason",
+                &Reason::ALL.map(|reason| KeyValue::new(names::REASON, reason.code())),
+            ),
+            batches_committed: counter_by(
                 metric::BATCHES_COMMITTED,
                 "Transactions committed, by what closed the batch",
+                &Flush::ALL.map(|flush| KeyValue::new(names::FLUSH_LABEL, flush.name())),
             ),
             batches_restaged: counter(
                 metric::BATCHES_RESTAGED,
                 "Batches that went straight to the table in vain, and then by way of the staging table",
             ),
-            batches_failed: counter(
+            batches_failed: counter_by(
                 metric::BATCHES_FAILED,
                 "Transactions that failed and were tried again, by themselves (retry) or in vain until somebody mends something (halt)",
+                &[RETRY, HALT].map(|class| KeyValue::new(names::CLASS, class)),
             ),
             rows_inserted: counter(metric::ROWS_INSERTED, "Rows that are new in the table"),
             likes_deduplicated: counter(
@@ -275,8 +294,8 @@ impl Metrics {
 
     pub(crate) fn failed(&self, class: FailureClass) {
         let class = match class {
-            FailureClass::Halt => "halt",
-            FailureClass::Retry | FailureClass::Reject => "retry",
+            FailureClass::Halt => HALT,
+            FailureClass::Retry | FailureClass::Reject => RETRY,
         };
         self.batches_failed.add(1, &[KeyValue::new(names::CLASS, class)]);
     }

@@ -14,7 +14,7 @@ use shared::{
     telemetry::names::{self, metric},
 };
 
-use crate::backlog::Backlog;
+use crate::{backlog::Backlog, problem::Kind};
 
 /// Seconds, as the conventions ask for, and some more where most of our answers are.
 const REQUEST_BOUNDARIES: [f64; 17] =
@@ -58,8 +58,16 @@ pub(crate) struct Answered<'a> {
 impl Metrics {
     /// `scheme` is what callers speak: http or https.
     pub(crate) fn new(meter: &Meter, scheme: &'static str, keys: &KeyPrefix) -> Self {
-        let counter =
-            |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
+        // From 0 on: what is first seen at 1 has not increased, for whoever watches.
+        let counter = |name: &'static str, what: &'static str, labels: &[&'static str]| {
+            let counter = meter.u64_counter(name).with_description(what).build();
+            labels.iter().for_each(|code| counter.add(0, &[KeyValue::new(names::CODE, *code)]));
+            if labels.is_empty() {
+                counter.add(0, &[]);
+            }
+            counter
+        };
+        let codes: Vec<&str> = Kind::ALL.iter().map(|kind| kind.code()).collect();
         let request_duration = meter
             .f64_histogram(names::HTTP_SERVER_REQUEST_DURATION)
             .with_unit("s")
@@ -78,8 +86,8 @@ impl Metrics {
             active_posts: active_requests.bind(&active_attributes("POST", scheme)),
             active_requests,
             scheme,
-            accepted: counter(metric::LIKES_ACCEPTED, "Likes that Redis has taken"),
-            refused: counter(metric::REQUESTS_REFUSED, "Requests that were refused, by problem code"),
+            accepted: counter(metric::LIKES_ACCEPTED, "Likes that Redis has taken", &[]),
+            refused: counter(metric::REQUESTS_REFUSED, "Requests that were refused, by problem code", &codes),
             sent: meter
                 .u64_counter(names::MESSAGING_CLIENT_SENT_MESSAGES)
                 .with_unit("{message}")
@@ -90,6 +98,7 @@ impl Metrics {
             append_repeats: counter(
                 metric::APPEND_REPEATS,
                 "Times that an entry was sent again because nobody knew if Redis had it: it may be there twice",
+                &[],
             ),
             append_duration: meter
                 .f64_histogram(names::MESSAGING_CLIENT_OPERATION_DURATION)

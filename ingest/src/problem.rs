@@ -31,6 +31,9 @@ macro_rules! kinds {
         pub(crate) enum Kind { $($kind),* }
 
         impl Kind {
+            /// All there are.
+            pub(crate) const ALL: &[Self] = &[$(Self::$kind),*];
+
             pub(crate) fn status(self) -> StatusCode {
                 match self { $(Self::$kind => StatusCode::$status),* }
             }

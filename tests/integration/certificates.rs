@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use local::{
@@ -11,7 +12,13 @@ use local::{
     redis_server::{RedisOptions, RedisServer, RedisTls},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
 use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
 
 /// By what name and number the servers of tests can be called.
 pub(crate) const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
@@ -76,6 +83,20 @@ impl Authority {
         fs::write(&issued.certificate, signed.pem()).unwrap();
         fs::write(&issued.key, key.serialize_pem()).unwrap();
         issued
+    }
+
+    /// For a server that asks its clients for certificates of ours.
+    pub(crate) fn acceptor(&self, issued: &Issued) -> TlsAcceptor {
+        let mut known = RootCertStore::empty();
+        known.add(self.issuer.der().clone()).unwrap();
+        let known = WebPkiClientVerifier::builder(Arc::new(known)).build().unwrap();
+        let chain = CertificateDer::pem_file_iter(&issued.certificate).unwrap();
+        let chain = chain.collect::<Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_file(&issued.key).unwrap();
+        let config = ServerConfig::builder().with_client_cert_verifier(known);
+        let mut config = config.with_single_cert(chain, key).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// A Redis with nothing but TLS.

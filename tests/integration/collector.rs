@@ -51,10 +51,10 @@ pub(crate) struct Collector {
 
 /// What it was sent.
 #[derive(Clone, Default)]
-struct Received(Arc<Mutex<State>>);
+struct Received(Arc<Mutex<Kept>>);
 
 #[derive(Default)]
-struct State {
+struct Kept {
     spans: Vec<Seen>,
     metrics: Vec<Metric>,
     headers: Vec<HeaderMap>,
@@ -88,7 +88,8 @@ impl Collector {
     async fn serve(scheme: &'static str, tls: Option<TlsAcceptor>) -> Self {
         let received = Received::default();
         let traces = TraceServiceServer::new(received.clone()).accept_compressed(CompressionEncoding::Gzip);
-        let metrics = MetricsServiceServer::new(received.clone()).accept_compressed(CompressionEncoding::Gzip);
+        let metrics =
+            MetricsServiceServer::new(received.clone()).accept_compressed(CompressionEncoding::Gzip);
         let http = Router::new()
             .route("/v1/traces", post(http_traces))
             .route("/v1/metrics", post(http_metrics))
@@ -146,7 +147,7 @@ async fn serve_connection(stream: TcpStream, tls: Option<TlsAcceptor>, router: R
 }
 
 impl Received {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

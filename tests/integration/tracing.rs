@@ -1,23 +1,19 @@
 //! Traces: from the caller through Redis into Postgres, as a collector gets them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use fred::prelude::{StreamsInterface, Value};
 use http_body_util::Full;
 use hyper::Request;
-use local::{
-    http_client::HttpClient,
-    program::Program,
-};
+use local::{http_client::HttpClient, program::Program};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     certificates::{Authority, HERE},
     collector::{Collector, Seen},
-    harness::{PARTITIONS, Setup, entries, eventually, likes, post, run, stream},
+    harness::{PARTITIONS, SOON, Setup, entries, eventually, likes, post, run, stream},
 };
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -87,7 +83,10 @@ async fn a_like_is_traced_from_its_caller_into_the_table() {
         eventually("the batch is traced", async || there("process likes:{partition}")).await;
 
         let request = only(collector.spans_named("ingest", "POST /likes"));
-        assert_eq!((hex(&request.span.trace_id), hex(&request.span.parent_span_id)), (TRACE.into(), CALLER.into()));
+        assert_eq!(
+            (hex(&request.span.trace_id), hex(&request.span.parent_span_id)),
+            (TRACE.into(), CALLER.into())
+        );
         assert_eq!(request.span.kind(), SpanKind::Server);
         let about = request.attributes();
         for (name, value) in [
@@ -121,7 +120,10 @@ async fn a_like_is_traced_from_its_caller_into_the_table() {
         let about = batch.attributes();
         assert_eq!(about["messaging.batch.message_count"], "1");
         assert_eq!(about["messaging.consumer.group.name"], "likes-writers");
-        assert_eq!((about["likestream.rows.inserted"].as_str(), about["likestream.likes"].as_str()), ("1", "1"));
+        assert_eq!(
+            (about["likestream.rows.inserted"].as_str(), about["likestream.likes"].as_str()),
+            ("1", "1")
+        );
 
         let below = |name| {
             let seen = only(collector.spans_named("consumer", name));
@@ -131,7 +133,10 @@ async fn a_like_is_traced_from_its_caller_into_the_table() {
             seen.attributes()
         };
         let stored = below("COPY likes");
-        assert_eq!((stored["db.system.name"].as_str(), stored["db.collection.name"].as_str()), ("postgresql", "likes"));
+        assert_eq!(
+            (stored["db.system.name"].as_str(), stored["db.collection.name"].as_str()),
+            ("postgresql", "likes")
+        );
         assert_eq!(stored["db.operation.batch.size"], "1");
         assert_eq!(below("XACK likes:{partition}")["messaging.operation.type"], "settle");
     }
@@ -158,7 +163,10 @@ async fn what_is_not_sampled_leaves_no_trace() {
     let ingest_without = setup.ingest(&[]);
     like(&ingest_without, &format!("00-{TRACE}-{CALLER}-01")).await;
     let mut deaf = settings.clone();
-    deaf.extend([("OTEL_PROPAGATORS", "none".to_owned()), ("OTEL_TRACES_SAMPLER", "parentbased_always_off".to_owned())]);
+    deaf.extend([
+        ("OTEL_PROPAGATORS", "none".to_owned()),
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_off".to_owned()),
+    ]);
     like(&setup.ingest(&borrowed(&deaf)), &format!("00-{TRACE}-{CALLER}-01")).await;
     assert_eq!(fields_of_the_entry(&setup).await, ["l", "l", "l", "l"]);
 
@@ -187,7 +195,8 @@ async fn links_are_capped_and_their_number_is_told() {
         let payload = Bytes::from(shared::codec::encode(&[like]));
         // Every other one is sampled.
         let parent = format!("00-{TRACE}-{:016x}-{:02x}", number + 1, number % 2);
-        let fields = vec![("l", payload), ("traceparent", Bytes::from(parent)), ("tracestate", Bytes::from("a=b"))];
+        let fields =
+            vec![("l", payload), ("traceparent", Bytes::from(parent)), ("tracestate", Bytes::from("a=b"))];
         client.xadd::<(), _, _, _, _>(stream(0), false, None::<()>, "*", fields).await.unwrap();
     }
     let mut settings = exporting(&collector.url(), "http/protobuf");
@@ -211,7 +220,7 @@ async fn links_are_capped_and_their_number_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn likes_of_many_traces_share_an_entry_and_are_linked() {
-    let mut setup = Setup::new().await;
+    let setup = Setup::new().await;
     let collector = Collector::start().await;
     let ingest = setup.ingest(&borrowed(&exporting(&collector.url(), "grpc")));
     let body = r#"{"user_id": 7, "post_id": 42}"#;
@@ -272,9 +281,9 @@ async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
     assert_eq!(HttpClient::new(ingest.listen()).send(request).await.unwrap().status, 400);
     let refused = || {
         let posts = collector.spans_named("ingest", "POST /likes").into_iter();
-        posts.map(|seen| (seen.attributes(), seen.span.status.unwrap_or_default().code())).find(|(about, _)| {
-            about["http.response.status_code"] == "400"
-        })
+        posts
+            .map(|seen| (seen.attributes(), seen.span.status.unwrap_or_default().code()))
+            .find(|(about, _)| about["http.response.status_code"] == "400")
     };
     eventually("it is told", async || refused().is_some()).await;
     let (about, status) = refused().unwrap();
@@ -285,7 +294,9 @@ async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
 async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
     let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let frozen = format!("http://{}", frozen.local_addr().unwrap());
-    for (url, protocol) in [(frozen.as_str(), "grpc"), (&frozen, "http/protobuf"), ("http://127.0.0.1:1", "grpc")] {
+    for (url, protocol) in
+        [(frozen.as_str(), "grpc"), (&frozen, "http/protobuf"), ("http://127.0.0.1:1", "grpc")]
+    {
         let setup = Setup::new().await;
         let mut settings = exporting(url, protocol);
         // So that it is full soon.
@@ -298,9 +309,13 @@ async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
         }
         drop(client);
         setup.wait_for_rows(500).await;
-        assert_eq!(ingest.end().unwrap(), Some(0), "{}", ingest.log_text());
-        assert_eq!(consumer.end().unwrap(), Some(0), "{}", consumer.log_text());
-        let complaints = ingest.log_text().lines().filter(|line| line.contains(" WARN ") || line.contains("ERROR")).count();
+        assert_eq!(ingest.terminate(SOON).unwrap().code(), Some(0), "{}", ingest.log_text());
+        assert_eq!(consumer.terminate(SOON).unwrap().code(), Some(0), "{}", consumer.log_text());
+        let complaints = ingest
+            .log_text()
+            .lines()
+            .filter(|line| line.contains(" WARN ") || line.contains("ERROR"))
+            .count();
         assert!((1..=60).contains(&complaints), "{}", ingest.log_text());
     }
 }
@@ -313,14 +328,14 @@ async fn the_last_spans_are_exported_at_the_end() {
     settings.push(("OTEL_BSP_SCHEDULE_DELAY", "1h".to_owned()));
     let mut ingest = setup.ingest(&borrowed(&settings));
     like(&ingest, &format!("00-{TRACE}-{CALLER}-01")).await;
-    assert_eq!(ingest.end().unwrap(), Some(0));
+    assert_eq!(ingest.terminate(SOON).unwrap().code(), Some(0));
     assert_eq!(collector.spans_named("ingest", "POST /likes").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_both_sides() {
     let (authority, stranger) = (Authority::new("collectors"), Authority::new("strangers"));
-    let acceptor = TlsAcceptor::from(Arc::new(authority.server_config(&authority.issue("collector", &HERE))));
+    let acceptor = authority.acceptor(&authority.issue("collector", &HERE));
     let client = authority.issue("ingest", &[]);
     for protocol in ["grpc", "http/protobuf"] {
         let setup = Setup::without_schema(&[]).await;
@@ -334,18 +349,25 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2,x-team=likes".to_owned()),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip".to_owned()),
             ("OTEL_SERVICE_NAME", "edge".to_owned()),
-            ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test%20bed,service.name=lost".to_owned()),
+            (
+                "OTEL_RESOURCE_ATTRIBUTES",
+                "deployment.environment.name=test%20bed,service.name=lost".to_owned(),
+            ),
             ("RUST_LOG", "trace".to_owned()),
         ]);
         let ingest = setup.ingest(&borrowed(&settings));
         like(&ingest, &format!("00-{TRACE}-{CALLER}-01")).await;
-        eventually("it comes", async || !collector.spans().is_empty() && !collector.metrics().is_empty()).await;
+        eventually("it comes", async || !collector.spans().is_empty() && !collector.metrics().is_empty())
+            .await;
         let resource = collector.resources().remove(0);
         assert_eq!(resource["service.name"], "edge");
         assert_eq!(resource["service.namespace"], "likestream");
         assert_eq!(resource["deployment.environment.name"], "test bed");
         for headers in collector.headers() {
-            assert_eq!((&headers["authorization"], &headers["x-team"]), (&"Bearer hunter2".parse().unwrap(), &"likes".parse().unwrap()));
+            assert_eq!(
+                (&headers["authorization"], &headers["x-team"]),
+                (&"Bearer hunter2".parse().unwrap(), &"likes".parse().unwrap())
+            );
         }
         assert!(!ingest.log_text().contains("hunter2"), "a secret is in the log");
 
@@ -369,7 +391,7 @@ async fn nothing_is_exported_where_it_is_switched_off() {
         settings.extend([(name, value.to_owned()), ("OTEL_METRICS_EXPORTER", "none".to_owned())]);
         let mut ingest = setup.ingest(&borrowed(&settings));
         like(&ingest, &format!("00-{TRACE}-{CALLER}-01")).await;
-        assert_eq!(ingest.end().unwrap(), Some(0));
+        assert_eq!(ingest.terminate(SOON).unwrap().code(), Some(0));
     }
     assert!(collector.spans().is_empty() && collector.metrics().is_empty());
     assert_eq!(entries(&setup.redis_client().await).await, 2);
@@ -411,7 +433,8 @@ fn bad_settings_of_opentelemetry_are_refused() {
             assert!(ended.stderr.contains(allowed), "{}", ended.stderr);
         }
     }
-    let secret = [("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"), ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=hunter2%00")];
+    let secret =
+        [("OTEL_EXPORTER_OTLP_HEADERS", "hunter2"), ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=hunter2%00")];
     for setting in secret {
         let ended = run("ingest", &[], &[setting]);
         assert_eq!(ended.code, Some(2));

@@ -32,6 +32,12 @@ impl Metrics {
         get(address, "/metrics").map(|(_, text)| Self(text))
     }
 
+    /// Whether a metric has any series.
+    pub fn has(&self, name: &str) -> bool {
+        let of_it = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        self.0.lines().any(of_it)
+    }
+
     /// The sum of a metric over its labels; 0 when it was never touched.
     pub fn sum(&self, name: &str) -> f64 {
         self.sum_where(name, "")
@@ -58,5 +64,6 @@ mod tests {
         assert!((metrics.sum("a") - 5.0).abs() < f64::EPSILON);
         assert!((metrics.sum_where("a", "x=\"2\"") - 3.0).abs() < f64::EPSILON);
         assert!(metrics.sum("none").abs() < f64::EPSILON);
+        assert!(metrics.has("a") && metrics.has("ab") && !metrics.has("b"));
     }
 }
