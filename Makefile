@@ -19,6 +19,7 @@ MINUTES ?= 10
 REDIS ?= one
 ROWS ?=
 RUNS ?= 3
+IMAGE ?= likestream:local
 FUZZ_SECONDS ?= 60
 
 .PHONY: help
@@ -58,6 +59,15 @@ bench: build ## Figures side by side with what the machine can do at best (ROWS=
 test-http: build ## What /openapi.json and docs/examples say against what ingest does
 	@tests/http/install.sh $(abspath $(TARGET))/http
 	@$(LOCALSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python tests/http/check.py $(abspath $(TARGET))/http
+
+.PHONY: image
+image: ## Build the container image with docker or buildah (IMAGE=likestream:local)
+	@deploy/image/build.sh $(IMAGE)
+
+.PHONY: test-image
+test-image: build ## The image really built of the programs, and run; compose.yaml and all that it names
+	@tests/image/install.sh $(abspath $(TARGET))/image
+	@$(abspath $(TARGET))/image/venv/bin/python -B tests/image/check.py $(TARGET)/image $(TARGET)/release
 
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
