@@ -31,6 +31,8 @@ def bounded(where, service):
     limits = service.get("deploy", {}).get("resources", {}).get("limits", {})
     for name in {"cpus", "memory", "pids"} - limits.keys():
         yield f"{where}: its {name} have no limit"
+    if not isinstance(replicas := service.get("deploy", {}).get("replicas", 1), int):
+        yield f"{where}: '{replicas}' replicas are no number"
     if "max-size" not in service.get("logging", {}).get("options", {}):
         yield f"{where}: its log has no limit"
     if "no-new-privileges:true" not in service.get("security_opt", []):

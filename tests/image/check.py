@@ -5,6 +5,7 @@ import importlib
 import os
 import pathlib
 import sys
+import traceback
 
 import programs
 import storage
@@ -19,6 +20,9 @@ def problems(concern, folder, all_programs):
         yield from importlib.import_module(concern).problems(folder, all_programs)
     except tree.Failed as failed:
         yield str(failed)
+    except Exception as error:  # A file lacks what a check takes for granted: the others are still worth a look.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        yield f"{concern} ends at '{place.line}': {type(error).__name__}: {error}"
 
 
 def main():
