@@ -13,6 +13,8 @@ USER = "65532:65532"
 TIMEOUT_S = 120
 # Of all programs; with line tables it would be 350.
 LARGEST_MIB = 120
+# Debian has some 140.
+FEWEST_AUTHORITIES = 50
 
 
 def problems(folder, programs):
@@ -75,6 +77,10 @@ def contents(files):
             yield f"the image: '{path.relative_to(files)}' can be run"
         if path.stat().st_mode & 0o6002:
             yield f"the image: '{path.relative_to(files)}' can be written by all, or is setuid"
+    bundle = files / "etc/ssl/certs/ca-certificates.crt"
+    authorities = bundle.read_text().count("BEGIN CERTIFICATE") if bundle.is_file() else 0
+    if authorities < FEWEST_AUTHORITIES:
+        yield f"the image: TLS trusts {authorities} authorities, should be at least {FEWEST_AUTHORITIES}, in {bundle.relative_to(files)}"
     size = sum(path.stat().st_size for path in everything) >> 20
     if size > LARGEST_MIB:
         yield f"the image: it has {size} MiB, and should have {LARGEST_MIB} at the most: are the line tables still there?"
