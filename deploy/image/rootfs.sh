@@ -40,7 +40,5 @@ for library in "${libraries[@]}"; do
 done
 
 install -D -m 644 "$bundle" "$root$bundle"
-# Without it the C library asks DNS first, and /etc/hosts only when no server answers.
-printf 'hosts: files dns\n' >"$root"/etc/nsswitch.conf
 # What `likesctl` takes away it keeps in a file in the folder where it runs.
 mkdir -m 1777 "$root"/tmp

@@ -39,16 +39,23 @@ class Image:
         return [*self.storage.command, "run", *OF_RUN, *variables, *volumes, self.container, "--", *words]
 
     def run(self, words, environment=(), mounts=()):
-        """Runs it to its end, which has `returncode`, and `stdout` and `stderr`."""
-        return subprocess.run(self.command(words, environment, mounts), env=self.storage.environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=storage.TIMEOUT_S, check=False)
+        """Runs it to its end. Returns the exit code, and what it has said, which may be lost: see `why`."""
+        ended = subprocess.run(self.command(words, environment, mounts), env=self.storage.environment, stdin=subprocess.DEVNULL,
+                               capture_output=True, text=True, timeout=storage.TIMEOUT_S, check=False)
+        return ended.returncode, one_line(ended.stdout + ended.stderr)
+
+    def why(self, words, environment=(), mounts=()):
+        """What it says when it fails. buildah loses the output of programs that end at once, now and then, so it is asked some
+        times; for people to read, and never to decide by."""
+        said = (self.run(words, environment, mounts)[1] for _ in range(5))
+        return next(filter(None, said), "and says nothing")
 
     @contextlib.contextmanager
     def running(self, words, environment=(), mounts=()):
         """A service, which ends with the block."""
         log = self.logs / f"{words[0]}.log"
         with servers.running(self.command(words, environment, mounts), log, env=self.storage.environment) as engine:
-            service = Service(engine, words[0], log)
+            service = Service(engine, words[0], log, lambda: self.why(words, environment, mounts))
             try:
                 yield service
             finally:
@@ -58,8 +65,8 @@ class Image:
 class Service:
     """A program in a container."""
 
-    def __init__(self, engine, name, log):
-        self.engine, self.name, self.log = engine, name, log
+    def __init__(self, engine, name, log, why):
+        self.engine, self.name, self.log, self.why = engine, name, log, why
 
     def pid(self):
         """Of the program itself, some processes below the engine; None before it runs and after."""
@@ -98,7 +105,8 @@ class Service:
         return False
 
     def says(self):
-        return one_line(self.log.read_text(encoding="utf-8"))
+        said = one_line(self.log.read_text(encoding="utf-8"))
+        return said or (self.why() if self.engine.poll() else "it says nothing")
 
 
 def problems(folder, programs):
@@ -138,7 +146,7 @@ def one_line(text):
     """The end of what a program has said, without what buildah adds to it."""
     text = re.sub(r"(process exited with error: .*)?subprocess exited with status \d+|^Error: exit status \d+$", "", text,
                   flags=re.MULTILINE)
-    return " | ".join(text.split("\n")[-4:]).strip(" |")
+    return " | ".join([line for line in text.splitlines() if line.strip()][-3:])
 
 
 def lead_to(secrets, redis, postgres):
@@ -181,9 +189,10 @@ def mounts(service, secrets):
 def pipeline(image, programs, secrets):
     """A like goes all the way, and both programs end as they are told."""
     migrate = compose.SERVICES["migrate"]
-    ended = image.run(migrate["command"], migrate["environment"], mounts(migrate, secrets))
-    if ended.returncode:
-        yield f"{compose.PATH}: migrate: it ends with {ended.returncode}: {one_line(ended.stderr)}"
+    how = migrate["command"], migrate["environment"], mounts(migrate, secrets)
+    code, said = image.run(*how)
+    if code:
+        yield f"{compose.PATH}: migrate: it ends with {code}: {said or image.why(*how)}"
         return
     with contextlib.ExitStack() as stack:
         services, ports = {}, {}
@@ -212,12 +221,13 @@ def becomes_ready(image, name, service, ports):
     if ids != build.USER:
         yield f"the image: '{name}' runs as {ids}, and should as {build.USER}"
     health = [*command[:-1], f"127.0.0.1:{port}"]
-    ended = image.run(health)
-    if ended.returncode:
-        yield f"the image: '{' '.join(health)}' ends with {ended.returncode} though '{name}' is ready: {one_line(ended.stderr)}"
+    code, said = image.run(health)
+    if code:
+        yield f"the image: '{' '.join(health)}' ends with {code} though '{name}' is ready: {said or image.why(health)}"
     nobody = [*command[:-1], f"127.0.0.1:{servers.free_port()}"]
-    if (code := image.run(nobody).returncode) != 1:
-        yield f"the image: '{' '.join(nobody)}' ends with {code} where nobody listens, and should with 1"
+    code, said = image.run(nobody)
+    if code != 1:
+        yield f"the image: '{' '.join(nobody)}' ends with {code} where nobody listens, and should with 1: {said or image.why(nobody)}"
 
 
 def answer(url, body=None):
@@ -256,9 +266,9 @@ def trust(image, scratch, secrets):
         admin = servers.free_port()
         variables = {"REDIS_URL": f"rediss://:{password}@localhost:{port}/0", "STARTUP_TIMEOUT": "5s",
                      "INGEST_LISTEN": "127.0.0.1:0", "INGEST_ADMIN_LISTEN": f"127.0.0.1:{admin}"}
-        ended = image.run(["ingest"], variables)
-        if ended.returncode != 1:
-            yield f"the image: before a Redis that nobody has certified ingest ends with {ended.returncode}: {one_line(ended.stderr)}"
+        code, said = image.run(["ingest"], variables)
+        if code != 1:
+            yield f"the image: before a Redis that nobody has certified ingest ends with {code}: {said}"
         with image.storage.mounted(build.IMAGE) as files:
             trusted = scratch / "trusted.crt"
             trusted.write_text((files / BUNDLE[1:]).read_text() + (scratch / "authority.crt").read_text())
