@@ -17,7 +17,7 @@ umask 022
 mkdir -p "$root"/usr/local/bin
 for program in ingest consumer likesctl; do
     [ -x "$programs/$program" ] || fail "$programs/$program is not here: build it first"
-    # Line tables would be five sixths of the image. Panics tell file and line without them, and backtraces the
+    # Line tables would be four fifths of the image. Panics tell file and line without them, and backtraces the
     # functions by the symbols, which stay.
     strip --strip-debug -o "$root/usr/local/bin/$program" "$programs/$program"
     chmod 755 "$root/usr/local/bin/$program"
