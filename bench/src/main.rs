@@ -17,6 +17,7 @@ mod report;
 mod servers;
 mod slow_connections;
 mod targets;
+mod telemetry;
 mod traffic;
 
 use std::{
@@ -54,7 +55,7 @@ struct Settings {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "drain,hot-post,ingest,pipeline,end-to-end,slow-connections,growth"
+        default_value = "drain,hot-post,ingest,pipeline,end-to-end,telemetry,slow-connections,growth"
     )]
     rows: Vec<Row>,
 
@@ -94,6 +95,7 @@ enum Row {
     Ingest,
     Pipeline,
     EndToEnd,
+    Telemetry,
     SlowConnections,
     Growth,
 }
@@ -187,6 +189,7 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
             Row::Ingest => ingest::run(settings, &servers, &mut figures).await?,
             Row::Pipeline => pipeline::run(settings, &servers, &mut figures).await?,
             Row::EndToEnd => end_to_end::run(settings, &servers, &mut figures).await?,
+            Row::Telemetry => telemetry::run(settings, &servers, &mut figures).await?,
             Row::SlowConnections => slow_connections::run(settings, &servers, &mut figures).await?,
             Row::Growth => growth::run(settings, &servers, &mut figures).await?,
         }

@@ -31,7 +31,7 @@ fn documented(headings: &[&str]) -> (BTreeSet<String>, Vec<Metric>) {
         if !headings.contains(&heading) {
             continue;
         }
-        let cells: Vec<&str> = row.split(" | ").collect();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let quoted =
             |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
         let name = cells[0].split('`').next().unwrap().to_owned();
@@ -149,7 +149,7 @@ async fn what_is_documented_of_metrics_is_what_there_is() {
     // The collector gets the same.
     let (names, _) = documented(&["Both", "Ingest", "Consumer"]);
     let exported = || collector.metrics().into_iter().map(|metric| metric.name).collect::<BTreeSet<_>>();
-    eventually("all are exported", async || exported().len() >= names.len()).await;
+    eventually("all are exported", async || exported().len() + 1 >= names.len()).await;
     assert_eq!(exported(), names);
     assert_eq!(entry_count(&collector), usize::from(PARTITIONS));
 }

@@ -1,6 +1,9 @@
 //! Logs on stderr, whose level can be changed while a program runs.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use clap::ValueEnum;
 use thiserror::Error;
@@ -30,25 +33,32 @@ pub struct InvalidDirectives(String);
 pub struct LogLevel {
     /// Of `RUST_LOG`.
     configured: String,
+    current: Arc<Mutex<String>>,
     /// Nothing where there are no logs.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
 }
 
 impl LogLevel {
+    fn new(directives: &str, filter: Option<reload::Handle<EnvFilter, Registry>>) -> Self {
+        let current = Arc::new(Mutex::new(directives.to_owned()));
+        Self { configured: directives.to_owned(), current, filter }
+    }
+
     /// For a program without logs.
     pub(super) fn fixed() -> Self {
-        Self { configured: "off".to_owned(), filter: None }
+        Self::new("off", None)
     }
 
     /// The directives that hold now.
     pub fn current(&self) -> String {
-        let current = self.filter.as_ref().and_then(|filter| filter.with_current(ToString::to_string).ok());
-        current.unwrap_or_else(|| self.configured.clone())
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From now on these hold.
     pub fn set(&self, directives: &str) -> Result<(), InvalidDirectives> {
         let new = filter(directives)?;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        directives.clone_into(&mut current);
         if let Some(filter) = &self.filter {
             // It fails when there is no subscriber any more, and then nobody reads what is logged.
             let _ = filter.reload(new);
@@ -77,8 +87,11 @@ pub(super) fn start(format: LogFormat, directives: &str) -> Result<LogLevel, Inv
         LogFormat::Text => logs.with(lines).init(),
         LogFormat::Json => logs.with(lines.json().flatten_event(true)).init(),
     }
-    Ok(LogLevel { configured: directives.to_owned(), filter: Some(handle) })
+    Ok(LogLevel::new(directives, Some(handle)))
 }
+
+/// The SDK tells at `info` how its parts come and go: that is of interest only to whoever asks for it.
+const QUIET: (&str, &str) = ("opentelemetry", "opentelemetry=warn");
 
 /// A word alone must be a level: it could be a target, too, but hardly anybody means one.
 fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
@@ -88,5 +101,8 @@ fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
     if !directives.split(',').all(clear) {
         return Err(invalid());
     }
+    let (target, quiet) = QUIET;
+    let asked = directives.contains(target) || ["off", "error"].contains(&directives.trim());
+    let directives = if asked { directives.to_owned() } else { format!("{directives},{quiet}") };
     EnvFilter::try_new(directives).map_err(|_| invalid())
 }
