@@ -24,7 +24,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## Print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: # Redis, Postgres, PgBouncer and a linker, where they are missing
@@ -68,6 +68,11 @@ image: ## Build the container image with docker or buildah (IMAGE=likestream:loc
 test-image: build ## The image really built of the programs, and run; compose.yaml and all that it names
 	@tests/image/install.sh $(abspath $(TARGET))/image
 	@$(abspath $(TARGET))/image/venv/bin/python -B tests/image/check.py $(TARGET)/image $(TARGET)/release
+
+.PHONY: test-monitoring
+test-monitoring: build ## Alerts, dashboards and what KEDA asks, with a real Prometheus
+	@tests/monitoring/install.sh $(abspath $(TARGET))/monitoring
+	@$(abspath $(TARGET))/monitoring/venv/bin/python -B tests/monitoring/check.py $(abspath $(TARGET))/release
 
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
