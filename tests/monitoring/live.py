@@ -14,12 +14,9 @@ EVALUATED_S = 15
 
 # Of these a stack that is well has nothing, as counters are not there before they have counted something.
 NOTHING_WHILE_ALL_IS_WELL = {
-    "likestream_append_repeats_total": "every append is answered",
     "likestream_batches_failed_total": "every transaction succeeds",
-    "likestream_batches_restaged_total": "new rows are guessed to be new",
     "likestream_dead_letters_total": "every like can be stored",
     "likestream_entries_lost_total": "nobody deletes entries",
-    "likestream_entries_reclaimed_total": "no consumer dies",
     "likestream_trim_failures_total": "every stream can be trimmed",
     'messaging_client_sent_messages_total{error_type!=""}': "every append is taken",
     "ALERTS": "nothing fires",

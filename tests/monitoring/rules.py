@@ -1,6 +1,8 @@
-"""The rules are well formed, behave as their tests say, and each alert has a test in which it fires and one in which it doesn't."""
+"""The rules are well formed and behave as their tests say. Each alert has a test in which it fires, and not before its time, and one in
+which it doesn't."""
 
 import subprocess
+from typing import NamedTuple
 
 import promql
 import sources
@@ -34,13 +36,24 @@ def forms():
                 yield f"{name}: no {annotation}"
 
 
-def tested():
-    """Each time that a test looks at an alert: its name, whether it is expected to fire, and the metrics that the test has."""
+class Look(NamedTuple):
+    """A test looks at an alert."""
+    alert: str
+    fires: bool
+    # It fires later in the same test.
+    too_early: bool
+    # What the test has.
+    metrics: set
+
+
+def looks():
     for file in sources.RULE_TESTS:
         for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]:
             metrics = {series["series"].partition("{")[0] for series in test["input_series"]}
+            later = [look["alertname"] for look in test["alert_rule_test"] if look.get("exp_alerts")]
             for look in test["alert_rule_test"]:
-                yield look["alertname"], bool(look.get("exp_alerts")), metrics
+                fires = bool(look.get("exp_alerts"))
+                yield Look(look["alertname"], fires, not fires and look["alertname"] in later, metrics)
 
 
 def read_by(query):
@@ -51,16 +64,19 @@ def read_by(query):
 
 
 def each_is_tested():
-    looks = list(tested())
+    tested = list(looks())
     alerts = sources.alerts()
     for name, rule in alerts.items():
-        if not any(fires for alert, fires, _ in looks if alert == name):
+        of_it = [look for look in tested if look.alert == name]
+        if not any(look.fires for look in of_it):
             yield f"{name}: no test in which it fires"
+        if rule["for"] != "0m" and not any(look.too_early for look in of_it):
+            yield f"{name}: no test looks before it has lasted {rule['for']}"
         # A test without its metrics would be quiet whatever the rule says.
         metrics = set(read_by(rule["expr"]))
-        if not any(metrics & there for alert, fires, there in looks if alert == name and not fires):
+        if not any(metrics & look.metrics for look in of_it if not look.fires and not look.too_early):
             yield f"{name}: no test in which it has its metrics and doesn't fire"
-    for name in {alert for alert, _, _ in looks} - alerts.keys():
+    for name in {look.alert for look in tested} - alerts.keys():
         yield f"{name}: tested, and not there"
 
 
