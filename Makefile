@@ -74,6 +74,11 @@ test-monitoring: build ## Alerts, dashboards and what KEDA asks, with a real Pro
 	@tests/monitoring/install.sh $(abspath $(TARGET))/monitoring
 	@$(abspath $(TARGET))/monitoring/venv/bin/python -B tests/monitoring/check.py $(abspath $(TARGET))/release
 
+.PHONY: dashboard-picture
+dashboard-picture: build ## Draw docs/dashboard.svg anew: the dashboard while Postgres is away for a while
+	@tests/monitoring/install.sh $(abspath $(TARGET))/monitoring
+	@$(abspath $(TARGET))/monitoring/venv/bin/python -B tests/monitoring/picture.py $(abspath $(TARGET))/release docs/dashboard.svg
+
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
 	@deploy/cargo_tool.sh $(abspath $(TARGET)) cargo-fuzz 0.13.2
