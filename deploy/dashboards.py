@@ -84,7 +84,7 @@ def graph(title, description, unit, targets, *, width=8, stacked=False, **more):
 def variable(name, label, query):
     return {
         "type": "query", "name": name, "label": label, "datasource": DATASOURCE,
-        "query": {"query": query, "refId": name}, "definition": query, "refresh": 2, "sort": 1,
+        "query": {"query": query, "refId": name}, "refresh": 2, "sort": 1,
         "includeAll": True, "allValue": ".*", "multi": False,
         "current": {"text": "All", "value": "$__all"},
     }

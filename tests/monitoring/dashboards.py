@@ -1,16 +1,22 @@
 """The dashboards are as deploy/dashboards.py writes them, and such that Grafana can show them."""
 
+import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 import sources
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 PROGRAM = sources.ROOT / "deploy" / "dashboards.py"
 COLUMNS = 24
 # What a Kubernetes object, and so a ConfigMap, may have at most, with room for its metadata.
 LARGEST = 900_000
+# An annotation's, of the plugin for Prometheus, and not among the types.
+OF_PLUGINS = "].titleFormat"
 
 
 def drift():
@@ -21,6 +27,28 @@ def drift():
     for name in sorted(made.keys() | there.keys()):
         if made.get(name) != there.get(name):
             yield f"{name}: not as deploy/dashboards.py writes it: run python3 deploy/dashboards.py"
+
+
+def lost(ours, grafanas, where):
+    """What Grafana's own types make of it keeps what they know."""
+    if isinstance(ours, dict) and isinstance(grafanas, dict):
+        for key, value in ours.items():
+            if key not in grafanas:
+                yield f"{where}.{key}"
+            else:
+                yield from lost(value, grafanas[key], f"{where}.{key}")
+    elif isinstance(ours, list) and isinstance(grafanas, list) and len(ours) == len(grafanas):
+        for at, (value, of_grafana) in enumerate(zip(ours, grafanas)):
+            yield from lost(value, of_grafana, f"{where}[{at}]")
+    elif ours != grafanas:
+        yield where
+
+
+def of_types(file, dashboard):
+    parsed = json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder))
+    for where in lost(dashboard, parsed, ""):
+        if not where.endswith(OF_PLUGINS):
+            yield f"{file}: Grafana knows no {where.lstrip('.')}"
 
 
 def cells(panel):
@@ -61,6 +89,7 @@ def of_panels(file, dashboard):
 
 def problems():
     yield from drift()
+    plugins.register_default_plugins()
     found = sources.dashboards()
     uids = [dashboard["uid"] for dashboard in found.values()]
     if len(set(uids)) != len(uids):
@@ -68,5 +97,6 @@ def problems():
     for file, dashboard in found.items():
         if (sources.DASHBOARDS / file).stat().st_size > LARGEST:
             yield f"{file}: too large for a ConfigMap"
+        yield from of_types(file, dashboard)
         yield from of_layout(file, dashboard)
         yield from of_panels(file, dashboard)
