@@ -7,45 +7,62 @@ import prometheus_server
 import promql
 import sources
 import stack as stacks
+import trouble
 
 LOAD_S = 30
 LOOK_BACK_S = 15
 EVALUATED_S = 15
+SEEN_S = 15
 
-# Of these a stack that is well has nothing, as counters are not there before they have counted something.
-NOTHING_WHILE_ALL_IS_WELL = {
+# Counters are not there before they have counted something. Of these a stack that is well has nothing,
+WHILE_WELL = {
     "likestream_batches_failed_total": "every transaction succeeds",
     "likestream_dead_letters_total": "every like can be stored",
+    'messaging_client_sent_messages_total{error_type!=""}': "every append is taken",
+}
+# of these nothing even in the trouble that is made here,
+NEVER = {
     "likestream_entries_lost_total": "nobody deletes entries",
     "likestream_trim_failures_total": "every stream can be trimmed",
-    'messaging_client_sent_messages_total{error_type!=""}': "every append is taken",
-    "ALERTS": "nothing fires",
+    "ALERTS": "nothing lasts for long enough",
 }
-# Their values are of what goes wrong, and checked by `names`.
-FREE_VALUES = {"code", "http_response_status_code"}
+# and this is what it takes to have the others.
+TROUBLES = {
+    'likestream_batches_failed_total{class="retry"}': trouble.read_only_database,
+    'likestream_batches_failed_total{class="halt"}': trouble.no_table,
+    'likestream_requests_refused_total{code="redis-out-of-memory"}': trouble.full_redis,
+    'messaging_client_sent_messages_total{error_type!=""}': trouble.full_redis,
+    "likestream_dead_letters_total": trouble.nonsense,
+}
+# Of these alerts some of that is trouble enough, should it last.
+SEEN = {"LikestreamLikesRefused", "LikestreamLikesRefusedSlowly", "LikestreamRedisOutOfMemory", "LikestreamDeadLetters"}
+TROUBLE_S = 40
+# A counter that has only just come has no rate yet.
+HOLD_S = 3
 
 OPERATORS = {"MatchOp.Equal": "=", "MatchOp.NotEqual": "!=", "MatchOp.Re": "=~", "MatchOp.NotRe": "!~"}
 
 
+def compared(matchers):
+    return [f'{matcher.name}{OPERATORS[str(matcher.op)]}"{matcher.value}"' for matcher in matchers]
+
+
 def selector_text(name, matchers):
-    compared = [f'{matcher.name}{OPERATORS[str(matcher.op)]}"{matcher.value}"' for matcher in matchers]
-    return f"{name}{{{', '.join(compared)}}}" if compared else name
+    return f"{name}{{{', '.join(compared(matchers))}}}" if matchers else name
 
 
-def may_be_nothing(promql_text):
-    """Whether a metric of it is one of those."""
-    for name, matchers, _ in promql.selectors(promql_text):
-        failures = [matcher for matcher in matchers if matcher.name == "error_type"]
-        if {name, selector_text(name, failures)} & NOTHING_WHILE_ALL_IS_WELL.keys():
-            return True
-    return False
+def may_be_nothing(query, absent):
+    """Whether it looks for something that is absent, or for some of that."""
+    known = [(name, set(compared(matchers))) for selector in absent for name, matchers, _ in promql.selectors(selector)]
+    return any((name == known_name and those <= set(compared(matchers)))
+               for name, matchers, _ in promql.selectors(query) for known_name, those in known)
 
 
 def has_data(rows):
     return any(not math.isnan(float(value)) for row in rows for _, value in row["values"])
 
 
-def of_panels(prometheus):
+def of_panels(prometheus, absent):
     now = time.time()
     for query in sources.panel_queries():
         try:
@@ -53,7 +70,7 @@ def of_panels(prometheus):
         except prometheus_server.QueryFailed as failed:
             yield f"{query.where}: {failed}"
             continue
-        if not has_data(rows) and not may_be_nothing(query.promql):
+        if not has_data(rows) and not may_be_nothing(query.promql, absent):
             yield f"{query.where}: no data: {query.promql}"
 
 
@@ -80,23 +97,41 @@ def of_alerts(prometheus):
             yield f"{name}: it would fire for {row['metric']}, at {row['value'][1]}, though all is well"
 
 
-def of_selectors(prometheus):
+def of_selectors(prometheus, absent):
     """What rules look at is there."""
     for query in sources.rule_queries():
-        asked = {
-            selector_text(name, [matcher for matcher in matchers if matcher.name not in FREE_VALUES])
-            for name, matchers, _ in promql.selectors(query.promql)
-        }
-        for selector in sorted(asked):
-            if not may_be_nothing(selector) and not prometheus.now(selector):
+        for selector in sorted({selector_text(name, matchers) for name, matchers, _ in promql.selectors(query.promql)}):
+            if not may_be_nothing(selector, absent) and not prometheus.now(selector):
                 yield f"{query.where}: nothing is {selector}"
+
+
+def in_trouble(prometheus, stack):
+    for selector, cause in TROUBLES.items():
+        with cause(stack):
+            try:
+                prometheus_server.wait_for(selector, lambda: prometheus.now(selector), TROUBLE_S)
+                time.sleep(HOLD_S)
+            except TimeoutError:
+                yield f"{cause.__name__.replace('_', ' ')}: nothing is {selector}"
+
+
+def of_seen_alerts(prometheus):
+    for name in sorted(SEEN):
+        query = sources.alerts()[name]["expr"]
+        try:
+            prometheus_server.wait_for(name, lambda: prometheus.now(query), SEEN_S)
+        except TimeoutError:
+            yield f"{name}: it would not fire, though there was trouble"
 
 
 def problems(programs):
     with stacks.up(programs) as stack, stacks.scraped(stack) as prometheus, stacks.loaded(stack) as failures:
         time.sleep(LOAD_S)
         yield from of_rules(prometheus)
-        yield from of_selectors(prometheus)
-        yield from of_panels(prometheus)
+        yield from of_panels(prometheus, {**WHILE_WELL, **NEVER})
         yield from of_alerts(prometheus)
         yield from failures[:3]
+        yield from in_trouble(prometheus, stack)
+        yield from of_seen_alerts(prometheus)
+        yield from of_selectors(prometheus, NEVER)
+        yield from of_panels(prometheus, NEVER)

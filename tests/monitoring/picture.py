@@ -10,6 +10,7 @@ import prometheus_server
 import sources
 import stack as stacks
 import svg
+import trouble
 
 # What is drawn, by its title in overview.json.
 PANELS = ["Likes", "Backlog", "Age of the oldest", "From Redis to commit", "Batches by what closed them", "Failed transactions"]
@@ -72,7 +73,7 @@ def main():
         time.sleep(WARM_UP_S)
         start = time.time()
         time.sleep(WELL_S)
-        with stack.database_read_only():
+        with trouble.read_only_database(stack):
             began = time.time()
             time.sleep(OUTAGE_S)
         ended = time.time()

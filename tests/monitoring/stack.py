@@ -14,7 +14,6 @@ import time
 import urllib.parse
 
 import prometheus_server
-import psycopg
 import sources
 
 UP_S = 120
@@ -28,20 +27,10 @@ class Stack:
     def __init__(self, state):
         self.likes_url = state["ingest_url"]
         self.database_url = state["database_url"]
+        self.redis_url = state["redis_url"]
         admins = {part["name"]: part["admin"] for part in state["parts"] if part["admin"]}
         self.ingest = [address for name, address in admins.items() if name.startswith("ingest")]
         self.consumers = [address for name, address in admins.items() if name.startswith("consumer")]
-
-    @contextlib.contextmanager
-    def database_read_only(self):
-        """Postgres takes nothing, from sessions that are open either."""
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
-            connection.execute("SET default_transaction_read_only = off")
-            connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-            connection.execute("SELECT pg_reload_conf()")
-            yield
-            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
-            connection.execute("SELECT pg_reload_conf()")
 
 
 @contextlib.contextmanager
