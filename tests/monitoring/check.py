@@ -1,12 +1,14 @@
 """Checks alerts, dashboards, the runbook and what KEDA asks. Arguments: the folder of the programs, and what to check (all, when there
 is none)."""
 
+import subprocess
 import sys
 
 import dashboards
 import keda
 import live
 import names
+import prometheus_server
 import rules
 import runbook
 
@@ -20,15 +22,24 @@ CHECKS = {
 }
 
 
+def problems_of(check, programs):
+    """What it finds, up to where it can't go on."""
+    try:
+        yield from check(programs)
+    except (OSError, RuntimeError, subprocess.SubprocessError, prometheus_server.QueryFailed) as error:
+        yield str(error)
+
+
 def main():
     programs, wanted = sys.argv[1], sys.argv[2:] or list(CHECKS)
     failed = 0
     for name in wanted:
-        problems = list(CHECKS[name](programs))
+        problems = list(problems_of(CHECKS[name], programs))
         for problem in problems:
             print(f"error: {name}: {problem}", file=sys.stderr)
         failed += bool(problems)
         print(f"{name}: {len(problems) or 'no'} problems", flush=True)
+    print(f"{len(wanted) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
 

@@ -10,7 +10,7 @@ REDIS_TIMEOUT_S = 5
 
 
 def redis(stack, *words):
-    """A command, and the first line of its answer."""
+    """A command. What Redis refuses is an error."""
     address = urllib.parse.urlsplit(stack.redis_url)
     words = [word if isinstance(word, bytes) else str(word).encode() for word in words]
     command = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
