@@ -13,6 +13,7 @@ COLUMNS = 24
 
 INGEST = 'namespace=~"$namespace", job=~"$ingest"'
 CONSUMER = 'namespace=~"$namespace", job=~"$consumer"'
+BOTH = 'namespace=~"$namespace", job=~"$ingest|$consumer"'
 POST = INGEST + ', http_request_method="POST"'
 
 
@@ -157,8 +158,8 @@ def overview():
              f"sum(max by (namespace, job, partition) (likestream_partition_dead_letters{{{CONSUMER}}}))", runbook="Dead letters",
              steps=[(1, "orange")]),
         stat("Not ready", "Checks that fail, of all processes. The processes are in the last row.", "short",
-             f'count(likestream_check_passing{{namespace=~"$namespace", job=~"$ingest|$consumer"}} == 0)'
-             f' or 0 * count(likestream_check_passing{{namespace=~"$namespace", job=~"$ingest|$consumer"}})',
+             f"count(likestream_check_passing{{{BOTH}}} == 0)"
+             f" or 0 * count(likestream_check_passing{{{BOTH}}})",
              runbook="Not ready", steps=[(1, "red")]),
     ]
     likes = [
@@ -201,10 +202,10 @@ def overview():
         graph("Transactions in Postgres", "How long a transaction takes, committed or not.", "s",
               quantiles(f"db_client_operation_duration_seconds_bucket{{{CONSUMER}}}", 0.5, 0.95, 0.99), runbook="Postgres refuses"),
         graph("Redis, p99 by command", "How long Redis takes, as ingest and consumers see it.", "s",
-              quantiles('messaging_client_operation_duration_seconds_bucket{namespace=~"$namespace", job=~"$ingest|$consumer"}', 0.99,
+              quantiles(f"messaging_client_operation_duration_seconds_bucket{{{BOTH}}}", 0.99,
                         by="messaging_operation_name"), runbook="Slow answers"),
         graph("Redis, commands", "Calls a second.", "ops", [
-            (rate('messaging_client_operation_duration_seconds_count{namespace=~"$namespace", job=~"$ingest|$consumer"}',
+            (rate(f"messaging_client_operation_duration_seconds_count{{{BOTH}}}",
                   "messaging_operation_name"), "{{messaging_operation_name}}"),
         ]),
         graph("Connections to Postgres", "In use and idle, of all consumers.", "short", [
@@ -253,7 +254,7 @@ def overview():
             (f"sum(likestream_partitions_paused{{{CONSUMER}}})", "paused"),
         ], runbook="Partitions without a consumer"),
         graph("Checks that pass", "Of each process, by name: all should be at 1.", "short", [
-            ('min by (instance, check) (likestream_check_passing{namespace=~"$namespace", job=~"$ingest|$consumer"})', "{{instance}} {{check}}"),
+            (f"min by (instance, check) (likestream_check_passing{{{BOTH}}})", "{{instance}} {{check}}"),
         ], runbook="Not ready", defaults={"max": 1}),
     ]
     return dashboard("likestream-overview", "likestream", "For whoever is on call: how likes come in, wait, and are stored.", [
