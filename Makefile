@@ -79,6 +79,16 @@ dashboard-picture: build ## Draw docs/dashboard.svg anew: the dashboard while Po
 	@tests/monitoring/install.sh $(abspath $(TARGET))/monitoring
 	@$(abspath $(TARGET))/monitoring/venv/bin/python -B tests/monitoring/picture.py $(abspath $(TARGET))/release docs/dashboard.svg
 
+.PHONY: chart-test
+chart-test: build ## The Helm chart against Kubernetes' schemas and the programs, and values that it must refuse
+	@tests/chart/install.sh $(abspath $(TARGET))/chart
+	@$(TARGET)/chart/venv/bin/python tests/chart/check.py $(TARGET)/chart $(TARGET)/release
+
+.PHONY: chart-files
+chart-files: ## Write the chart's README and deploy/manifests anew
+	@tests/chart/install.sh $(abspath $(TARGET))/chart
+	@$(TARGET)/chart/venv/bin/python tests/chart/documents.py
+
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
 	@deploy/cargo_tool.sh $(abspath $(TARGET)) cargo-fuzz 0.13.2

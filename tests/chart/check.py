@@ -1,0 +1,145 @@
+"""
+The chart, rendered by a real helm from all that is in values/, against the schemas of Kubernetes, the real programs, and what must hold.
+Arguments: the folder that install.sh has filled, and the one of the release binaries.
+"""
+
+import pathlib
+import sys
+import tempfile
+
+import documents
+import pods
+import refusals
+import relations
+import rendering
+import schemas
+from programs import IN_FILES, Programs, make_files
+from rendering import CHART, VALUES
+
+LONG = "a-release-whose-name-is-as-long-as-helm-lets-it-be-ab"
+
+
+def renderings(folder):
+    """(name, objects by version of Kubernetes) of the whole matrix."""
+    matrix = {path.stem: (CHART, ["--values", path], "storm-of-likes") for path in sorted(VALUES.glob("*.yaml"))}
+    for name in ("static", "everything"):
+        matrix[f"{name}, a long name"] = (CHART, ["--values", VALUES / f"{name}.yaml", "--set", "fullnameOverride="], LONG)
+    matrix["as a subchart"] = (rendering.make_umbrella(folder), [], "storm-of-likes")
+    for name, (chart, arguments, release) in matrix.items():
+        yield name, {
+            version: rendering.rendered(chart, *arguments, "--kube-version", version, release=release)
+            for version in schemas.versions()
+        }
+
+
+def settings_are_all_reachable(seen, programs):
+    """Each setting of a service is made of some value, or is among those that `settings` takes, and not both."""
+    for program in pods.SERVICES:
+        allowed = set(rendering.values_schema()["properties"][program]["properties"]["settings"]["properties"])
+        named = seen[program]
+        for name in sorted(programs.settings(program) - allowed - named - IN_FILES):
+            yield f"{program} has a setting {name}, for which there is no value: make one, or allow it in {program}.settings (values.schema.json)"
+        for name in sorted(allowed - programs.settings(program)):
+            yield f"values.schema.json: {program}.settings allows {name}, which {program} doesn't have, by its --help"
+
+
+def settings_by_values(matrix):
+    """The names of settings that values lead to, beside those of `settings`."""
+    seen = {program: set() for program in pods.SERVICES}
+    for objects in matrix.values():
+        for _, pod in pods.pods(objects):
+            container = pods.container_of(pod)
+            if container["command"][0] in seen:
+                seen[container["command"][0]] |= {entry["name"] for entry in container["env"]}
+    return seen
+
+
+def settings_are_taken(matrix, programs, folder):
+    """The real programs take what pods give them: names and values."""
+    tried = set()
+    for name, objects in matrix.items():
+        for found, pod in pods.pods(objects):
+            container = pods.container_of(pod)
+            program, settings = container["command"][0], pods.plain_settings(container)
+            settings.pop("OTEL_RESOURCE_ATTRIBUTES", None)
+            key = (program, frozenset(settings.items()))
+            if program in pods.SERVICES and key not in tried:
+                tried.add(key)
+                if said := programs.refusal(program, settings, folder):
+                    yield f"{name}: {pods.name_of(found)}: the real {program} does not take its settings: {said}"
+
+
+def admin_answers(matrix, programs):
+    """What the real programs answer on each path that is asked for on their admin ports."""
+    paths = {program: {"/metrics"} for program in pods.SERVICES}
+    for objects in matrix.values():
+        for _, program, path, _ in pods.probes(objects):
+            paths[program].add(path)
+        for monitor in relations.of_kind(objects, "ServiceMonitor", "PodMonitor"):
+            for endpoint in monitor["spec"].get("endpoints", monitor["spec"].get("podMetricsEndpoints")):
+                for program in paths:
+                    paths[program].add(endpoint["path"])
+    return {program: programs.admin_answers(program, sorted(paths[program])) for program in paths}
+
+
+def templates_look_nothing_up():
+    """What `lookup` finds is not what GitOps tools render with."""
+    for path in sorted((CHART / "templates").rglob("*.*")):
+        if "lookup" in path.read_text(encoding="utf-8"):
+            yield f"{path.relative_to(CHART)}: it uses lookup"
+
+
+def names_of_long_releases_differ():
+    args = ["--values", VALUES / "default.yaml"]
+    one, other = ({pods.name_of(found) for found in rendering.rendered(CHART, *args, release=LONG[:-1] + end)} for end in "ab")
+    for name in sorted(one & other):
+        yield f"{name}: two releases with long names have it both"
+
+
+def main():
+    folder, binaries = (pathlib.Path(argument).resolve() for argument in sys.argv[1:])
+    programs = Programs(binaries)
+    found, counted = [], 0
+
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = pathlib.Path(scratch)
+        for values in sorted(VALUES.glob("*.yaml")):
+            rendering.lint(values)
+        by_version = dict(renderings(scratch))
+        matrix = {name: next(reversed(versions.values())) for name, versions in by_version.items()}
+
+        custom = {}
+        for name, versions in by_version.items():
+            for version, objects in versions.items():
+                for each in objects:
+                    counted += 1
+                    where = f"{name}: {pods.name_of(each)}"
+                    if schemas.is_custom(each):
+                        custom[repr(each)] = (where, each)
+                    else:
+                        found += schemas.problems(where, each, version)
+        found += schemas.problems_of_custom(list(custom.values()), folder)
+
+        answers = admin_answers(matrix, programs)
+        for name, objects in matrix.items():
+            found += [f"{name}: {problem}" for problem in pods.of_each_pod(objects, programs, answers)]
+            found += [f"{name}: {problem}" for problem in relations.between_objects(objects, answers)]
+        found += settings_are_all_reachable(settings_by_values(matrix), programs)
+        make_files(scratch / "files")
+        found += settings_are_taken(matrix, programs, scratch / "files")
+
+    found += templates_look_nothing_up()
+    found += names_of_long_releases_differ()
+    found += refusals.problems(rendering.refusal)
+    found += documents.problems()
+
+    for problem in found:
+        print(problem)
+    if found:
+        sys.exit(f"{len(found)} problems")
+    print(f"{len(matrix)} sets of values, {len(schemas.versions())} versions of Kubernetes ({', '.join(schemas.versions())}): {counted} objects, "
+          f"{len(custom)} custom resources, {len(refusals.REFUSED)} refusals")
+
+
+if __name__ == "__main__":
+    main()
