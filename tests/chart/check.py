@@ -96,6 +96,16 @@ def names_of_long_releases_differ():
         yield f"{name}: two releases with long names have it both"
 
 
+def once(found):
+    """The same of many objects and sets of values is told once. Problems are `values: object: what is wrong`."""
+    firsts, more = {}, {}
+    for problem in found:
+        what = problem.split(": ", 2)[-1]
+        more[what] = more.get(what, -1) + 1
+        firsts.setdefault(what, problem)
+    return [f"{problem}{f' (and {more[what]} more)' if more[what] else ''}" for what, problem in firsts.items()]
+
+
 def main():
     folder, binaries = (pathlib.Path(argument).resolve() for argument in sys.argv[1:])
     programs = Programs(binaries)
@@ -133,7 +143,7 @@ def main():
     found += refusals.problems(rendering.refusal)
     found += documents.problems()
 
-    for problem in found:
+    for problem in once(found):
         print(problem)
     if found:
         sys.exit(f"{len(found)} problems")
