@@ -4,6 +4,7 @@ Arguments: the folder that install.sh has filled, and the one of the release bin
 """
 
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -26,10 +27,13 @@ def renderings(folder):
         matrix[f"{name}, a long name"] = (CHART, ["--values", VALUES / f"{name}.yaml", "--set", "fullnameOverride="], LONG)
     matrix["as a subchart"] = (rendering.make_umbrella(folder), [], "storm-of-likes")
     for name, (chart, arguments, release) in matrix.items():
-        yield name, {
-            version: rendering.rendered(chart, *arguments, "--kube-version", version, release=release)
-            for version in schemas.versions()
-        }
+        try:
+            yield name, {
+                version: rendering.rendered(chart, *arguments, "--kube-version", version, release=release)
+                for version in schemas.versions()
+            }
+        except rendering.Refused as refused:
+            sys.exit(f"{name}: helm does not render it: {refused}")
 
 
 def settings_are_all_reachable(seen, programs):
@@ -89,6 +93,17 @@ def templates_look_nothing_up():
             yield f"{path.relative_to(CHART)}: it uses lookup"
 
 
+def notes_name_what_is_there(folder, matrix):
+    """The commands of NOTES.txt are about objects that are rendered."""
+    chart = rendering.make_chart_of_notes(folder)
+    for values in sorted(VALUES.glob("*.yaml")):
+        (notes,) = rendering.rendered(chart, "--values", values, "--show-only", "templates/notes.yaml")
+        there = {f"{found['kind'].lower()}/{found['metadata']['name']}" for found in matrix[values.stem]}
+        named = set(re.findall(r"\b(?:deployment|statefulset|service)/[-a-z0-9]+", notes["text"]))
+        if not named or not named <= there:
+            yield f"{values.stem}: NOTES.txt: {sorted(named - there)} is not there"
+
+
 def names_of_long_releases_differ():
     args = ["--values", VALUES / "default.yaml"]
     one, other = ({pods.name_of(found) for found in rendering.rendered(CHART, *args, release=LONG[:-1] + end)} for end in "ab")
@@ -114,7 +129,10 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
         for values in sorted(VALUES.glob("*.yaml")):
-            rendering.lint(values)
+            try:
+                rendering.lint(values)
+            except rendering.Refused as refused:
+                sys.exit(f"{values.stem}: helm lint: {refused}")
         by_version = dict(renderings(scratch))
         matrix = {name: next(reversed(versions.values())) for name, versions in by_version.items()}
 
@@ -123,7 +141,7 @@ def main():
             for version, objects in versions.items():
                 for each in objects:
                     counted += 1
-                    where = f"{name}: {pods.name_of(each)}"
+                    where = f"{name}, Kubernetes {version}: {pods.name_of(each)}"
                     if schemas.is_custom(each):
                         custom[repr(each)] = (where, each)
                     else:
@@ -134,6 +152,7 @@ def main():
         for name, objects in matrix.items():
             found += [f"{name}: {problem}" for problem in pods.of_each_pod(objects, programs, answers)]
             found += [f"{name}: {problem}" for problem in relations.between_objects(objects, answers)]
+        found += notes_name_what_is_there(scratch, matrix)
         found += settings_are_all_reachable(settings_by_values(matrix), programs)
         make_files(scratch / "files")
         found += settings_are_taken(matrix, programs, scratch / "files")

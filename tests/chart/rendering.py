@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,4 +88,13 @@ def make_umbrella(folder):
     (chart / "Chart.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
     (chart / "values.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     helm("dependency", "update", chart)
+    return chart
+
+
+def make_chart_of_notes(folder):
+    """The chart with its notes in an object, because `helm template` prints none."""
+    chart = shutil.copytree(CHART, folder / "notes")
+    notes = (CHART / "templates" / "NOTES.txt").read_text(encoding="utf-8")
+    wrapped = '{{- define "notes" }}' + notes + '{{ end }}text: |\n  {{- include "notes" . | nindent 2 }}\n'
+    (chart / "templates" / "notes.yaml").write_text(wrapped, encoding="utf-8")
     return chart

@@ -56,9 +56,9 @@ def problems(where, found, version):
     """Where it is not what this version of Kubernetes has."""
     checked = validator(version, found["kind"], found["apiVersion"])
     if checked is None:
-        return [f"{where}: there is no schema for {found['apiVersion']} {found['kind']} in Kubernetes {version}"]
+        return [f"{where}: there is no schema for {found['apiVersion']} {found['kind']}"]
     return [
-        f"{where}: {'.'.join(map(str, error.absolute_path))}: {error.message[:300]} (Kubernetes {version})"
+        f"{where}: {'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"
         for error in checked.iter_errors(found)
     ]
 

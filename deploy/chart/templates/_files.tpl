@@ -46,7 +46,7 @@ Secret is meant, items from its keys to files.
 
 {{- define "likestream.files.database" -}}
 {{ include "likestream.files.url" (dict "name" "database" "own" .own "all" .root.Values.database) }}
-{{- with .root.Values.database.tls.existingSecret }}
+{{- with default .root.Values.database.tls.existingSecret .own.tls.existingSecret }}
 - name: database-tls
   secret: {{ . }}
 {{- end }}
