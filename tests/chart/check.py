@@ -65,7 +65,6 @@ def settings_are_taken(matrix, programs, folder):
         for found, pod in pods.pods(objects):
             container = pods.container_of(pod)
             program, settings = container["command"][0], pods.plain_settings(container)
-            settings.pop("OTEL_RESOURCE_ATTRIBUTES", None)
             key = (program, frozenset(settings.items()))
             if program in pods.SERVICES and key not in tried:
                 tried.add(key)

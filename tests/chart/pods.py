@@ -15,6 +15,7 @@ LISTENING = {
 }
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 SERVICES = ("ingest", "consumer")
+DEFAULT_DRAINING = "20s"
 UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
@@ -163,7 +164,7 @@ def endings_are_long_enough(objects):
         if container["command"][0] not in SERVICES:
             continue
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        draining = seconds(plain_settings(container)["DRAIN_TIMEOUT"]) + sleep
+        draining = seconds(plain_settings(container).get("DRAIN_TIMEOUT", DEFAULT_DRAINING)) + sleep
         grace = pod["spec"]["terminationGracePeriodSeconds"]
         if grace <= draining:
             yield f"{name_of(found)}: its end may take {grace} s, and draining takes {draining:g} s"
@@ -221,8 +222,8 @@ def names_are_unique_in_the_group(objects):
         if settings.get("CONSUMER_NAME") != wanted:
             yield f"{name_of(found)}: CONSUMER_NAME is {settings.get('CONSUMER_NAME')}, not {wanted}"
         partitions = f"ordinal/{found['spec']['replicas']}" if found["kind"] == "StatefulSet" else "auto"
-        if settings["CONSUMER_PARTITIONS"] != partitions:
-            yield f"{name_of(found)}: CONSUMER_PARTITIONS is {settings['CONSUMER_PARTITIONS']}, not {partitions}"
+        if settings.get("CONSUMER_PARTITIONS") != partitions:
+            yield f"{name_of(found)}: CONSUMER_PARTITIONS is {settings.get('CONSUMER_PARTITIONS')}, not {partitions}"
 
 
 def of_each_pod(objects, programs, answers):

@@ -68,11 +68,14 @@ class Programs:
         its settings ends with 1, because the servers are away; otherwise with 2.
         """
         environment = {name: value.replace(FILES, f"{folder}/") for name, value in environment.items()}
+        environment = {name: re.sub(r"\$\([^)]*\)", "a-pod", value) for name, value in environment.items()}
         environment |= {**listening(program, free_port()), "STARTUP_TIMEOUT": "50ms"}
         if "REDIS_TLS_CA" in environment:
-            environment["REDIS_URL_FILE"] += "-with-tls"
+            environment["REDIS_URL_FILE"] = f"{folder}/redis/url-with-tls"
         if "INGEST_JWT_JWKS" in environment:
             environment["INGEST_JWT_JWKS"] = f"https://{NOBODY}/jwks.json"
+        if endpoint := environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"{endpoint.partition('://')[0]}://{NOBODY}"
         # This host's name doesn't end in a number.
         if environment.get("CONSUMER_PARTITIONS", "").startswith("ordinal/"):
             environment["CONSUMER_PARTITIONS"] = environment["CONSUMER_PARTITIONS"].replace("ordinal", "0")

@@ -113,7 +113,7 @@ def scalers_have_their_workload(objects):
         least, most = (spec.get("minReplicas", spec.get("minReplicaCount")), spec.get("maxReplicas", spec.get("maxReplicaCount")))
         if not 1 <= least <= most:
             yield f"{name_of(scaler)}: from {least} to {most}"
-        partitions = int(plain_settings(container)["LIKES_PARTITIONS"])
+        partitions = int(plain_settings(container).get("LIKES_PARTITIONS", 0))
         if container["command"][0] == "consumer" and most > partitions:
             yield f"{name_of(scaler)}: up to {most} consumers for {partitions} partitions"
     for found in of_kind(objects, *WORKLOADS):
@@ -125,7 +125,7 @@ def keda_asks_for_the_backlog(objects):
     for scaled in of_kind(objects, "ScaledObject"):
         (target,) = [found for found in objects if found["metadata"]["name"] == scaled["spec"]["scaleTargetRef"]["name"]
                      and found["kind"] in WORKLOADS]
-        group = plain_settings(container_of(pod_of(target)))["LIKES_GROUP"]
+        group = plain_settings(container_of(pod_of(target))).get("LIKES_GROUP")
         (trigger,) = scaled["spec"]["triggers"]
         query = trigger["metadata"]["query"]
         if not re.fullmatch(r"max\(likestream_backlog_entries\{.*\}\)", query) or f'messaging_consumer_group_name="{group}"' not in query:

@@ -31,7 +31,9 @@ OTEL_EXPORTER_OTLP_PROTOCOL: {{ .protocol | quote }}
 OTEL_TRACES_EXPORTER: {{ .traces | quote }}
 OTEL_METRICS_EXPORTER: {{ .metrics | quote }}
 OTEL_TRACES_SAMPLER: {{ .sampler | quote }}
+{{- if hasSuffix "ratio" .sampler }}
 OTEL_TRACES_SAMPLER_ARG: {{ .samplerArg | quote }}
+{{- end }}
 {{- if .tls.existingSecret }}
 {{- if .tls.ca }}
 OTEL_EXPORTER_OTLP_CERTIFICATE: /etc/likestream/otel-tls/ca.crt
