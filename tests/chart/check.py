@@ -14,7 +14,7 @@ import refusals
 import relations
 import rendering
 import schemas
-from programs import IN_FILES, Programs, make_files
+from programs import FILES_OF_A_SIGNAL, Programs, make_files
 from rendering import CHART, VALUES
 
 LONG = "a-release-whose-name-is-as-long-as-helm-lets-it-be-ab"
@@ -37,12 +37,15 @@ def renderings(folder):
 
 
 def settings_are_all_reachable(seen, programs):
-    """Each setting of a service is made of some value, or is among those that `settings` takes, and not both."""
+    """Each setting of a service is made of some value or is among those that `settings` takes, but for secrets, which come from Secrets."""
     for program in pods.SERVICES:
         allowed = set(rendering.values_schema()["properties"][program]["properties"]["settings"]["properties"])
-        named = seen[program]
-        for name in sorted(programs.settings(program) - allowed - named - IN_FILES):
+        secrets = programs.secrets(program)
+        missing = programs.settings(program) - allowed - seen[program] - secrets
+        for name in sorted(name for name in missing if not FILES_OF_A_SIGNAL.fullmatch(name)):
             yield f"{program} has a setting {name}, for which there is no value: make one, or allow it in {program}.settings (values.schema.json)"
+        for name in sorted(allowed & secrets):
+            yield f"values.schema.json: {program}.settings allows {name}, which is a secret"
         for name in sorted(allowed - programs.settings(program)):
             yield f"values.schema.json: {program}.settings allows {name}, which {program} doesn't have, by its --help"
 
@@ -110,11 +113,12 @@ def names_of_long_releases_differ():
         yield f"{name}: two releases with long names have it both"
 
 
-def once(found):
-    """The same of many objects and sets of values is told once. Problems are `values: object: what is wrong`."""
+def once(found, matrix):
+    """The same of many objects and sets of values is told once. Those problems are `values: object: what is wrong`."""
     firsts, more = {}, {}
     for problem in found:
-        what = problem.split(": ", 2)[-1]
+        is_of_many = problem.split(": ")[0].split(", Kubernetes")[0] in matrix
+        what = problem.split(": ", 2)[-1] if is_of_many else problem
         more[what] = more.get(what, -1) + 1
         firsts.setdefault(what, problem)
     return [f"{problem}{f' (and {more[what]} more)' if more[what] else ''}" for what, problem in firsts.items()]
@@ -161,7 +165,7 @@ def main():
     found += refusals.problems(rendering.refusal)
     found += documents.problems()
 
-    for problem in once(found):
+    for problem in once(found, matrix):
         print(problem)
     if found:
         sys.exit(f"{len(found)} problems")

@@ -4,8 +4,7 @@ import re
 
 from programs import FILES, PROGRAMS
 
-# Settings whose value is a secret: from a file or a Secret, never in the text of an object.
-SECRET_SETTINGS = {"REDIS_URL", "DATABASE_URL", "OTEL_EXPORTER_OTLP_HEADERS"}
+# What a text with a secret looks like.
 LOOKS_SECRET = re.compile(r"://[^/\s\"]*:[^/\s\"]*@|-----BEGIN|[Pp]assword\s*[:=]|[Bb]earer [A-Za-z0-9]")
 # What a container's ports are called, and which setting opens them.
 LISTENING = {
@@ -47,7 +46,7 @@ def seconds(duration):
     return sum(int(number) * UNITS_S[unit] for number, unit in re.findall(r"(\d+)(ms|s|m|h)", duration))
 
 
-def no_plain_secrets(objects):
+def no_plain_secrets(objects, programs):
     for found in objects:
         if found["kind"] == "Secret":
             yield f"{name_of(found)}: the chart must make no Secret"
@@ -55,8 +54,10 @@ def no_plain_secrets(objects):
         if seen and found["kind"] != "PrometheusRule":
             yield f"{name_of(found)}: this looks like a secret: {seen[0]}"
     for found, pod in pods(objects):
-        for entry in container_of(pod)["env"]:
-            if entry["name"] in SECRET_SETTINGS and "secretKeyRef" not in entry.get("valueFrom", {}):
+        container = container_of(pod)
+        secrets = programs.secrets("consumer") | programs.secrets("ingest")
+        for entry in container["env"]:
+            if entry["name"] in secrets and "secretKeyRef" not in entry.get("valueFrom", {}):
                 yield f"{name_of(found)}: {entry['name']} is not from a Secret"
 
 
@@ -227,7 +228,7 @@ def names_are_unique_in_the_group(objects):
 
 
 def of_each_pod(objects, programs, answers):
-    yield from no_plain_secrets(objects)
+    yield from no_plain_secrets(objects, programs)
     yield from files_are_mounted(objects)
     yield from commands_exist(objects, programs)
     yield from settings_exist(objects, programs)

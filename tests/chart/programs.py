@@ -11,8 +11,8 @@ import urllib.error
 import urllib.request
 
 PROGRAMS = ("ingest", "consumer", "likesctl")
-# The URLs that the chart gives in files.
-IN_FILES = {"REDIS_URL", "DATABASE_URL"}
+# What one signal alone may have: files for these would have to be mounted, and the chart has those for both.
+FILES_OF_A_SIGNAL = re.compile(r"OTEL_EXPORTER_OTLP_(TRACES|METRICS)_(CERTIFICATE|CLIENT_CERTIFICATE|CLIENT_KEY)")
 NOBODY = "127.0.0.1:1"
 START_TIMEOUT_S = 20
 # Where pods have their files.
@@ -41,6 +41,11 @@ class Programs:
             return settings_in(self.help(program))
         commands = re.findall(r"^  ([a-z]+)  ", self.help(program).split("Options:")[0], re.MULTILINE)
         return set().union(*(settings_in(self.help(program, name)) for name in commands if name != "help"))
+
+    @functools.cache
+    def secrets(self, program):
+        """Those of its settings whose values it doesn't show in --help: there is no = behind their names."""
+        return set(re.findall(r"\[env: ([A-Z][A-Z0-9_]*)\]", " ".join(self.help(program).split())))
 
     @contextlib.contextmanager
     def running(self, program, environment):
