@@ -17,6 +17,8 @@ import schemas
 from programs import FILES_OF_A_SIGNAL, Programs, make_files
 from rendering import CHART, VALUES
 
+# It has nothing to be told, and doesn't end.
+IDLE = ["likesctl", "idle"]
 LONG = "a-release-whose-name-is-as-long-as-helm-lets-it-be-ab"
 
 
@@ -67,12 +69,12 @@ def settings_are_taken(matrix, programs, folder):
     for name, objects in matrix.items():
         for found, pod in pods.pods(objects):
             container = pods.container_of(pod)
-            program, settings = container["command"][0], pods.plain_settings(container)
-            key = (program, frozenset(settings.items()))
-            if program in pods.SERVICES and key not in tried:
+            command, settings = container["command"], pods.plain_settings(container)
+            key = (*command, frozenset(settings.items()))
+            if command != IDLE and key not in tried:
                 tried.add(key)
-                if said := programs.refusal(program, settings, folder):
-                    yield f"{name}: {pods.name_of(found)}: the real {program} does not take its settings: {said}"
+                if said := programs.refusal(command, settings, folder):
+                    yield f"{name}: {pods.name_of(found)}: the real {command[0]} does not take its settings: {said}"
 
 
 def admin_answers(matrix, programs):
@@ -86,6 +88,32 @@ def admin_answers(matrix, programs):
                 for program in paths:
                     paths[program].add(endpoint["path"])
     return {program: programs.admin_answers(program, sorted(paths[program])) for program in paths}
+
+
+def what_is_off_is_not_there(matrix):
+    for found in matrix["as a subchart"]:
+        if "absent" in found["metadata"]["name"]:
+            yield f"as a subchart: {pods.name_of(found)}: it is there though its condition is false"
+
+
+def plain_manifests_are_valid():
+    for path in sorted(documents.MANIFESTS.glob("*.yaml")):
+        for found in rendering.objects(path.read_text(encoding="utf-8")):
+            if "helm" in str(found).lower():
+                yield f"{path.name}: {pods.name_of(found)}: there is something for Helm in it"
+            for version in schemas.versions():
+                yield from schemas.problems(f"{path.name}, Kubernetes {version}: {pods.name_of(found)}", found, version)
+
+
+def old_versions_are_refused():
+    oldest = int(schemas.versions()[0].split(".")[1])
+    try:
+        rendering.template(CHART, "--values", VALUES / "default.yaml", "--kube-version", f"1.{oldest - 1}.0")
+    except rendering.Refused as refused:
+        if "incompatible with Kubernetes" not in str(refused):
+            yield f"Kubernetes that is too old: {refused}"
+    else:
+        yield "Kubernetes that is too old: it is not refused"
 
 
 def templates_look_nothing_up():
@@ -160,6 +188,9 @@ def main():
         make_files(scratch / "files")
         found += settings_are_taken(matrix, programs, scratch / "files")
 
+    found += what_is_off_is_not_there(matrix)
+    found += plain_manifests_are_valid()
+    found += old_versions_are_refused()
     found += templates_look_nothing_up()
     found += names_of_long_releases_differ()
     found += refusals.problems(rendering.refusal)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that what `make chart-test` runs on is here: Node with npm, and in a folder of its own helm, the schemas of Kubernetes, and
+# Makes sure that what `make chart-test` runs on is here: Node with npm, openssl, and in a folder of its own helm, the schemas of Kubernetes, and
 # those of custom resources. Argument: the folder.
 set -euo pipefail
 folder=${1:?a folder}
@@ -7,6 +7,7 @@ here=$(dirname "$0")
 
 missing=()
 command -v npm >/dev/null || missing+=(nodejs npm)
+command -v openssl >/dev/null || missing+=(openssl)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 [ ${#missing[@]} -eq 0 ] || "$here"/../../deploy/local/packages.sh "${missing[@]}"
 

@@ -48,9 +48,9 @@ class Programs:
         return set(re.findall(r"\[env: ([A-Z][A-Z0-9_]*)\]", " ".join(self.help(program).split())))
 
     @contextlib.contextmanager
-    def running(self, program, environment):
+    def running(self, program, *arguments, environment):
         process = subprocess.Popen(
-            [self.folder / program], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [self.folder / program, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True)
         try:
             yield process
@@ -62,19 +62,19 @@ class Programs:
         """The status of each path on the admin port, while the servers are away; nothing where the port isn't what it is told."""
         port = free_port()
         environment = {**NOWHERE, **listening(program, port), "STARTUP_TIMEOUT": "1m"}
-        with self.running(program, environment) as process:
+        with self.running(program, environment=environment) as process:
             if not listens(process, port):
                 return dict.fromkeys(paths, "nothing")
             return {path: status(f"http://127.0.0.1:{port}{path}") for path in paths}
 
-    def refusal(self, program, environment, folder):
+    def refusal(self, command, environment, folder):
         """
         What it says to settings that it doesn't take, or nothing. The files that they name are looked for in this folder. A program that takes
         its settings ends with 1, because the servers are away; otherwise with 2.
         """
         environment = {name: value.replace(FILES, f"{folder}/") for name, value in environment.items()}
         environment = {name: re.sub(r"\$\([^)]*\)", "a-pod", value) for name, value in environment.items()}
-        environment |= {**listening(program, free_port()), "STARTUP_TIMEOUT": "50ms"}
+        environment |= {**listening(command[0], free_port()), "STARTUP_TIMEOUT": "50ms"}
         if "REDIS_TLS_CA" in environment:
             environment["REDIS_URL_FILE"] = f"{folder}/redis/url-with-tls"
         if "INGEST_JWT_JWKS" in environment:
@@ -84,7 +84,7 @@ class Programs:
         # This host's name doesn't end in a number.
         if environment.get("CONSUMER_PARTITIONS", "").startswith("ordinal/"):
             environment["CONSUMER_PARTITIONS"] = environment["CONSUMER_PARTITIONS"].replace("ordinal", "0")
-        with self.running(program, environment) as process:
+        with self.running(*command, environment=environment) as process:
             said, _ = process.communicate(timeout=START_TIMEOUT_S)
         last = said.strip().splitlines()[-1] if said.strip() else "nothing"
         return None if process.returncode == 1 else f"exit code {process.returncode}: {last}"
@@ -100,7 +100,7 @@ def settings_in(text):
 def listening(program, admin_port):
     if program == "ingest":
         return {"INGEST_LISTEN": "127.0.0.1:0", "INGEST_ADMIN_LISTEN": f"127.0.0.1:{admin_port}"}
-    return {"CONSUMER_ADMIN_LISTEN": f"127.0.0.1:{admin_port}"}
+    return {"CONSUMER_ADMIN_LISTEN": f"127.0.0.1:{admin_port}"} if program == "consumer" else {}
 
 
 def free_port():

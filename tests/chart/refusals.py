@@ -26,6 +26,7 @@ REFUSED = [
      ["consumer.settings", "DATABASE_URL is not allowed"]),
     ("a bad duration", {"consumer": {"batchLinger": "10 msec"}}, ["consumer.batchLinger", "match pattern"]),
     ("a duration without a unit", {"ingest": {"drainTimeout": 20}}, ["ingest.drainTimeout", "Expected: string"]),
+    ("no time at all", {"ingest": {"drainTimeout": "0s"}}, ["ingest.drainTimeout", "match pattern"]),
     ("a bad rate", {"ingest": {"userRate": "many"}}, ["ingest.userRate", "match pattern"]),
     ("two autoscalers", {"consumer": {"hpa": {"enabled": True}, "keda": KEDA}}, ["consumer.hpa.enabled and consumer.keda.enabled", "enable one"]),
     ("more consumers by KEDA than partitions", {"consumer": {"keda": {**KEDA, "maxReplicas": 17}}}, ["consumer.keda.maxReplicas: 17", "likes.partitions, 16"]),
