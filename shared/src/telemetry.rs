@@ -9,8 +9,10 @@ mod otlp;
 pub mod spans;
 
 use std::{
+    mem,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
+    time::Instant,
 };
 
 use clap::Args;
@@ -169,9 +171,9 @@ impl Telemetry {
             let ended = tracers.map_or(Ok(()), |tracers| tracers.shutdown_with_timeout(LAST_EXPORT));
             spans_done.send(("traces", ended))
         });
-        let give_up_at = std::time::Instant::now() + LAST_EXPORT;
+        let give_up_at = Instant::now() + LAST_EXPORT;
         for _ in 0..2 {
-            let left = give_up_at.saturating_duration_since(std::time::Instant::now());
+            let left = give_up_at.saturating_duration_since(Instant::now());
             match ended.recv_timeout(left) {
                 Ok((_, Ok(()))) => {}
                 Ok((what, Err(error))) => tracing::warn!(%error, "the last {what} were not exported"),
@@ -179,7 +181,9 @@ impl Telemetry {
                     tracing::warn!(
                         "not all of the last traces and metrics were exported: the collector does not answer"
                     );
-                    break;
+                    // Ended by us it would complain of that. It ends with the process.
+                    mem::forget(exporting);
+                    return;
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use serde_json::Value;
 
 /// A figure of each row, as case and measure.
-const FIGURES: [(&str, &str, &str); 10] = [
+const FIGURES: [(&str, &str, &str); 11] = [
     ("drain", "one an entry, 4 writers", "likes/s"),
     ("drain", "packed, 2 writers, 5 % duplicates", "of the copy limit"),
     ("hot post", "2 writers", "of the rate for recent posts"),
@@ -14,6 +14,7 @@ const FIGURES: [(&str, &str, &str); 10] = [
     ("pipeline", "64 connections", "times the simple design's likes/s"),
     ("pipeline", "64 connections, batches of 100", "times the simple design's likes/s"),
     ("end to end", "10 % of capacity", "p99 ms"),
+    ("telemetry", "frozen collector, all sampled", "of the likes/s stored without"),
     ("slow connections", "50 slow ones", "times the undisturbed p99"),
     ("growth", "key (user_id, post_id), 0.01 M rows", "of the rate into an empty table"),
 ];
@@ -38,7 +39,7 @@ fn all_rows_are_measured() {
     }
     assert!(results["machine"]["cores"].as_u64().is_some_and(|cores| cores > 0));
     // Those of growth are for 20 M rows, two of slow connections for 5000 of them.
-    assert_eq!(results["targets"].as_array().unwrap().len(), 19);
+    assert_eq!(results["targets"].as_array().unwrap().len(), 21);
     let table = String::from_utf8(ended.stdout).unwrap();
     assert!(table.contains("promised") && table.contains("of the HTTP limit"), "{table}");
     assert!(fs::read_to_string(out.path().join("results.svg")).unwrap().contains("of the copy limit"));
