@@ -255,8 +255,10 @@ def files_are_all_there(objects):
         for name, text in found["data"].items():
             if len(text.encode()) > CONFIG_MAP_BYTES:
                 yield f"{name_of(found)}: {name} is longer than a ConfigMap may be"
-            if json.loads(text) != json.loads((CHART / "files" / "dashboards" / name).read_text(encoding="utf-8")):
-                yield f"{name_of(found)}: {name} is not what the file is"
+            link = re.search(r'"url": "(https?://[^"#]+)"', text)
+            written = (CHART / "files" / "dashboards" / name).read_text(encoding="utf-8")
+            if not link or json.loads(text) != json.loads(written.replace("RUNBOOK_URL", link[1])):
+                yield f"{name_of(found)}: {name} is not what the file is, with the runbook's URL"
     if maps and (not dashboards or {name for found in maps for name in found["data"]} != {path.name for path in dashboards}):
         yield f"ConfigMaps: {len(maps)} for {len(dashboards)} dashboards"
     for rules in of_kind(objects, "PrometheusRule"):
