@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use opentelemetry::{
     KeyValue,
     metrics::{AsyncInstrument, Meter},
@@ -28,6 +28,9 @@ use crate::{
 /// Between two looks at all partitions, and at least for each of them: every consumer looks.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 const INTERVAL_PER_PARTITION: Duration = Duration::from_millis(20);
+
+/// So that acknowledgements don't wait behind them.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// What was last seen of the partitions.
 #[derive(Default)]
@@ -166,8 +169,9 @@ pub(crate) async fn sample(
         }
         ticks.tick().await;
         let looks = count.partitions().map(async |partition| (partition, streams.look(partition).await));
+        let mut looks = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
         let (mut seen, mut failed) = (HashMap::new(), None);
-        for (partition, look) in join_all(looks).await {
+        while let Some((partition, look)) = looks.next().await {
             match look {
                 Ok(look) => drop(seen.insert(partition, look)),
                 Err(error) => failed = Some(error),

@@ -242,6 +242,11 @@ impl Batch {
         self.progress.inserted
     }
 
+    /// How many rows the table does not take.
+    pub(crate) fn rejected(&self) -> usize {
+        self.progress.rejected.len()
+    }
+
     /// What it settles, when every row is stored or rejected: likes that were rejected are dead letters now.
     pub(crate) fn into_entries(self) -> Vec<SettledEntry> {
         let Self { mut entries, progress: Progress { rejected, .. }, .. } = self;

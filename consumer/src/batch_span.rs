@@ -75,9 +75,10 @@ impl BatchTracing {
         let start =
             SpanStart { name, kind: SpanKind::Client, parent: Some(&parent), links: Links::default(), at };
         let Some(span) = self.tracing.start(start, || attempt.attributes()) else { return };
-        span.set(names::DB_OPERATION_BATCH_SIZE, count(attempt.rows));
+        span.set(names::ROWS, count(attempt.rows));
         if let Some(error) = attempt.error {
-            span.failed(error.error_type().to_owned(), error);
+            // Without Postgres's words: they can have rows in them.
+            span.failed_with(error.error_type().to_owned());
         }
         span.end_at(SystemTime::now());
     }

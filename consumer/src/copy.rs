@@ -52,6 +52,11 @@ impl Committed {
         self.batch.inserted()
     }
 
+    /// Rows that the table does not take.
+    pub(crate) fn rejected(&self) -> usize {
+        self.batch.rejected()
+    }
+
     /// Whether it was tried straight into the table in vain.
     pub(crate) fn restaged(&self) -> bool {
         self.restaged

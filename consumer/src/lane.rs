@@ -24,7 +24,7 @@ use crate::{
     backoff::Backoff,
     batch_span,
     dead_letter::{DeadLetter, Reason},
-    entry::{Entry, EntryId, RawEntry},
+    entry::{Entry, EntryId, Position, RawEntry},
     in_flight::InFlight,
     membership::{DEAD_AFTER, Ownership},
     metrics::{Metrics, StreamOperation},
@@ -84,18 +84,17 @@ pub(crate) struct Lane {
     pub(crate) ownership: watch::Receiver<Ownership>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tracing: Tracing,
-    pub(crate) log_rates: Arc<LogRates>,
+    pub(crate) log_rates: LogRates,
     pub(crate) health: Arc<ReadHealth>,
     /// The process ends: nothing more is read.
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Of lines that every read of every partition could bring.
+/// Of lines that every read of a partition could bring.
 #[derive(Default)]
 pub(crate) struct LogRates {
     taken_up: LogRate,
     claimed: LogRate,
-    lost: LogRate,
 }
 
 /// The writer is gone, nobody takes entries any more.
@@ -303,15 +302,18 @@ impl Lane {
     /// Sends entries on, except those that are in flight already, and returns how many rows they have.
     async fn take(&self, entries: Vec<RawEntry>) -> Result<Result<usize, Closed>, Error> {
         let read_at = Instant::now();
-        let mut decoded = Vec::with_capacity(entries.len());
+        let (mut decoded, mut deleted) = (Vec::with_capacity(entries.len()), Vec::new());
         for RawEntry { at, fields } in entries {
             if let Some(fields) = fields {
                 let producer = batch_span::producer(&self.tracing, &fields);
                 decoded.push(Entry { producer, ..Entry::decode(at, &fields, read_at) });
             } else {
-                self.lost(&[at.id]);
-                self.streams.forget_deleted(at).await?;
+                deleted.push(at.id);
             }
+        }
+        self.lost(&deleted);
+        for id in deleted {
+            self.streams.forget_deleted(Position { partition: self.partition, id }).await?;
         }
         self.in_flight.admit_new(&mut decoded);
         let rows = decoded.iter().map(|entry| entry.likes.len()).sum();
@@ -322,12 +324,11 @@ impl Lane {
     fn lost(&self, ids: &[EntryId]) {
         if let (Some(first), Some(last)) = (ids.first(), ids.last()) {
             self.metrics.lost(ids.len());
-            if let Some(entries) = self.log_rates.lost.note(ids.len()) {
-                tracing::error!(
-                    partition = %self.partition, entries, %first, %last,
-                    "LOST: entries were deleted from the stream before they were stored"
-                );
-            }
+            // Not left out, however often: nothing else will ever name them.
+            tracing::error!(
+                partition = %self.partition, entries = ids.len(), %first, %last,
+                "LOST: entries were deleted from the stream before they were stored"
+            );
         }
     }
 

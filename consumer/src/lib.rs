@@ -373,7 +373,7 @@ impl Work<'_> {
             started: Instant::now(),
         };
         let (health, shutdown) = (Arc::new(ReadHealth::new(reader)), stop.clone());
-        let (owned, log_rates) = (ownership.clone(), Arc::default());
+        let owned = ownership.clone();
         let lane = move |partition| Lane {
             partition,
             streams: streams.clone(),
@@ -383,7 +383,7 @@ impl Work<'_> {
             ownership: owned.clone(),
             metrics: Arc::clone(&metrics),
             tracing: tracing.clone(),
-            log_rates: Arc::clone(&log_rates),
+            log_rates: lane::LogRates::default(),
             health: Arc::clone(&health),
             shutdown: shutdown.clone(),
         };

@@ -12,7 +12,10 @@ use shared::{
     partition::KeyPrefix,
     pg::FailureClass,
     redis,
-    telemetry::names::{self, metric},
+    telemetry::{
+        counting,
+        names::{self, metric},
+    },
 };
 use tokio::time::Instant;
 
@@ -37,6 +40,8 @@ pub(crate) struct Metrics {
     /// Of all that is done with the streams.
     streams: [KeyValue; 2],
     entries_consumed: Counter<u64>,
+    /// Of what is read.
+    consumed: [KeyValue; 3],
     entries_reclaimed: Counter<u64>,
     entries_acknowledged: Counter<u64>,
     entries_lost: Counter<u64>,
@@ -62,6 +67,8 @@ pub(crate) struct CommittedBatch {
     pub(crate) likes: usize,
     pub(crate) rows: usize,
     pub(crate) inserted: u64,
+    /// Rows that the table does not take.
+    pub(crate) rejected: usize,
     /// Whether it was tried straight into the table in vain.
     pub(crate) restaged: bool,
     /// For how long the oldest entry of each of its partitions had been in Redis.
@@ -96,38 +103,36 @@ impl StreamOperation {
 
 impl Metrics {
     pub(crate) fn new(meter: &Meter, keys: &KeyPrefix) -> Self {
-        // From 0 on: what is first seen at 1 has not increased, for whoever watches.
-        let counter_by = |name: &'static str, what: &'static str, labels: &[KeyValue]| {
-            let counter = meter.u64_counter(name).with_description(what).build();
-            labels.iter().for_each(|label| counter.add(0, std::slice::from_ref(label)));
-            counter
-        };
-        let counter = |name: &'static str, what: &'static str| {
-            let counter = counter_by(name, what, &[]);
-            counter.add(0, &[]);
-            counter
-        };
+        let counter_by = |name, what, labels: &[KeyValue]| counting::counter(meter, name, what, labels);
+        let counter = |name, what| counter_by(name, what, &[]);
         let gauge =
             |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
         let seconds = |name: &'static str, what: &'static str, boundaries: &[f64]| {
             let histogram = meter.f64_histogram(name).with_unit("s").with_description(what);
             histogram.with_boundaries(boundaries.to_vec()).build()
         };
+        let streams = [
+            KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
+            KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
+        ];
+        let [system, template] = streams.clone();
+        let read = KeyValue::new(names::MESSAGING_OPERATION_NAME, StreamOperation::Read.name());
+        let consumed = [system, template, read];
+        let entries_consumed = counting::message_counter(
+            meter,
+            names::MESSAGING_CLIENT_CONSUMED_MESSAGES,
+            "Entries delivered for the first time",
+            &consumed,
+        );
         Self {
             redis_duration: seconds(
                 names::MESSAGING_CLIENT_OPERATION_DURATION,
                 "How long Redis took",
                 &REDIS_BOUNDARIES,
             ),
-            streams: [
-                KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
-                KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
-            ],
-            entries_consumed: meter
-                .u64_counter(names::MESSAGING_CLIENT_CONSUMED_MESSAGES)
-                .with_unit("{message}")
-                .with_description("Entries delivered for the first time")
-                .build(),
+            streams,
+            entries_consumed,
+            consumed,
             entries_reclaimed: counter(
                 metric::ENTRIES_RECLAIMED,
                 "Entries delivered again: own pending, or claimed",
@@ -149,7 +154,7 @@ impl Metrics {
             ),
             batches_committed: counter_by(
                 metric::BATCHES_COMMITTED,
-                "Transactions committed, by what closed the batch",
+                "Batches committed, by what closed them",
                 &Flush::ALL.map(|flush| KeyValue::new(names::FLUSH_LABEL, flush.name())),
             ),
             batches_restaged: counter(
@@ -178,7 +183,7 @@ impl Metrics {
             ),
             transaction_duration: seconds(
                 names::DB_CLIENT_OPERATION_DURATION,
-                "How long a transaction took, committed or not",
+                "How long a transaction took, committed or not, with the wait for its connection",
                 &TRANSACTION_BOUNDARIES,
             ),
             partitions_owned: gauge(metric::PARTITIONS_OWNED, "Partitions that this consumer reads"),
@@ -241,9 +246,7 @@ impl Metrics {
     }
 
     pub(crate) fn read(&self, entries: usize) {
-        let [system, template] = self.streams.clone();
-        let name = KeyValue::new(names::MESSAGING_OPERATION_NAME, StreamOperation::Read.name());
-        self.entries_consumed.add(entries as u64, &[system, template, name]);
+        self.entries_consumed.add(entries as u64, &self.consumed);
     }
 
     pub(crate) fn reclaimed(&self, entries: usize) {
@@ -279,7 +282,8 @@ impl Metrics {
         self.batches_committed.add(1, &[KeyValue::new(names::FLUSH_LABEL, batch.flush.name())]);
         self.batches_restaged.add(batch.restaged.into(), &[]);
         self.rows_inserted.add(batch.inserted, &[]);
-        self.likes_deduplicated.add((batch.likes as u64).saturating_sub(batch.inserted), &[]);
+        let others = batch.inserted.saturating_add(batch.rejected as u64);
+        self.likes_deduplicated.add((batch.likes as u64).saturating_sub(others), &[]);
         self.batch_rows.record(batch.rows as u64, &[]);
         for waited in &batch.waited {
             self.accept_to_commit.record(waited.as_secs_f64(), &[]);

@@ -90,9 +90,15 @@ impl Writer {
             let (unwritten, error) = match written {
                 Ok(committed) => {
                     if rows > 0 {
-                        let (inserted, restaged) = (committed.inserted(), committed.restaged());
-                        let waited = committed.waited();
-                        let batch = CommittedBatch { flush, likes, rows, inserted, restaged, waited };
+                        let batch = CommittedBatch {
+                            flush,
+                            likes,
+                            rows,
+                            inserted: committed.inserted(),
+                            rejected: committed.rejected(),
+                            restaged: committed.restaged(),
+                            waited: committed.waited(),
+                        };
                         metrics.committed(&batch);
                         BatchTracing::committed(span, &batch);
                         if self.check.pass() {

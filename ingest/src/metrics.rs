@@ -11,7 +11,10 @@ use opentelemetry::{
 };
 use shared::{
     partition::KeyPrefix,
-    telemetry::names::{self, metric},
+    telemetry::{
+        counting,
+        names::{self, metric},
+    },
 };
 
 use crate::{backlog::Backlog, problem::Kind};
@@ -58,16 +61,8 @@ pub(crate) struct Answered<'a> {
 impl Metrics {
     /// `scheme` is what callers speak: http or https.
     pub(crate) fn new(meter: &Meter, scheme: &'static str, keys: &KeyPrefix) -> Self {
-        // From 0 on: what is first seen at 1 has not increased, for whoever watches.
-        let counter = |name: &'static str, what: &'static str, labels: &[&'static str]| {
-            let counter = meter.u64_counter(name).with_description(what).build();
-            labels.iter().for_each(|code| counter.add(0, &[KeyValue::new(names::CODE, *code)]));
-            if labels.is_empty() {
-                counter.add(0, &[]);
-            }
-            counter
-        };
-        let codes: Vec<&str> = Kind::ALL.iter().map(|kind| kind.code()).collect();
+        let counter = |name, what| counting::counter(meter, name, what, &[]);
+        let codes: Vec<_> = Kind::ALL.iter().map(|kind| KeyValue::new(names::CODE, kind.code())).collect();
         let request_duration = meter
             .f64_histogram(names::HTTP_SERVER_REQUEST_DURATION)
             .with_unit("s")
@@ -79,6 +74,18 @@ impl Metrics {
             .with_unit("{request}")
             .with_description("Requests in flight")
             .build();
+        let append = [
+            KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
+            KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
+            KeyValue::new(names::MESSAGING_OPERATION_NAME, "XADD"),
+            KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
+        ];
+        let sent = counting::message_counter(
+            meter,
+            names::MESSAGING_CLIENT_SENT_MESSAGES,
+            "Stream entries that were sent to Redis; those with an error_type were not taken",
+            &append[..3],
+        );
         let taken = answer_attributes(scheme, "POST", Some("/likes"), StatusCode::ACCEPTED, None);
         Self {
             like_duration: request_duration.bind(&taken),
@@ -86,19 +93,17 @@ impl Metrics {
             active_posts: active_requests.bind(&active_attributes("POST", scheme)),
             active_requests,
             scheme,
-            accepted: counter(metric::LIKES_ACCEPTED, "Likes that Redis has taken", &[]),
-            refused: counter(metric::REQUESTS_REFUSED, "Requests that were refused, by problem code", &codes),
-            sent: meter
-                .u64_counter(names::MESSAGING_CLIENT_SENT_MESSAGES)
-                .with_unit("{message}")
-                .with_description(
-                    "Stream entries that were sent to Redis; those with an error_type were not taken",
-                )
-                .build(),
+            accepted: counter(metric::LIKES_ACCEPTED, "Likes that Redis has taken"),
+            refused: counting::counter(
+                meter,
+                metric::REQUESTS_REFUSED,
+                "Requests that were refused, by problem code",
+                &codes,
+            ),
+            sent,
             append_repeats: counter(
                 metric::APPEND_REPEATS,
                 "Times that an entry was sent again because nobody knew if Redis had it: it may be there twice",
-                &[],
             ),
             append_duration: meter
                 .f64_histogram(names::MESSAGING_CLIENT_OPERATION_DURATION)
@@ -106,12 +111,7 @@ impl Metrics {
                 .with_description("How long Redis took")
                 .with_boundaries(APPEND_BOUNDARIES.into())
                 .build(),
-            append: [
-                KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
-                KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
-                KeyValue::new(names::MESSAGING_OPERATION_NAME, "XADD"),
-                KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
-            ],
+            append,
             connections: meter
                 .i64_up_down_counter(metric::CONNECTIONS_OPEN)
                 .with_description("Connections of callers")

@@ -136,7 +136,7 @@ fn refusals(own: &[Kind]) -> BTreeMap<String, RefOr<ResponseDoc>> {
 }
 
 /// The description of the interface, as pretty JSON.
-fn document() -> String {
+pub(crate) fn document() -> String {
     let mut api = Api::openapi();
     env!("CARGO_PKG_VERSION").clone_into(&mut api.info.version);
     let example = |(name, language, code): &(&str, &str, &str)| {

@@ -45,7 +45,11 @@ pub(crate) fn start(
     let method = known_method(request.method());
     // The conventions call a request HTTP whose method they don't know.
     let shown = if method.starts_with('_') { "HTTP" } else { method };
-    let name = route.map_or_else(|| shown.into(), |route| format!("{shown} {route}").into());
+    let name = match (shown, route) {
+        ("POST", Some("/likes")) => "POST /likes".into(),
+        (_, Some(route)) => format!("{shown} {route}").into(),
+        (_, None) => shown.into(),
+    };
     let (parent, links, at) = (caller.as_ref(), Links::default(), SystemTime::now());
     tracing.start(SpanStart { name, kind: SpanKind::Server, parent, links, at }, || {
         let mut attributes = vec![
@@ -90,5 +94,22 @@ fn version(version: Version) -> &'static str {
         Version::HTTP_2 => "2",
         Version::HTTP_10 => "1.0",
         _ => "1.1",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_that_is_described_is_a_route() {
+        let document: serde_json::Value = serde_json::from_str(&crate::openapi::document()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        assert!(paths.len() >= 2);
+        for path in paths.keys() {
+            assert_eq!(known_route(path), Some(path.as_str()));
+        }
+        assert_eq!(known_route("/docs/index.css"), Some("/docs/{file}"));
+        assert_eq!(known_route("/likes/7"), None);
     }
 }

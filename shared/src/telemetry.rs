@@ -1,5 +1,6 @@
 //! Logs on stderr, metrics as Prometheus text, and both traces and metrics by OTLP where a collector is named.
 
+pub mod counting;
 pub mod log_rate;
 mod logs;
 pub mod names;
@@ -7,6 +8,7 @@ mod otel_args;
 mod otel_settings;
 mod otlp;
 pub mod spans;
+mod watched;
 
 use std::{
     mem,
@@ -19,11 +21,13 @@ use clap::Args;
 use opentelemetry::{
     InstrumentationScope, KeyValue,
     metrics::{Meter, MeterProvider},
+    trace::TraceId,
 };
 use opentelemetry_sdk::{
     Resource,
     metrics::SdkMeterProvider,
-    trace::{SdkTracerProvider, SpanLimits},
+    resource::TelemetryResourceDetector,
+    trace::{IdGenerator, RandomIdGenerator, SdkTracerProvider, SpanLimits},
 };
 use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
@@ -31,10 +35,11 @@ use thiserror::Error;
 pub use self::logs::{InvalidDirectives, LogLevel};
 use self::{
     logs::LogFormat,
-    otel_args::OtelArgs,
+    otel_args::{OtelArgs, Signal},
     otel_settings::OtelSettings,
     otlp::{Exporting, LAST_EXPORT},
     spans::{LinkedSampler, SCOPE, Tracing},
+    watched::Failures,
 };
 use crate::cli::SettingError;
 
@@ -87,7 +92,7 @@ impl Telemetry {
 
     /// Metrics without logs and without a collector, for tests inside of one process.
     pub fn metrics_only() -> Result<Self, SettingError> {
-        Self::export("test", OtelSettings::read(&OtelArgs::default())?, LogLevel::fixed())
+        Self::export("test", OtelSettings::default(), LogLevel::fixed())
     }
 
     fn export(
@@ -95,9 +100,15 @@ impl Telemetry {
         settings: OtelSettings,
         log_level: LogLevel,
     ) -> Result<Self, SettingError> {
-        let OtelSettings { service_name, attributes, takes_contexts, traces, metrics } = settings;
+        let OtelSettings { service_name, attributes, takes_contexts, traces, metrics, ignored } = settings;
+        for what in ignored {
+            tracing::warn!("ignored: {what}");
+        }
+        let instance: TraceId = RandomIdGenerator::default().new_trace_id();
         let resource = Resource::builder_empty()
+            .with_detector(Box::new(TelemetryResourceDetector))
             .with_attributes([
+                KeyValue::new(names::SERVICE_INSTANCE_ID, instance.to_string()),
                 KeyValue::new(names::SERVICE_NAMESPACE, "likestream"),
                 KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
             ])
@@ -114,16 +125,17 @@ impl Telemetry {
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(prometheus);
         let exporting = if traces.is_some() || metrics.is_some() { Some(Exporting::new()?) } else { None };
         let (mut tracers, mut tracing) = (None, Tracing::default());
+        let (spans_lost, metrics_lost) = (Failures::default(), Failures::default());
         if let Some(exporting) = &exporting {
             if let Some(settings) = metrics {
-                meters = meters.with_reader(exporting.metrics(&settings)?);
+                meters = meters.with_reader(exporting.metrics(&settings, metrics_lost.clone())?);
             }
             if let Some(settings) = traces {
                 let limits = SpanLimits { max_links_per_span: settings.max_links, ..SpanLimits::default() };
                 let provider = SdkTracerProvider::builder()
                     .with_resource(resource)
                     .with_span_limits(limits)
-                    .with_span_processor(exporting.spans(&settings)?)
+                    .with_span_processor(exporting.spans(&settings, spans_lost.clone())?)
                     .with_sampler(LinkedSampler(settings.sampler))
                     .build();
                 tracing = Tracing::new(&provider, takes_contexts);
@@ -131,7 +143,10 @@ impl Telemetry {
             }
         }
         let exporting = Arc::new(Mutex::new(exporting));
-        Ok(Self { registry, meters: meters.build(), tracers, tracing, log_level, exporting })
+        let telemetry = Self { registry, meters: meters.build(), tracers, tracing, log_level, exporting };
+        let failures = vec![(Signal::Traces, spans_lost), (Signal::Metrics, metrics_lost)];
+        Failures::observe(&telemetry.meter(), failures);
+        Ok(telemetry)
     }
 
     /// What instruments are made of.

@@ -90,8 +90,9 @@ pub(super) fn start(format: LogFormat, directives: &str) -> Result<LogLevel, Inv
     Ok(LogLevel::new(directives, Some(handle)))
 }
 
-/// The SDK tells at `info` how its parts come and go: that is of interest only to whoever asks for it.
-const QUIET: (&str, &str) = ("opentelemetry", "opentelemetry=warn");
+/// The SDK tells at `info` how its parts come and go, and its exporter of each failure, which we do ourselves: that is of
+/// interest only to whoever asks for it.
+const QUIET: (&str, &str) = ("opentelemetry", "opentelemetry=warn,opentelemetry-otlp=off");
 
 /// A word alone must be a level: it could be a target, too, but hardly anybody means one.
 fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
@@ -104,5 +105,6 @@ fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
     let (target, quiet) = QUIET;
     let asked = directives.contains(target) || ["off", "error"].contains(&directives.trim());
     let directives = if asked { directives.to_owned() } else { format!("{directives},{quiet}") };
-    EnvFilter::try_new(directives).map_err(|_| invalid())
+    // Whoever reaches the admin port could have a regular expression compiled for ever.
+    EnvFilter::builder().with_regex(false).parse(directives).map_err(|_| invalid())
 }

@@ -7,12 +7,12 @@ pub use opentelemetry_semantic_conventions::{
     SCHEMA_URL,
     attribute::{
         CLIENT_ADDRESS, DB_CLIENT_CONNECTION_POOL_NAME, DB_CLIENT_CONNECTION_STATE, DB_COLLECTION_NAME,
-        DB_OPERATION_BATCH_SIZE, DB_OPERATION_NAME, DB_RESPONSE_STATUS_CODE, DB_SYSTEM_NAME, ERROR_TYPE,
-        HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE, HTTP_ROUTE, MESSAGING_BATCH_MESSAGE_COUNT,
-        MESSAGING_CLIENT_ID, MESSAGING_CONSUMER_GROUP_NAME, MESSAGING_DESTINATION_NAME,
-        MESSAGING_DESTINATION_TEMPLATE, MESSAGING_MESSAGE_ID, MESSAGING_OPERATION_NAME,
-        MESSAGING_OPERATION_TYPE, MESSAGING_SYSTEM, NETWORK_PROTOCOL_VERSION, SERVER_ADDRESS, SERVICE_NAME,
-        SERVICE_NAMESPACE, SERVICE_VERSION, URL_PATH, URL_SCHEME, USER_AGENT_ORIGINAL,
+        DB_OPERATION_NAME, DB_RESPONSE_STATUS_CODE, DB_SYSTEM_NAME, ERROR_TYPE, HTTP_REQUEST_METHOD,
+        HTTP_RESPONSE_STATUS_CODE, HTTP_ROUTE, MESSAGING_BATCH_MESSAGE_COUNT, MESSAGING_CLIENT_ID,
+        MESSAGING_CONSUMER_GROUP_NAME, MESSAGING_DESTINATION_NAME, MESSAGING_DESTINATION_TEMPLATE,
+        MESSAGING_MESSAGE_ID, MESSAGING_OPERATION_NAME, MESSAGING_OPERATION_TYPE, MESSAGING_SYSTEM,
+        NETWORK_PROTOCOL_VERSION, SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_NAMESPACE, SERVICE_VERSION,
+        URL_PATH, URL_SCHEME, USER_AGENT_ORIGINAL,
     },
     metric::{
         DB_CLIENT_CONNECTION_COUNT, DB_CLIENT_OPERATION_DURATION, HTTP_SERVER_ACTIVE_REQUESTS,
@@ -30,6 +30,8 @@ pub const POSTGRESQL: &str = "postgresql";
 pub const LINKS_TOTAL: &str = "likestream.links.total";
 /// How many likes an entry or a batch holds.
 pub const LIKES: &str = "likestream.likes";
+/// How many rows a transaction brings to the table.
+pub const ROWS: &str = "likestream.rows";
 /// How many rows were not in the table before.
 pub const ROWS_INSERTED: &str = "likestream.rows.inserted";
 /// What closed a batch.
@@ -45,6 +47,8 @@ pub const CHECK: &str = "check";
 pub const REASON: &str = "reason";
 /// A problem's code, as a label.
 pub const CODE: &str = "code";
+/// What is exported, traces or metrics, as a label.
+pub const SIGNAL: &str = "signal";
 /// What closed a batch, as a label.
 pub const FLUSH_LABEL: &str = "flush";
 /// What is to be done about a failure, as a label.
@@ -60,6 +64,8 @@ pub mod metric {
     pub const BACKLOG_FULL: &str = "likestream.backlog.full";
     /// Whether a check of `/readyz` passes.
     pub const CHECK_PASSING: &str = "likestream.check.passing";
+    /// Exports that failed.
+    pub const EXPORT_FAILURES: &str = "likestream.export.failures";
     /// Connections of callers.
     pub const CONNECTIONS_OPEN: &str = "likestream.connections.open";
     /// Likes that Redis has taken.

@@ -10,7 +10,8 @@ use percent_encoding::percent_decode_str;
 use super::otel_args::{OtelArgs, Signal};
 use crate::{cli::SettingError, config};
 
-/// All of it.
+/// All of it. By default nothing is exported.
+#[derive(Default)]
 pub(super) struct OtelSettings {
     pub(super) service_name: Option<String>,
     pub(super) attributes: Vec<KeyValue>,
@@ -19,6 +20,8 @@ pub(super) struct OtelSettings {
     /// Nothing where nothing is exported.
     pub(super) traces: Option<TraceSettings>,
     pub(super) metrics: Option<MetricSettings>,
+    /// What the standard knows and we have not.
+    pub(super) ignored: Vec<String>,
 }
 
 pub(super) struct TraceSettings {
@@ -65,24 +68,33 @@ impl OtelSettings {
     /// # Errors
     /// For the first variable that can't be used.
     pub(super) fn read(args: &OtelArgs) -> Result<Self, SettingError> {
-        let enabled = !boolean(args, "OTEL_SDK_DISABLED")?;
-        let (traces, metrics) = (read_traces(args)?, read_metrics(args)?);
-        choice(args, "OTEL_LOGS_EXPORTER", &[("none", ())], ())?;
-        Ok(Self {
-            service_name: args.get("OTEL_SERVICE_NAME").map(str::to_owned),
-            attributes: read_attributes(args)?,
-            takes_contexts: read_propagators(args)?,
-            traces: traces.filter(|_| enabled),
-            metrics: metrics.filter(|_| enabled),
-        })
+        let mut ignored = Vec::new();
+        // Whoever switches everything off wants programs to start, whatever else is wrong.
+        if choice(args, "OTEL_SDK_DISABLED", &BOOLEAN, false)? {
+            return Ok(Self::default());
+        }
+        let traces_are_on = is_exported(args, Signal::Traces, &mut ignored)?;
+        let metrics_are_on = is_exported(args, Signal::Metrics, &mut ignored)?;
+        let (traces, metrics) = (read_traces(args, traces_are_on)?, read_metrics(args, metrics_are_on)?);
+        let (traces, metrics) = (traces_are_on.then_some(traces), metrics_are_on.then_some(metrics));
+        list(args, "OTEL_LOGS_EXPORTER", &["none"], &["otlp", "console"], &mut ignored)?;
+        let propagators =
+            list(args, "OTEL_PROPAGATORS", &KNOWN_PROPAGATORS, &OTHER_PROPAGATORS, &mut ignored)?;
+        let takes_contexts = propagators.is_none_or(|names| names.contains(&"tracecontext"));
+        let service_name = args.get("OTEL_SERVICE_NAME").map(str::to_owned);
+        let attributes = read_attributes(args)?;
+        Ok(Self { service_name, attributes, takes_contexts, traces, metrics, ignored })
     }
 }
 
-fn read_traces(args: &OtelArgs) -> Result<Option<TraceSettings>, SettingError> {
-    let is_on = is_exported(args, Signal::Traces, &[("otlp", true), ("none", false)])?;
+const BOOLEAN: [(&str, bool); 2] = [("true", true), ("false", false)];
+const KNOWN_PROPAGATORS: [&str; 3] = ["tracecontext", "baggage", "none"];
+const OTHER_PROPAGATORS: [&str; 5] = ["b3", "b3multi", "jaeger", "xray", "ottrace"];
+
+fn read_traces(args: &OtelArgs, is_on: bool) -> Result<TraceSettings, SettingError> {
     let max_queue_spans = number(args, "OTEL_BSP_MAX_QUEUE_SIZE", 2_048, 1, 1_000_000)?;
-    let settings = TraceSettings {
-        exporter: read_exporter(args, Signal::Traces)?,
+    Ok(TraceSettings {
+        exporter: read_exporter(args, Signal::Traces, is_on)?,
         sampler: read_sampler(args)?,
         max_links: u32::try_from(number(args, "OTEL_SPAN_LINK_COUNT_LIMIT", 128, 0, 10_000)?)
             .unwrap_or(u32::MAX),
@@ -90,28 +102,25 @@ fn read_traces(args: &OtelArgs) -> Result<Option<TraceSettings>, SettingError> {
         max_queue_spans,
         max_batch_spans: number(args, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 1_000_000)?
             .min(max_queue_spans),
-    };
-    Ok(is_on.then_some(settings))
+    })
 }
 
-fn read_metrics(args: &OtelArgs) -> Result<Option<MetricSettings>, SettingError> {
-    let is_on =
-        is_exported(args, Signal::Metrics, &[("otlp", true), ("none", false), ("prometheus", false)])?;
+fn read_metrics(args: &OtelArgs, is_on: bool) -> Result<MetricSettings, SettingError> {
     let temporalities = [
         ("cumulative", Temporality::Cumulative),
         ("delta", Temporality::Delta),
         ("lowmemory", Temporality::LowMemory),
     ];
     let preference = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
-    let settings = MetricSettings {
-        exporter: read_exporter(args, Signal::Metrics)?,
+    Ok(MetricSettings {
+        exporter: read_exporter(args, Signal::Metrics, is_on)?,
         export_interval: duration(args, "OTEL_METRIC_EXPORT_INTERVAL", Duration::from_mins(1))?,
         temporality: choice(args, preference, &temporalities, Temporality::Cumulative)?,
-    };
-    Ok(is_on.then_some(settings))
+    })
 }
 
-fn read_exporter(args: &OtelArgs, signal: Signal) -> Result<ExporterSettings, SettingError> {
+/// Files are read only for what is exported.
+fn read_exporter(args: &OtelArgs, signal: Signal, is_on: bool) -> Result<ExporterSettings, SettingError> {
     let protocols = [("grpc", Protocol::Grpc), ("http/protobuf", Protocol::HttpProtobuf)];
     let (name, value) = of_exporter(args, signal, "PROTOCOL");
     let protocol = choose(&name, value, &protocols, Protocol::HttpProtobuf)?;
@@ -125,7 +134,7 @@ fn read_exporter(args: &OtelArgs, signal: Signal) -> Result<ExporterSettings, Se
         headers: read_headers(args, signal)?,
         timeout,
         gzip,
-        tls: read_tls(args, signal)?,
+        tls: if is_on { read_tls(args, signal)? } else { TlsFiles::default() },
     })
 }
 
@@ -147,7 +156,7 @@ fn read_endpoint(args: &OtelArgs, signal: Signal, protocol: Protocol) -> Result<
     let mut text = given.unwrap_or(default).to_owned();
     if !text.contains("://") && protocol == Protocol::Grpc {
         let (name, value) = of_exporter(args, signal, "INSECURE");
-        let insecure = choose(&name, value, &[("true", true), ("false", false)], false)?;
+        let insecure = choose(&name, value, &BOOLEAN, false)?;
         text = format!("{}://{text}", if insecure { "http" } else { "https" });
     }
     let is_own = given.is_some() && name == signal.own("ENDPOINT");
@@ -222,11 +231,39 @@ fn read_tls(args: &OtelArgs, signal: Signal) -> Result<TlsFiles, SettingError> {
 }
 
 /// Without a word on it, what has an endpoint is exported.
-fn is_exported(args: &OtelArgs, signal: Signal, exporters: &[(&str, bool)]) -> Result<bool, SettingError> {
+fn is_exported(args: &OtelArgs, signal: Signal, ignored: &mut Vec<String>) -> Result<bool, SettingError> {
     let name = format!("OTEL_{}_EXPORTER", signal.name());
-    let Some(value) = args.get(&name) else { return Ok(args.of_exporter(signal, "ENDPOINT").is_some()) };
-    let each = value.split(',').map(|exporter| choose(&name, Some(exporter.trim()), exporters, false));
-    Ok(each.collect::<Result<Vec<bool>, _>>()?.contains(&true))
+    let (known, others): (&[_], &[_]) = match signal {
+        Signal::Traces => (&["otlp", "none"], &["console", "logging", "zipkin", "jaeger"]),
+        // What is on the admin port is there in any case.
+        Signal::Metrics => (&["otlp", "none", "prometheus"], &["console", "logging"]),
+    };
+    let exporters = list(args, &name, known, others, ignored)?;
+    Ok(exporters
+        .map_or_else(|| args.of_exporter(signal, "ENDPOINT").is_some(), |names| names.contains(&"otlp")))
+}
+
+/// Names with commas between them: those that we have. Those that the standard has and we have not are ignored, as it asks for.
+fn list<'a>(
+    args: &OtelArgs,
+    name: &str,
+    known: &[&'a str],
+    others: &[&str],
+    ignored: &mut Vec<String>,
+) -> Result<Option<Vec<&'a str>>, SettingError> {
+    let Some(value) = args.get(name) else { return Ok(None) };
+    let mut found = Vec::new();
+    for item in value.split(',').map(str::trim) {
+        let is_it = |word: &&&str| word.eq_ignore_ascii_case(item);
+        if let Some(word) = known.iter().find(is_it) {
+            found.push(*word);
+        } else if others.iter().any(|word| word.eq_ignore_ascii_case(item)) {
+            ignored.push(format!("{name}={item}, of which there is nothing here"));
+        } else {
+            return Err(not_valid(name, item, &known.join(", ")));
+        }
+    }
+    Ok(Some(found))
 }
 
 fn read_sampler(args: &OtelArgs) -> Result<Sampler, SettingError> {
@@ -247,14 +284,6 @@ fn read_sampler(args: &OtelArgs) -> Result<Sampler, SettingError> {
     choice(args, "OTEL_TRACES_SAMPLER", &samplers, parent_based(Sampler::AlwaysOn))
 }
 
-fn read_propagators(args: &OtelArgs) -> Result<bool, SettingError> {
-    let name = "OTEL_PROPAGATORS";
-    let Some(value) = args.get(name) else { return Ok(true) };
-    let known = [("tracecontext", true), ("baggage", false), ("none", false)];
-    let each = value.split(',').map(|propagator| choose(name, Some(propagator.trim()), &known, false));
-    Ok(each.collect::<Result<Vec<bool>, _>>()?.contains(&true))
-}
-
 /// `key=value`, percent-encoded, divided by commas.
 fn read_attributes(args: &OtelArgs) -> Result<Vec<KeyValue>, SettingError> {
     let name = "OTEL_RESOURCE_ATTRIBUTES";
@@ -271,11 +300,6 @@ fn read_attributes(args: &OtelArgs) -> Result<Vec<KeyValue>, SettingError> {
                 .ok_or_else(|| not_valid(name, pair, "key=value,key=value with values percent-encoded"))
         })
         .collect()
-}
-
-fn boolean(args: &OtelArgs, name: &str) -> Result<bool, SettingError> {
-    let value = args.get(name).map(str::to_lowercase);
-    choose(name, value.as_deref(), &[("true", true), ("false", false)], false)
 }
 
 fn duration(args: &OtelArgs, name: &str, default: Duration) -> Result<Duration, SettingError> {
@@ -315,7 +339,7 @@ fn choose<T: Clone>(
     default: T,
 ) -> Result<T, SettingError> {
     let Some(value) = value else { return Ok(default) };
-    let found = known.iter().find(|(word, _)| *word == value);
+    let found = known.iter().find(|(word, _)| word.eq_ignore_ascii_case(value));
     found.map(|(_, meant)| meant.clone()).ok_or_else(|| {
         let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
         not_valid(name, value, &words.join(", "))
@@ -324,4 +348,96 @@ fn choose<T: Clone>(
 
 fn not_valid(name: &str, value: &str, allowed: &str) -> SettingError {
     SettingError::new(name.to_owned(), format!("'{value}' is not valid: allowed is {allowed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::*;
+
+    fn args(given: &[(&str, &str)]) -> OtelArgs {
+        let flags =
+            given.iter().map(|(name, value)| format!("--{}={value}", name.to_lowercase().replace('_', "-")));
+        let matches = OtelArgs::augment_args(Command::new("program"))
+            .get_matches_from(["program".to_owned()].into_iter().chain(flags));
+        OtelArgs::from_arg_matches(&matches).unwrap()
+    }
+
+    fn read(given: &[(&str, &str)]) -> OtelSettings {
+        OtelSettings::read(&args(given)).unwrap()
+    }
+
+    #[test]
+    fn endpoints_are_for_all_signals_or_for_one() {
+        let for_all = |endpoint| {
+            let settings = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)]);
+            (settings.traces.unwrap().exporter.endpoint, settings.metrics.unwrap().exporter.endpoint)
+        };
+        for endpoint in ["http://c:4318", "http://c:4318/"] {
+            let (traces, metrics) = for_all(endpoint);
+            assert_eq!(
+                (traces, metrics),
+                ("http://c:4318/v1/traces".parse().unwrap(), "http://c:4318/v1/metrics".parse().unwrap())
+            );
+        }
+        assert_eq!(for_all("http://c/below/").0, "http://c/below/v1/traces");
+        let own = read(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://t/"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", " "),
+        ]);
+        assert_eq!(own.traces.unwrap().exporter.endpoint, "https://t/");
+        assert_eq!(own.metrics.unwrap().exporter.endpoint, "http://c:4318/v1/metrics");
+        let grpc = |more: &[_]| {
+            let given =
+                [&[("OTEL_EXPORTER_OTLP_PROTOCOL", "GRPC"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4317")], more];
+            read(&given.concat()).traces.unwrap().exporter.endpoint
+        };
+        assert_eq!(grpc(&[]), "https://c:4317");
+        assert_eq!(grpc(&[("OTEL_EXPORTER_OTLP_INSECURE", "True")]), "http://c:4317");
+        assert!(read(&[]).traces.is_none() && read(&[]).metrics.is_none());
+    }
+
+    #[test]
+    fn times_are_milliseconds_or_durations() {
+        for (value, expected) in [("1500", 1_500), ("2s", 2_000)] {
+            let settings = read(&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TIMEOUT", value)]);
+            assert_eq!(settings.traces.unwrap().exporter.timeout, Duration::from_millis(expected));
+        }
+    }
+
+    #[test]
+    fn what_is_switched_off_is_not_looked_at() {
+        let missing = ("OTEL_EXPORTER_OTLP_CERTIFICATE", "missing.pem");
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
+        assert!(OtelSettings::read(&args(&[missing, endpoint])).is_err());
+        assert!(read(&[missing, endpoint, ("OTEL_SDK_DISABLED", "TRUE")]).traces.is_none());
+        let none = [("OTEL_TRACES_EXPORTER", "none"), ("OTEL_METRICS_EXPORTER", "None")];
+        assert!(read(&[&[missing, endpoint], &none[..]].concat()).metrics.is_none());
+    }
+
+    #[test]
+    fn what_the_standard_knows_and_we_have_not_is_ignored() {
+        let settings = read(&[
+            ("OTEL_PROPAGATORS", "b3,TraceContext"),
+            ("OTEL_LOGS_EXPORTER", "otlp"),
+            ("OTEL_METRICS_EXPORTER", "console,otlp"),
+        ]);
+        assert!(settings.takes_contexts && settings.metrics.is_some() && settings.traces.is_none());
+        assert_eq!(settings.ignored.len(), 3, "{:?}", settings.ignored);
+        assert!(!read(&[("OTEL_PROPAGATORS", "b3")]).takes_contexts);
+        assert!(OtelSettings::read(&args(&[("OTEL_PROPAGATORS", "tracecontextt")])).is_err());
+    }
+
+    #[test]
+    fn headers_are_percent_encoded_and_may_have_equals_signs() {
+        let headers = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Basic%20dTpw==, x-a=1");
+        let settings = read(&[headers, ("OTEL_TRACES_EXPORTER", "otlp")]);
+        let headers = settings.traces.unwrap().exporter.headers;
+        assert_eq!(
+            (&headers["authorization"], &headers["x-a"]),
+            (&"Basic dTpw==".parse().unwrap(), &"1".parse().unwrap())
+        );
+    }
 }

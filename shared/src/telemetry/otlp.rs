@@ -21,6 +21,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::{
     otel_args::Signal,
     otel_settings::{ExporterSettings, MetricSettings, Protocol, TraceSettings},
+    watched::{Failures, Watched},
 };
 use crate::{cli::SettingError, service::one_line};
 
@@ -34,7 +35,11 @@ impl Exporting {
     }
 
     /// Spans wait in a queue, and are dropped when that is full.
-    pub(super) fn spans(&self, settings: &TraceSettings) -> Result<BatchSpanProcessor, SettingError> {
+    pub(super) fn spans(
+        &self,
+        settings: &TraceSettings,
+        failures: Failures,
+    ) -> Result<BatchSpanProcessor, SettingError> {
         let _on_its_threads = self.0.enter();
         let exporter = &settings.exporter;
         let built = match exporter.protocol {
@@ -50,13 +55,15 @@ impl Exporting {
             .with_scheduled_delay(settings.export_interval)
             .build();
         let exporter = built.map_err(|error| cannot_export(Signal::Traces, &error))?;
+        let exporter = Watched::new(exporter, Signal::Traces, failures);
         Ok(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
     }
 
     pub(super) fn metrics(
         &self,
         settings: &MetricSettings,
-    ) -> Result<PeriodicReader<MetricExporter>, SettingError> {
+        failures: Failures,
+    ) -> Result<PeriodicReader<Watched<MetricExporter>>, SettingError> {
         let _on_its_threads = self.0.enter();
         let exporter = &settings.exporter;
         let built = match exporter.protocol {
@@ -70,6 +77,7 @@ impl Exporting {
             }
         };
         let exporter = built.map_err(|error| cannot_export(Signal::Metrics, &error))?;
+        let exporter = Watched::new(exporter, Signal::Metrics, failures);
         Ok(PeriodicReader::builder(exporter).with_interval(settings.export_interval).build())
     }
 

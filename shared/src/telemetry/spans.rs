@@ -103,7 +103,8 @@ impl Tracing {
     pub fn named_by(&self, fields: &dyn Extractor) -> Option<SpanContext> {
         self.0.as_ref().filter(|tracers| tracers.takes_contexts)?;
         fields.get(TRACEPARENT)?;
-        let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Bounded(fields));
+        let fields = Bounded { state: bounded_state(fields), fields };
+        let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &fields);
         let named = context.span().span_context().clone();
         named.is_valid().then_some(named)
     }
@@ -182,16 +183,26 @@ pub fn fields(context: &SpanContext) -> impl Iterator<Item = (&'static str, Stri
     [(TRACEPARENT, parent), (TRACESTATE, state)].into_iter().filter(|(_, value)| !value.is_empty())
 }
 
-/// Fields of which the trace state is left out where it is too long.
-struct Bounded<'a>(&'a dyn Extractor);
+/// The trace state, which may come in parts. Nothing where it is too long.
+fn bounded_state(fields: &dyn Extractor) -> Option<String> {
+    let parts = fields.get_all(TRACESTATE)?;
+    let bytes: usize = parts.iter().map(|part| part.len() + 1).sum();
+    (bytes <= MAX_TRACESTATE_BYTES + 1).then(|| parts.join(","))
+}
+
+/// Fields with that trace state.
+struct Bounded<'a> {
+    fields: &'a dyn Extractor,
+    state: Option<String>,
+}
 
 impl Extractor for Bounded<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).filter(|value| key != TRACESTATE || value.len() <= MAX_TRACESTATE_BYTES)
+        if key == TRACESTATE { self.state.as_deref() } else { self.fields.get(key) }
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.keys()
+        self.fields.keys()
     }
 }
 
