@@ -14,20 +14,16 @@ LOOK_BACK_S = 15
 EVALUATED_S = 15
 SEEN_S = 15
 
-# Counters are not there before they have counted something. Of these a stack that is well has nothing,
+# Counters are there from 0 on, but one by the error comes with its first error. Of these a stack that is well has nothing,
 WHILE_WELL = {
-    "likestream_batches_failed_total": "every transaction succeeds",
-    "likestream_dead_letters_total": "every like can be stored",
     'messaging_client_sent_messages_total{error_type!=""}': "every append is taken",
 }
-# of these nothing even in the trouble that is made here,
+# and of these nothing even in the trouble that is made here.
 NEVER = {
-    "likestream_entries_lost_total": "nobody deletes entries",
-    "likestream_trim_failures_total": "every stream can be trimmed",
     "ALERTS": "nothing lasts for long enough",
 }
-# and this is what it takes to have the others.
-TROUBLES = {
+# What makes these counters count.
+COUNTED = {
     'likestream_batches_failed_total{class="retry"}': trouble.read_only_database,
     'likestream_batches_failed_total{class="halt"}': trouble.no_table,
     'likestream_requests_refused_total{code="redis-out-of-memory"}': trouble.full_redis,
@@ -36,8 +32,10 @@ TROUBLES = {
 }
 # Of these alerts some of that is trouble enough, should it last.
 SEEN = {"LikestreamLikesRefused", "LikestreamLikesRefusedSlowly", "LikestreamRedisOutOfMemory", "LikestreamDeadLetters"}
+# These look at how it is.
+SEEN_WITHOUT_REDIS = {"LikestreamRedisUnavailable", "LikestreamConsumersWithoutRedis"}
 TROUBLE_S = 40
-# A counter that has only just come has no rate yet.
+# Alerts want more of it than the first.
 HOLD_S = 3
 
 OPERATORS = {"MatchOp.Equal": "=", "MatchOp.NotEqual": "!=", "MatchOp.Re": "=~", "MatchOp.NotRe": "!~"}
@@ -106,17 +104,18 @@ def of_selectors(prometheus, absent):
 
 
 def in_trouble(prometheus, stack):
-    for selector, cause in TROUBLES.items():
+    for selector, cause in COUNTED.items():
+        query = f"increase({selector}[10s]) > 0"
         with cause(stack):
             try:
-                prometheus_server.wait_for(selector, lambda: prometheus.now(selector), TROUBLE_S)
+                prometheus_server.wait_for(query, lambda: prometheus.now(query), TROUBLE_S)
                 time.sleep(HOLD_S)
             except TimeoutError:
-                yield f"{cause.__name__.replace('_', ' ')}: nothing is {selector}"
+                yield f"{cause.__name__.replace('_', ' ')}: nothing is {query}"
 
 
-def of_seen_alerts(prometheus):
-    for name in sorted(SEEN):
+def of_seen_alerts(prometheus, names):
+    for name in sorted(names):
         query = sources.alerts()[name]["expr"]
         try:
             prometheus_server.wait_for(name, lambda: prometheus.now(query), SEEN_S)
@@ -132,6 +131,9 @@ def problems(programs):
         yield from of_alerts(prometheus)
         yield from failures[:3]
         yield from in_trouble(prometheus, stack)
-        yield from of_seen_alerts(prometheus)
+        yield from of_seen_alerts(prometheus, SEEN)
         yield from of_selectors(prometheus, NEVER)
         yield from of_panels(prometheus, NEVER)
+        # Last, because what is looked up in Redis is gone for a while.
+        with trouble.silent_redis(stack):
+            yield from of_seen_alerts(prometheus, SEEN_WITHOUT_REDIS)

@@ -2,11 +2,14 @@
 
 import contextlib
 import socket
+import time
 import urllib.parse
 
 import psycopg
 
 REDIS_TIMEOUT_S = 5
+# For longer than checks take to fail.
+SILENCE_S = 15
 
 
 def redis(stack, *words):
@@ -55,3 +58,12 @@ def nonsense(stack):
     """A producer writes what is no like."""
     redis(stack, "XADD", "likes:{0}", "*", "l", b"\xc1")
     yield
+
+
+@contextlib.contextmanager
+def silent_redis(stack):
+    """Redis is there and answers nobody, not even who would tell it to end that."""
+    end = time.monotonic() + SILENCE_S
+    redis(stack, "CLIENT", "PAUSE", SILENCE_S * 1000, "ALL")
+    yield
+    time.sleep(max(0, end - time.monotonic()))
