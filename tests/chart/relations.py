@@ -130,7 +130,7 @@ def keda_asks_for_the_backlog(objects):
         group = plain_settings(container_of(pod_of(target))).get("LIKES_GROUP")
         (trigger,) = scaled["spec"]["triggers"]
         query = trigger["metadata"]["query"]
-        if not re.fullmatch(r"max\(likestream_backlog_entries\{.*\}\)", query) or f'messaging_consumer_group_name="{group}"' not in query:
+        if not re.fullmatch(r"max\(likestream_backlog_entries\{.*\}\)", query) or f"messaging_consumer_group_name={json.dumps(group)}" not in query:
             yield f"{name_of(scaled)}: it asks for {query}"
         if trigger["metadata"]["ignoreNullValues"] != "false" or "fallback" not in scaled["spec"]:
             yield f"{name_of(scaled)}: a backlog that nobody knows would count as none"
