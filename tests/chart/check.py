@@ -141,6 +141,14 @@ def names_of_long_releases_differ():
         yield f"{name}: two releases with long names have it both"
 
 
+def fallbacks_are_what_is_said():
+    """While nobody knows the backlog there are as many consumers as there may be, or as many as somebody wants."""
+    for arguments, wanted in ((), 64), (("--set", "consumer.keda.fallbackReplicas=5"), 5):
+        (scaled,) = rendering.rendered(CHART, "--values", VALUES / "keda.yaml", "--show-only", "templates/autoscaling.yaml", *arguments)
+        if scaled["spec"]["fallback"]["replicas"] != wanted:
+            yield f"keda, {' '.join(arguments) or 'no more'}: the fallback is {scaled['spec']['fallback']['replicas']} consumers, not {wanted}"
+
+
 def once(found, matrix):
     """The same of many objects and sets of values is told once. Those problems are `values: object: what is wrong`."""
     firsts, more = {}, {}
@@ -191,6 +199,7 @@ def main():
     found += what_is_off_is_not_there(matrix)
     found += plain_manifests_are_valid()
     found += old_versions_are_refused()
+    found += fallbacks_are_what_is_said()
     found += templates_look_nothing_up()
     found += names_of_long_releases_differ()
     found += refusals.problems(rendering.refusal)

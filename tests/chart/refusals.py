@@ -36,6 +36,7 @@ REFUSED = [
     ("no replicas", {"consumer": {"replicas": 0}}, ["consumer.replicas", "greater than or equal to 1"]),
     ("a minimum over the maximum", {"ingest": {"hpa": {"enabled": True, "minReplicas": 11}}}, ["ingest.hpa.minReplicas: 11", "maxReplicas, 10"]),
     ("a fallback beyond the limits", {"consumer": {"keda": {**KEDA, "fallbackReplicas": 9}}}, ["consumer.keda.fallbackReplicas: 9"]),
+    ("no fallback at all", {"consumer": {"keda": {**KEDA, "fallbackReplicas": 0}}}, ["consumer.keda.fallbackReplicas", "greater than or equal to 1"]),
     ("KEDA without Prometheus", {"consumer": {"keda": {"enabled": True}}}, ["consumer.keda.serverAddress"]),
     ("static ownership by KEDA", {"consumer": {"ownership": "static", "keda": KEDA}}, ["consumer.ownership", "use dynamic"]),
     ("static ownership by HPA", {"consumer": {"ownership": "static", "hpa": {"enabled": True}}}, ["consumer.ownership", "use dynamic"]),
