@@ -70,6 +70,13 @@ REFUSED = [
     ("a label by which pods are selected", {"consumer": {"podLabels": {"app.kubernetes.io/component": "x"}}}, ["consumer.podLabels"]),
     ("a resource in the wrong place", {"ingest": {"resources": {"memory": "1Gi"}}}, ["ingest.resources", "memory is not allowed"]),
     ("a peer that is none", {"networkPolicy": {"callers": [{"cidr": "10.0.0.0/8"}]}}, ["networkPolicy.callers", "cidr is not allowed"]),
+    *((f"{path} behind a policy that lets nobody read", {"networkPolicy": {"enabled": True}, **values}, ["networkPolicy.monitoring", path])
+      for path, values in (
+          ("monitoring.serviceMonitor", {"monitoring": {"serviceMonitor": {"enabled": True}}}),
+          ("monitoring.podMonitor", {"monitoring": {"podMonitor": {"enabled": True}}}),
+          ("consumer.keda", {"consumer": {"keda": KEDA}}))),
+    *((f"an interval of {interval}", {"monitoring": {monitor: {"interval": interval}}}, [f"monitoring.{monitor}.interval", "match pattern"])
+      for monitor in ("serviceMonitor", "podMonitor") for interval in ("1m 30s", "30s1m", "0s", "30")),
     ("root", {"security": {"runAsUser": 0}}, ["security.runAsUser", "greater than or equal to 1"]),
     ("a budget that lets nobody drain a node", {"consumer": {"pdb": {"maxUnavailable": 0}}}, ["consumer.pdb.maxUnavailable"]),
     ("a digest that is none", {"image": {"digest": "sha256:abc"}}, ["image.digest", "match pattern"]),
