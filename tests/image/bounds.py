@@ -1,5 +1,6 @@
 """What compose.yaml promises: pinned images, bounded services, and names that lead somewhere."""
 
+import pathlib
 import re
 
 import compose
@@ -61,10 +62,10 @@ def references(where, service):
         except ValueError as error:
             yield f"{where}: {key}: {error}"
     # A file that a command names is mounted, or in a volume.
-    mounts = {**compose.bind_mounts(service), **compose.named_volumes(service)}
+    mounts, volumes = compose.bind_mounts(service), set(compose.named_volumes(service))
     for word in service.get("command", []):
         path = word.partition("=")[2] or word
-        if path.startswith("/") and path not in mounts:
+        if path.startswith("/") and path not in mounts and not volumes & {path, *map(str, pathlib.PurePosixPath(path).parents)}:
             yield f"{where}: the command names '{path}', which nothing is mounted at"
 
 

@@ -34,6 +34,15 @@ def named_volumes(service):
     return {target: source for source, target, *_ in mounts if not source.startswith(".")}
 
 
+def on_this_machine(service, path, volumes):
+    """Where a path in the container is here, with the folders that stand for volumes; None where nothing is mounted."""
+    named = {target: volumes[name] for target, name in named_volumes(service).items() if name in volumes}
+    for target, source in {**bind_mounts(service), **named}.items():
+        if path == target or path.startswith(f"{target}/"):
+            return source / path.removeprefix(target).lstrip("/")
+    return None
+
+
 def seconds(duration):
     """Of 1m30s."""
     parts = re.findall(r"(\d+)(ms|s|m|h)", duration)

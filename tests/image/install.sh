@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that what `make test-image` runs on is here: buildah, promtool, openssl and, in a folder of its own, what reads
+# Makes sure that what `make test-image` runs on is here: buildah, Prometheus, openssl, busybox and, in a folder of its own, what reads
 # the Dockerfile and compose.yaml. Argument: the folder.
 set -euo pipefail
 folder=${1:?a folder}
@@ -9,6 +9,7 @@ missing=()
 command -v buildah >/dev/null || missing+=(buildah)
 command -v promtool >/dev/null || missing+=(prometheus)
 command -v openssl >/dev/null || missing+=(openssl)
+command -v busybox >/dev/null || missing+=(busybox)
 command -v strip >/dev/null || missing+=(binutils)
 [ -s /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)

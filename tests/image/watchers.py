@@ -1,10 +1,11 @@
-"""The configurations of the collector, of Prometheus and of Grafana, and whether they find one another."""
+"""The configurations of the collector, of Prometheus and of Grafana, whether they find one another, and what they lead to."""
 
 import subprocess
 import tempfile
 import urllib.parse
 
 import compose
+import links
 import settings
 import yaml
 from tree import ROOT
@@ -15,8 +16,10 @@ FOLDER = "deploy/compose"
 
 def problems(_folder, programs):
     yield from collector()
-    yield from prometheus(programs)
-    yield from grafana(programs)
+    with links.made() as volumes:
+        yield from prometheus(programs, volumes)
+        yield from grafana(programs, volumes)
+        yield from links.problems(volumes)
 
 
 def read(name):
@@ -64,16 +67,16 @@ def own_metrics():
     return reader["pull"]["exporter"]["prometheus"]["port"]
 
 
-def prometheus(programs):
+def prometheus(programs, volumes):
     where = f"{FOLDER}/prometheus.yaml"
     config = read("prometheus.yaml")
-    mounts = compose.bind_mounts(compose.SERVICES["prometheus"])
     rules = []
     for path in config["rule_files"]:
-        if path in mounts:
-            rules.append(str(mounts[path]))
+        here = compose.on_this_machine(compose.SERVICES["prometheus"], path, volumes)
+        if here and here.is_file():
+            rules.append(str(here))
         else:
-            yield f"{where}: nothing is mounted at '{path}'"
+            yield f"{where}: nothing is at '{path}'"
     # As the container sees it, with its files where they are here.
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as seen:
         yaml.safe_dump({**config, "rule_files": rules}, seen)
@@ -110,7 +113,7 @@ def admin_port(where, host, port, programs):
             yield f"{where}: '{host}' has its metrics on {admin}, not on {port}"
 
 
-def grafana(programs):
+def grafana(programs, volumes):
     mounts = compose.bind_mounts(compose.SERVICES["grafana"])
     for folder in ("datasources", "dashboards"):
         if mounts.get(f"/etc/grafana/provisioning/{folder}") != ROOT / FOLDER / "grafana" / folder:
@@ -124,5 +127,6 @@ def grafana(programs):
             yield f"{where}: timeInterval is {source['jsonData']['timeInterval']}, and Prometheus scrapes every {scrapes}"
     for provider in read("grafana/dashboards/likestream.yaml")["providers"]:
         path = provider["options"]["path"]
-        if path not in mounts:
-            yield f"{FOLDER}/grafana/dashboards/likestream.yaml: nothing is mounted at '{path}'"
+        here = compose.on_this_machine(compose.SERVICES["grafana"], path, volumes)
+        if not here or not list(here.glob("*.json")):
+            yield f"{FOLDER}/grafana/dashboards/likestream.yaml: no dashboard is at '{path}'"

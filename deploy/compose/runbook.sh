@@ -1,0 +1,26 @@
+#!/bin/sh
+# Makes alerts and dashboards lead to the runbook: copies of them with its URL, and a page of it. Arguments: the chart's files, the runbook,
+# where all that goes, and the URL of the page. It is run by what the image of Prometheus has, which is busybox.
+set -eu
+files=$1 runbook=$2 made=$3 url=$4
+
+umask 022
+rm -rf "$made"/*
+mkdir "$made/dashboards" "$made/page"
+for file in alerts.yaml $(cd "$files" && echo dashboards/*.json); do
+    sed "s|RUNBOOK_URL|$url|g" "$files/$file" >"$made/$file"
+done
+
+# The text as it is, where links find the sections.
+{
+    printf '<!doctype html><html lang="en"><meta charset="utf-8"><title>Runbook</title><pre>\n'
+    sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s|\[\([^]]*\)\](\(#[^)]*\))|<a href="\2">\1</a>|g' "$runbook" | awk '
+        /^## / {
+            id = tolower(substr($0, 4))
+            gsub(/[^a-z0-9 -]/, "", id)
+            gsub(/ /, "-", id)
+            $0 = "<b id=\"" id "\">" $0 "</b>"
+        }
+        { print }'
+    printf '</pre></html>\n'
+} >"$made/page/runbook.html"
