@@ -232,7 +232,8 @@ pub(crate) async fn write(
                 // Whatever the table has against it, it may take the rows from the staging table.
                 foresight.was_wrong();
                 restaged = true;
-                tracing::debug!(error = one_line(&error), "not straight into the table");
+                // Postgres would name the row.
+                tracing::debug!(error = error.error_type(), "not straight into the table");
             }
         }
     }

@@ -16,6 +16,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use shared::telemetry::log_rate::LogRate;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -93,7 +94,7 @@ impl Server {
     /// answered. Connections on which there is none are then closed.
     pub(crate) async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
         let builder = Arc::new(Self::builder());
-        let mut connections = JoinSet::new();
+        let (mut connections, failures) = (JoinSet::new(), LogRate::default());
         let of_addresses = OfAddresses::default();
         loop {
             // Beyond the limit callers wait in the system's own queue, which is bounded, too.
@@ -109,7 +110,9 @@ impl Server {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "no connection can be accepted");
+                    if let Some(attempts) = failures.note(1) {
+                        tracing::warn!(%error, attempts, "no connection can be accepted");
+                    }
                     sleep(ACCEPT_RETRY).await;
                     continue;
                 }

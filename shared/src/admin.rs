@@ -3,8 +3,8 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    io,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -14,14 +14,30 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
 use opentelemetry::{KeyValue, metrics::Meter};
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{Telemetry, names};
 
 /// Directives are short.
 const MAX_DIRECTIVES_BYTES: usize = 4 << 10;
+
+/// Who asks has an answer long before that. Nobody may keep a file open for longer by saying nothing.
+const CONNECTION_LIFE: Duration = Duration::from_secs(10);
+const MAX_CONNECTIONS: usize = 256;
+
+/// Between two attempts to accept one, when that fails.
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
 /// Whether a service can do its work: ready when every check passes.
 #[derive(Clone, Default)]
@@ -88,12 +104,7 @@ struct Admin {
 
 /// Serves the admin port until the token is cancelled. It should outlive the draining of the service, so that
 /// the last figures can still be read.
-pub async fn serve(
-    listener: TcpListener,
-    health: Health,
-    telemetry: Telemetry,
-    stop: CancellationToken,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, health: Health, telemetry: Telemetry, stop: CancellationToken) {
     health.observe(&telemetry.meter());
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
@@ -103,9 +114,23 @@ pub async fn serve(
         .layer(DefaultBodyLimit::max(MAX_DIRECTIVES_BYTES))
         .with_state(Admin { health, telemetry });
     // Not graceful: nobody's work is lost with a scrape, and an idle keep-alive connection must not hold up the end.
-    tokio::select! {
-        served = axum::serve(listener, router) => served,
-        () = stop.cancelled() => Ok(()),
+    stop.run_until_cancelled(serve_connections(listener, router)).await;
+}
+
+async fn serve_connections(listener: TcpListener, router: Router) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(ACCEPT_RETRY).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let server = auto::Builder::new(TokioExecutor::new());
+            // How it ends is for whoever asked.
+            let _ = timeout(CONNECTION_LIFE, server.serve_connection(TokioIo::new(stream), service)).await;
+            drop(place);
+        });
     }
 }
 

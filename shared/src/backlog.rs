@@ -30,7 +30,9 @@ pub async fn of_stream(redis: &Connections, stream: &str) -> Result<u64, Error> 
     let of_group = |group: &HashMap<String, Value>| {
         let delivered = id(group, "last-delivered-id");
         let lag = if delivered.is_some() && delivered >= last { Some(0) } else { number(group, "lag") };
-        lag.map_or(length, |lag| lag.min(length)) + number(group, "pending").unwrap_or(0)
+        let pending = number(group, "pending").unwrap_or(0);
+        // Where it isn't known, it may be all that isn't pending.
+        lag.map_or(length.saturating_sub(pending), |lag| lag.min(length)) + pending
     };
     Ok(groups.iter().map(of_group).max().unwrap_or(length))
 }

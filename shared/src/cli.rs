@@ -53,8 +53,9 @@ pub fn parse<S: Settings>() -> S {
 
 /// Ends the program over a setting.
 pub fn refuse(error: &dyn fmt::Display) -> ! {
+    let line = error.to_string().replace(char::is_control, " ");
     // Nothing is left to do should stderr be gone.
-    let _ = writeln!(io::stderr(), "error: {error}");
+    let _ = writeln!(io::stderr(), "error: {line}");
     process::exit(EXIT_USAGE.into())
 }
 

@@ -189,7 +189,9 @@ async fn a_check_has_the_exit_codes_that_monitoring_knows() {
     let second: Vec<(String, fred::prelude::Value)> =
         redis.xrange(stream(0), "-", "+", Some(2)).await.unwrap();
     redis.xgroup_create::<(), _, _, _>(stream(0), GROUP, second[1].0.as_str(), false).await.unwrap();
-    let unknown = check(&["--backlog", "100,200"]);
+    // Few are counted, so there have to be some.
+    setup.append(&likes(200), 1).await;
+    let unknown = check(&["--backlog", "1000,2000"]);
     assert_eq!(unknown.code, Some(3), "{}", unknown.stdout);
     assert!(
         unknown.stdout.contains("backlog unknown") && unknown.stdout.contains("backlog=U;"),

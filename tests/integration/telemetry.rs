@@ -125,19 +125,17 @@ async fn what_is_documented_of_metrics_is_what_there_is() {
         })
         .await;
     }
-    setup.postgres().pause();
-    setup.append(&[like(8, 43)], 1).await;
     setup.redis.pause();
     assert_eq!(post(&ingest, r#"{"user_id": 9, "post_id": 42}"#).await.status, 503);
+    let timed = "messaging_client_operation_duration_seconds_count";
+    eventually("Redis fails", async || consumer.metrics().unwrap().sum_where(timed, "error_type=") >= 1.0)
+        .await;
     setup.redis.resume();
-    setup.postgres().resume();
     setup.postgres().stop();
+    setup.append(&[like(8, 43)], 1).await;
     eventually("failed", async || sum(&consumer, "likestream_batches_failed_total") >= 1.0).await;
     setup.postgres().start_again().unwrap();
     eventually("dead letters", async || sum(&consumer, "likestream_partition_dead_letters") >= 1.0).await;
-    let failed = "error_type=";
-    let timed = "messaging_client_operation_duration_seconds_count";
-    eventually("Redis failed", async || consumer.metrics().unwrap().sum_where(timed, failed) >= 1.0).await;
     assert_documented(
         &shown(&ingest),
         &["Both", "Ingest"],
@@ -233,6 +231,9 @@ async fn what_is_logged_can_be_changed_while_a_program_runs() {
     assert_eq!(ask("PUT", &"x".repeat(5_000)).await.0, 413);
     assert_eq!(ask("DELETE", "").await, (200, "info\n".to_owned()));
     assert_eq!(ask("POST", "info").await.0, 405);
+    for nothing in ["", " ", ",", "info\nx=debug"] {
+        assert_eq!(ask("PUT", nothing).await.0, 400, "{nothing:?}");
+    }
     // Nobody compiles regular expressions for whoever comes by.
     let endless = "info,[{x=(a|b)*a(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)}]=info";
     let asked = Instant::now();

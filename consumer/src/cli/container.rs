@@ -7,13 +7,20 @@ use std::{
 };
 
 use clap::Args;
+use reqwest::{StatusCode, redirect::Policy};
 use shared::{
     config::{address, positive_duration},
     service::one_line,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::exit::{CliError, Exit};
+use super::{
+    exit::{CliError, Exit},
+    output::printable,
+};
+
+/// More than any admin port says.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 #[derive(Args)]
 pub(super) struct ReadyOptions {
@@ -31,15 +38,26 @@ pub(super) async fn ready(ReadyOptions { address, timeout }: ReadyOptions) -> Re
     let failed = |error: reqwest::Error| {
         CliError::failed(format!("{address} does not answer: {}", one_line(&error.without_url())))
     };
-    let client = reqwest::Client::builder().no_proxy().timeout(timeout).build().map_err(failed)?;
-    let answer = client.get(format!("http://{address}/readyz?verbose")).send().await.map_err(failed)?;
+    let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).timeout(timeout);
+    let client = client.build().map_err(failed)?;
+    let mut answer = client.get(format!("http://{address}/readyz?verbose")).send().await.map_err(failed)?;
     let status = answer.status();
-    let text = answer.text().await.map_err(failed)?;
-    if !status.is_success() && status != reqwest::StatusCode::SERVICE_UNAVAILABLE {
-        return Err(CliError::failed(format!("{address} answers {status}: it is no admin port")));
+    let mut text = Vec::new();
+    while let Some(part) = answer.chunk().await.map_err(failed)?
+        && text.len() < MAX_ANSWER_BYTES
+    {
+        text.extend_from_slice(&part);
     }
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(if status.is_success() { Exit::Done } else { Exit::Unwell })
+    let text = String::from_utf8_lossy(&text);
+    let exit = match (status, text.lines().last()) {
+        (StatusCode::OK, Some("ready")) => Exit::Done,
+        (StatusCode::SERVICE_UNAVAILABLE, Some("not ready")) => Exit::Unwell,
+        _ => return Err(CliError::failed(format!("{address} answers {status}: it is no admin port"))),
+    };
+    for line in text.lines() {
+        writeln!(io::stdout(), "{}", printable(line))?;
+    }
+    Ok(exit)
 }
 
 /// Does nothing until told to end.

@@ -97,7 +97,9 @@ const QUIET: (&str, &str) = ("opentelemetry", "opentelemetry=warn,opentelemetry-
 /// A word alone must be a level: it could be a target, too, but hardly anybody means one.
 fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
     let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
-    let clear = |directive: &str| directive.contains(['=', '[']) || is_level(directive);
+    let clear = |directive: &str| {
+        (directive.contains(['=', '[']) || is_level(directive)) && !directive.contains(char::is_control)
+    };
     let invalid = || InvalidDirectives(directives.to_owned());
     if !directives.split(',').all(clear) {
         return Err(invalid());

@@ -2,13 +2,20 @@
 
 use std::{fs, path::Path, str::FromStr, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, uri::Authority};
 use opentelemetry::KeyValue;
 use opentelemetry_sdk::{metrics::Temporality, trace::Sampler};
 use percent_encoding::percent_decode_str;
 
-use super::otel_args::{OtelArgs, Signal};
-use crate::{cli::SettingError, config};
+use super::{
+    otel_args::{OtelArgs, Signal},
+    spans::Links,
+};
+use crate::{
+    cli::SettingError,
+    config,
+    tls::{self, BadFile, Identity},
+};
 
 /// All of it. By default nothing is exported.
 #[derive(Default)]
@@ -87,20 +94,23 @@ impl OtelSettings {
     }
 }
 
+/// The SDK takes the memory of the whole queue at once.
+const MAX_QUEUE_SPANS: usize = 1 << 16;
+
 const BOOLEAN: [(&str, bool); 2] = [("true", true), ("false", false)];
 const KNOWN_PROPAGATORS: [&str; 3] = ["tracecontext", "baggage", "none"];
 const OTHER_PROPAGATORS: [&str; 5] = ["b3", "b3multi", "jaeger", "xray", "ottrace"];
 
 fn read_traces(args: &OtelArgs, is_on: bool) -> Result<TraceSettings, SettingError> {
-    let max_queue_spans = number(args, "OTEL_BSP_MAX_QUEUE_SIZE", 2_048, 1, 1_000_000)?;
+    let max_queue_spans = number(args, "OTEL_BSP_MAX_QUEUE_SIZE", 2_048, 1, MAX_QUEUE_SPANS)?;
     Ok(TraceSettings {
         exporter: read_exporter(args, Signal::Traces, is_on)?,
         sampler: read_sampler(args)?,
-        max_links: u32::try_from(number(args, "OTEL_SPAN_LINK_COUNT_LIMIT", 128, 0, 10_000)?)
+        max_links: u32::try_from(number(args, "OTEL_SPAN_LINK_COUNT_LIMIT", 128, 0, Links::MAX)?)
             .unwrap_or(u32::MAX),
         export_interval: duration(args, "OTEL_BSP_SCHEDULE_DELAY", Duration::from_secs(5))?,
         max_queue_spans,
-        max_batch_spans: number(args, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 1_000_000)?
+        max_batch_spans: number(args, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, MAX_QUEUE_SPANS)?
             .min(max_queue_spans),
     })
 }
@@ -154,35 +164,38 @@ fn read_endpoint(args: &OtelArgs, signal: Signal, protocol: Protocol) -> Result<
         Protocol::HttpProtobuf => "http://localhost:4318",
     };
     let mut text = given.unwrap_or(default).to_owned();
+    let (insecure_name, insecure) = of_exporter(args, signal, "INSECURE");
+    let insecure = choose(&insecure_name, insecure, &BOOLEAN, false)?;
     if !text.contains("://") && protocol == Protocol::Grpc {
-        let (name, value) = of_exporter(args, signal, "INSECURE");
-        let insecure = choose(&name, value, &BOOLEAN, false)?;
         text = format!("{}://{text}", if insecure { "http" } else { "https" });
     }
     let is_own = given.is_some() && name == signal.own("ENDPOINT");
     if protocol == Protocol::HttpProtobuf && !is_own {
         text = format!("{}/v1/{}", text.trim_end_matches('/'), signal.name().to_lowercase());
     }
-    let uri: Option<Uri> = text.parse().ok();
     let is_endpoint = |uri: &Uri| {
-        uri.authority().is_some_and(|who| !who.as_str().contains('@'))
-            && matches!(uri.scheme_str(), Some("http" | "https"))
+        let has_host = uri.host().is_some_and(|host| !host.is_empty());
+        // A port that is none is no part of the port, but of the authority.
+        let port = uri.authority().map(|authority| authority.as_str().len()) == uri.authority().map(whole);
+        let port = port && uri.port_u16() != Some(0);
+        has_host && port && uri.query().is_none() && matches!(uri.scheme_str(), Some("http" | "https"))
     };
+    let is_plain = !text.contains(['@', '#', ' ']);
+    let uri: Option<Uri> = if is_plain { text.parse().ok() } else { None };
     uri.filter(is_endpoint).ok_or_else(|| {
+        let shown = given.unwrap_or(default);
+        // Before an @ there may be a password.
+        let shown = shown.rfind('@').map_or(shown.to_owned(), |at| format!("…{}", &shown[at..]));
         let problem = format!(
-            "'{}' is not valid: allowed is a URL like http://collector:4318 or https://collector:4317, without a password: that goes into OTEL_EXPORTER_OTLP_HEADERS",
-            without_password(given.unwrap_or(default))
+            "'{shown}' is not valid: allowed is a URL like http://collector:4318 or https://collector:4317, without a password: that goes into OTEL_EXPORTER_OTLP_HEADERS",
         );
         SettingError::new(name, problem)
     })
 }
 
-fn without_password(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),
-        (None, Some(at)) => format!("…{}", &url[at..]),
-        _ => url.to_owned(),
-    }
+/// How long an authority is that has nothing but a host and a port.
+fn whole(authority: &Authority) -> usize {
+    authority.host().len() + authority.port_u16().map_or(0, |port| 1 + port.to_string().len())
 }
 
 /// As in W3C Baggage: `key=value`, percent-encoded, divided by commas. What is wrong with them is said without them.
@@ -208,26 +221,30 @@ fn read_headers(args: &OtelArgs, signal: Signal) -> Result<HeaderMap, SettingErr
 }
 
 fn read_tls(args: &OtelArgs, signal: Signal) -> Result<TlsFiles, SettingError> {
-    let read = |setting| {
-        let (name, file) = of_exporter(args, signal, setting);
-        file.map(|file| {
-            let failed = |error| SettingError::new(name.clone(), format!("'{file}' can't be read: {error}"));
-            let pem = fs::read(Path::new(file)).map_err(failed)?;
-            let is_pem = pem.windows(11).any(|part| part == b"-----BEGIN ");
-            let none = || SettingError::new(name.clone(), format!("'{file}' has nothing in PEM"));
-            if is_pem { Ok(pem) } else { Err(none()) }
-        })
-        .transpose()
+    let file = |setting| args.of_exporter(signal, setting).map(|(name, file)| (name, Path::new(file)));
+    let refused = |bad: BadFile<String>| SettingError::new(bad.setting.clone(), &bad);
+    let read = |name: &str, path: &Path| {
+        let failed = |error| {
+            SettingError::new(name.to_owned(), format!("'{}' can't be read: {error}", path.display()))
+        };
+        fs::read(path).map_err(failed)
     };
-    let identity = match (read("CLIENT_CERTIFICATE")?, read("CLIENT_KEY")?) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
+    let authorities = file("CERTIFICATE").map(|(name, path)| {
+        tls::roots_of_file(name.clone(), path).map_err(refused)?;
+        read(&name, path)
+    });
+    let identity = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
+        (Some((of_chain, chain)), Some((of_key, key))) => {
+            Identity::of_files((of_chain.clone(), chain), (of_key.clone(), key)).map_err(refused)?;
+            Some((read(&of_chain, chain)?, read(&of_key, key)?))
+        }
         (None, None) => None,
-        (Some(_), None) | (None, Some(_)) => {
-            let problem = "allowed is a certificate with OTEL_EXPORTER_OTLP_CLIENT_KEY, or neither";
-            return Err(SettingError::new("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", problem));
+        (Some((name, _)), None) | (None, Some((name, _))) => {
+            let problem = "is alone: allowed are OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY, or neither";
+            return Err(SettingError::new(name, problem));
         }
     };
-    Ok(TlsFiles { authorities: read("CERTIFICATE")?, identity })
+    Ok(TlsFiles { authorities: authorities.transpose()?, identity })
 }
 
 /// Without a word on it, what has an endpoint is exported.
@@ -397,6 +414,38 @@ mod tests {
         assert_eq!(grpc(&[]), "https://c:4317");
         assert_eq!(grpc(&[("OTEL_EXPORTER_OTLP_INSECURE", "True")]), "http://c:4317");
         assert!(read(&[]).traces.is_none() && read(&[]).metrics.is_none());
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused_without_repeating_a_password() {
+        for endpoint in [
+            "http://c:99999",
+            "http://c:0",
+            "http://c:4318/?q=1",
+            "http://c/#x",
+            "http://",
+            "ftp://c",
+            "http:/u:hunter2@h",
+            "http://u:hunter2@h",
+            "u:hunter2@://x",
+        ] {
+            for protocol in ["grpc", "http/protobuf"] {
+                let given =
+                    [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];
+                let error = OtelSettings::read(&args(&given))
+                    .err()
+                    .unwrap_or_else(|| panic!("{endpoint}"))
+                    .to_string();
+                assert!(
+                    error.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT: ") && !error.contains("hunter2"),
+                    "{error}"
+                );
+            }
+        }
+        assert_eq!(
+            read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]:4318")]).traces.unwrap().exporter.endpoint,
+            "http://[::1]:4318/v1/traces"
+        );
     }
 
     #[test]

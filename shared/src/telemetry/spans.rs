@@ -73,7 +73,7 @@ pub struct Links {
 
 impl Links {
     /// So many are kept. How many of them a span has is up to `OTEL_SPAN_LINK_COUNT_LIMIT`.
-    const MAX: usize = 1_024;
+    pub(super) const MAX: usize = 1_024;
 
     /// One more.
     pub fn add(&mut self, context: SpanContext) {
@@ -102,7 +102,10 @@ impl Tracing {
     /// The span that a caller or a producer names, sampled or not.
     pub fn named_by(&self, fields: &dyn Extractor) -> Option<SpanContext> {
         self.0.as_ref().filter(|tracers| tracers.takes_contexts)?;
-        fields.get(TRACEPARENT)?;
+        let [parent] = fields.get_all(TRACEPARENT)?.try_into().ok()?;
+        if !is_traceparent(parent) {
+            return None;
+        }
         let fields = Bounded { state: bounded_state(fields), fields };
         let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &fields);
         let named = context.span().span_context().clone();
@@ -181,6 +184,16 @@ pub fn fields(context: &SpanContext) -> impl Iterator<Item = (&'static str, Stri
     let parent = format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id());
     let state = context.trace_state().header();
     [(TRACEPARENT, parent), (TRACESTATE, state)].into_iter().filter(|(_, value)| !value.is_empty())
+}
+
+/// Whether it has the form that W3C gives it; the SDK takes some that have not.
+fn is_traceparent(text: &str) -> bool {
+    let is_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let mut parts = text.trim().split('-');
+    let known =
+        [2, 32, 16, 2].map(|length| parts.next().is_some_and(|part| part.len() == length && is_hex(part)));
+    // Later versions may have more parts.
+    known.iter().all(|known| *known) && (parts.next().is_none() || !text.trim().starts_with("00-"))
 }
 
 /// The trace state, which may come in parts. Nothing where it is too long.
@@ -273,7 +286,18 @@ mod tests {
     #[test]
     fn nonsense_names_no_span_and_long_states_are_left_out() {
         assert!(named("00-00000000000000000000000000000000-b7ad6b7169203331-01", "").is_none());
-        assert!(named("nonsense", "").is_none());
+        for nonsense in [
+            "",
+            "nonsense",
+            "00-af7-b7a-01",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ] {
+            assert!(named(nonsense, "").is_none(), "{nonsense}");
+        }
+        assert!(named("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", "").is_some());
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let long = format!("vendor={}", "x".repeat(MAX_TRACESTATE_BYTES));
         assert_eq!(named(parent, &long).unwrap().trace_state().header(), "");
