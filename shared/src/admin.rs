@@ -34,7 +34,7 @@ const MAX_DIRECTIVES_BYTES: usize = 4 << 10;
 
 /// Who asks has an answer long before that. Nobody may keep a file open for longer by saying nothing.
 const CONNECTION_LIFE: Duration = Duration::from_secs(10);
-const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 64;
 
 /// Between two attempts to accept one, when that fails.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);

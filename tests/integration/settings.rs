@@ -26,6 +26,7 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
         assert_refused(program, "LOG_FORMAT", "xml", "text, json");
         assert_refused(program, "RUST_LOG", "info,consumer=loud", "a level");
         assert_refused(program, "RUST_LOG", "loud", "a level");
+        assert_refused(program, "RUST_LOG", "info,", "a level");
         assert_refused(program, "STARTUP_TIMEOUT", "584542046090y", "up to 366 days");
         assert_refused(program, "DRAIN_TIMEOUT", "0s", "not zero");
     }

@@ -38,9 +38,7 @@ fn documented(headings: &[&str]) -> (BTreeSet<String>, Vec<Metric>) {
         let quoted =
             |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
         let name = cells[0].split('`').next().unwrap().to_owned();
-        otel_names.extend(
-            quoted(cells[0]).into_iter().skip(1).chain(cells[0].split('`').nth(2).map(str::to_owned)),
-        );
+        otel_names.extend(cells[0].split('`').nth(2).map(str::to_owned));
         metrics.push(Metric {
             name,
             kind: cells[1].to_owned(),

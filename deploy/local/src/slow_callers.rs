@@ -234,6 +234,12 @@ mod tests {
             "{openings:?}"
         );
         assert!(openings[2..].iter().all(|opening| opening.starts_with("PRI * HTTP/2.0")), "{openings:?}");
+        let all_open = async {
+            while slow.open() < 5 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, all_open).await.unwrap();
         assert_eq!((reads.len(), slow.open(), slow.closed()), (1, 5, 0));
         drop((held, reads));
         let (again, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();

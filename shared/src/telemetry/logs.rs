@@ -96,7 +96,8 @@ const QUIET: (&str, &str) = ("opentelemetry", "opentelemetry=warn,opentelemetry-
 
 /// A word alone must be a level: it could be a target, too, but hardly anybody means one.
 fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
-    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+    // Nothing at all would be a level to it, too.
+    let is_level = |word: &str| !word.trim().is_empty() && word.trim().parse::<LevelFilter>().is_ok();
     let clear = |directive: &str| {
         (directive.contains(['=', '[']) || is_level(directive)) && !directive.contains(char::is_control)
     };
