@@ -7,6 +7,7 @@ pub mod names;
 mod otel_args;
 mod otel_settings;
 mod otlp;
+mod span_queue;
 pub mod spans;
 mod watched;
 
@@ -38,6 +39,7 @@ use self::{
     otel_args::{OtelArgs, Signal},
     otel_settings::OtelSettings,
     otlp::{Exporting, LAST_EXPORT},
+    span_queue::SpanQueue,
     spans::{LinkedSampler, SCOPE, Tracing},
     watched::Failures,
 };
@@ -126,6 +128,7 @@ impl Telemetry {
         let exporting = if traces.is_some() || metrics.is_some() { Some(Exporting::new()?) } else { None };
         let (mut tracers, mut tracing) = (None, Tracing::default());
         let (spans_lost, metrics_lost) = (Failures::default(), Failures::default());
+        let queue = SpanQueue::new(traces.as_ref().map_or(0, |settings| settings.max_queue_spans));
         if let Some(exporting) = &exporting {
             if let Some(settings) = metrics {
                 meters = meters.with_reader(exporting.metrics(&settings, metrics_lost.clone())?);
@@ -135,8 +138,8 @@ impl Telemetry {
                 let provider = SdkTracerProvider::builder()
                     .with_resource(resource)
                     .with_span_limits(limits)
-                    .with_span_processor(exporting.spans(&settings, spans_lost.clone())?)
-                    .with_sampler(LinkedSampler(settings.sampler))
+                    .with_span_processor(exporting.spans(&settings, spans_lost.clone(), queue.clone())?)
+                    .with_sampler(LinkedSampler { sampler: settings.sampler, queue: queue.clone() })
                     .build();
                 tracing = Tracing::new(&provider, takes_contexts);
                 tracers = Some(provider);
@@ -146,6 +149,7 @@ impl Telemetry {
         let telemetry = Self { registry, meters: meters.build(), tracers, tracing, log_level, exporting };
         let failures = vec![(Signal::Traces, spans_lost), (Signal::Metrics, metrics_lost)];
         Failures::observe(&telemetry.meter(), failures);
+        queue.observe(&telemetry.meter());
         Ok(telemetry)
     }
 

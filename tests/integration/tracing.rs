@@ -310,6 +310,7 @@ async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
         }
         drop(client);
         setup.wait_for_rows(500).await;
+        let dropped = ingest.metrics().unwrap().sum("likestream_spans_dropped_total");
         assert_eq!(ingest.terminate(SOON).unwrap().code(), Some(0), "{}", ingest.log_text());
         assert_eq!(consumer.terminate(SOON).unwrap().code(), Some(0), "{}", consumer.log_text());
         let log = ingest.log_text();
@@ -318,6 +319,7 @@ async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
         };
         let complaints = log.lines().filter(is_complaint).count();
         assert!((1..=8).contains(&complaints), "{log}");
+        assert!(dropped > 0.0);
     }
 }
 

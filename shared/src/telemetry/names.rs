@@ -64,6 +64,8 @@ pub mod metric {
     pub const BACKLOG_FULL: &str = "likestream.backlog.full";
     /// Whether a check of `/readyz` passes.
     pub const CHECK_PASSING: &str = "likestream.check.passing";
+    /// Spans that found no place.
+    pub const SPANS_DROPPED: &str = "likestream.spans.dropped";
     /// Exports that failed.
     pub const EXPORT_FAILURES: &str = "likestream.export.failures";
     /// Connections of callers.

@@ -21,6 +21,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::{
     otel_args::Signal,
     otel_settings::{ExporterSettings, MetricSettings, Protocol, TraceSettings},
+    span_queue::SpanQueue,
     watched::{Failures, Watched},
 };
 use crate::{cli::SettingError, service::one_line};
@@ -39,6 +40,7 @@ impl Exporting {
         &self,
         settings: &TraceSettings,
         failures: Failures,
+        queue: SpanQueue,
     ) -> Result<BatchSpanProcessor, SettingError> {
         let _on_its_threads = self.0.enter();
         let exporter = &settings.exporter;
@@ -55,7 +57,7 @@ impl Exporting {
             .with_scheduled_delay(settings.export_interval)
             .build();
         let exporter = built.map_err(|error| cannot_export(Signal::Traces, &error))?;
-        let exporter = Watched::new(exporter, Signal::Traces, failures);
+        let exporter = Watched::new(exporter, Signal::Traces, failures).emptying(queue);
         Ok(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
     }
 

@@ -17,7 +17,7 @@ use opentelemetry_sdk::{
     trace::{Sampler, SamplingDecision, SamplingResult, SdkTracer, SdkTracerProvider, ShouldSample},
 };
 
-use super::names;
+use super::{names, span_queue::SpanQueue};
 use crate::service::one_line;
 
 /// The headers of a request, to look for a context.
@@ -219,9 +219,13 @@ impl Extractor for Bounded<'_> {
     }
 }
 
-/// Samples what is linked to something that is sampled: a batch has no parent, and yet belongs to the traces of its entries.
+/// Samples what is linked to something that is sampled, too: a batch has no parent, and yet belongs to the traces of its entries. And
+/// nothing for which there is no room.
 #[derive(Clone, Debug)]
-pub(super) struct LinkedSampler(pub(super) Sampler);
+pub(super) struct LinkedSampler {
+    pub(super) sampler: Sampler,
+    pub(super) queue: SpanQueue,
+}
 
 impl ShouldSample for LinkedSampler {
     fn should_sample(
@@ -234,14 +238,19 @@ impl ShouldSample for LinkedSampler {
         links: &[Link],
     ) -> SamplingResult {
         let linked = links.iter().any(|link| link.span_context.is_sampled());
-        if linked && !matches!(self.0, Sampler::AlwaysOff) {
-            return SamplingResult {
+        let mut result = if linked && !matches!(self.sampler, Sampler::AlwaysOff) {
+            SamplingResult {
                 decision: SamplingDecision::RecordAndSample,
                 attributes: Vec::new(),
                 trace_state: TraceState::default(),
-            };
+            }
+        } else {
+            self.sampler.should_sample(parent, trace_id, name, kind, attributes, links)
+        };
+        if result.decision == SamplingDecision::RecordAndSample && !self.queue.enter() {
+            result.decision = SamplingDecision::Drop;
         }
-        self.0.should_sample(parent, trace_id, name, kind, attributes, links)
+        result
     }
 }
 
@@ -258,11 +267,13 @@ mod tests {
 
     use super::*;
 
+    fn with(sampler: Sampler) -> Tracing {
+        let sampler = LinkedSampler { sampler, queue: SpanQueue::new(2) };
+        Tracing::new(&SdkTracerProvider::builder().with_sampler(sampler).build(), true)
+    }
+
     fn tracing() -> Tracing {
-        Tracing::new(
-            &SdkTracerProvider::builder().with_sampler(LinkedSampler(Sampler::AlwaysOn)).build(),
-            true,
-        )
+        with(Sampler::AlwaysOn)
     }
 
     fn named(parent: &str, state: &str) -> Option<SpanContext> {
@@ -315,14 +326,29 @@ mod tests {
             };
             tracing.start(start, Vec::new)
         };
-        let with = |sampler| {
-            Tracing::new(&SdkTracerProvider::builder().with_sampler(LinkedSampler(sampler)).build(), true)
-        };
         let mut links = Links::default();
         links.add(named("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "").unwrap());
         assert!(start(&Tracing::default(), links.clone()).is_none());
         assert!(start(&with(Sampler::TraceIdRatioBased(0.0)), Links::default()).is_none());
         assert!(start(&with(Sampler::TraceIdRatioBased(0.0)), links.clone()).is_some());
         assert!(start(&with(Sampler::AlwaysOff), links).is_none());
+    }
+
+    #[test]
+    fn no_span_is_made_for_which_there_is_no_room() {
+        let tracing = tracing();
+        let spans: Vec<bool> = (0..3)
+            .map(|_| {
+                let start = SpanStart {
+                    name: "x".into(),
+                    kind: SpanKind::Internal,
+                    parent: None,
+                    links: Links::default(),
+                    at: SystemTime::now(),
+                };
+                tracing.start(start, Vec::new).is_some()
+            })
+            .collect();
+        assert_eq!(spans, [true, true, false]);
     }
 }

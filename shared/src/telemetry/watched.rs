@@ -23,6 +23,7 @@ use opentelemetry_sdk::{
 use super::{
     names::{self, metric},
     otel_args::Signal,
+    span_queue::SpanQueue,
 };
 
 /// How often the exports of a signal have failed.
@@ -53,11 +54,18 @@ pub(super) struct Watched<E> {
     signal: Signal,
     failures: Failures,
     failing: AtomicBool,
+    /// Where spans have waited.
+    queue: Option<SpanQueue>,
 }
 
 impl<E> Watched<E> {
     pub(super) fn new(exporter: E, signal: Signal, failures: Failures) -> Self {
-        Self { exporter, signal, failures, failing: AtomicBool::new(false) }
+        Self { exporter, signal, failures, failing: AtomicBool::new(false), queue: None }
+    }
+
+    /// What is exported leaves this queue.
+    pub(super) fn emptying(self, queue: SpanQueue) -> Self {
+        Self { queue: Some(queue), ..self }
     }
 
     /// What came of an export is told here, and so to nobody else.
@@ -82,7 +90,11 @@ impl<E> Watched<E> {
 
 impl<E: SpanExporter> SpanExporter for Watched<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
         self.ended(self.exporter.export(batch).await);
+        if let Some(queue) = &self.queue {
+            queue.leave(spans);
+        }
         Ok(())
     }
 
