@@ -7,13 +7,6 @@ here=$(dirname "$0")
 
 missing=()
 if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then missing+=(prometheus); fi
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 [ ${#missing[@]} -eq 0 ] || "$here"/../../deploy/local/packages.sh "${missing[@]}"
 
-if ! cmp -s "$here"/requirements.txt "$folder/venv/requirements.txt"; then
-    rm -rf "$folder/venv"
-    mkdir -p "$folder"
-    python3 -m venv "$folder/venv"
-    "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$here"/requirements.txt
-    cp "$here"/requirements.txt "$folder/venv"
-fi
+"$here"/../../deploy/local/venv.sh "$folder/venv" "$here"/requirements.txt

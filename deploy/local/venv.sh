@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Makes a virtual environment of Python with what a file of requirements pins, unless it is there. Arguments: the folder, the file.
+set -euo pipefail
+venv=${1:?a folder} requirements=${2:?a file of requirements}
+
+python3 -c 'import ensurepip, venv' 2>/dev/null || "$(dirname "$0")"/packages.sh python3 python3-venv
+cmp -s "$requirements" "$venv/requirements.txt" && exit
+rm -rf "$venv"
+mkdir -p "$(dirname "$venv")"
+python3 -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$requirements"
+cp "$requirements" "$venv/requirements.txt"
