@@ -121,8 +121,8 @@ impl Backlog {
     }
 
     fn of_each(&self, ownership: &watch::Receiver<Ownership>, mut show: impl FnMut(Partition, &Seen)) {
-        let assignment = ownership.borrow().assignment.clone();
-        let Some(seen) = self.lock().clone() else { return };
+        let (ownership, seen) = (ownership.borrow(), self.lock());
+        let (assignment, Some(seen)) = (&ownership.assignment, &*seen) else { return };
         for partition in assignment.own.iter().chain(&assignment.orphans) {
             if let Some(seen) = seen.get(partition) {
                 show(*partition, seen);

@@ -113,7 +113,6 @@ impl Settings {
 
 impl cli::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
-        self.telemetry.check()?;
         // Its own batch and the one before it: longer than that hardly an entry is in hand while Postgres is well.
         let in_hand = self.batch_linger.saturating_add(self.write_timeout.saturating_mul(2));
         if in_hand > self.claim_min_idle {

@@ -24,7 +24,7 @@ use crate::{
     backoff::Backoff,
     batch_span,
     dead_letter::{DeadLetter, Reason},
-    entry::{Entry, EntryId, Position, RawEntry},
+    entry::{Entry, EntryId, RawEntry},
     in_flight::InFlight,
     membership::{DEAD_AFTER, Ownership},
     metrics::{Metrics, StreamOperation},
@@ -311,9 +311,9 @@ impl Lane {
                 deleted.push(at.id);
             }
         }
-        self.lost(&deleted);
-        for id in deleted {
-            self.streams.forget_deleted(Position { partition: self.partition, id }).await?;
+        if !deleted.is_empty() {
+            self.lost(&deleted);
+            self.streams.forget_deleted(self.partition, &deleted).await?;
         }
         self.in_flight.admit_new(&mut decoded);
         let rows = decoded.iter().map(|entry| entry.likes.len()).sum();

@@ -262,7 +262,7 @@ async fn consume(
     let backlog = Arc::new(Backlog::default());
     backlog.observe(&telemetry.meter(), streams.group(), &ownership);
     let sampling = backlog::sample(streams.clone(), partitions.subscribe(), backlog);
-    let _sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
+    let mut sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
     let _heeding =
         AbortOnDropHandle::new(tokio::spawn(paused::run(streams.clone(), paused, Arc::clone(&last_commits))));
     let probe = probe::run(streams.clone(), pool.clone(), checks.redis, checks.postgres);
@@ -298,6 +298,7 @@ async fn consume(
         done = work.run(*partitions.borrow()) => done,
         () = deadline => Err(ConsumerError::Drain(humantime::format_duration(settings.drain_timeout))),
         _ = &mut probing => Err(ConsumerError::Crashed("the probe")),
+        _ = &mut sampling => Err(ConsumerError::Crashed("the sampling of the backlog")),
         _ = &mut trimming => return Err(ConsumerError::Crashed("trimming")),
     };
     // Whatever is still pending here is for the others now.

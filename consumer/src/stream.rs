@@ -341,8 +341,8 @@ impl Streams {
     }
 
     /// Takes entries off the pending list that are no longer in the stream. There is nothing left to lose.
-    pub(crate) async fn forget_deleted(&self, at: Position) -> Result<(), Error> {
-        self.xack(at.partition, &[at.id]).await.map(drop)
+    pub(crate) async fn forget_deleted(&self, partition: Partition, ids: &[EntryId]) -> Result<(), Error> {
+        self.xack(partition, ids).await.map(drop)
     }
 
     /// Acknowledges what is stored. An entry with dead letters leaves those first.

@@ -160,7 +160,6 @@ fn origin(text: &str) -> Result<HeaderValue, NotAnOrigin> {
 
 impl cli::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
-        self.telemetry.check()?;
         self.access.check()?;
         self.tls.check()?;
         if self.ingest_listen == self.ingest_admin_listen && self.ingest_listen.port() != 0 {

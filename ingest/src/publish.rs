@@ -199,7 +199,7 @@ impl Publisher {
             entry_likes: settings.ingest_entry_likes.into(),
             metrics,
             tracing,
-            stream_template: settings.streams.likes_stream.stream_template().into(),
+            stream_template: settings.streams.likes_stream.stream_template(),
             failures: LogRate::default(),
             appends,
         };
@@ -254,7 +254,7 @@ pub(crate) struct Appender {
     entry_likes: usize,
     metrics: Arc<Metrics>,
     tracing: Tracing,
-    stream_template: Arc<str>,
+    stream_template: String,
     failures: LogRate,
     appends: AppendFactory,
 }
@@ -394,13 +394,8 @@ impl Appender {
         for partition in self.due.drain(..) {
             let Some(lane) = self.lanes.get_mut(partition.index()) else { continue };
             if let Some((append, group)) = lane.take_group(self.entry_likes) {
-                self.in_flight.push(Box::pin(append_group(
-                    partition,
-                    append,
-                    group,
-                    self.tracing.clone(),
-                    Arc::clone(&self.stream_template),
-                )));
+                let span = start_span(&self.tracing, (append.stream(), &self.stream_template), &group);
+                self.in_flight.push(Box::pin(append_group(partition, append, group, span)));
             }
         }
     }
@@ -472,12 +467,10 @@ async fn append_group(
     partition: Partition,
     mut append: Append,
     group: Vec<Waiting>,
-    tracing: Tracing,
-    stream_template: Arc<str>,
+    span: Option<Span>,
 ) -> Appended {
     let likes: Vec<Like> = group.iter().flat_map(|waiting| waiting.likes.as_slice()).copied().collect();
     let payload = Bytes::from(codec::encode(&likes));
-    let span = start_span(&tracing, (append.stream(), &stream_template), &group);
     let context = span.as_ref().map(Span::context);
     let started = Instant::now();
     let answer = append.append(payload, context.as_ref()).await;

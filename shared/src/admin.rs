@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -34,6 +35,7 @@ const MAX_DIRECTIVES_BYTES: usize = 4 << 10;
 
 /// Who asks has an answer long before that. Nobody may keep a file open for longer by saying nothing.
 const CONNECTION_LIFE: Duration = Duration::from_secs(10);
+const GOODBYE: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: usize = 64;
 
 /// Between two attempts to accept one, when that fails.
@@ -127,8 +129,12 @@ async fn serve_connections(listener: TcpListener, router: Router) {
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             let server = auto::Builder::new(TokioExecutor::new());
-            // How it ends is for whoever asked.
-            let _ = timeout(CONNECTION_LIFE, server.serve_connection(TokioIo::new(stream), service)).await;
+            let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+            // How it ends is for whoever asked. An answer that has begun is not cut.
+            if timeout(CONNECTION_LIFE, connection.as_mut()).await.is_err() {
+                connection.as_mut().graceful_shutdown();
+                let _ = timeout(GOODBYE, connection).await;
+            }
             drop(place);
         });
     }

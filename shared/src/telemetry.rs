@@ -60,13 +60,6 @@ pub struct TelemetryArgs {
     otel: OtelArgs,
 }
 
-impl TelemetryArgs {
-    /// Checks what clap doesn't see.
-    pub fn check(&self) -> Result<(), SettingError> {
-        OtelSettings::read(&self.otel).map(drop)
-    }
-}
-
 /// The running telemetry of a program.
 #[derive(Clone)]
 pub struct Telemetry {

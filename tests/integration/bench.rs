@@ -39,7 +39,7 @@ fn all_rows_are_measured() {
     }
     assert!(results["machine"]["cores"].as_u64().is_some_and(|cores| cores > 0));
     // Those of growth are for 20 M rows, two of slow connections for 5000 of them.
-    assert_eq!(results["targets"].as_array().unwrap().len(), 21);
+    assert_eq!(results["targets"].as_array().unwrap().len(), 23);
     let table = String::from_utf8(ended.stdout).unwrap();
     assert!(table.contains("promised") && table.contains("of the HTTP limit"), "{table}");
     assert!(fs::read_to_string(out.path().join("results.svg")).unwrap().contains("of the copy limit"));

@@ -35,7 +35,7 @@ impl Exporting {
         runtime.map(Self).map_err(|error| SettingError::new("OTEL_EXPORTER_OTLP_ENDPOINT", one_line(&error)))
     }
 
-    /// Spans wait in a queue, and are dropped when that is full.
+    /// Spans wait in a queue, as many as have a place in it.
     pub(super) fn spans(
         &self,
         settings: &TraceSettings,
