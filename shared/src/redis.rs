@@ -7,7 +7,7 @@ mod layout;
 mod pipeline;
 mod tls;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use fred::{
     prelude::{
@@ -15,7 +15,7 @@ use fred::{
     },
     types::config::Server,
 };
-use futures_util::{StreamExt, TryFutureExt, future::try_join, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, TryFutureExt, future::try_join, stream::FuturesUnordered};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -257,16 +257,7 @@ async fn open_unexplained(
             };
         })
         .build()?;
-    // With no policy for reconnecting, the router's task ends with its connection. What is sent to it after that would
-    // wait in vain: that is what `ended` is for.
-    let mut router = AbortOnDropHandle::new(client.connect());
-    tokio::select! {
-        connected = client.wait_for_connect() => connected?,
-        ended = &mut router => {
-            let silent = || Error::new(ErrorKind::IO, "the connection to Redis could not be made");
-            return Err(ended.ok().and_then(Result::err).unwrap_or_else(silent));
-        }
-    }
+    let router = connect(&client).await?;
     let ended = CancellationToken::new();
     let ends = ended.clone();
     let router = tokio::spawn(async move {
@@ -282,6 +273,23 @@ async fn open_unexplained(
     // One that has a password lets us in while it still loads its data.
     connection.send::<Value>("PING", Vec::new()).await?;
     Ok(connection)
+}
+
+/// The task that serves the client's connection, once there is one. With no policy for reconnecting it ends with its
+/// connection. What is sent to it after that would wait in vain: that is what `ended` of a [`Connection`] is for.
+async fn connect(client: &Client) -> Result<AbortOnDropHandle<Result<(), Error>>, Error> {
+    // fred looks whether there is a connection, and then begins to listen for one. One that came in between would be
+    // waited for without end, so the listening has to begin before the connecting.
+    let mut connected = pin!(client.wait_for_connect());
+    let _not_yet = connected.as_mut().now_or_never();
+    let mut router = AbortOnDropHandle::new(client.connect());
+    tokio::select! {
+        connected = connected => connected.map(|()| router),
+        ended = &mut router => {
+            let silent = || Error::new(ErrorKind::IO, "the connection to Redis could not be made");
+            Err(ended.ok().and_then(Result::err).unwrap_or_else(silent))
+        }
+    }
 }
 
 /// What a node of a cluster thinks of the cluster, with how new that is.

@@ -1,11 +1,13 @@
 //! What every test stands on: servers of its own, the real programs, and clients to look behind them.
 
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -36,6 +38,9 @@ pub(crate) const PARTITIONS: u16 = 4;
 
 /// For what should happen soon, on a machine that is busy with the other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// Of a program's log, for whoever looks why a test failed.
+const LAST_LINES: usize = 40;
 
 pub(crate) type Settings<'a> = &'a [(&'a str, &'a str)];
 
@@ -71,6 +76,24 @@ fn start_postgres(settings: Settings<'_>) -> PostgresServer {
 pub(crate) fn start_redis(arguments: &[&str]) -> RedisServer {
     let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed).unwrap()
+}
+
+/// A test that failed shows what its programs said: their files go with it.
+impl Drop for Setup {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        for number in 0..self.logs.load(Ordering::Relaxed) {
+            for program in ["ingest", "consumer"] {
+                if let Ok(text) = fs::read_to_string(self.log(program, number)) {
+                    let lines: Vec<&str> = text.lines().collect();
+                    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+                    println!("the last lines of {program} {number}:\n{}", last.join("\n"));
+                }
+            }
+        }
+    }
 }
 
 impl Setup {
@@ -161,12 +184,16 @@ impl Setup {
         own.into_iter().chain(over).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    fn log(&self, program: &str, number: u32) -> PathBuf {
+        self.folder().join(format!("{program}-{number}.log"))
+    }
+
     /// Starts a program without waiting until it is ready.
     pub(crate) fn start(&self, name: &str, over: Settings<'_>) -> Program {
         let settings = self.settings(over);
         let settings: Vec<(&str, String)> =
             settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-        let log = self.folder().join(format!("{name}-{}.log", self.logs.fetch_add(1, Ordering::Relaxed)));
+        let log = self.log(name, self.logs.fetch_add(1, Ordering::Relaxed));
         Program::start(name, &settings, &log).unwrap()
     }
 

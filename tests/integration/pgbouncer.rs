@@ -40,10 +40,11 @@ fn failed(consumer: &Program) -> f64 {
     consumer.metrics().unwrap().sum("likestream_batches_failed_total")
 }
 
-/// Waits until a statement of the consumers waits for a lock.
+/// Waits until a statement of the consumers waits for a lock of the table. Not by `pg_stat_activity`: whoever has locked
+/// the table is in a transaction, to which that stays as it was first seen.
 async fn caught_in_a_transaction(postgres: &tokio_postgres::Client) {
-    let waiting = "SELECT count(*) FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%likes (user_id%'";
+    let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+                   WHERE datname = current_database() AND relation = 'likes'::regclass AND NOT granted";
     eventually("a transaction waits for the table", async || {
         postgres.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) > 0
     })
