@@ -12,6 +12,9 @@ LOCALSTACK := $(TARGET)/release/localstack
 # Tests mostly wait, for servers and for one another.
 export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 
+# What the checks in Python share.
+export PYTHONPATH := $(CURDIR)/tests
+
 LIKES ?= 1000000
 DUPLICATES ?= 5
 SEED ?=

@@ -10,6 +10,8 @@ import time
 import urllib.error
 import urllib.request
 
+from free_port import free_port
+
 PROGRAMS = ("ingest", "consumer", "likesctl")
 # What one signal alone may have: files for these would have to be mounted, and the chart has those for both.
 FILES_OF_A_SIGNAL = re.compile(r"OTEL_EXPORTER_OTLP_(TRACES|METRICS)_(CERTIFICATE|CLIENT_CERTIFICATE|CLIENT_KEY)")
@@ -101,12 +103,6 @@ def listening(program, admin_port):
     if program == "ingest":
         return {"INGEST_LISTEN": "127.0.0.1:0", "INGEST_ADMIN_LISTEN": f"127.0.0.1:{admin_port}"}
     return {"CONSUMER_ADMIN_LISTEN": f"127.0.0.1:{admin_port}"} if program == "consumer" else {}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def listens(process, port):

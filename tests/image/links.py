@@ -13,6 +13,7 @@ import urllib.request
 
 import compose
 import servers
+from free_port import free_port
 from tree import ROOT, Failed
 
 TIMEOUT_S = 60
@@ -93,7 +94,7 @@ def served(folder, path):
     service = compose.SERVICES["prometheus"]
     [assets] = [word.removeprefix(ASSETS) for word in service["command"] if word.startswith(ASSETS)]
     assets = compose.on_this_machine(service, assets, {name: folder for name in compose.named_volumes(compose.SERVICES[NAME]).values()})
-    port = servers.free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="likestream-prometheus-") as own:
         config, log = pathlib.Path(own) / "prometheus.yaml", pathlib.Path(own) / "log"
         config.write_text("{}", encoding="utf-8")

@@ -17,6 +17,7 @@ import compose
 import servers
 import settings
 import storage
+from free_port import free_port
 from tree import CARGO, ROOT, Failed
 
 # The longest that compose.yaml lets them take.
@@ -176,7 +177,7 @@ def environment(service, programs):
     """That of compose.yaml, but for the ports, which may be taken here. Returns also what each port has become."""
     found, ports = dict(service.get("environment", {})), {}
     for name, address in settings.listens(service, programs).items():
-        ports[settings.port_of(address)] = servers.free_port()
+        ports[settings.port_of(address)] = free_port()
         found[name] = f"127.0.0.1:{ports[settings.port_of(address)]}"
     return found, ports
 
@@ -224,7 +225,7 @@ def becomes_ready(image, name, service, ports):
     code, said = image.run(health)
     if code:
         yield f"the image: '{' '.join(health)}' ends with {code} though '{name}' is ready: {said or image.why(health)}"
-    nobody = [*command[:-1], f"127.0.0.1:{servers.free_port()}"]
+    nobody = [*command[:-1], f"127.0.0.1:{free_port()}"]
     code, said = image.run(nobody)
     if code != 1:
         yield f"the image: '{' '.join(nobody)}' ends with {code} where nobody listens, and should with 1: {said or image.why(nobody)}"
@@ -263,7 +264,7 @@ def trust(image, scratch, secrets):
                "--tls-auth-clients", "no")
     with servers.redis(scratch, secrets, *options) as port:
         password = (secrets / "redis-password").read_text().split()[1]
-        admin = servers.free_port()
+        admin = free_port()
         variables = {"REDIS_URL": f"rediss://:{password}@localhost:{port}/0", "STARTUP_TIMEOUT": "5s",
                      "INGEST_LISTEN": "127.0.0.1:0", "INGEST_ADMIN_LISTEN": f"127.0.0.1:{admin}"}
         code, said = image.run(["ingest"], variables)

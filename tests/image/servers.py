@@ -9,18 +9,13 @@ import socket
 import subprocess
 import time
 
+from free_port import free_port
 from tree import ROOT, Failed
 
 # It is everywhere, and Postgres wants a user that has a name.
 NOBODY = 65534
 START_S = 30
 STOP_S = 30
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def wait_for(what, condition, seconds=START_S):

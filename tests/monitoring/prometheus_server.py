@@ -3,7 +3,6 @@
 import contextlib
 import json
 import pathlib
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ import urllib.request
 
 import yaml
 
+from free_port import free_port
+
 READY_S = 30
 ANSWER_S = 30
 END_S = 20
@@ -20,12 +21,6 @@ END_S = 20
 
 class QueryFailed(Exception):
     """Prometheus says what is wrong with a query."""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Prometheus:

@@ -4,6 +4,7 @@
 //! Calls block: they start processes and wait, with a bound, until those answer.
 
 pub mod admin;
+mod free_port;
 pub mod http_client;
 pub mod pgbouncer_server;
 pub mod postgres_server;
@@ -14,9 +15,11 @@ pub mod redis_sentinels;
 pub mod redis_server;
 pub mod slow_callers;
 
-use std::{io, net::TcpListener, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use thiserror::Error;
+
+pub use crate::free_port::free_port;
 
 /// Something could not be started, or did not do what it should.
 #[derive(Debug, Error)]
@@ -68,10 +71,4 @@ impl LocalError {
         let what = what.into();
         move |source| Self::Io { what, source }
     }
-}
-
-/// A port on loopback that nobody listens on just now.
-pub fn free_port() -> Result<u16, LocalError> {
-    let address = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    address.map(|address| address.port()).map_err(LocalError::io("no free port on loopback"))
 }
