@@ -69,7 +69,8 @@ impl Gathering {
         Self { limits, entries: Vec::new(), likes: 0 }
     }
 
-    /// Takes entries until the limits say enough. Nothing when no entry will ever come.
+    /// Takes entries until the limits say enough. Nothing when no entry will ever come. Dropped half way, it keeps what it
+    /// has for the next call.
     pub(crate) async fn batch(
         &mut self,
         entries: &mut mpsc::UnboundedReceiver<Entry>,

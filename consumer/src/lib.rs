@@ -212,7 +212,11 @@ async fn connect(
     if settings.postgres_pooling == Pooling::Session && pooling::shares_sessions(postgres, &client).await {
         return Err(pooling::wrong_setting().into());
     }
-    schema::check(&client).await?;
+    let checked = timeout(limit, schema::check(&client)).await;
+    checked.map_err(|_| {
+        let waited = humantime::format_duration(limit);
+        ConsumerError::Postgres(Unreachable::Silent { server: postgres.address(), waited, source: None })
+    })??;
     Ok((connections, partitions))
 }
 
@@ -304,14 +308,15 @@ async fn consume(
     // Whatever is still pending here is for the others now.
     stop_trimming.cancel();
     gone.cancel();
-    let farewell = async { tokio::join!(trimming, beating) };
-    let Ok((trimmed, beaten)) = timeout(FAREWELL, farewell).await else {
+    let (trimmed, beaten) = tokio::join!(timeout(FAREWELL, trimming), timeout(FAREWELL, beating));
+    if trimmed.is_err() || beaten.is_err() {
         tracing::warn!("Redis does not answer: others will notice by and by that this consumer is gone");
-        return ended;
-    };
-    beaten.map_err(|_| ConsumerError::Crashed("the heartbeat"))??;
+    }
+    if let Ok(beaten) = beaten {
+        beaten.map_err(|_| ConsumerError::Crashed("the heartbeat"))??;
+    }
     ended?;
-    trimmed.map_err(|_| ConsumerError::Crashed("trimming"))
+    trimmed.map_or(Ok(()), |trimmed| trimmed.map_err(|_| ConsumerError::Crashed("trimming")))
 }
 
 /// From Redis into Postgres.

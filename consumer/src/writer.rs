@@ -16,6 +16,7 @@ use shared::{
 use tokio::{
     pin,
     sync::mpsc,
+    task::JoinError,
     time::{Instant, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -53,9 +54,18 @@ impl Writer {
         let mut gathered = None;
         let mut acking: Option<AbortOnDropHandle<()>> = None;
         loop {
-            let next = match gathered.take() {
-                Some(batch) => Some((batch, Flush::Full)),
-                None => gathering.batch(&mut entries).await,
+            let next = match (gathered.take(), &mut acking) {
+                (Some(batch), _) => Some((batch, Flush::Full)),
+                (None, None) => gathering.batch(&mut entries).await,
+                (None, Some(ack)) => tokio::select! {
+                    next = gathering.batch(&mut entries) => next,
+                    // What it has not released nobody can read on over: its panic is not to wait for the next batch.
+                    acked = ack => {
+                        heed(acked);
+                        acking = None;
+                        continue;
+                    }
+                },
             };
             let Some((mut batch, flush)) = next else { break };
             let span = self.acknowledger.tracing.start(&mut batch, flush);
@@ -157,10 +167,16 @@ impl Writer {
     }
 }
 
-/// Waits for the end of a task. Its panic is ours.
+/// Waits for the end of a task.
 async fn end(task: Option<AbortOnDropHandle<()>>) {
-    let Some(task) = task else { return };
-    if let Err(panicked) = task.await
+    if let Some(task) = task {
+        heed(task.await);
+    }
+}
+
+/// A task's panic is ours.
+fn heed(ended: Result<(), JoinError>) {
+    if let Err(panicked) = ended
         && panicked.is_panic()
     {
         panic::resume_unwind(panicked.into_panic());

@@ -8,6 +8,7 @@ use deadpool_postgres::{
     BuildError, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
 };
 use secrecy::ExposeSecret;
+use tokio::time::timeout;
 use tokio_postgres::{Client, Config, config::Host, error::SqlState};
 
 use self::tls::{Parameters, Tls};
@@ -93,7 +94,12 @@ impl Postgres {
             .create_timeout(Some(CONNECT_TIMEOUT))
             .post_create(Hook::async_fn(move |client, _| {
                 let session = session.clone();
-                Box::pin(async move { client.batch_execute(&session).await.map_err(HookError::Backend) })
+                Box::pin(async move {
+                    // A pooler lets us in and then may have no session for us. The pool's own bounds are not for this.
+                    let begun = timeout(CONNECT_TIMEOUT, client.batch_execute(&session)).await;
+                    let silent = || format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+                    begun.map_err(|_| HookError::message(silent()))?.map_err(HookError::Backend)
+                })
             }))
             .build()
     }

@@ -145,7 +145,8 @@ where
                 return Err(Unreachable::Silent { server: server.to_string(), waited, source: last });
             }
         };
-        if Instant::now() + START_RETRY > give_up_at {
+        // The next attempt should have some time, too: one that is cut short would seem to find a silent server.
+        if Instant::now() + 2 * START_RETRY > give_up_at {
             let waited = humantime::format_duration(limit);
             return Err(Unreachable::Away { server: server.to_string(), setting, waited, source });
         }

@@ -158,6 +158,35 @@ async fn consumers_that_end_or_die_leave_no_names_in_the_way() {
     }
 }
 
+/// A pooler lets everybody in, and without a free session it lets everybody wait: nobody may wait for that without bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_without_a_free_session_is_waited_for_within_bounds() {
+    let setup = Setup::new().await;
+    let pooler = Pooler::start(&setup, PoolMode::Transaction, 1);
+    let pooling = [("DATABASE_URL", pooler.url.as_str()), ("POSTGRES_POOLING", "transaction")];
+    let consumer = setup.consumer(&[&pooling[..], &[("WRITE_TIMEOUT", "1s")]].concat());
+    let hog = postgres_client(&pooler.url).await;
+    hog.batch_execute("BEGIN").await.unwrap();
+    setup.append(&likes(50), 1).await;
+    eventually("attempts fail, new connections too", async || failed(&consumer) >= 3.0).await;
+    assert!(consumer.log_text().contains("no answer within 5 s"), "{}", consumer.log_text());
+
+    let redis = setup.redis.url();
+    let late =
+        [("REDIS_URL", redis.as_str()), ("STARTUP_TIMEOUT", "1s"), ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0")];
+    let late = run("consumer", &[], &[&pooling[..], &late].concat());
+    assert_eq!(late.code, Some(1), "{}", late.stderr);
+    let last = late.stderr.lines().last().unwrap();
+    assert!(
+        last.ends_with("accepts connections and did not answer for 1s: see what is wrong with it"),
+        "{last}"
+    );
+
+    hog.batch_execute("COMMIT").await.unwrap();
+    setup.wait_for_rows(50).await;
+    setup.wait_until_drained().await;
+}
+
 fn through(pooler: &Pooler, setup: &Setup, program: &str, arguments: &[&str]) -> Ended {
     let redis = setup.redis.url();
     let settings = [
@@ -221,6 +250,9 @@ async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing
     assert!(pending(&redis).await > 0);
 
     drop(consumers);
+    // Its sessions still have what the consumers began them with.
+    pooler.server.kill();
+    pooler.server.start_again(options).unwrap();
     let settings = [
         ("DATABASE_URL", pooler.url.as_str()),
         ("POSTGRES_POOLING", "transaction"),

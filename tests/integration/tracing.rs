@@ -82,6 +82,9 @@ async fn a_like_is_traced_from_its_caller_into_the_table() {
         setup.wait_for_rows(1).await;
         let there = |name| collector.spans_named("consumer", name).len() == 1;
         eventually("the batch is traced", async || there("process likes:{partition}")).await;
+        let there = |name| collector.spans_named("ingest", name).len() == 1;
+        eventually("the request, too", async || there("POST /likes") && there("XADD likes:{partition}"))
+            .await;
 
         let request = only(collector.spans_named("ingest", "POST /likes"));
         assert_eq!(
@@ -223,7 +226,9 @@ async fn links_are_capped_and_their_number_is_told() {
 async fn likes_of_many_traces_share_an_entry_and_are_linked() {
     let setup = Setup::new().await;
     let collector = Collector::start().await;
-    let ingest = setup.ingest(&borrowed(&exporting(&collector.url(), "grpc")));
+    let mut settings = exporting(&collector.url(), "grpc");
+    settings.push(("REDIS_TIMEOUT", "20s".to_owned()));
+    let ingest = setup.ingest(&borrowed(&settings));
     let body = r#"{"user_id": 7, "post_id": 42}"#;
     setup.redis.pause();
     let sent = (1..=8_u64).map(|number| {
@@ -294,14 +299,24 @@ async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
     let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let frozen = format!("http://{}", frozen.local_addr().unwrap());
-    for (url, protocol) in
-        [(frozen.as_str(), "grpc"), (&frozen, "http/protobuf"), ("http://127.0.0.1:1", "grpc")]
-    {
+    let address = frozen.local_addr().unwrap();
+    let (plain, by_tls) = (format!("http://{address}"), format!("https://{address}"));
+    let authority = Authority::new("collectors");
+    for (url, protocol) in [
+        (plain.as_str(), "grpc"),
+        (&plain, "http/protobuf"),
+        (&by_tls, "grpc"),
+        (&by_tls, "http/protobuf"),
+        ("http://127.0.0.1:1", "grpc"),
+    ] {
         let setup = Setup::new().await;
         let mut settings = exporting(url, protocol);
         // It is full soon, and complained of once.
         settings.push(("OTEL_BSP_MAX_QUEUE_SIZE", "16".to_owned()));
+        if url == by_tls {
+            let ca = authority.file().to_str().unwrap().to_owned();
+            settings.push(("OTEL_EXPORTER_OTLP_CERTIFICATE", ca));
+        }
         let mut ingest = setup.ingest(&borrowed(&settings));
         let mut consumer = setup.consumer(&borrowed(&settings));
         let mut client = HttpClient::new(ingest.listen());
@@ -310,6 +325,10 @@ async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
         }
         drop(client);
         setup.wait_for_rows(500).await;
+        eventually("exports fail", async || {
+            ingest.metrics().unwrap().sum("likestream_export_failures_total") > 0.0
+        })
+        .await;
         let dropped = ingest.metrics().unwrap().sum("likestream_spans_dropped_total");
         assert_eq!(ingest.terminate(SOON).unwrap().code(), Some(0), "{}", ingest.log_text());
         assert_eq!(consumer.terminate(SOON).unwrap().code(), Some(0), "{}", consumer.log_text());
@@ -380,8 +399,9 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
         settings.push(("OTEL_EXPORTER_OTLP_CERTIFICATE", stranger.file().to_str().unwrap().to_owned()));
         let ingest = setup.ingest(&borrowed(&settings));
         like(&ingest, &format!("00-{TRACE}-{CALLER}-01")).await;
-        eventually("it complains", async || ingest.log_text().contains("not exported")).await;
-        assert!(ingest.metrics().unwrap().sum_where("likestream_export_failures_total", "traces") >= 1.0);
+        let failures = || ingest.metrics().unwrap().sum_where("likestream_export_failures_total", "traces");
+        eventually("it fails", async || failures() >= 1.0).await;
+        assert!(ingest.log_text().contains("not exported"), "{}", ingest.log_text());
         assert!(other.spans().is_empty());
     }
 }

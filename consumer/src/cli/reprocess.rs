@@ -105,7 +105,8 @@ pub(super) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
     }
     let limit = options.redis.startup_timeout;
     let (client, postgres) = access::postgres(&options.postgres, "likesctl reprocess", limit).await?;
-    schema::check(&client).await.map_err(|error| CliError::Failed(error.into()))?;
+    access::answer(async { schema::check(&client).await.map_err(|error| CliError::Failed(error.into())) })
+        .await?;
     // Each transaction brings what it needs along: this works behind a pooler, too.
     let transactions = Transactions { pooling: Pooling::Transaction, limit: WRITE_TIMEOUT };
     let pool = postgres.pool(1, transactions.connected()).map_err(|error| CliError::Failed(error.into()))?;

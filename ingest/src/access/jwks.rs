@@ -302,8 +302,11 @@ impl Fetched {
         let _waiting = self.signals.may_wait.try_acquire().ok()?;
         let mut tried = pin!(self.signals.tried.notified());
         tried.as_mut().enable();
-        self.signals.wanted.notify_one();
-        let _ = timeout(UNKNOWN_KEY_PATIENCE, tried).await;
+        // It may have come before that.
+        if self.signals.may_fetch.load(Ordering::Relaxed) {
+            self.signals.wanted.notify_one();
+            let _ = timeout(UNKNOWN_KEY_PATIENCE, tried).await;
+        }
         self.keys.borrow().find(algorithm, id)
     }
 }

@@ -347,7 +347,12 @@ impl Shared {
         let server = connection.server.clone();
         self.state.send_modify(|state| drop(state.nodes.insert(server.clone(), Arc::clone(&connection))));
         connection.ended.cancelled().await;
-        self.state.send_modify(|state| drop(state.nodes.remove(&server)));
+        // A server that left the layout and came back has another one by now.
+        self.state.send_modify(|state| {
+            if state.nodes.get(&server).is_some_and(|node| Arc::ptr_eq(node, &connection)) {
+                state.nodes.remove(&server);
+            }
+        });
     }
 }
 

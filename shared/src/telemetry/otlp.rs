@@ -106,7 +106,8 @@ fn with_grpc<B: WithExportConfig + WithTonicConfig>(builder: B, settings: &Expor
         if let Some((certificate, key)) = &settings.tls.identity {
             tls = tls.identity(Identity::from_pem(certificate, key));
         }
-        builder = builder.with_tls_config(tls);
+        // The other timeout begins when there is a connection.
+        builder = builder.with_tls_config(tls.timeout(settings.timeout));
     }
     if settings.gzip { builder.with_compression(Compression::Gzip) } else { builder }
 }
