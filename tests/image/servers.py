@@ -14,7 +14,7 @@ from tree import ROOT, Failed
 
 # It is everywhere, and Postgres wants a user that has a name.
 NOBODY = 65534
-START_S = 30
+START_S = 90
 STOP_S = 30
 
 

@@ -106,7 +106,7 @@ async fn what_is_no_batch_is_refused_as_a_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_redis_does_not_take_can_be_sent_again() {
     let setup = Setup::new().await;
-    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "500ms")]);
+    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "2s")]);
     let mut client = HttpClient::new(ingest.listen());
     let body = Value::from((1..=1_000).map(like).collect::<Vec<_>>()).to_string();
     setup.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();

@@ -61,6 +61,12 @@ async fn a_database_that_turned_read_only_is_waited_for() {
     let consumer = setup.consumer(&[]);
     postgres.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on; ").await.unwrap();
     postgres.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    let observer = setup.postgres_client().await;
+    eventually("it is read-only", async || {
+        let set = observer.query_one("SHOW default_transaction_read_only", &[]).await.unwrap();
+        set.get::<_, &str>(0) == "on"
+    })
+    .await;
     setup.append(&likes(50), 1).await;
     failures(&consumer, 2.0).await;
     assert!(consumer.log_text().contains("read-only transaction"));
@@ -80,8 +86,7 @@ async fn a_lock_on_the_table_is_waited_for_within_bounds() {
     let consumer = setup.consumer(&[("WRITE_TIMEOUT", "400ms")]);
     postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
     setup.append(&likes(50), 1).await;
-    failures(&consumer, 2.0).await;
-    assert!(consumer.log_text().contains("lock timeout"), "{}", consumer.log_text());
+    eventually("a lock is not had in time", async || consumer.log_text().contains("lock timeout")).await;
     postgres.batch_execute("COMMIT").await.unwrap();
     setup.wait_for_rows(50).await;
     setup.wait_until_drained().await;
@@ -92,16 +97,19 @@ async fn a_server_without_free_connections_is_waited_for() {
     let mut setup = Setup::with_own_postgres(&[("max_connections", "10")]);
     let consumer = setup.consumer(&[]);
     let postgres = setup.postgres_client().await;
-    postgres
-        .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'likestream%'")
-        .await
-        .unwrap();
     let url = setup.database_url();
     let mut hoard = Vec::new();
-    while let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
-        tokio::spawn(connection);
-        hoard.push(client);
-    }
+    eventually("the consumer has no connection, and none is free", async || {
+        let end = "SELECT count(pg_terminate_backend(pid, 30000)) FROM pg_stat_activity
+                   WHERE application_name LIKE 'likestream%'";
+        let ended: i64 = postgres.query_one(end, &[]).await.unwrap().get(0);
+        while let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
+            tokio::spawn(connection);
+            hoard.push(client);
+        }
+        ended == 0
+    })
+    .await;
     setup.append(&likes(50), 1).await;
     failures(&consumer, 2.0).await;
     drop(hoard);
@@ -179,7 +187,12 @@ async fn rows_that_the_table_rejects_become_dead_letters_alone() {
     assert_eq!(of_later["consumer"], "mortician");
     let detail = std::str::from_utf8(&of_later["detail"]).unwrap();
     assert!(detail.starts_with("like 0 of the entry: ") && detail.contains("no_13"), "{detail}");
-    let metrics = consumer.metrics().unwrap();
+    let metrics = || consumer.metrics().unwrap();
+    eventually("all are counted", async || {
+        metrics().sum_where("likestream_dead_letters_total", "reason=\"rejected\"") >= 5.0
+    })
+    .await;
+    let metrics = metrics();
     assert_eq!(metrics.sum_where("likestream_dead_letters_total", "reason=\"rejected\""), 5.0);
     assert_eq!(metrics.sum("likestream_rows_inserted_total"), 2_997.0);
 }

@@ -37,7 +37,10 @@ pub(crate) const GROUP: &str = "likes-writers";
 pub(crate) const PARTITIONS: u16 = 4;
 
 /// For what should happen soon, on a machine that is busy with the other tests.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(90);
+
+/// What survives the end of a Redis. None outlives a crash of this machine.
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
 
 /// Of a program's log, for whoever looks why a test failed.
 const LAST_LINES: usize = 40;
@@ -99,7 +102,7 @@ impl Drop for Setup {
 impl Setup {
     /// A Redis and an empty database with the schema.
     pub(crate) async fn new() -> Self {
-        Self::with_redis(&["--appendonly", "yes"]).await
+        Self::with_redis(&DURABLE).await
     }
 
     pub(crate) async fn with_redis(arguments: &[&str]) -> Self {
@@ -120,7 +123,7 @@ impl Setup {
     /// With a Postgres that the test may stop, kill or freeze.
     pub(crate) fn with_own_postgres(postgres_settings: Settings<'_>) -> Self {
         let postgres = Box::new(start_postgres(postgres_settings));
-        let setup = Self::with(&["--appendonly", "yes"], Database::Own(postgres));
+        let setup = Self::with(&DURABLE, Database::Own(postgres));
         setup.migrate();
         setup
     }

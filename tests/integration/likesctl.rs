@@ -126,7 +126,7 @@ async fn what_is_wrong_is_said_in_one_line() {
     let away =
         [("REDIS_URL", no_redis.as_str()), ("DATABASE_URL", &database_url), ("STARTUP_TIMEOUT", "200ms")];
     let no_table =
-        [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &no_database), ("STARTUP_TIMEOUT", "200ms")];
+        [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &no_database), ("STARTUP_TIMEOUT", "3s")];
     let here = [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &database_url)];
     let foreign = [("REDIS_URL", redis_url.as_str()), ("LIKES_STREAM", "other")];
     for (arguments, settings, code, words) in [
@@ -419,7 +419,10 @@ async fn what_is_missing_in_the_table_is_found_and_reprocessed() {
     let partial = ctl(&setup, &["reprocess", "-p", "1", "--from", &bad, "--to", &bad, "--yes"]);
     assert_eq!(partial.code, Some(4), "{}", partial.stderr);
     assert!(partial.stderr.contains(&format!("skipped 1/{bad}: ")), "{}", partial.stderr);
-    assert_eq!(consumer.metrics().unwrap().sum("likestream_dead_letters_total"), 1.0);
+    eventually("the dead letter is counted", async || {
+        consumer.metrics().unwrap().sum("likestream_dead_letters_total") == 1.0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use local::{
@@ -32,6 +33,12 @@ fn temporary_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o1777)).unwrap();
     folder
+}
+
+/// Of two stacks that come up at once one would find the usual ports free and then taken.
+fn ports_of_up() -> MutexGuard<'static, ()> {
+    static PORTS: Mutex<()> = Mutex::new(());
+    PORTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn left_behind(temporary: &tempfile::TempDir) -> Vec<String> {
@@ -64,22 +71,22 @@ fn the_demo_passes_and_writes_its_figures() {
 /// A short run of what `make chaos` does for longer.
 #[test]
 fn chaos_loses_and_doubles_nothing() {
-    chaos("one", "2");
+    chaos("one", "2", "30s");
 }
 
 #[test]
 fn chaos_on_a_cluster_loses_and_doubles_nothing() {
-    let faults = chaos("cluster", "238");
+    let faults = chaos("cluster", "238", "60s");
     assert!(faults.contains_key("move of a slot") && faults.contains_key("kill -9 of Redis"), "{faults:?}");
 }
 
 /// Returns how often each kind of fault came.
-fn chaos(redis: &str, seed: &str) -> serde_json::Map<String, serde_json::Value> {
+fn chaos(redis: &str, seed: &str, duration: &str) -> serde_json::Map<String, serde_json::Value> {
     let temporary = temporary_folder();
     let json = temporary.path().join("chaos.json");
     let json = json.to_str().unwrap();
     let how =
-        ["chaos", "--redis", redis, "--seed", seed, "--duration", "30s", "--rate", "300", "--json", json];
+        ["chaos", "--redis", redis, "--seed", seed, "--duration", duration, "--rate", "300", "--json", json];
     let output = localstack(&how, &temporary).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
@@ -131,6 +138,7 @@ fn servers_do_not_outlive_whoever_started_them() {
 
 #[test]
 fn a_stack_stays_up_until_it_is_put_down() {
+    let _nobody_else_takes_its_ports = ports_of_up();
     let temporary = temporary_folder();
     let state = temporary.path().join("state.json");
     let run = |command: &str| {
@@ -168,6 +176,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
 
 #[test]
 fn an_interrupted_start_leaves_nothing_up() {
+    let _nobody_else_takes_its_ports = ports_of_up();
     let temporary = temporary_folder();
     let state = temporary.path().join("state.json");
     let arguments = ["--state", state.to_str().unwrap(), "up"];

@@ -169,7 +169,7 @@ async fn surplus_consumers_stand_by_and_take_over() {
     let mut consumers: Vec<Program> = (0..=PARTITIONS).map(|_| setup.consumer(&[])).collect();
     settled(&consumers).await;
     let idle = consumers.iter().position(|consumer| owned(consumer) == 0).unwrap();
-    assert!(consumers[idle].log_text().contains("standby"));
+    eventually("it says so", async || consumers[idle].log_text().contains("standby")).await;
     let standby = consumers.remove(idle);
     consumers[0].kill();
     eventually("it takes over", async || owned(&standby) == 1).await;

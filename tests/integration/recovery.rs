@@ -45,7 +45,8 @@ async fn entries_of_a_dead_consumer_are_claimed() {
     let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")]);
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
-    assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total"), 1_000.0);
+    // On a slow machine some of them twice.
+    assert!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total") >= 1_000.0);
 }
 
 /// What can be claimed may lie far behind what can't: the cursor is kept from page to page.

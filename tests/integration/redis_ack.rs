@@ -27,7 +27,7 @@ async fn answered(ingest: &Program) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_like_waits_for_its_replicas() {
     let setup = Setup::new().await;
-    let ingest = setup.ingest(&[("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "400ms")]);
+    let ingest = setup.ingest(&[("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "2s")]);
     assert_eq!(answered(&ingest).await, "redis-unconfirmed");
     let replica = replica_of(&setup).await;
     eventually("taken", async || answered(&ingest).await == "taken").await;

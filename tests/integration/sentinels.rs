@@ -56,7 +56,7 @@ async fn a_master_of_another_name_is_said() {
         &[],
         &[
             ("REDIS_URL", &wrong),
-            ("STARTUP_TIMEOUT", "300ms"),
+            ("STARTUP_TIMEOUT", "3s"),
             ("INGEST_LISTEN", "127.0.0.1:0"),
             ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
         ],

@@ -1,9 +1,7 @@
 //! SIGTERM: finish what is in hand, leave nothing behind, exit 0.
 
-use std::time::Duration;
-
 use fred::prelude::{StreamsInterface, Value};
-use local::http_client::HttpClient;
+use local::{http_client::HttpClient, program::Program};
 use nix::sys::signal::Signal;
 use tokio::io::AsyncWriteExt;
 
@@ -75,6 +73,11 @@ async fn what_cannot_be_stored_in_time_stays_pending_for_the_next() {
     setup.wait_until_drained().await;
 }
 
+async fn it_has_arrived(ingest: &Program) {
+    let active = || ingest.metrics().unwrap().sum("http_server_active_requests");
+    eventually("the request has arrived", async || active() == 1.0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ingest_answers_what_is_in_flight_and_takes_no_more() {
     let setup = Setup::new().await;
@@ -82,8 +85,7 @@ async fn ingest_answers_what_is_in_flight_and_takes_no_more() {
     let address = ingest.listen();
     setup.redis.pause();
     let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
-    // It is in flight when it is counted nowhere else: give it time to arrive.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    it_has_arrived(&ingest).await;
     ingest.signal(Signal::SIGTERM);
     eventually("no new connections", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
     assert!(!in_flight.is_finished());
@@ -101,7 +103,7 @@ async fn ingest_does_not_wait_for_ever() {
     let address = ingest.listen();
     setup.redis.pause();
     let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    it_has_arrived(&ingest).await;
     let status = ingest.terminate(SOON).unwrap();
     assert_eq!(status.code(), Some(1));
     // It may just be told so before the end.

@@ -25,7 +25,7 @@ const HONEST: u64 = 100;
 /// Ingest has some 25 MiB of its own.
 const MAX_RESIDENT_BYTES: u64 = 96 << 20;
 
-const TIMEOUTS: Settings<'_> = &[("INGEST_HEAD_TIMEOUT", "1s"), ("INGEST_IDLE_TIMEOUT", "2s")];
+const TIMEOUTS: Settings<'_> = &[("INGEST_HEAD_TIMEOUT", "3s"), ("INGEST_IDLE_TIMEOUT", "4s")];
 
 const LIKE: &str = "POST /likes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 29\r\n\r\n\
                     {\"user_id\": 7, \"post_id\": 42}";

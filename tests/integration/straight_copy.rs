@@ -50,7 +50,7 @@ async fn known_and_new_likes_share_a_transaction() {
     postgres.batch_execute(record).await.unwrap();
     let consumer = setup.consumer(&ONE_BATCH);
     for (users, transactions) in [(1_000, 1), (2_000, 2), (2_000, 3)] {
-        setup.append(&likes(users), 10).await;
+        setup.append(&likes(users), 250).await;
         setup.wait_until_drained().await;
         assert_eq!(setup.count().await as u64, users);
         assert_eq!(total(&consumer, "likestream_batches_committed_total"), transactions);

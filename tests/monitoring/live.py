@@ -12,7 +12,7 @@ import trouble
 LOAD_S = 30
 LOOK_BACK_S = 15
 EVALUATED_S = 15
-SEEN_S = 15
+SEEN_S = 30
 
 # Counters are there from 0 on, but one by the error comes with its first error. Of these a stack that is well has nothing,
 WHILE_WELL = {

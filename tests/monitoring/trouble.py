@@ -9,7 +9,7 @@ import psycopg
 
 REDIS_TIMEOUT_S = 5
 # For longer than checks take to fail.
-SILENCE_S = 15
+SILENCE_S = 30
 
 
 def redis(stack, *words):

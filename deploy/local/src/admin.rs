@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// GETs a path: status and body.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {

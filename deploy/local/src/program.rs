@@ -21,7 +21,7 @@ use crate::{
     process::{Watchdog, append_to, is_running, last_words, wait_until},
 };
 
-const START_SECONDS: u64 = 20;
+const START_SECONDS: u64 = 60;
 
 /// Ends with the value, by SIGKILL, unless it was let go; and with this process, however that ends.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ const SLOTS: u16 = 16_384;
 const READY_SECONDS: u64 = 60;
 
 /// How long a master may be silent before its replica takes over.
-const NODE_TIMEOUT_MS: &str = "1500";
+const NODE_TIMEOUT_MS: &str = "3000";
 
 /// Keys that one migration moves at once.
 const MOVED_AT_ONCE: &str = "100";

@@ -9,7 +9,7 @@ use crate::{
 };
 
 const SENTINELS: usize = 3;
-const READY_SECONDS: u64 = 30;
+const READY_SECONDS: u64 = 90;
 
 /// What the sentinels call the master.
 const MASTER: &str = "likestream";

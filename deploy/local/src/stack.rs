@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::stack_redis::{Deployment, StackRedis};
 
 /// How long a program may take to be ready.
-pub(crate) const READY: Duration = Duration::from_secs(20);
+pub(crate) const READY: Duration = Duration::from_mins(1);
 const STOP: Duration = Duration::from_secs(40);
 
 /// How it should be.
