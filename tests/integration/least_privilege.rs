@@ -23,7 +23,12 @@ use crate::{
     },
 };
 
-const ROLES: &str = include_str!("../../sql/roles.sql");
+/// Roles are a server's, and so of all tests: two that make them at once would be in each other's way.
+async fn make_roles(owner: &tokio_postgres::Client) {
+    static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _alone = ONE.lock().await;
+    owner.batch_execute(include_str!("../../sql/roles.sql")).await.unwrap();
+}
 const USERS: &str = include_str!("../../deploy/redis/users.acl");
 const SENTINEL_USERS: &str = include_str!("../../deploy/redis/sentinel.acl");
 
@@ -51,11 +56,11 @@ async fn the_pipeline_runs_under_roles_that_may_do_nothing_else() {
     let url = |role: &str| setup.database_url().replace("postgres@", &format!("{role}@"));
     let (migrator, consumer) = (url("likestream_migrator"), url("likestream_consumer"));
     let reader = url("likestream_reader");
-    owner.batch_execute(ROLES).await.unwrap();
+    make_roles(&owner).await;
     let migrate = || run("likesctl", &["migrate"], &[("DATABASE_URL", &migrator)]);
     assert_eq!(migrate().code, Some(0), "{}", migrate().stderr);
-    owner.batch_execute(ROLES).await.unwrap();
-    owner.batch_execute(ROLES).await.unwrap();
+    make_roles(&owner).await;
+    make_roles(&owner).await;
     assert!(migrate().stdout.starts_with("nothing to do"), "{}", migrate().stderr);
 
     // Straight into the table, by way of the staging table, and to the dead letters.
@@ -110,7 +115,7 @@ async fn what_another_role_has_made_passes_to_the_migrator() {
     let setup = Setup::new().await;
     let owner = setup.postgres_client().await;
     owner.batch_execute(include_str!("../../sql/optional/hash_partitions.sql")).await.unwrap();
-    owner.batch_execute(ROLES).await.unwrap();
+    make_roles(&owner).await;
     let others =
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
                   AND relowner <> 'likestream_migrator'::regrole";

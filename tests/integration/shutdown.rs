@@ -13,8 +13,15 @@ async fn a_consumer_stores_and_acknowledges_what_it_has_and_leaves_the_group() {
     let redis = setup.redis_client().await;
     setup.append(&likes(50_000), 10).await;
     // A linger as long as this keeps a batch in hand.
-    let mut consumer = setup
-        .start("consumer", &[("BATCH_LINGER", "30s"), ("CLAIM_MIN_IDLE", "1m"), ("BATCH_ROWS", "20000")]);
+    let mut consumer = setup.start(
+        "consumer",
+        &[
+            ("BATCH_LINGER", "30s"),
+            ("CLAIM_MIN_IDLE", "1m"),
+            ("BATCH_ROWS", "20000"),
+            ("DRAIN_TIMEOUT", "1m"),
+        ],
+    );
     eventually("it has entries in hand", async || pending_or_none(&redis).await > 0).await;
     let status = consumer.terminate(SOON).unwrap();
     assert!(status.success(), "{status}: {}", consumer.log_text());

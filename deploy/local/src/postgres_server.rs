@@ -99,7 +99,10 @@ impl PostgresServer {
 
     /// Kills all of its processes at once, as a power cut would. Its data stay.
     pub fn kill(&mut self) {
-        let processes = self.processes();
+        // So that it makes no more children.
+        self.pause();
+        let mut processes = self.children();
+        processes.push(self.process.pid());
         for pid in &processes {
             let _ = kill(*pid, Signal::SIGKILL);
         }
@@ -131,18 +134,19 @@ impl PostgresServer {
         self.signal_all(Signal::SIGCONT);
     }
 
+    /// The first process first: a frozen one makes no more children.
     fn signal_all(&self, signal: Signal) {
-        for pid in self.processes() {
+        self.process.signal(signal);
+        for pid in self.children() {
             let _ = kill(pid, signal);
         }
     }
 
-    /// The first process and its children, which are in sessions of their own.
-    fn processes(&self) -> Vec<Pid> {
+    /// Of the first process; they are in sessions of their own.
+    fn children(&self) -> Vec<Pid> {
         let first = self.process.pid();
         let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
-        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw);
-        std::iter::once(first).chain(children).collect()
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
     }
 }
 
