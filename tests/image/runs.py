@@ -21,8 +21,8 @@ from free_port import free_port
 from tree import CARGO, ROOT, Failed
 
 # The longest that compose.yaml lets them take.
-READY_S = 90
-STORED_S = 90
+READY_S = 30
+STORED_S = 20
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 OF_RUN = ["--isolation", "chroot", "--cap-drop", "all"]
 

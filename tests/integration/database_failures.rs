@@ -86,6 +86,7 @@ async fn a_lock_on_the_table_is_waited_for_within_bounds() {
     let consumer = setup.consumer(&[("WRITE_TIMEOUT", "400ms")]);
     postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
     setup.append(&likes(50), 1).await;
+    failures(&consumer, 2.0).await;
     eventually("a lock is not had in time", async || consumer.log_text().contains("lock timeout")).await;
     postgres.batch_execute("COMMIT").await.unwrap();
     setup.wait_for_rows(50).await;

@@ -183,8 +183,8 @@ fn launch(
     };
     let common = ["--bind", "127.0.0.1", "--dir", ".", "--save", "", "--maxmemory-policy", "noeviction"];
     // There is one replica at most: nobody else comes whom it could wait for.
-    let common = common.iter().chain(&["--repl-diskless-sync-delay", "0"]);
-    let common = ports.iter().chain(common).chain(&["--logfile", "redis.log"]);
+    let more = ["--repl-diskless-sync-delay", "0", "--logfile", "redis.log"];
+    let common = ports.iter().chain(&common).chain(&more);
     arguments.extend(common.map(|&word| word.to_owned()));
     if let Some(RedisTls { ca, certificate, key, asks_clients }) = &options.tls {
         for (option, file) in

@@ -302,8 +302,8 @@ impl Fetched {
         let _waiting = self.signals.may_wait.try_acquire().ok()?;
         let mut tried = pin!(self.signals.tried.notified());
         tried.as_mut().enable();
-        // It may have come before that.
-        if self.signals.may_fetch.load(Ordering::Relaxed) {
+        // It may have come before that, and is there then: see where this is stored.
+        if self.signals.may_fetch.load(Ordering::Acquire) {
             self.signals.wanted.notify_one();
             let _ = timeout(UNKNOWN_KEY_PATIENCE, tried).await;
         }
@@ -324,7 +324,7 @@ async fn refresh(fetch: Fetch, keys: watch::Sender<KeySet>, signals: Arc<Signals
                 tracing::warn!(set = fetch.address(), why, "the key set can't be had: the old one is kept");
             }
         }
-        signals.may_fetch.store(false, Ordering::Relaxed);
+        signals.may_fetch.store(false, Ordering::Release);
         signals.tried.notify_waiters();
     }
 }
