@@ -7,7 +7,7 @@ CARGO := cargo
 # One profile for everything, so that nothing is compiled twice.
 BUILD := $(CARGO) build --locked --release
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-LOCALSTACK := $(TARGET)/release/localstack
+DEVSTACK := $(TARGET)/release/devstack
 
 # Tests mostly wait, for servers and for one another.
 export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
@@ -31,7 +31,7 @@ help: ## Print this help
 
 .PHONY: install
 install: # Redis, Postgres, PgBouncer and a linker, where they are missing
-	@deploy/local/install.sh
+	@tests/stack/install.sh
 
 .PHONY: build
 build: install ## Build all programs (release) into target/release
@@ -39,7 +39,7 @@ build: install ## Build all programs (release) into target/release
 
 .PHONY: demo
 demo: build ## A storm of likes on a private stack, with a verdict (LIKES=1000000 DUPLICATES=5)
-	@$(LOCALSTACK) demo --likes $(LIKES) --duplicates $(DUPLICATES)
+	@$(DEVSTACK) demo --likes $(LIKES) --duplicates $(DUPLICATES)
 
 .PHONY: test
 test: build ## Run all tests, against real servers that they start themselves
@@ -47,12 +47,12 @@ test: build ## Run all tests, against real servers that they start themselves
 
 .PHONY: test-valkey
 test-valkey: build ## The integration tests on Valkey 8 in place of Redis
-	server=$$(deploy/local/valkey.sh $(abspath $(TARGET))/valkey) && \
+	server=$$(tests/stack/valkey.sh $(abspath $(TARGET))/valkey) && \
 	REDIS_SERVER=$$server $(CARGO) test --locked --release --package likestream-tests
 
 .PHONY: chaos
 chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10 REDIS=one|cluster)
-	@$(LOCALSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m --redis $(REDIS)
+	@$(DEVSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m --redis $(REDIS)
 
 .PHONY: bench
 bench: build ## Figures side by side with what the machine can do at best (ROWS=drain,ingest RUNS=3)
@@ -61,7 +61,7 @@ bench: build ## Figures side by side with what the machine can do at best (ROWS=
 .PHONY: test-http
 test-http: build ## What /openapi.json and docs/examples say against what ingest does
 	@tests/http/install.sh $(abspath $(TARGET))/http
-	@$(LOCALSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python tests/http/check.py $(abspath $(TARGET))/http
+	@$(DEVSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python tests/http/check.py $(abspath $(TARGET))/http
 
 .PHONY: image
 image: ## Build the container image with docker or buildah (IMAGE=likestream:local)
@@ -114,15 +114,15 @@ sbom: install ## Write what each program consists of, as CycloneDX, into target/
 
 .PHONY: up down status logs
 up: build ## Start the same stack and keep it running
-	@$(LOCALSTACK) up
+	@$(DEVSTACK) up
 # What is up can be looked at and stopped whatever state the code is in.
-down: $(LOCALSTACK) ## Stop it and remove its data
-	@$(LOCALSTACK) down
-status: $(LOCALSTACK) ## Tell how it is
-	@$(LOCALSTACK) status
-logs: $(LOCALSTACK) ## Show its logs and follow them
-	@$(LOCALSTACK) logs --follow
-$(LOCALSTACK):
+down: $(DEVSTACK) ## Stop it and remove its data
+	@$(DEVSTACK) down
+status: $(DEVSTACK) ## Tell how it is
+	@$(DEVSTACK) status
+logs: $(DEVSTACK) ## Show its logs and follow them
+	@$(DEVSTACK) logs --follow
+$(DEVSTACK):
 	@$(MAKE) build
 
 .PHONY: lint

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use local::{postgres_server::PostgresServer, program::Program, redis_server::RedisServer};
+use devstack::{postgres_server::PostgresServer, program::Program, redis_server::RedisServer};
 use procfs::{ProcError, process::Process};
 
 /// Processor time of a process, of the children that it has now, and of those that it had, in seconds.

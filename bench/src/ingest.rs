@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use local::program::Program;
+use devstack::program::Program;
 
 use crate::{
     BenchError, Settings,

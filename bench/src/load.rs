@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
+use devstack::http_client::HttpClient;
 use hdrhistogram::Histogram;
 use hyper::StatusCode;
-use local::http_client::HttpClient;
 use shared::partition::mix;
 use tokio::{
     task::JoinSet,

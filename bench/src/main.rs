@@ -29,7 +29,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use local::{LocalError, http_client::HttpError, process};
+use devstack::{StackError, http_client::HttpError, process};
 use procfs::ProcError;
 use shared::{
     cli::{self, SettingError},
@@ -113,7 +113,7 @@ impl cli::Settings for Settings {
 #[derive(Debug, Error)]
 enum BenchError {
     #[error(transparent)]
-    Local(#[from] LocalError),
+    Local(#[from] StackError),
     #[error(transparent)]
     Setting(#[from] SettingError),
     #[error(transparent)]

@@ -6,13 +6,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use local::{
+use devstack::{
     postgres_server::{PostgresOptions, PostgresServer},
     process::Lifetime,
     program::{self, Program},
     redis_server::{RedisOptions, RedisServer},
 };
+use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::{
     backlog, codec,
     partition::{KeyPrefix, Partition, PartitionCount},

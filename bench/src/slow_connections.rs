@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use local::{
+use devstack::{
     program::Program,
     slow_callers::{SlowCallers, Slowness},
 };

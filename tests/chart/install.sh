@@ -8,10 +8,10 @@ here=$(dirname "$0")
 missing=()
 command -v npm >/dev/null || missing+=(nodejs npm)
 command -v openssl >/dev/null || missing+=(openssl)
-[ ${#missing[@]} -eq 0 ] || "$here"/../../deploy/local/packages.sh "${missing[@]}"
+[ ${#missing[@]} -eq 0 ] || "$here"/../../tests/stack/packages.sh "${missing[@]}"
 
 mkdir -p "$folder"
-"$here"/../../deploy/local/venv.sh "$folder/venv" "$here"/requirements.txt
+"$here"/../../tests/stack/venv.sh "$folder/venv" "$here"/requirements.txt
 
 # npm checks what it fetches against the lock's sums.
 if ! cmp -s "$here"/package-lock.json "$folder/node_modules/package-lock.json"; then

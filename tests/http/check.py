@@ -1,6 +1,6 @@
 """Runs the examples of docs/examples against ingest and looks for their likes, then schemathesis.
 
-`localstack run` gives the environment: LIKES_URL and REDIS_URL. Arguments: a folder for reports, and what to run
+`devstack run` gives the environment: LIKES_URL and REDIS_URL. Arguments: a folder for reports, and what to run
 ("examples", "schemathesis", or both when there is none).
 """
 

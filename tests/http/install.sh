@@ -9,6 +9,6 @@ missing=()
 command -v curl >/dev/null || missing+=(curl)
 command -v node >/dev/null || missing+=(nodejs)
 command -v go >/dev/null || missing+=(golang-go)
-[ ${#missing[@]} -eq 0 ] || "$here"/../../deploy/local/packages.sh "${missing[@]}"
+[ ${#missing[@]} -eq 0 ] || "$here"/../../tests/stack/packages.sh "${missing[@]}"
 
-"$here"/../../deploy/local/venv.sh "$folder/venv" "$here"/requirements.txt
+"$here"/../../tests/stack/venv.sh "$folder/venv" "$here"/requirements.txt

@@ -12,6 +12,6 @@ command -v openssl >/dev/null || missing+=(openssl)
 command -v busybox >/dev/null || missing+=(busybox)
 command -v strip >/dev/null || missing+=(binutils)
 [ -s /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
-[ ${#missing[@]} -eq 0 ] || "$here"/../../deploy/local/packages.sh "${missing[@]}"
+[ ${#missing[@]} -eq 0 ] || "$here"/../../tests/stack/packages.sh "${missing[@]}"
 
-"$here"/../../deploy/local/venv.sh "$folder/venv" "$here"/requirements.txt
+"$here"/../../tests/stack/venv.sh "$folder/venv" "$here"/requirements.txt

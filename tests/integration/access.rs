@@ -9,14 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
+use devstack::{
+    http_client::{HttpClient, Response},
+    program::Program,
+};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use local::{
-    http_client::{HttpClient, Response},
-    program::Program,
-};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData};
 use serde_json::{Value, json};
 use tokio::{

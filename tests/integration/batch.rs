@@ -1,9 +1,9 @@
 //! `POST /likes/batch`: many likes at once, each of them taken or named.
 
 use bytes::Bytes;
+use devstack::http_client::{HttpClient, Response};
 use http_body_util::Full;
 use hyper::Request;
-use local::http_client::{HttpClient, Response};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

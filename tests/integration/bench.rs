@@ -22,7 +22,7 @@ const FIGURES: [(&str, &str, &str); 11] = [
 #[test]
 fn all_rows_are_measured() {
     let out = tempfile::tempdir().unwrap();
-    let program = local::program::programs_folder().unwrap().join("bench");
+    let program = devstack::program::programs_folder().unwrap().join("bench");
     let small = ["--runs", "1", "--likes", "10000", "--duration", "200ms", "--growth-rows", "10000"];
     let small = small.into_iter().chain(["--slow-connections", "50", "--out"]);
     let ended = Command::new(program).args(small).arg(out.path()).output().unwrap();
@@ -47,7 +47,7 @@ fn all_rows_are_measured() {
 
 #[test]
 fn bad_usage_is_one_line() {
-    let program = local::program::programs_folder().unwrap().join("bench");
+    let program = devstack::program::programs_folder().unwrap().join("bench");
     for arguments in [["--rows", "speed"], ["--runs", "0"], ["--growth-rows", "2,1"], ["--duration", "soon"]]
     {
         let ended = Command::new(&program).args(arguments).output().unwrap();

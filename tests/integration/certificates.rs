@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use local::{
+use devstack::{
     postgres_server::{PostgresOptions, PostgresServer},
     process::Lifetime,
     redis_server::{RedisOptions, RedisServer, RedisTls},

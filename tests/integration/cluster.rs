@@ -1,7 +1,7 @@
 //! A real Redis Cluster: all of the pipeline on it, masters that die, slots that move.
 
+use devstack::{redis_cluster::RedisCluster, redis_server::RedisServer};
 use fred::prelude::Value;
-use local::{redis_cluster::RedisCluster, redis_server::RedisServer};
 use shared::{
     codec,
     redis::{Connections, Repeat},

@@ -10,7 +10,7 @@ use crate::harness::{GROUP, Setup, append_raw, create_groups, eventually, likes,
 async fn readiness_names_what_is_missing() {
     let mut setup = Setup::with_own_postgres(&[]);
     let consumer = setup.consumer(&[]);
-    let ready = || local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
+    let ready = || devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
     assert_eq!(
         ready(),
         (
@@ -23,7 +23,7 @@ async fn readiness_names_what_is_missing() {
     setup.postgres().stop();
     eventually("Postgres is missed", async || ready().0 == 503 && ready().1.contains("[-] postgres failed"))
         .await;
-    assert_eq!(local::admin::get(consumer.admin(), "/livez").unwrap().0, 200);
+    assert_eq!(devstack::admin::get(consumer.admin(), "/livez").unwrap().0, 200);
     setup.postgres().start_again().unwrap();
     eventually("ready again", async || ready().0 == 200).await;
 
@@ -38,7 +38,7 @@ async fn readiness_names_what_is_missing() {
 async fn frozen_servers_are_noticed() {
     let setup = Setup::with_own_postgres(&[]);
     let consumer = setup.consumer(&[("REDIS_TIMEOUT", "1s")]);
-    let ready = || local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
+    let ready = || devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
     setup
         .frozen_postgres(async || {
             eventually("Postgres is missed", async || ready().1.contains("[-] postgres failed")).await;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use devstack::http_client::HttpClient;
 use fred::prelude::{Client, KeysInterface, StreamsInterface, Value};
-use local::http_client::HttpClient;
 use tokio_postgres::Client as Postgres;
 
 use crate::{
@@ -129,11 +129,12 @@ async fn a_lost_read_is_found_again_by_the_consumer_itself() {
         setup.wait_until_drained().await;
     }
     assert!(caught);
-    eventually("not ready", async || local::admin::get(consumer.admin(), "/readyz").unwrap().0 == 503).await;
+    eventually("not ready", async || devstack::admin::get(consumer.admin(), "/readyz").unwrap().0 == 503)
+        .await;
     proxy.let_go();
     setup.wait_for_rows(20).await;
     setup.wait_until_drained().await;
-    eventually("ready", async || local::admin::get(consumer.admin(), "/readyz").unwrap().0 == 200).await;
+    eventually("ready", async || devstack::admin::get(consumer.admin(), "/readyz").unwrap().0 == 200).await;
 }
 
 /// Redis has the like, its caller has no answer: sent again, it is stored once.

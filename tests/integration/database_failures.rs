@@ -1,7 +1,7 @@
 //! What Postgres says no to: retried, rejected or halted at, by what it says.
 
+use devstack::program::Program;
 use fred::prelude::Client;
-use local::program::Program;
 
 use crate::{
     dead_letters::dead_letters,
@@ -9,7 +9,7 @@ use crate::{
 };
 
 fn ready(consumer: &Program) -> (u16, String) {
-    local::admin::get(consumer.admin(), "/readyz?verbose").unwrap()
+    devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap()
 }
 
 async fn failures(consumer: &Program, at_least: f64) {

@@ -11,16 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fred::{
-    prelude::{Builder, Client, ClientLike, Config, HashesInterface, StreamsInterface, Value},
-    types::{ClusterHash, CustomCommand},
-};
-use local::{
+use devstack::{
     http_client::{HttpClient, Response},
     postgres_server::{PostgresOptions, PostgresServer},
     process::Lifetime,
     program::{self, Program},
     redis_server::{RedisOptions, RedisServer},
+};
+use fred::{
+    prelude::{Builder, Client, ClientLike, Config, HashesInterface, StreamsInterface, Value},
+    types::{ClusterHash, CustomCommand},
 };
 use shared::{
     codec,

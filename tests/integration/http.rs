@@ -1,9 +1,9 @@
 //! The HTTP edge: what is taken, what is refused and how.
 
 use bytes::Bytes;
+use devstack::http_client::{HttpClient, Response};
 use http_body_util::Full;
 use hyper::Request;
-use local::http_client::{HttpClient, Response};
 
 use crate::harness::{Setup, entries, post, problem};
 
@@ -121,9 +121,9 @@ async fn ingest_needs_redis_only() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing")]);
     assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 42}"#).await.status, 202);
-    let (status, checks) = local::admin::get(ingest.admin(), "/readyz?verbose").unwrap();
+    let (status, checks) = devstack::admin::get(ingest.admin(), "/readyz?verbose").unwrap();
     assert_eq!((status, checks.as_str()), (200, "[+] redis ok\nready\n"));
-    assert_eq!(local::admin::get(ingest.admin(), "/livez").unwrap().0, 200);
+    assert_eq!(devstack::admin::get(ingest.admin(), "/livez").unwrap().0, 200);
     let metrics = ingest.metrics().unwrap();
     assert_eq!(metrics.sum("likestream_likes_accepted_total"), 1.0);
 }

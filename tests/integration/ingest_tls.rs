@@ -3,13 +3,13 @@
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
+use devstack::{http_client::HttpClient, program::Program};
 use http_body_util::Full;
 use hyper::{
     Request, Version,
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use local::{http_client::HttpClient, program::Program};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::net::TcpStream;

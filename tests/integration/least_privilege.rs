@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeSet, fs};
 
+use devstack::{
+    process::Lifetime,
+    redis_server::{RedisOptions, RedisServer},
+};
 use fred::{
     prelude::{
         Builder, Client, ClientLike, Config, Error, HashesInterface, KeysInterface, StreamsInterface, Value,
     },
     types::{ClusterHash, CustomCommand},
-};
-use local::{
-    process::Lifetime,
-    redis_server::{RedisOptions, RedisServer},
 };
 use shared::codec;
 use tokio_postgres::error::SqlState;

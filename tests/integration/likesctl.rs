@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use devstack::program;
 use fred::prelude::{Client, HashesInterface, KeysInterface, LuaInterface, StreamsInterface};
-use local::program;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

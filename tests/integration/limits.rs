@@ -3,12 +3,12 @@
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Method, Request};
-use local::{
+use devstack::{
     http_client::{HttpClient, Response},
     program::Program,
 };
+use http_body_util::Full;
+use hyper::{Method, Request};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -184,7 +184,7 @@ async fn as_many_connections_fit_as_the_system_allows_files() {
         let log = setup.folder().join(format!("{hard}.log"));
         let mut ingest = Command::new("sh")
             .args(["-c", &format!("ulimit -Sn 300 && ulimit -Hn {hard} && exec \"$0\"")])
-            .arg(local::program::programs_folder().unwrap().join("ingest"))
+            .arg(devstack::program::programs_folder().unwrap().join("ingest"))
             .env("REDIS_URL", setup.redis.url())
             .env("INGEST_MAX_CONNECTIONS", connections)
             .envs([("INGEST_LISTEN", "127.0.0.1:0"), ("INGEST_ADMIN_LISTEN", "127.0.0.1:0")])

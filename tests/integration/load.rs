@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use local::{http_client::HttpClient, program::Program};
+use devstack::{http_client::HttpClient, program::Program};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep},

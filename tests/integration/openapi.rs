@@ -3,9 +3,9 @@
 use std::{env, fs, path::Path};
 
 use bytes::Bytes;
+use devstack::http_client::{HttpClient, Response};
 use http_body_util::Full;
 use hyper::Request;
-use local::http_client::{HttpClient, Response};
 use serde_json::Value;
 
 use crate::harness::{Setup, problem};

@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use devstack::{http_client::HttpClient, program::Program};
 use fred::{
     prelude::{Client, ClientLike, StreamsInterface, Value},
     types::{ClusterHash, CustomCommand},
 };
 use futures_util::future::join_all;
-use local::{http_client::HttpClient, program::Program};
 use tokio::time::timeout;
 
 use crate::harness::{
@@ -79,12 +79,13 @@ async fn redis_away_is_a_503_and_its_return_is_noticed() {
     assert_eq!(post(&ingest, LIKE).await.status, 202);
     setup.redis.stop();
     eventually("503", async || refused_as(&ingest, "redis-unavailable").await).await;
-    eventually("not ready", async || local::admin::get(ingest.admin(), "/readyz").unwrap().0 == 503).await;
-    assert_eq!(local::admin::get(ingest.admin(), "/livez").unwrap().0, 200);
+    eventually("not ready", async || devstack::admin::get(ingest.admin(), "/readyz").unwrap().0 == 503).await;
+    assert_eq!(devstack::admin::get(ingest.admin(), "/livez").unwrap().0, 200);
 
     setup.redis.start_again().unwrap();
     eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
-    eventually("ready again", async || local::admin::get(ingest.admin(), "/readyz").unwrap().0 == 200).await;
+    eventually("ready again", async || devstack::admin::get(ingest.admin(), "/readyz").unwrap().0 == 200)
+        .await;
     assert!(entries(&setup.redis_client().await).await >= 2, "the append-only file has the first like");
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use local::program::Program;
+use devstack::program::Program;
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 

@@ -1,6 +1,6 @@
 //! Through a real PgBouncer that gives its few sessions to transactions.
 
-use local::{
+use devstack::{
     pgbouncer_server::{PgbouncerOptions, PgbouncerServer, PoolMode},
     program::Program,
 };
@@ -239,7 +239,7 @@ async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing
         setup.append(&(users + 1..=next).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
         users = next;
         consumers.iter().any(|consumer| {
-            let (_, checks) = local::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
+            let (_, checks) = devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
             checks.contains(
                 "halted until this is mended: a pooler shares the sessions of Postgres: set \
                              POSTGRES_POOLING=transaction",

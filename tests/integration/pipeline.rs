@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use local::http_client::HttpClient;
+use devstack::http_client::HttpClient;
 use shared::{codec, partition::PartitionCount};
 
 use crate::harness::{PARTITIONS, Setup, append_raw, eventually, like, likes, post, stream};

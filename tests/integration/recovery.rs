@@ -1,10 +1,10 @@
 //! Crashes, outages and mistakes: what was accepted is stored all the same, once.
 
+use devstack::http_client::HttpClient;
 use fred::{
     prelude::{Client, ClientLike, KeysInterface, StreamsInterface, Value},
     types::{ClusterHash, CustomCommand},
 };
-use local::http_client::HttpClient;
 
 use crate::harness::{
     GROUP, PARTITIONS, SOON, Setup, append_raw, beat_for, create_groups, eventually, like, likes, pending,

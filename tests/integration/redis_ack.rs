@@ -1,7 +1,7 @@
 //! `REDIS_ACK`: a 202 waits for what it promises.
 
+use devstack::{program::Program, redis_server::RedisServer};
 use fred::prelude::{ClientLike, StreamsInterface};
-use local::{program::Program, redis_server::RedisServer};
 
 use crate::harness::{PARTITIONS, Setup, entries, eventually, post, problem, run, start_redis, stream};
 

@@ -1,7 +1,7 @@
 //! A Redis that sentinels watch over: its master dies, freezes, comes back.
 
+use devstack::redis_sentinels::RedisSentinels;
 use fred::prelude::Value;
-use local::redis_sentinels::RedisSentinels;
 use shared::redis::Repeat;
 
 use crate::{

@@ -238,7 +238,7 @@ async fn secrets_come_from_files_too() {
     let settings: Vec<(&str, String)> =
         settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
     let log = setup.folder().join("log");
-    let consumer = local::program::Program::start("consumer", &settings, &log).unwrap();
+    let consumer = devstack::program::Program::start("consumer", &settings, &log).unwrap();
     consumer.wait_ready(crate::harness::SOON).unwrap();
 
     let missing = run("ingest", &[], &[("REDIS_URL_FILE", "/nowhere/redis-url")]);

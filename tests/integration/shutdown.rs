@@ -1,7 +1,7 @@
 //! SIGTERM: finish what is in hand, leave nothing behind, exit 0.
 
+use devstack::{http_client::HttpClient, program::Program};
 use fred::prelude::{StreamsInterface, Value};
-use local::{http_client::HttpClient, program::Program};
 use nix::sys::signal::Signal;
 use tokio::io::AsyncWriteExt;
 
@@ -135,7 +135,7 @@ async fn idle_and_half_sent_connections_do_not_hold_up_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_the_log_stops_nothing() {
     let setup = Setup::new().await;
-    let address = format!("127.0.0.1:{}", local::free_port().unwrap());
+    let address = format!("127.0.0.1:{}", devstack::free_port().unwrap());
     let settings = [
         ("REDIS_URL", setup.redis.url()),
         ("INGEST_LISTEN", address.clone()),
@@ -143,7 +143,7 @@ async fn a_full_disk_under_the_log_stops_nothing() {
         ("REDIS_TIMEOUT", "300ms".to_owned()),
     ];
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut ingest = local::program::command("ingest", &settings).unwrap().stderr(full).spawn().unwrap();
+    let mut ingest = devstack::program::command("ingest", &settings).unwrap().stderr(full).spawn().unwrap();
     let mut client = HttpClient::new(address.parse().unwrap());
     eventually("202", async || client.post_like(7, 42).await.is_ok_and(|r| r.status == 202)).await;
     // This has to be logged, and can't be.

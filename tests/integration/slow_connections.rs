@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, client::conn::http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use local::{
+use devstack::{
     process::raise_open_files,
     slow_callers::{SlowCallers, Slowness},
 };
+use http_body_util::Full;
+use hyper::{Request, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -1,6 +1,6 @@
 //! Rows that are guessed to be new go straight into the table; a wrong guess costs a second try and nothing else.
 
-use local::program::Program;
+use devstack::program::Program;
 
 use crate::{
     dead_letters::dead_letters,

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use bytes::Bytes;
+use devstack::{http_client::HttpClient, program::Program};
 use http_body_util::Full;
 use hyper::Request;
-use local::{http_client::HttpClient, program::Program};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 
 use crate::{
@@ -48,7 +48,7 @@ fn documented(headings: &[&str]) -> (BTreeSet<String>, Vec<Metric>) {
 
 /// What `/metrics` shows, with all labels that were seen.
 fn shown(program: &Program) -> Vec<Metric> {
-    let (_, text) = local::admin::get(program.admin(), "/metrics").unwrap();
+    let (_, text) = devstack::admin::get(program.admin(), "/metrics").unwrap();
     let types = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -281,7 +281,7 @@ async fn containers_can_ask_whether_a_program_is_ready_and_idle() {
     assert!(gone.code == Some(1) && gone.stderr.contains("does not answer"), "{}", gone.stderr);
     assert_eq!(gone.stderr.lines().count(), 1);
 
-    let mut idle = local::program::command("likesctl", &[]).unwrap().arg("idle").spawn().unwrap();
+    let mut idle = devstack::program::command("likesctl", &[]).unwrap().arg("idle").spawn().unwrap();
     let status = format!("/proc/{}/status", idle.id());
     eventually("it listens to SIGTERM", async || {
         let status = std::fs::read_to_string(&status).unwrap();

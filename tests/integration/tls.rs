@@ -1,6 +1,6 @@
 //! Redis and Postgres that take nothing but TLS, and want to see certificates.
 
-use local::{postgres_server::PostgresServer, redis_server::RedisServer};
+use devstack::{postgres_server::PostgresServer, redis_server::RedisServer};
 
 use crate::{
     certificates::{Authority, HERE, Issued},

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use devstack::{http_client::HttpClient, program::Program};
 use fred::prelude::{StreamsInterface, Value};
 use futures_util::future::join_all;
 use http_body_util::Full;
 use hyper::Request;
-use local::{http_client::HttpClient, program::Program};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use tokio::net::TcpListener;
 

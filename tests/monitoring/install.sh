@@ -7,6 +7,6 @@ here=$(dirname "$0")
 
 missing=()
 if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then missing+=(prometheus); fi
-[ ${#missing[@]} -eq 0 ] || "$here"/../../deploy/local/packages.sh "${missing[@]}"
+[ ${#missing[@]} -eq 0 ] || "$here"/../../tests/stack/packages.sh "${missing[@]}"
 
-"$here"/../../deploy/local/venv.sh "$folder/venv" "$here"/requirements.txt
+"$here"/../../tests/stack/venv.sh "$folder/venv" "$here"/requirements.txt

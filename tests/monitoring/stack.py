@@ -1,4 +1,4 @@
-"""The whole of likestream, started by `localstack up`, under load and scraped by a Prometheus that has the rules."""
+"""The whole of likestream, started by `devstack up`, under load and scraped by a Prometheus that has the rules."""
 
 import contextlib
 import http.client
@@ -36,16 +36,16 @@ class Stack:
 @contextlib.contextmanager
 def up(programs):
     """It ends with the block, and its data with it."""
-    localstack = pathlib.Path(programs) / "localstack"
+    devstack = pathlib.Path(programs) / "devstack"
     with tempfile.TemporaryDirectory(prefix="likestream-monitoring-") as folder:
         state = pathlib.Path(folder) / "state.json"
-        environment = {**os.environ, "LOCALSTACK_STATE": str(state)}
+        environment = {**os.environ, "DEVSTACK_STATE": str(state)}
 
         def run(command, timeout_s):
-            ended = subprocess.run([localstack, command], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            ended = subprocess.run([devstack, command], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                    timeout=timeout_s, check=False)
             if ended.returncode:
-                raise RuntimeError(f"localstack {command}: {(ended.stdout + ended.stderr).strip()}")
+                raise RuntimeError(f"devstack {command}: {(ended.stdout + ended.stderr).strip()}")
 
         run("up", UP_S)
         try:

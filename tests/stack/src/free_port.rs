@@ -9,7 +9,7 @@ use std::{
 
 use rand::RngExt;
 
-use crate::LocalError;
+use crate::StackError;
 
 /// Those below are often other servers'.
 const FIRST: u16 = 10_000;
@@ -24,7 +24,7 @@ const TRIES: usize = 1_000;
 /// the server too early can come to be connected to himself.
 ///
 /// Source of the last: simultaneous open, RFC 9293, 3.5; `ip_local_port_range`, `ip(7)`.
-pub fn free_port() -> Result<u16, LocalError> {
+pub fn free_port() -> Result<u16, StackError> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let end = first_of_system();
@@ -39,7 +39,7 @@ pub fn free_port() -> Result<u16, LocalError> {
             Err(error) => failed = error,
         }
     }
-    Err(LocalError::io(format!("no free port on loopback between {FIRST} and {end}"))(failed))
+    Err(StackError::io(format!("no free port on loopback between {FIRST} and {end}"))(failed))
 }
 
 /// Where the ports begin that the system gives away by itself.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// All figures. Rates are likes a second; `in` ends with the last 202, `out` when all is stored and acknowledged.
 #[derive(Debug, Serialize)]
-pub(crate) struct Verdict {
+pub(crate) struct Report {
     pub(crate) accepted: u64,
     pub(crate) distinct: u64,
     pub(crate) rows: u64,
@@ -30,7 +30,7 @@ pub(crate) struct Verdict {
     pub(crate) consumer_peak_rss_bytes: u64,
 }
 
-impl Verdict {
+impl Report {
     /// Whether the promise was kept.
     pub(crate) fn passed(&self) -> bool {
         let expected = self.distinct..=self.distinct + self.unsure;
@@ -132,8 +132,8 @@ fn grouped(number: u64) -> String {
 mod tests {
     use super::*;
 
-    fn verdict() -> Verdict {
-        Verdict {
+    fn report() -> Report {
+        Report {
             accepted: 10,
             distinct: 8,
             rows: 8,
@@ -160,15 +160,15 @@ mod tests {
 
     #[test]
     fn the_demo_fails_on_any_broken_promise() {
-        assert!(verdict().passed());
-        assert!(Verdict { unsure: 1, rows: 9, ..verdict() }.passed());
+        assert!(report().passed());
+        assert!(Report { unsure: 1, rows: 9, ..report() }.passed());
         for broken in [
-            Verdict { accepted: 0, ..verdict() },
-            Verdict { lost: 1, ..verdict() },
-            Verdict { doubled: 1, ..verdict() },
-            Verdict { foreign: 1, ..verdict() },
-            Verdict { rows: 7, ..verdict() },
-            Verdict { rows: 9, ..verdict() },
+            Report { accepted: 0, ..report() },
+            Report { lost: 1, ..report() },
+            Report { doubled: 1, ..report() },
+            Report { foreign: 1, ..report() },
+            Report { rows: 7, ..report() },
+            Report { rows: 9, ..report() },
         ] {
             assert!(!broken.passed(), "{broken:?}");
         }

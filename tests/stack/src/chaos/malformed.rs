@@ -15,9 +15,9 @@ use crate::backlog::Keys;
 /// Good likes in entries with a bad one are for this post.
 pub(crate) const NEIGHBOUR_POST: u64 = 2_000_000_012;
 
-/// All poison entries that were, or may have been, appended.
+/// All malformed entries that were, or may have been, appended.
 #[derive(Default)]
-pub(crate) struct Poison {
+pub(crate) struct Malformed {
     /// The payload of a dead letter → whether it must be there, or only may, because the answer to its append was lost.
     letters: HashMap<Bytes, Certainty>,
     /// The users of good neighbours that must be in the table, and those that may.
@@ -31,14 +31,14 @@ pub(crate) enum Certainty {
     May,
 }
 
-impl Poison {
-    /// Appends a poison entry of another sort each time, with bytes that no other has.
+impl Malformed {
+    /// Appends a malformed entry of another sort each time, with bytes that no other has.
     pub(crate) async fn append(&mut self, redis: &Connections, keys: &Keys) {
         self.made += 1;
         let number = self.made;
         let (payload, letter, neighbour) = match number % 3 {
             0 => {
-                let garbage = Bytes::from([b"\xc1 poison ".as_slice(), &number.to_be_bytes()].concat());
+                let garbage = Bytes::from([b"\xc1 malformed ".as_slice(), &number.to_be_bytes()].concat());
                 (garbage.clone(), garbage, None)
             }
             1 => {
@@ -76,7 +76,7 @@ impl Poison {
         self.made
     }
 
-    /// What is expected of a dead letter with this payload; nothing if it is no poison.
+    /// What is expected of a dead letter with this payload; nothing if it is no malformed.
     pub(crate) fn letter(&self, payload: &Bytes) -> Option<Certainty> {
         self.letters.get(payload).copied()
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    LocalError, free_port,
+    StackError, free_port,
     process::{Lifetime, wait_until},
     redis_server::{RedisOptions, RedisServer},
 };
@@ -38,7 +38,7 @@ impl RedisCluster {
     ///
     /// # Errors
     /// When they do not become one in time.
-    pub fn start(arguments: &[&str]) -> Result<Self, LocalError> {
+    pub fn start(arguments: &[&str]) -> Result<Self, StackError> {
         let mut servers = Vec::new();
         for _ in 0..2 * MASTERS {
             let bus_port = free_port()?.to_string();
@@ -98,7 +98,7 @@ impl RedisCluster {
     ///
     /// # Errors
     /// When none that is well says so.
-    pub fn master_of(&self, key: &str) -> Result<usize, LocalError> {
+    pub fn master_of(&self, key: &str) -> Result<usize, StackError> {
         let slot = self.slot_of(key)?;
         self.master_of_slot(slot)
     }
@@ -107,12 +107,12 @@ impl RedisCluster {
     ///
     /// # Errors
     /// When no server tells.
-    pub fn slot_of(&self, key: &str) -> Result<u16, LocalError> {
+    pub fn slot_of(&self, key: &str) -> Result<u16, StackError> {
         let slot = self.running()?.command(&["CLUSTER", "KEYSLOT", key])?;
         slot.trim().parse().map_err(|_| self.trouble("tell the slot of a key"))
     }
 
-    fn master_of_slot(&self, slot: u16) -> Result<usize, LocalError> {
+    fn master_of_slot(&self, slot: u16) -> Result<usize, StackError> {
         let nodes = nodes(self.running()?)?;
         let has = |node: &&Node| node.slots.iter().any(|(first, last)| (*first..=*last).contains(&slot));
         let owner = nodes.iter().filter(|node| node.is_master && node.is_well).find(has);
@@ -124,7 +124,7 @@ impl RedisCluster {
     ///
     /// # Errors
     /// When there is none.
-    pub fn other_master(&self, than: usize) -> Result<usize, LocalError> {
+    pub fn other_master(&self, than: usize) -> Result<usize, StackError> {
         let slots = [0, SLOTS / 2, SLOTS - 1].map(|slot| self.master_of_slot(slot));
         let mut masters = slots.into_iter().collect::<Result<Vec<_>, _>>()?;
         masters.retain(|master| *master != than);
@@ -138,10 +138,10 @@ impl RedisCluster {
     ///
     /// # Errors
     /// When a server does not play along.
-    pub fn move_slot(&self, slot: u16, to: usize, mut meanwhile: impl FnMut()) -> Result<(), LocalError> {
+    pub fn move_slot(&self, slot: u16, to: usize, mut meanwhile: impl FnMut()) -> Result<(), StackError> {
         let (from, to) = (&self.servers[self.master_of_slot(slot)?], &self.servers[to]);
         let id = |server: &RedisServer| {
-            Ok::<_, LocalError>(server.command(&["CLUSTER", "MYID"])?.trim().to_owned())
+            Ok::<_, StackError>(server.command(&["CLUSTER", "MYID"])?.trim().to_owned())
         };
         let (from_id, to_id) = (id(from)?, id(to)?);
         let slot = slot.to_string();
@@ -174,7 +174,7 @@ impl RedisCluster {
     ///
     /// # Errors
     /// When that takes too long.
-    pub fn wait_well(&self) -> Result<(), LocalError> {
+    pub fn wait_well(&self) -> Result<(), StackError> {
         self.wait("be a cluster", |cluster| {
             let ports: Vec<u16> = cluster.running_servers().map(RedisServer::port).collect();
             cluster.running_servers().all(|server| {
@@ -196,24 +196,24 @@ impl RedisCluster {
         self.servers.iter().filter(|server| server.last_words_if_ended().is_none())
     }
 
-    fn running(&self) -> Result<&RedisServer, LocalError> {
+    fn running(&self) -> Result<&RedisServer, StackError> {
         let mut running = self.running_servers().filter(|server| server.command(&["PING"]).is_ok());
         running.next().ok_or_else(|| self.trouble("answer"))
     }
 
-    fn wait(&self, what: &'static str, is_so: impl Fn(&Self) -> bool) -> Result<(), LocalError> {
+    fn wait(&self, what: &'static str, is_so: impl Fn(&Self) -> bool) -> Result<(), StackError> {
         let limit = Duration::from_secs(READY_SECONDS);
         if wait_until(limit, || is_so(self)) { Ok(()) } else { Err(self.trouble(what)) }
     }
 
-    fn trouble(&self, what: &'static str) -> LocalError {
+    fn trouble(&self, what: &'static str) -> StackError {
         let log = self.servers[0].folder().join("redis.log");
-        LocalError::Timeout { program: "the Redis Cluster".to_owned(), what, seconds: READY_SECONDS, log }
+        StackError::Timeout { program: "the Redis Cluster".to_owned(), what, seconds: READY_SECONDS, log }
     }
 }
 
 /// What `CLUSTER NODES` says, a line a server: `id host:port@bus flags master ping pong epoch link slot-slot …`.
-fn nodes(server: &RedisServer) -> Result<Vec<Node>, LocalError> {
+fn nodes(server: &RedisServer) -> Result<Vec<Node>, StackError> {
     let text = server.command(&["CLUSTER", "NODES"])?;
     Ok(text.lines().filter_map(node).collect())
 }

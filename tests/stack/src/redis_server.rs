@@ -12,7 +12,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    LocalError, free_port,
+    StackError, free_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };
 
@@ -67,10 +67,10 @@ pub struct RedisServer {
 
 impl RedisServer {
     /// Starts it and waits until it answers.
-    pub fn start(options: RedisOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
+    pub fn start(options: RedisOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let program = server_program();
         if !Path::new(&program).is_file() && !process::is_on_path(&program) {
-            return Err(LocalError::Missing("redis-server"));
+            return Err(StackError::Missing("redis-server"));
         }
         let folder = ServerFolder::make("likestream-redis-", None)?;
         let mut tries = 0;
@@ -80,7 +80,7 @@ impl RedisServer {
             match launch(&options, port, folder.path(), lifetime) {
                 Ok(process) => return Ok(Self { process, options, port, folder }),
                 // Somebody else may have taken the port meanwhile.
-                Err(LocalError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
+                Err(StackError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
                 Err(error) => return Err(error),
             }
         }
@@ -123,7 +123,7 @@ impl RedisServer {
     }
 
     /// Starts it again, after [`RedisServer::stop`] or [`RedisServer::kill`], where it was.
-    pub fn start_again(&mut self) -> Result<(), LocalError> {
+    pub fn start_again(&mut self) -> Result<(), StackError> {
         self.process = launch(&self.options, self.port, self.folder.path(), Lifetime::Leashed)?;
         Ok(())
     }
@@ -138,7 +138,7 @@ impl RedisServer {
     ///
     /// # Errors
     /// When there is no answer, or an error.
-    pub fn command(&self, words: &[&str]) -> Result<String, LocalError> {
+    pub fn command(&self, words: &[&str]) -> Result<String, StackError> {
         cli(&self.options, self.port, words)
     }
 
@@ -165,14 +165,14 @@ fn launch(
     port: u16,
     folder: &Path,
     lifetime: Lifetime,
-) -> Result<ServerProcess, LocalError> {
+) -> Result<ServerProcess, StackError> {
     let log = folder.join("redis.log");
     let mut arguments = vec![server_program()];
     if let Some(config) = &options.config {
         let file = folder.join("redis.conf");
         // One that was started before has written to it.
         if !file.exists() {
-            fs::write(&file, config).map_err(LocalError::io("the configuration can't be written"))?;
+            fs::write(&file, config).map_err(StackError::io("the configuration can't be written"))?;
         }
         arguments.push("redis.conf".to_owned());
     }
@@ -203,7 +203,7 @@ fn launch(
 }
 
 /// Sends a command by the command line of Redis.
-fn cli(options: &RedisOptions, port: u16, words: &[&str]) -> Result<String, LocalError> {
+fn cli(options: &RedisOptions, port: u16, words: &[&str]) -> Result<String, StackError> {
     let program = cli_program();
     let mut command = Command::new(&program);
     command.args(["-e", "-p", &port.to_string()]);
@@ -211,13 +211,13 @@ fn cli(options: &RedisOptions, port: u16, words: &[&str]) -> Result<String, Loca
         command.arg("--tls").arg("--cacert").arg(ca).arg("--cert").arg(certificate).arg("--key").arg(key);
     }
     let output = command.args(words).output();
-    let output = output.map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
+    let output = output.map_err(|source| StackError::Spawn { program: program.clone(), source })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let last_words = [output.stdout, output.stderr].concat();
     let last_words = String::from_utf8_lossy(&last_words).trim().to_owned();
-    Err(LocalError::Ended { program: format!("{program} {}", words.join(" ")), last_words })
+    Err(StackError::Ended { program: format!("{program} {}", words.join(" ")), last_words })
 }
 
 fn answers(port: u16) -> bool {

@@ -16,7 +16,7 @@ use nix::{
 use serde::Deserialize;
 
 use crate::{
-    LocalError,
+    StackError,
     admin::{self, Metrics},
     process::{Watchdog, append_to, is_running, last_words, wait_until},
 };
@@ -43,15 +43,15 @@ struct Addresses {
 }
 
 /// The folder of the likestream programs: that of the running program, or the one above for a test.
-pub fn programs_folder() -> Result<PathBuf, LocalError> {
-    let own = env::current_exe().map_err(LocalError::io("the folder of this program is not known"))?;
+pub fn programs_folder() -> Result<PathBuf, StackError> {
+    let own = env::current_exe().map_err(StackError::io("the folder of this program is not known"))?;
     let folders = own.ancestors().skip(1).take(2);
     let found = folders.filter(|folder| folder.join("ingest").is_file()).map(Path::to_path_buf).next();
-    found.ok_or(LocalError::Missing("ingest, consumer and likesctl beside this program"))
+    found.ok_or(StackError::Missing("ingest, consumer and likesctl beside this program"))
 }
 
 /// A command of a likestream program, in an environment of nothing but these settings.
-pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, LocalError> {
+pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, StackError> {
     let mut command = Command::new(programs_folder()?.join(name));
     command.env_clear().envs(settings.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
     if let Some(path) = env::var_os("PATH") {
@@ -61,26 +61,26 @@ pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, Local
 }
 
 /// Runs a program to its end, which has to be a good one.
-pub fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Result<(), LocalError> {
+pub fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Result<(), StackError> {
     let output = command(name, settings)?.args(arguments).output();
-    let output = output.map_err(|source| LocalError::Spawn { program: name.to_owned(), source })?;
+    let output = output.map_err(|source| StackError::Spawn { program: name.to_owned(), source })?;
     if output.status.success() {
         return Ok(());
     }
     let last_words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(LocalError::Ended { program: format!("{name} {}", arguments.join(" ")), last_words })
+    Err(StackError::Ended { program: format!("{name} {}", arguments.join(" ")), last_words })
 }
 
 impl Program {
     /// Starts a service in a process group of its own and waits until it says where it listens. It writes its log,
     /// as JSON, to the file.
-    pub fn start(name: &str, settings: &[(&str, String)], log: &Path) -> Result<Self, LocalError> {
+    pub fn start(name: &str, settings: &[(&str, String)], log: &Path) -> Result<Self, StackError> {
         // The file may hold the words of an earlier process.
         let old_words = fs::metadata(log).map_or(0, |file| file.len());
         let mut command = command(name, settings)?;
         command.env("LOG_FORMAT", "json").stdout(Stdio::null()).stderr(append_to(log)?).process_group(0);
         let child =
-            command.spawn().map_err(|source| LocalError::Spawn { program: name.to_owned(), source })?;
+            command.spawn().map_err(|source| StackError::Spawn { program: name.to_owned(), source })?;
         let pid = Pid::from_raw(child.id().cast_signed());
         let mut started = Unstarted { name, child: Some(child), log };
         let watchdog = Some(Watchdog::start(pid)?);
@@ -119,16 +119,16 @@ impl Program {
     }
 
     /// Waits until it is ready.
-    pub fn wait_ready(&self, limit: Duration) -> Result<(), LocalError> {
+    pub fn wait_ready(&self, limit: Duration) -> Result<(), StackError> {
         let ready =
             wait_until(limit, || admin::get(self.admin(), "/readyz").is_ok_and(|(status, _)| status == 200));
         if ready { Ok(()) } else { Err(self.timeout("become ready", limit)) }
     }
 
     /// Its metrics.
-    pub fn metrics(&self) -> Result<Metrics, LocalError> {
+    pub fn metrics(&self) -> Result<Metrics, StackError> {
         Metrics::read(self.admin())
-            .map_err(LocalError::io(format!("{} does not tell its metrics", self.name)))
+            .map_err(StackError::io(format!("{} does not tell its metrics", self.name)))
     }
 
     /// Sends a signal.
@@ -138,7 +138,7 @@ impl Program {
     }
 
     /// Waits until it ends.
-    pub fn wait_exit(&mut self, limit: Duration) -> Result<ExitStatus, LocalError> {
+    pub fn wait_exit(&mut self, limit: Duration) -> Result<ExitStatus, StackError> {
         let mut status = None;
         if let Some(child) = &mut self.child {
             wait_until(limit, || {
@@ -153,7 +153,7 @@ impl Program {
     }
 
     /// SIGTERM, and then it has to end in time.
-    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus, LocalError> {
+    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus, StackError> {
         self.signal(Signal::SIGTERM);
         self.wait_exit(limit)
     }
@@ -187,8 +187,8 @@ impl Program {
         self.watchdog = None;
     }
 
-    fn timeout(&self, what: &'static str, limit: Duration) -> LocalError {
-        LocalError::Timeout {
+    fn timeout(&self, what: &'static str, limit: Duration) -> StackError {
+        StackError::Timeout {
             program: self.name.clone(),
             what,
             seconds: limit.as_secs(),
@@ -211,7 +211,7 @@ struct Unstarted<'a> {
 }
 
 impl Unstarted<'_> {
-    fn addresses(&mut self, old_words: usize) -> Result<Addresses, LocalError> {
+    fn addresses(&mut self, old_words: usize) -> Result<Addresses, StackError> {
         let mut found = None;
         let mut ended = false;
         wait_until(Duration::from_secs(START_SECONDS), || {
@@ -222,8 +222,8 @@ impl Unstarted<'_> {
         let program = self.name.to_owned();
         match found {
             Some(addresses) if !ended => Ok(addresses),
-            _ if ended => Err(LocalError::Ended { program, last_words: last_words(self.log) }),
-            _ => Err(LocalError::Timeout {
+            _ if ended => Err(StackError::Ended { program, last_words: last_words(self.log) }),
+            _ => Err(StackError::Timeout {
                 program,
                 what: "listen",
                 seconds: START_SECONDS,

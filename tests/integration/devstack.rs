@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use local::{
+use devstack::{
     postgres_server::{PostgresOptions, PostgresServer},
     process::{Lifetime, is_running, wait_until},
     program,
@@ -18,10 +18,10 @@ use nix::{
 
 use crate::harness::SOON;
 
-/// Of `localstack`, with a temporary folder of its own, so that what it leaves there can be seen.
-fn localstack(arguments: &[&str], temporary: &tempfile::TempDir) -> Command {
+/// Of `devstack`, with a temporary folder of its own, so that what it leaves there can be seen.
+fn devstack(arguments: &[&str], temporary: &tempfile::TempDir) -> Command {
     let settings = [("TMPDIR", temporary.path().display().to_string())];
-    let mut command = program::command("localstack", &settings).unwrap();
+    let mut command = program::command("devstack", &settings).unwrap();
     // What it writes of itself goes with the folder.
     command.args(arguments).current_dir(temporary.path());
     command
@@ -51,7 +51,7 @@ fn the_demo_passes_and_writes_its_figures() {
     let temporary = temporary_folder();
     let json = temporary.path().join("demo.json");
     let arguments = ["demo", "--likes", "20000", "--duplicates", "20", "--json", json.to_str().unwrap()];
-    let output = localstack(&arguments, &temporary).output().unwrap();
+    let output = devstack(&arguments, &temporary).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
     assert_eq!(stdout.lines().last(), Some("PASS: every accepted like is in the table, once"), "{stdout}");
@@ -87,7 +87,7 @@ fn chaos(redis: &str, seed: &str, duration: &str) -> serde_json::Map<String, ser
     let json = json.to_str().unwrap();
     let how =
         ["chaos", "--redis", redis, "--seed", seed, "--duration", duration, "--rate", "300", "--json", json];
-    let output = localstack(&how, &temporary).output().unwrap();
+    let output = devstack(&how, &temporary).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
     assert!(stderr.contains(&format!("SEED={seed}")), "{stderr}");
@@ -102,7 +102,7 @@ fn chaos(redis: &str, seed: &str, duration: &str) -> serde_json::Map<String, ser
 
 /// A demo that is in the middle of its storm.
 fn running_demo(temporary: &tempfile::TempDir) -> Child {
-    let mut command = localstack(&["demo", "--likes", "50000000"], temporary);
+    let mut command = devstack(&["demo", "--likes", "50000000"], temporary);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = wait_until(SOON, || left_behind(temporary).len() == 3 && ingest_is_up(temporary));
     assert!(started, "{:?}", left_behind(temporary));
@@ -142,7 +142,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
     let temporary = temporary_folder();
     let state = temporary.path().join("state.json");
     let run = |command: &str| {
-        let output = localstack(&["--state", state.to_str().unwrap(), command], &temporary).output().unwrap();
+        let output = devstack(&["--state", state.to_str().unwrap(), command], &temporary).output().unwrap();
         let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
         (output.status.code(), said)
     };
@@ -181,7 +181,7 @@ fn an_interrupted_start_leaves_nothing_up() {
     let state = temporary.path().join("state.json");
     let arguments = ["--state", state.to_str().unwrap(), "up"];
     let mut up =
-        localstack(&arguments, &temporary).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        devstack(&arguments, &temporary).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     assert!(wait_until(SOON, || !left_behind(&temporary).is_empty()));
     kill(Pid::from_raw(up.id().cast_signed()), Signal::SIGINT).unwrap();
     assert_eq!(up.wait().unwrap().code(), Some(130));
@@ -192,7 +192,7 @@ fn an_interrupted_start_leaves_nothing_up() {
 #[test]
 fn a_demo_whose_part_dies_says_which() {
     let temporary = temporary_folder();
-    let mut command = localstack(&["demo", "--likes", "50000000"], &temporary);
+    let mut command = devstack(&["demo", "--likes", "50000000"], &temporary);
     let mut demo = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     assert!(wait_until(SOON, || left_behind(&temporary).len() == 3 && ingest_is_up(&temporary)));
     let server = fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path());
@@ -227,7 +227,7 @@ fn a_command_runs_beside_ingest() {
         sleep 600 </dev/null >/dev/null 2>&1 & echo "$!"
         redis-cli -u "$REDIS_URL" XLEN 'likes:{0}' && echo "$LIKES_URL" "$LIKES_ADMIN_URL" && exit 7"#;
     let arguments = ["run", "--ingest", "LIKES_PARTITIONS=3", "--", "sh", "-c", script, "sh", "--strange"];
-    let output = localstack(&arguments, &temporary).output().unwrap();
+    let output = devstack(&arguments, &temporary).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(7), "{stdout}{stderr}");
     assert_eq!(stdout.matches("http://127.0.0.1:").count(), 2, "{stdout}");
@@ -235,9 +235,9 @@ fn a_command_runs_beside_ingest() {
     assert!(wait_until(SOON, || !is_running(sleeper)));
     assert_eq!(left_behind(&temporary), [""; 0]);
 
-    let bad = localstack(&["run", "--ingest", "LIKES_PARTITIONS", "true"], &temporary).output().unwrap();
+    let bad = devstack(&["run", "--ingest", "LIKES_PARTITIONS", "true"], &temporary).output().unwrap();
     assert_eq!(bad.status.code(), Some(2));
-    let bad = localstack(&["run", "--ingest", "LIKES_PARTITIONS=0", "true"], &temporary).output().unwrap();
+    let bad = devstack(&["run", "--ingest", "LIKES_PARTITIONS=0", "true"], &temporary).output().unwrap();
     assert_eq!(bad.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&bad.stderr).contains("LIKES_PARTITIONS"));
     assert_eq!(left_behind(&temporary), [""; 0]);

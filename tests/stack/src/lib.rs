@@ -23,7 +23,7 @@ pub use crate::free_port::free_port;
 
 /// Something could not be started, or did not do what it should.
 #[derive(Debug, Error)]
-pub enum LocalError {
+pub enum StackError {
     /// A program is not on this machine.
     #[error("{0} is not installed: run make, which installs what is missing")]
     Missing(&'static str),
@@ -65,7 +65,7 @@ pub enum LocalError {
     },
 }
 
-impl LocalError {
+impl StackError {
     /// An input or output error with what was to be done.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();

@@ -9,9 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use devstack::http_client::{HttpClient, HttpError};
 use hdrhistogram::{CreationError, Histogram};
 use hyper::StatusCode;
-use local::http_client::{HttpClient, HttpError};
 use thiserror::Error;
 use tokio::{
     task::JoinSet,
@@ -33,14 +33,14 @@ const RETRY_WAIT: Duration = Duration::from_millis(200);
 
 /// Which likes are sent. All of it follows from an index, so that nothing has to be kept in a list.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Storm {
+pub(crate) struct Load {
     pub(crate) likes: u64,
     pub(crate) duplicate_percent: u8,
     /// How many of a thousand are for [`REJECTED_POST`].
     pub(crate) rejected_per_mille: u16,
 }
 
-/// How fast a storm is sent.
+/// How fast a load is sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     /// So many callers, each with one request at a time.
@@ -58,7 +58,7 @@ impl Pace {
     }
 }
 
-impl Storm {
+impl Load {
     /// The like with this index as the index of the first like of the same pair: itself, unless it is a duplicate.
     pub(crate) fn first_of_pair(self, mut index: u64) -> u64 {
         while index > 0 && mix(index) % 100 < self.duplicate_percent.into() {
@@ -85,7 +85,7 @@ impl Storm {
         self.pair(first).1 == REJECTED_POST
     }
 
-    /// The first like with this pair, if the storm has one.
+    /// The first like with this pair, if the load has one.
     pub(crate) fn first_with(self, user_id: i64, post_id: i64) -> Option<u64> {
         let first = u64::try_from(user_id).ok()?.checked_sub(1)?;
         let sent = first < self.likes && self.first_of_pair(first) == first;
@@ -153,14 +153,14 @@ impl Sent {
     }
 
     /// Pairs that are neither promised nor excluded.
-    pub(crate) fn unsure_pairs(&self, storm: Storm) -> u64 {
+    pub(crate) fn unsure_pairs(&self, load: Load) -> u64 {
         let unsure = |index: &u64| self.unsure.contains(*index) && !self.pairs.contains(*index);
-        (0..storm.likes).filter(unsure).count() as u64
+        (0..load.likes).filter(unsure).count() as u64
     }
 }
 
 #[derive(Debug, Error)]
-pub(crate) enum StormError {
+pub(crate) enum LoadError {
     #[error("ingest answered {status}: {body}")]
     Refused { status: StatusCode, body: String },
     #[error("ingest did not take a like in {TRIES} tries")]
@@ -172,7 +172,7 @@ pub(crate) enum StormError {
 }
 
 struct Shared {
-    storm: Storm,
+    load: Load,
     next: AtomicU64,
     accepted: AtomicU64,
     retries: AtomicU64,
@@ -180,22 +180,22 @@ struct Shared {
     unsure: IndexSet,
 }
 
-/// Sends the storm.
-pub(crate) async fn send(storm: Storm, ingest: SocketAddr, pace: Pace) -> Result<Sent, StormError> {
+/// Sends the load.
+pub(crate) async fn send(load: Load, ingest: SocketAddr, pace: Pace) -> Result<Sent, LoadError> {
     let shared = Arc::new(Shared {
-        storm,
+        load,
         next: AtomicU64::new(0),
         accepted: AtomicU64::new(0),
         retries: AtomicU64::new(0),
-        pairs: IndexSet::new(storm.likes),
-        unsure: IndexSet::new(storm.likes),
+        pairs: IndexSet::new(load.likes),
+        unsure: IndexSet::new(load.likes),
     });
     let started = Instant::now();
     let mut callers = JoinSet::new();
     for _ in 0..pace.connections {
         callers.spawn(call(Arc::clone(&shared), HttpClient::new(ingest), pace));
     }
-    let mut progress = Progress::new("sending", storm.likes);
+    let mut progress = Progress::new("sending", load.likes);
     let mut latency_us = new_histogram()?;
     loop {
         tokio::select! {
@@ -221,7 +221,7 @@ fn new_histogram() -> Result<Histogram<u64>, CreationError> {
     Histogram::new_with_bounds(1, 60_000_000, 3)
 }
 
-async fn call(shared: Arc<Shared>, mut client: HttpClient, pace: Pace) -> Result<Histogram<u64>, StormError> {
+async fn call(shared: Arc<Shared>, mut client: HttpClient, pace: Pace) -> Result<Histogram<u64>, LoadError> {
     let mut latency_us = new_histogram()?;
     let mut next_at = Instant::now();
     loop {
@@ -231,10 +231,10 @@ async fn call(shared: Arc<Shared>, mut client: HttpClient, pace: Pace) -> Result
             return Ok(latency_us);
         }
         let index = shared.next.fetch_add(1, Ordering::Relaxed);
-        if index >= shared.storm.likes {
+        if index >= shared.load.likes {
             return Ok(latency_us);
         }
-        let first = shared.storm.first_of_pair(index);
+        let first = shared.load.first_of_pair(index);
         let elapsed = post_until_accepted(&shared, &mut client, first).await?;
         latency_us.saturating_record(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
         shared.pairs.insert(first);
@@ -246,8 +246,8 @@ async fn post_until_accepted(
     shared: &Shared,
     client: &mut HttpClient,
     first: u64,
-) -> Result<Duration, StormError> {
-    let (user_id, post_id) = shared.storm.pair(first);
+) -> Result<Duration, LoadError> {
+    let (user_id, post_id) = shared.load.pair(first);
     let mut last_error = None;
     for _ in 0..TRIES {
         let started = Instant::now();
@@ -256,7 +256,7 @@ async fn post_until_accepted(
             Ok(response) if response.status == StatusCode::SERVICE_UNAVAILABLE => {}
             Ok(response) => {
                 let body = String::from_utf8_lossy(&response.body).into_owned();
-                return Err(StormError::Refused { status: response.status, body });
+                return Err(LoadError::Refused { status: response.status, body });
             }
             Err(error) => last_error = Some(error),
         }
@@ -264,7 +264,7 @@ async fn post_until_accepted(
         shared.retries.fetch_add(1, Ordering::Relaxed);
         sleep(RETRY_WAIT).await;
     }
-    Err(StormError::Exhausted(last_error))
+    Err(LoadError::Exhausted(last_error))
 }
 
 #[cfg(test)]
@@ -274,11 +274,11 @@ mod tests {
     #[test]
     fn duplicates_repeat_earlier_likes_in_the_asked_share() {
         for percent in [0_u8, 5, 50, 100] {
-            let storm = Storm { likes: 100_000, duplicate_percent: percent, rejected_per_mille: 0 };
+            let load = Load { likes: 100_000, duplicate_percent: percent, rejected_per_mille: 0 };
             let mut duplicates = 0_u64;
-            for index in 0..storm.likes {
-                let first = storm.first_of_pair(index);
-                assert!(first <= index && storm.first_of_pair(first) == first);
+            for index in 0..load.likes {
+                let first = load.first_of_pair(index);
+                assert!(first <= index && load.first_of_pair(first) == first);
                 duplicates += u64::from(first < index);
             }
             let expected = u64::from(percent) * 1_000;
@@ -288,15 +288,15 @@ mod tests {
 
     #[test]
     fn a_pair_leads_back_to_its_like_and_a_foreign_one_does_not() {
-        let storm = Storm { likes: 1_000, duplicate_percent: 20, rejected_per_mille: 3 };
-        for first in (0..1_000).filter(|index| storm.first_of_pair(*index) == *index) {
-            let (user, post) = storm.pair(first);
+        let load = Load { likes: 1_000, duplicate_percent: 20, rejected_per_mille: 3 };
+        for first in (0..1_000).filter(|index| load.first_of_pair(*index) == *index) {
+            let (user, post) = load.pair(first);
             let (user, post) = (i64::try_from(user).unwrap(), i64::try_from(post).unwrap());
-            assert_eq!(storm.first_with(user, post), Some(first));
-            assert_eq!(storm.first_with(user, post + 1), None);
+            assert_eq!(load.first_with(user, post), Some(first));
+            assert_eq!(load.first_with(user, post + 1), None);
         }
-        assert_eq!(storm.first_with(1_001, 1), None);
-        assert_eq!(storm.first_with(0, 1), None);
+        assert_eq!(load.first_with(1_001, 1), None);
+        assert_eq!(load.first_with(0, 1), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    LocalError,
+    StackError,
     process::{Lifetime, wait_until},
     redis_server::{RedisOptions, RedisServer},
 };
@@ -31,7 +31,7 @@ impl RedisSentinels {
     ///
     /// # Errors
     /// When that does not happen in time.
-    pub fn start() -> Result<Self, LocalError> {
+    pub fn start() -> Result<Self, StackError> {
         let server = |arguments: &[&str]| {
             let arguments = [&["--appendonly", "yes"], arguments].concat();
             let arguments = arguments.into_iter().map(str::to_owned).collect();
@@ -80,7 +80,7 @@ impl RedisSentinels {
     ///
     /// # Errors
     /// When they don't agree.
-    pub fn master(&self) -> Result<usize, LocalError> {
+    pub fn master(&self) -> Result<usize, StackError> {
         let says = |sentinel: &RedisServer, server: &RedisServer| {
             let told = sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]);
             told.is_ok_and(|told| told.lines().nth(1) == Some(&server.port().to_string()))
@@ -91,8 +91,8 @@ impl RedisSentinels {
         self.servers.iter().position(|server| most(&server)).ok_or_else(|| self.trouble("agree"))
     }
 
-    fn trouble(&self, what: &'static str) -> LocalError {
+    fn trouble(&self, what: &'static str) -> StackError {
         let log = self.sentinels[0].folder().join("redis.log");
-        LocalError::Timeout { program: "the sentinels".to_owned(), what, seconds: READY_SECONDS, log }
+        StackError::Timeout { program: "the sentinels".to_owned(), what, seconds: READY_SECONDS, log }
     }
 }

@@ -8,7 +8,7 @@ use nix::{
 };
 
 use crate::{
-    LocalError, free_port,
+    StackError, free_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };
 
@@ -50,7 +50,7 @@ pub struct PgbouncerServer {
 
 impl PgbouncerServer {
     /// Starts it and waits until it takes connections.
-    pub fn start(options: PgbouncerOptions) -> Result<Self, LocalError> {
+    pub fn start(options: PgbouncerOptions) -> Result<Self, StackError> {
         let user = process::unprivileged_user()?;
         let folder = ServerFolder::make("likestream-pgbouncer-", user.as_ref())?;
         let mut tries = 0;
@@ -60,7 +60,7 @@ impl PgbouncerServer {
             match launch(options, port, &folder, user.as_ref()) {
                 Ok(process) => return Ok(Self { process, user, port, folder }),
                 // Somebody else may have taken the port meanwhile.
-                Err(LocalError::Ended { .. }) if tries < PORT_TRIES => {}
+                Err(StackError::Ended { .. }) if tries < PORT_TRIES => {}
                 Err(error) => return Err(error),
             }
         }
@@ -77,7 +77,7 @@ impl PgbouncerServer {
     }
 
     /// Starts it again, after [`PgbouncerServer::kill`], where it was.
-    pub fn start_again(&mut self, options: PgbouncerOptions) -> Result<(), LocalError> {
+    pub fn start_again(&mut self, options: PgbouncerOptions) -> Result<(), StackError> {
         self.process = launch(options, self.port, &self.folder, self.user.as_ref())?;
         Ok(())
     }
@@ -88,7 +88,7 @@ fn configure(
     port: u16,
     folder: &ServerFolder,
     user: Option<&User>,
-) -> Result<(), LocalError> {
+) -> Result<(), StackError> {
     let PgbouncerOptions { postgres_port, pool_mode, server_connections } = options;
     let pool_mode = match pool_mode {
         PoolMode::Session => "session",
@@ -108,10 +108,10 @@ default_pool_size = {server_connections}
 "
     );
     let path = folder.path().join(CONFIG);
-    fs::write(&path, config).map_err(LocalError::io("PgBouncer's settings can't be written"))?;
+    fs::write(&path, config).map_err(StackError::io("PgBouncer's settings can't be written"))?;
     let Some(user) = user else { return Ok(()) };
     chown(&path, Some(user.uid), Some(user.gid))
-        .map_err(|errno| LocalError::io("PgBouncer's settings can't be given away")(errno.into()))
+        .map_err(|errno| StackError::io("PgBouncer's settings can't be given away")(errno.into()))
 }
 
 fn launch(
@@ -119,7 +119,7 @@ fn launch(
     port: u16,
     folder: &ServerFolder,
     user: Option<&User>,
-) -> Result<ServerProcess, LocalError> {
+) -> Result<ServerProcess, StackError> {
     configure(options, port, folder, user)?;
     let log = folder.path().join("pgbouncer.log");
     let arguments = vec![program()?.display().to_string(), CONFIG.to_owned()];
@@ -130,13 +130,13 @@ fn launch(
     })
 }
 
-fn program() -> Result<PathBuf, LocalError> {
+fn program() -> Result<PathBuf, StackError> {
     let debians = PathBuf::from(DEBIANS);
     if debians.is_file() {
         Ok(debians)
     } else if process::is_on_path("pgbouncer") {
         Ok(PathBuf::from("pgbouncer"))
     } else {
-        Err(LocalError::Missing("pgbouncer"))
+        Err(StackError::Missing("pgbouncer"))
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{slice, thread, time::Duration};
 
-use local::{
-    LocalError,
+use devstack::{
+    StackError,
     process::Lifetime,
     redis_cluster::RedisCluster,
     redis_server::{RedisOptions, RedisServer},
@@ -31,7 +31,7 @@ impl StackRedis {
         deployment: Deployment,
         options: RedisOptions,
         lifetime: Lifetime,
-    ) -> Result<Self, LocalError> {
+    ) -> Result<Self, StackError> {
         match deployment {
             Deployment::One => RedisServer::start(options, lifetime).map(Self::One),
             Deployment::Cluster => {
@@ -60,7 +60,7 @@ impl StackRedis {
     }
 
     /// The server that takes the writes to a key now.
-    pub(crate) fn server_of(&mut self, key: &str) -> Result<&mut RedisServer, LocalError> {
+    pub(crate) fn server_of(&mut self, key: &str) -> Result<&mut RedisServer, StackError> {
         match self {
             Self::One(server) => Ok(server),
             Self::Cluster(cluster) => {
@@ -71,16 +71,16 @@ impl StackRedis {
     }
 
     /// The server that listens on a port.
-    pub(crate) fn server_at(&mut self, port: u16) -> Result<&mut RedisServer, LocalError> {
+    pub(crate) fn server_at(&mut self, port: u16) -> Result<&mut RedisServer, StackError> {
         let servers = match self {
             Self::One(server) => slice::from_mut(server),
             Self::Cluster(cluster) => cluster.servers_mut(),
         };
-        servers.iter_mut().find(|server| server.port() == port).ok_or(LocalError::Missing("a server"))
+        servers.iter_mut().find(|server| server.port() == port).ok_or(StackError::Missing("a server"))
     }
 
     /// Moves the slot of a key to another master, and leaves it half way for a while, twice.
-    pub(crate) fn move_slot(&self, key: &str, half_way: Duration) -> Result<(), LocalError> {
+    pub(crate) fn move_slot(&self, key: &str, half_way: Duration) -> Result<(), StackError> {
         let Self::Cluster(cluster) = self else { return Ok(()) };
         let to = cluster.other_master(cluster.master_of(key)?)?;
         cluster.move_slot(cluster.slot_of(key)?, to, || thread::sleep(half_way))?;
@@ -88,7 +88,7 @@ impl StackRedis {
     }
 
     /// Waits until it can stand the loss of another server.
-    pub(crate) fn wait_well(&self) -> Result<(), LocalError> {
+    pub(crate) fn wait_well(&self) -> Result<(), StackError> {
         match self {
             Self::One(_) => Ok(()),
             Self::Cluster(cluster) => cluster.wait_well(),

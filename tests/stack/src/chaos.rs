@@ -2,8 +2,8 @@
 
 mod check;
 mod injector;
+mod malformed;
 mod plan;
-mod poison;
 
 use std::{
     error::Error,
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use local::process::Lifetime;
+use devstack::process::Lifetime;
 use shared::{config::positive_duration, redis::Connections};
 use tokio::{runtime::Handle, time::sleep};
 use tokio_postgres::NoTls;
@@ -21,14 +21,14 @@ use crate::{
     backlog::{self, Keys},
     chaos::{
         injector::Injector,
+        malformed::Malformed,
         plan::{Kind, Plan},
-        poison::Poison,
     },
     figures,
+    load::{self, Load, Pace, REJECTED_POST},
     progress::say,
     stack::{Stack, StackOptions},
     stack_redis::Deployment,
-    storm::{self, Pace, REJECTED_POST, Storm},
 };
 
 /// How much is thrown at the stack, and for how long.
@@ -75,7 +75,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let redis = backlog::connect(&redis_url).await?;
 
     let until = Instant::now() + options.duration;
-    let storm = Storm {
+    let load = Load {
         likes: u64::from(options.rate) * options.duration.as_secs().max(1) * 2,
         duplicate_percent: DUPLICATE_PERCENT,
         rejected_per_mille: REJECTED_PER_MILLE,
@@ -89,23 +89,23 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
         redis: redis.clone(),
         runtime: Handle::current(),
         stop,
-        poison: Poison::default(),
+        malformed: Malformed::default(),
         injected: std::collections::BTreeMap::new(),
     };
     let plan = Plan::new(seed, Kind::all(options.redis));
     let injecting = tokio::task::spawn_blocking(move || injector.run(plan, until));
-    let sending = storm::send(storm, ingest, pace);
+    let sending = load::send(load, ingest, pace);
     let injected = async { Ok::<_, Box<dyn Error>>(injecting.await??) };
     let (injector, sent) = tokio::try_join!(injected, async { Ok(sending.await?) })?;
 
     let left = wait_until_drained(&redis).await?;
     let run = (seed, options.duration.as_secs(), left);
-    let mut verdict = check::check(run, (storm, &sent), &injector.poison, &redis, &database_url).await?;
-    verdict.faults = injector.injected.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
+    let mut report = check::check(run, (load, &sent), &injector.malformed, &redis, &database_url).await?;
+    report.faults = injector.injected.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
     injector.stack.stop()?;
-    verdict.print();
-    figures::write_json(&verdict, &options.json)?;
-    Ok(verdict.passed())
+    report.print();
+    figures::write_json(&report, &options.json)?;
+    Ok(report.passed())
 }
 
 /// Every crash of Redis is to keep what was accepted; and what is left pending is to be claimed soon.

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use devstack::StackError;
 use fred::prelude::Value;
-use local::LocalError;
 use shared::{partition::Partition, redis::Connections};
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backlog::Keys,
     chaos::{
+        malformed::Malformed,
         plan::{Fault, Kind, Plan},
-        poison::Poison,
     },
     progress::say,
     stack::{self, Stack},
@@ -33,7 +33,7 @@ const SLICE: Duration = Duration::from_millis(100);
 #[derive(Debug, Error)]
 pub(crate) enum InjectorError {
     #[error("the stack did not stand it")]
-    Stack(#[from] LocalError),
+    Stack(#[from] StackError),
     #[error("Redis did not take an order of the test")]
     Redis(#[from] fred::error::Error),
     #[error("Postgres did not take an order of the test")]
@@ -53,7 +53,7 @@ pub(crate) struct Injector {
     pub(crate) redis: Connections,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
-    pub(crate) poison: Poison,
+    pub(crate) malformed: Malformed,
     /// How often each kind of fault was injected.
     pub(crate) injected: BTreeMap<Kind, u32>,
 }
@@ -162,12 +162,12 @@ impl Injector {
                 self.pause(fault.outage);
                 self.redis_command("CONFIG", &["SET", "maxmemory", "0"])?;
             }
-            Kind::Poison => {
+            Kind::Malformed => {
                 let keys = Keys::default();
                 let (runtime, redis) = (self.runtime.clone(), self.redis.clone());
                 runtime.block_on(async {
-                    for _ in 0..fault.poison {
-                        self.poison.append(&redis, &keys).await;
+                    for _ in 0..fault.malformed {
+                        self.malformed.append(&redis, &keys).await;
                     }
                 });
             }
@@ -179,8 +179,8 @@ impl Injector {
     fn at_redis(
         &mut self,
         fault: Fault,
-        harm: impl FnOnce(&mut Self, &str) -> Result<(), LocalError>,
-    ) -> Result<(), LocalError> {
+        harm: impl FnOnce(&mut Self, &str) -> Result<(), StackError>,
+    ) -> Result<(), StackError> {
         harm(self, &key_of(fault))?;
         self.stack.redis.wait_well()
     }
@@ -189,8 +189,8 @@ impl Injector {
     fn freeze_redis(
         &mut self,
         fault: Fault,
-        more: impl FnOnce(&mut Self) -> Result<(), LocalError>,
-    ) -> Result<(), LocalError> {
+        more: impl FnOnce(&mut Self) -> Result<(), StackError>,
+    ) -> Result<(), StackError> {
         self.at_redis(fault, |injector, key| {
             let server = injector.stack.redis.server_of(key)?;
             server.pause();

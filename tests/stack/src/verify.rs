@@ -5,7 +5,7 @@ use thiserror::Error;
 use tokio::pin;
 use tokio_postgres::{Client, types::ToSql};
 
-use crate::storm::{IndexSet, Sent, Storm};
+use crate::load::{IndexSet, Load, Sent};
 
 /// What the table holds.
 #[derive(Debug)]
@@ -31,25 +31,25 @@ pub(crate) struct VerifyError(#[from] tokio_postgres::Error);
 /// Reads the table. `elsewhere` are pairs, by their first like, that are kept in another place.
 pub(crate) async fn read_table(
     client: &Client,
-    storm: Storm,
+    load: Load,
     sent: &Sent,
     elsewhere: &IndexSet,
 ) -> Result<Table, VerifyError> {
-    let found = IndexSet::new(storm.likes);
+    let found = IndexSet::new(load.likes);
     let (mut rows, mut doubled, mut foreign) = (0, 0, 0);
     let none: [&(dyn ToSql + Sync); 0] = [];
     let likes = client.query_raw("SELECT user_id, post_id FROM likes", none).await?;
     pin!(likes);
     while let Some(row) = likes.try_next().await? {
         rows += 1;
-        match storm.first_with(row.try_get(0)?, row.try_get(1)?) {
+        match load.first_with(row.try_get(0)?, row.try_get(1)?) {
             Some(first) if !found.insert(first) => doubled += 1,
             Some(first) if sent.may_have(first) => {}
             _ => foreign += 1,
         }
     }
     let nowhere = |index: &u64| !found.contains(*index) && !elsewhere.contains(*index);
-    let lost = (0..storm.likes).filter(|index| sent.pairs.contains(*index) && nowhere(index)).count();
+    let lost = (0..load.likes).filter(|index| sent.pairs.contains(*index) && nowhere(index)).count();
     let summary = client
         .query_one(
             "SELECT count(DISTINCT xmin::text::bigint),

@@ -20,7 +20,7 @@ use nix::{
     unistd::{Pid, User, chown, geteuid},
 };
 
-use crate::LocalError;
+use crate::StackError;
 
 /// Runs a server beside a shell that waits on a pipe from us. When the pipe closes, however this process ended, the
 /// shell ends the server and removes its folder, unless it was told to keep it.
@@ -81,7 +81,7 @@ pub(crate) struct ServerProcess {
 }
 
 impl ServerProcess {
-    pub(crate) fn start(command: &ServerCommand<'_>, lifetime: Lifetime) -> Result<Self, LocalError> {
+    pub(crate) fn start(command: &ServerCommand<'_>, lifetime: Lifetime) -> Result<Self, StackError> {
         let log = append_to(command.log)?;
         let program = command.arguments.first().cloned().unwrap_or_default();
         let mut process = match lifetime {
@@ -95,7 +95,7 @@ impl ServerProcess {
             Lifetime::Detached => {
                 let mut server = Command::new(&program);
                 server.args(&command.arguments[1..]).stdin(Stdio::null());
-                server.stdout(log.try_clone().map_err(LocalError::io("the log can't be shared"))?);
+                server.stdout(log.try_clone().map_err(StackError::io("the log can't be shared"))?);
                 server
             }
         };
@@ -104,14 +104,14 @@ impl ServerProcess {
             process.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
         let mut child =
-            process.spawn().map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
+            process.spawn().map_err(|source| StackError::Spawn { program: program.clone(), source })?;
         let leash = child.stdin.take();
         let pid = match child.stdout.take() {
             None => child.id().cast_signed(),
             Some(stdout) => {
                 let mut line = String::new();
-                BufReader::new(stdout).read_line(&mut line).map_err(LocalError::io("the leash is broken"))?;
-                line.trim().parse().map_err(|_| LocalError::Missing("sh"))?
+                BufReader::new(stdout).read_line(&mut line).map_err(StackError::io("the leash is broken"))?;
+                line.trim().parse().map_err(|_| StackError::Missing("sh"))?
             }
         };
         let pid = Pid::from_raw(pid);
@@ -123,7 +123,7 @@ impl ServerProcess {
         command: &ServerCommand<'_>,
         lifetime: Lifetime,
         answers: impl Fn() -> bool,
-    ) -> Result<Self, LocalError> {
+    ) -> Result<Self, StackError> {
         let mut server = Self::start(command, lifetime)?;
         let up = wait_until(Duration::from_secs(START_SECONDS), || !server.is_running() || answers());
         let program = command.arguments.first().map(Path::new).and_then(Path::file_name);
@@ -131,12 +131,12 @@ impl ServerProcess {
         let log = command.log.to_owned();
         if !server.is_running() {
             server.kill();
-            return Err(LocalError::Ended { program, last_words: last_words(&log) });
+            return Err(StackError::Ended { program, last_words: last_words(&log) });
         }
         if up {
             Ok(server)
         } else {
-            Err(LocalError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
+            Err(StackError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
         }
     }
 
@@ -196,7 +196,7 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(crate) fn start(pid: Pid) -> Result<Self, LocalError> {
+    pub(crate) fn start(pid: Pid) -> Result<Self, StackError> {
         let mut shell = Command::new("sh")
             .args(["-c", WATCHDOG, "watchdog", &pid.to_string()])
             .stdin(Stdio::piped())
@@ -204,7 +204,7 @@ impl Watchdog {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .map_err(|source| LocalError::Spawn { program: "sh".to_owned(), source })?;
+            .map_err(|source| StackError::Spawn { program: "sh".to_owned(), source })?;
         let pipe = shell.stdin.take();
         Ok(Self { shell, pipe })
     }
@@ -229,13 +229,13 @@ pub(crate) struct ServerFolder {
 
 impl ServerFolder {
     /// Makes one that the server's user may work in.
-    pub(crate) fn make(prefix: &str, user: Option<&User>) -> Result<Self, LocalError> {
+    pub(crate) fn make(prefix: &str, user: Option<&User>) -> Result<Self, StackError> {
         let made = tempfile::Builder::new().prefix(prefix).tempdir();
-        let path = made.map_err(LocalError::io("no temporary folder can be made"))?.keep();
+        let path = made.map_err(StackError::io("no temporary folder can be made"))?.keep();
         let folder = Self { path, released: false };
         if let Some(user) = user {
             chown(&folder.path, Some(user.uid), Some(user.gid))
-                .map_err(|errno| LocalError::io("the temporary folder can't be given away")(errno.into()))?;
+                .map_err(|errno| StackError::io("the temporary folder can't be given away")(errno.into()))?;
         }
         Ok(folder)
     }
@@ -293,11 +293,11 @@ pub fn end_by_pid(pid: Pid, signal: Signal, limit: Duration) -> bool {
 }
 
 /// Lets this process, and those that it starts from now on, have as many open files as the system allows it at most.
-pub fn raise_open_files() -> Result<(), LocalError> {
+pub fn raise_open_files() -> Result<(), StackError> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)
-        .map_err(|errno| LocalError::io("the limit of open files is not known")(errno.into()))?;
+        .map_err(|errno| StackError::io("the limit of open files is not known")(errno.into()))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)
-        .map_err(|errno| LocalError::io("the limit of open files can't be raised")(errno.into()))
+        .map_err(|errno| StackError::io("the limit of open files can't be raised")(errno.into()))
 }
 
 /// Polls until it is so, or the time is up.
@@ -315,12 +315,12 @@ pub fn wait_until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 /// Whom a server runs as that refuses to be root: nobody else unless we are root.
-pub(crate) fn unprivileged_user() -> Result<Option<User>, LocalError> {
+pub(crate) fn unprivileged_user() -> Result<Option<User>, StackError> {
     if !geteuid().is_root() {
         return Ok(None);
     }
     let user = ["postgres", "nobody"].into_iter().find_map(|name| User::from_name(name).ok().flatten());
-    user.map(Some).ok_or(LocalError::Missing("a user postgres or nobody"))
+    user.map(Some).ok_or(StackError::Missing("a user postgres or nobody"))
 }
 
 /// The last line of a log that isn't empty.
@@ -329,7 +329,7 @@ pub(crate) fn last_words(log: &Path) -> String {
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
 }
 
-pub(crate) fn append_to(log: &Path) -> Result<File, LocalError> {
+pub(crate) fn append_to(log: &Path) -> Result<File, StackError> {
     let file = OpenOptions::new().create(true).append(true).open(log);
-    file.map_err(LocalError::io(format!("{} can't be written", log.display())))
+    file.map_err(StackError::io(format!("{} can't be written", log.display())))
 }

@@ -1,17 +1,17 @@
-//! `localstack`: the demo, and the same stack kept running for a developer.
+//! `devstack`: the demo, and the same stack kept running for a developer.
 
 mod backlog;
 mod chaos;
+mod daemon;
 mod demo;
 mod figures;
 mod insert_each;
-mod kept;
+mod load;
 mod progress;
+mod report;
 mod run;
 mod stack;
 mod stack_redis;
-mod storm;
-mod verdict;
 mod verify;
 
 use std::{
@@ -33,19 +33,19 @@ use tokio::{
 
 /// Runs all of likestream on this machine: private Redis and Postgres, ingest, two consumers.
 #[derive(Parser)]
-#[command(name = "localstack", version, arg_required_else_help = true)]
-struct Localstack {
+#[command(name = "devstack", version, arg_required_else_help = true)]
+struct Devstack {
     #[command(subcommand)]
     command: Command,
 
     /// Where up, down, status and logs find each other [default: beside this program]
-    #[arg(long, env = "LOCALSTACK_STATE", value_name = "FILE")]
+    #[arg(long, env = "DEVSTACK_STATE", value_name = "FILE")]
     state: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fires a celebrity's storm of likes at a private stack and checks that none is lost or doubled
+    /// Fires a celebrity storm of likes at a private stack and checks that none is lost or doubled
     Demo(DemoOptions),
     /// Kills, freezes, cuts and poisons a private stack under load and checks that no like is lost or doubled
     Chaos(chaos::ChaosOptions),
@@ -85,7 +85,7 @@ struct DemoOptions {
     json: PathBuf,
 }
 
-impl Settings for Localstack {
+impl Settings for Devstack {
     fn check(&self) -> Result<(), SettingError> {
         Ok(())
     }
@@ -94,16 +94,16 @@ impl Settings for Localstack {
 const EXIT_INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let Localstack { command, state } = cli::parse();
-    let state = || state.map_or_else(kept::default_state_file, Ok);
+    let Devstack { command, state } = cli::parse();
+    let state = || state.map_or_else(daemon::default_state_file, Ok);
     let done = match command {
         Command::Demo(options) => until_interrupted(async { demo::run(&options).await.map(exit_code) }),
         Command::Chaos(options) => until_interrupted(async { chaos::run(&options).await.map(exit_code) }),
         Command::Run(options) => until_interrupted(run::run(&options)),
         Command::Up => state().map_err(Into::into).and_then(|file| start_to_keep(&file)),
-        Command::Down => state().map_err(Into::into).and_then(|file| kept::down(&file)),
-        Command::Status => state().map_err(Into::into).and_then(|file| kept::status(&file)),
-        Command::Logs { follow } => state().map_err(Into::into).and_then(|file| kept::logs(&file, follow)),
+        Command::Down => state().map_err(Into::into).and_then(|file| daemon::down(&file)),
+        Command::Status => state().map_err(Into::into).and_then(|file| daemon::status(&file)),
+        Command::Logs { follow } => state().map_err(Into::into).and_then(|file| daemon::logs(&file, follow)),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "error: {}", one_line(&*error));
@@ -139,7 +139,7 @@ fn start_to_keep(state: &Path) -> Result<ExitCode, Box<dyn Error>> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
-        kept::up(state, async || {
+        daemon::up(state, async || {
             tokio::select! {
                 biased;
                 _ = interrupt.recv() => true,

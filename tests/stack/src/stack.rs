@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use local::{
-    LocalError,
+use devstack::{
+    StackError,
     postgres_server::{PostgresOptions, PostgresServer},
     process::Lifetime,
     program::{self, Program},
@@ -52,9 +52,9 @@ pub(crate) struct Stack {
 
 impl Stack {
     /// Starts it and waits until all of it is ready.
-    pub(crate) fn start(options: StackOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
+    pub(crate) fn start(options: StackOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
-        let logs = logs.map_err(LocalError::io("no temporary folder can be made"))?;
+        let logs = logs.map_err(StackError::io("no temporary folder can be made"))?;
         // A like that Redis has taken must survive a crash of Redis.
         let mut arguments = ["--appendonly", "yes"].map(str::to_owned).to_vec();
         arguments.extend(options.redis_arguments);
@@ -81,7 +81,7 @@ impl Stack {
         Ok(stack)
     }
 
-    fn start_consumer(&self, number: usize, admin_port: u16) -> Result<Program, LocalError> {
+    fn start_consumer(&self, number: usize, admin_port: u16) -> Result<Program, StackError> {
         let mut settings = vec![
             ("REDIS_URL", self.redis.url()),
             ("DATABASE_URL", self.postgres.url("postgres")),
@@ -94,7 +94,7 @@ impl Stack {
     }
 
     /// Starts a consumer in the place of one that has ended.
-    pub(crate) fn replace_consumer(&mut self, number: usize) -> Result<(), LocalError> {
+    pub(crate) fn replace_consumer(&mut self, number: usize) -> Result<(), StackError> {
         let consumer = self.start_consumer(number, 0)?;
         if let Some(place) = self.consumers.get_mut(number) {
             *place = consumer;
@@ -103,21 +103,21 @@ impl Stack {
     }
 
     /// Starts ingest in the place of one that has ended, where its callers know it.
-    pub(crate) fn replace_ingest(&mut self) -> Result<(), LocalError> {
+    pub(crate) fn replace_ingest(&mut self) -> Result<(), StackError> {
         let ports = (self.ingest.listen().port(), self.ingest.admin().port());
         self.ingest = start_ingest(&self.redis.url(), ports, &self.ingest_settings, self.logs.path())?;
         Ok(())
     }
 
     /// A part that has ended by itself, with its last words.
-    pub(crate) fn ended_part(&self) -> Option<LocalError> {
+    pub(crate) fn ended_part(&self) -> Option<StackError> {
         let programs = [("ingest", &self.ingest)].into_iter();
         let programs = programs.chain(self.consumers.iter().map(|consumer| ("a consumer", consumer)));
         let redis = self.redis.servers().iter().map(|server| ("redis-server", server.last_words_if_ended()));
         let servers = redis.chain([("postgres", self.postgres.last_words_if_ended())]);
         let parts = servers.chain(programs.map(|(name, p)| (name, p.last_words_if_ended())));
         let mut ended = parts.filter_map(|(name, words)| Some((name.to_owned(), words?)));
-        ended.next().map(|(program, last_words)| LocalError::Ended { program, last_words })
+        ended.next().map(|(program, last_words)| StackError::Ended { program, last_words })
     }
 
     /// Lets all of it live on after this value.
@@ -130,7 +130,7 @@ impl Stack {
     }
 
     /// SIGTERM to the programs, ingest first, and each has to end well; then the servers.
-    pub(crate) fn stop(mut self) -> Result<(), LocalError> {
+    pub(crate) fn stop(mut self) -> Result<(), StackError> {
         for program in [&mut self.ingest].into_iter().chain(&mut self.consumers) {
             end_well(program)?;
         }
@@ -139,13 +139,13 @@ impl Stack {
 }
 
 /// SIGTERM, after which a program has to end in time and with exit code 0.
-pub(crate) fn end_well(program: &mut Program) -> Result<(), LocalError> {
+pub(crate) fn end_well(program: &mut Program) -> Result<(), StackError> {
     let status = program.terminate(STOP)?;
     if status.success() {
         return Ok(());
     }
     let last_words = program.log_text().lines().last().unwrap_or_default().to_owned();
-    Err(LocalError::Ended { program: format!("a program, with {status}"), last_words })
+    Err(StackError::Ended { program: format!("a program, with {status}"), last_words })
 }
 
 fn start_ingest(
@@ -153,7 +153,7 @@ fn start_ingest(
     ports: (u16, u16),
     more: &[(&'static str, String)],
     logs: &Path,
-) -> Result<Program, LocalError> {
+) -> Result<Program, StackError> {
     let mut settings = vec![
         ("REDIS_URL", redis_url.to_owned()),
         ("INGEST_LISTEN", loopback(ports.0)),

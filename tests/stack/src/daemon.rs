@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use local::{
-    LocalError, admin,
+use devstack::{
+    StackError, admin,
     process::{self, Lifetime},
     program::Program,
 };
@@ -116,18 +116,18 @@ pub(crate) async fn up(
     let state = describe(&stack);
     let json = serde_json::to_string_pretty(&state).map_err(io::Error::from);
     let written = json.and_then(|json| fs::write(file, json));
-    written.map_err(LocalError::io(format!("{} can't be written", file.display())))?;
+    written.map_err(StackError::io(format!("{} can't be written", file.display())))?;
     stack.let_go();
     say_urls(&state);
     Ok(ExitCode::SUCCESS)
 }
 
 /// Two at once would each start a stack, of which one would be lost.
-fn lock(file: &Path) -> Result<File, LocalError> {
+fn lock(file: &Path) -> Result<File, StackError> {
     let path = file.with_extension("lock");
     let failed = || format!("{} can't be locked", path.display());
-    let lock = File::create(&path).map_err(LocalError::io(failed()))?;
-    lock.lock().map_err(LocalError::io(failed()))?;
+    let lock = File::create(&path).map_err(StackError::io(failed()))?;
+    lock.lock().map_err(StackError::io(failed()))?;
     Ok(lock)
 }
 
@@ -167,7 +167,7 @@ pub(crate) fn logs(file: &Path, follow: bool) -> Result<ExitCode, Box<dyn Error>
     if follow {
         tail.arg("-F");
     }
-    Err(LocalError::Spawn { program: "tail".to_owned(), source: tail.exec() }.into())
+    Err(StackError::Spawn { program: "tail".to_owned(), source: tail.exec() }.into())
 }
 
 /// What is needed to find the stack again.
@@ -204,7 +204,7 @@ fn describe(stack: &Stack) -> State {
     }
 }
 
-fn end(state: &State, file: &Path) -> Result<(), LocalError> {
+fn end(state: &State, file: &Path) -> Result<(), StackError> {
     for part in state.parts.iter().filter(|part| part.is_running()) {
         let signal = match part.stop_signal {
             StopSignal::Term => Signal::SIGTERM,
@@ -212,7 +212,7 @@ fn end(state: &State, file: &Path) -> Result<(), LocalError> {
         };
         if !process::end_by_pid(Pid::from_raw(part.pid), signal, STOP) {
             let (what, log) = ("end", part.log.clone());
-            return Err(LocalError::Timeout {
+            return Err(StackError::Timeout {
                 program: part.name.clone(),
                 what,
                 seconds: STOP.as_secs(),
@@ -224,7 +224,7 @@ fn end(state: &State, file: &Path) -> Result<(), LocalError> {
         // One that is gone needs no removing.
         let _ = fs::remove_dir_all(folder);
     }
-    fs::remove_file(file).map_err(LocalError::io(format!("{} can't be removed", file.display())))
+    fs::remove_file(file).map_err(StackError::io(format!("{} can't be removed", file.display())))
 }
 
 fn say_urls(state: &State) {
@@ -237,21 +237,21 @@ fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-fn read(file: &Path) -> Result<Option<State>, LocalError> {
+fn read(file: &Path) -> Result<Option<State>, StackError> {
     let failed = || format!("{} can't be read, remove it", file.display());
     match fs::read_to_string(file) {
         Ok(json) => {
-            serde_json::from_str(&json).map(Some).map_err(io::Error::from).map_err(LocalError::io(failed()))
+            serde_json::from_str(&json).map(Some).map_err(io::Error::from).map_err(StackError::io(failed()))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(LocalError::io(failed())(error)),
+        Err(error) => Err(StackError::io(failed())(error)),
     }
 }
 
 /// One a build folder and user.
-pub(crate) fn default_state_file() -> Result<PathBuf, LocalError> {
-    let folder = local::program::programs_folder()?;
-    Ok(folder.join(format!("localstack-{}.json", geteuid())))
+pub(crate) fn default_state_file() -> Result<PathBuf, StackError> {
+    let folder = devstack::program::programs_folder()?;
+    Ok(folder.join(format!("devstack-{}.json", geteuid())))
 }
 
 /// The well-known port, if nobody has it.

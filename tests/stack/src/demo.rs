@@ -1,11 +1,11 @@
-//! The demo from start to verdict.
+//! The demo from start to report.
 
 use std::{
     error::Error,
     time::{Duration, Instant},
 };
 
-use local::{LocalError, process::Lifetime, program::Program};
+use devstack::{StackError, process::Lifetime, program::Program};
 use thiserror::Error;
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
@@ -14,10 +14,10 @@ use crate::{
     DemoOptions,
     backlog::{self, Keys},
     figures, insert_each,
+    load::{self, IndexSet, Load, Pace},
     progress::{Progress, say},
+    report::Report,
     stack::{Stack, StackOptions},
-    storm::{self, IndexSet, Pace, Storm},
-    verdict::Verdict,
     verify,
 };
 
@@ -40,18 +40,18 @@ pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
     let two_consumers = StackOptions { consumer_admin_ports: vec![0, 0], ..StackOptions::default() };
     let stack = Stack::start(two_consumers, Lifetime::Leashed)?;
     figures::check_file(&options.json)?;
-    let verdict = tokio::select! {
-        verdict = measure(options, &stack) => verdict?,
+    let report = tokio::select! {
+        report = measure(options, &stack) => report?,
         ended = part_ended(&stack) => return Err(ended.into()),
     };
     stack.stop()?;
-    verdict.print();
-    figures::write_json(&verdict, &options.json)?;
-    Ok(verdict.passed())
+    report.print();
+    figures::write_json(&report, &options.json)?;
+    Ok(report.passed())
 }
 
 /// Waits for a part of the stack to end by itself.
-async fn part_ended(stack: &Stack) -> LocalError {
+async fn part_ended(stack: &Stack) -> StackError {
     loop {
         if let Some(ended) = stack.ended_part() {
             return ended;
@@ -60,11 +60,11 @@ async fn part_ended(stack: &Stack) -> LocalError {
     }
 }
 
-async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dyn Error>> {
-    let storm =
-        Storm { likes: options.likes.into(), duplicate_percent: options.duplicates, rejected_per_mille: 0 };
+async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Report, Box<dyn Error>> {
+    let load =
+        Load { likes: options.likes.into(), duplicate_percent: options.duplicates, rejected_per_mille: 0 };
     let pace = Pace { connections: options.connections, per_second: None, until: None };
-    let sent = storm::send(storm, stack.ingest.listen(), pace).await?;
+    let sent = load::send(load, stack.ingest.listen(), pace).await?;
     let entries = drain(stack).await?;
     let drained = sent.started.elapsed();
 
@@ -72,14 +72,14 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dy
     let database_url = stack.postgres.url("postgres");
     let (client, connection) = tokio_postgres::connect(&database_url, NoTls).await?;
     tokio::spawn(connection);
-    let table = verify::read_table(&client, storm, &sent, &IndexSet::new(0)).await?;
-    let each = insert_each::run(storm, &database_url).await?;
+    let table = verify::read_table(&client, load, &sent, &IndexSet::new(0)).await?;
+    let each = insert_each::run(load, &database_url).await?;
     let transactions = total(&stack.consumers, "likestream_batches_committed_total")?;
     if transactions < table.writing_transactions {
         say("the consumers count fewer transactions than have left rows: their figure is wrong");
     }
     let peak = |program: &Program| program.peak_resident_bytes().unwrap_or(0);
-    Ok(Verdict {
+    Ok(Report {
         accepted: sent.accepted,
         distinct: sent.pairs.len(),
         rows: table.rows,
@@ -87,7 +87,7 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Verdict, Box<dy
         doubled: table.doubled,
         foreign: table.foreign,
         retries: sent.retries,
-        unsure: sent.unsure_pairs(storm),
+        unsure: sent.unsure_pairs(load),
         transactions: transactions.max(table.writing_transactions),
         likes_per_transaction: sent.accepted as f64 / transactions.max(1) as f64,
         likes_per_entry: sent.accepted as f64 / entries.max(1) as f64,
@@ -127,6 +127,6 @@ async fn drain(stack: &Stack) -> Result<u64, Box<dyn Error>> {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-fn total<'a>(programs: impl IntoIterator<Item = &'a Program>, metric: &str) -> Result<u64, LocalError> {
+fn total<'a>(programs: impl IntoIterator<Item = &'a Program>, metric: &str) -> Result<u64, StackError> {
     programs.into_iter().map(|program| Ok(program.metrics()?.sum(metric) as u64)).sum()
 }

@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use local::{
-    LocalError,
+use devstack::{
+    StackError,
     process::Lifetime,
     program::Program,
     redis_server::{RedisOptions, RedisServer},
@@ -45,7 +45,7 @@ fn setting(text: &str) -> Result<(String, String), &'static str> {
 /// Runs the command to its end. Dropped, it ends all that it has started.
 pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>> {
     let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
-    let logs = logs.map_err(LocalError::io("no temporary folder can be made"))?;
+    let logs = logs.map_err(StackError::io("no temporary folder can be made"))?;
     let redis = RedisServer::start(RedisOptions::default(), Lifetime::Leashed)?;
     let mut settings = vec![
         ("REDIS_URL", redis.url()),
@@ -56,7 +56,7 @@ pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>
     let mut ingest = Program::start("ingest", &settings, &logs.path().join("ingest.log"))?;
     ingest.wait_ready(READY)?;
 
-    let (program, arguments) = options.command.split_first().ok_or(LocalError::Missing("the command"))?;
+    let (program, arguments) = options.command.split_first().ok_or(StackError::Missing("the command"))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -65,10 +65,10 @@ pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>
         .env("REDIS_URL", redis.url())
         .stdin(Stdio::null())
         .process_group(0);
-    let child = command.spawn().map_err(|source| LocalError::Spawn { program: program.clone(), source })?;
+    let child = command.spawn().map_err(|source| StackError::Spawn { program: program.clone(), source })?;
     let status = Group(child).ended().await?;
     if let Some(last_words) = ingest.last_words_if_ended() {
-        return Err(LocalError::Ended { program: "ingest".to_owned(), last_words }.into());
+        return Err(StackError::Ended { program: "ingest".to_owned(), last_words }.into());
     }
     end_well(&mut ingest)?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))

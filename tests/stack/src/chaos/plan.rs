@@ -12,8 +12,8 @@ const PAUSE_MS: std::ops::RangeInclusive<u64> = 500..=2_500;
 /// How long something is frozen or away, in milliseconds.
 const OUTAGE_MS: std::ops::RangeInclusive<u64> = 300..=3_000;
 
-/// How many poison entries come at once.
-const POISON: std::ops::RangeInclusive<u32> = 1..=20;
+/// How many malformed entries come at once.
+const MALFORMED: std::ops::RangeInclusive<u32> = 1..=20;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +39,7 @@ pub(crate) enum Kind {
     /// Redis takes no more writes.
     FillRedis,
     /// Entries that can't be stored, or not all of them.
-    Poison,
+    Malformed,
     /// A partition's slot of a cluster goes to another master.
     MoveSlot,
 }
@@ -62,7 +62,7 @@ impl Kind {
         Self::KillConsumerAtFrozenPostgres,
         Self::KillConsumerAtFrozenRedis,
         Self::FillRedis,
-        Self::Poison,
+        Self::Malformed,
     ];
 
     /// What can happen with a Redis that is run so.
@@ -90,7 +90,7 @@ impl fmt::Display for Kind {
             Self::KillConsumerAtFrozenPostgres => "kill -9 of a consumer at a frozen Postgres",
             Self::KillConsumerAtFrozenRedis => "kill -9 of a consumer at a frozen Redis",
             Self::FillRedis => "Redis out of memory",
-            Self::Poison => "poison entries",
+            Self::Malformed => "malformed entries",
             Self::MoveSlot => "move of a slot",
         };
         f.pad(words)
@@ -107,8 +107,8 @@ pub(crate) struct Fault {
     pub(crate) outage: Duration,
     /// Which consumer or partition, where it is about one; counted over all, to be taken modulo their number.
     pub(crate) which: usize,
-    /// How many poison entries.
-    pub(crate) poison: u32,
+    /// How many malformed entries.
+    pub(crate) malformed: u32,
 }
 
 /// Faults without end. Every kind comes once before any comes twice.
@@ -138,7 +138,7 @@ impl Iterator for Plan {
             after: Duration::from_millis(self.random.random_range(PAUSE_MS)),
             outage: Duration::from_millis(self.random.random_range(OUTAGE_MS)),
             which: self.random.random_range(0..usize::from(u16::MAX)),
-            poison: self.random.random_range(POISON),
+            malformed: self.random.random_range(MALFORMED),
         })
     }
 }

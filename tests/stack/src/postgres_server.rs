@@ -17,7 +17,7 @@ use nix::{
 };
 
 use crate::{
-    LocalError, free_port,
+    StackError, free_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
 };
 
@@ -51,7 +51,7 @@ pub struct PostgresServer {
 
 impl PostgresServer {
     /// Makes a new database cluster, starts it and waits until it takes connections.
-    pub fn start(options: PostgresOptions, lifetime: Lifetime) -> Result<Self, LocalError> {
+    pub fn start(options: PostgresOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let programs = programs()?;
         let user = process::unprivileged_user()?;
         let folder = ServerFolder::make("likestream-postgres-", user.as_ref())?;
@@ -111,7 +111,7 @@ impl PostgresServer {
     }
 
     /// Starts it again, after [`PostgresServer::stop`] or [`PostgresServer::kill`], where it was.
-    pub fn start_again(&mut self) -> Result<(), LocalError> {
+    pub fn start_again(&mut self) -> Result<(), StackError> {
         let (programs, user) = (&self.programs, self.user.as_ref());
         let folder = self.folder.path();
         self.process = launch(&self.options, self.port, programs, folder, user, Lifetime::Leashed)?;
@@ -163,7 +163,7 @@ fn first_launch(
     folder: &Path,
     user: Option<&User>,
     lifetime: Lifetime,
-) -> Result<(ServerProcess, u16), LocalError> {
+) -> Result<(ServerProcess, u16), StackError> {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -171,7 +171,7 @@ fn first_launch(
         match launch(options, port, programs, folder, user, lifetime) {
             Ok(process) => return Ok((process, port)),
             // Somebody else may have taken the port meanwhile.
-            Err(LocalError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
+            Err(StackError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
             Err(error) => return Err(error),
         }
     }
@@ -184,7 +184,7 @@ fn launch(
     folder: &Path,
     user: Option<&User>,
     lifetime: Lifetime,
-) -> Result<ServerProcess, LocalError> {
+) -> Result<ServerProcess, StackError> {
     let log = folder.join("postgres.log");
     let own = [
         ("listen_addresses", "127.0.0.1".to_owned()),
@@ -203,7 +203,7 @@ fn launch(
     ServerProcess::start_answering(&command, lifetime, || answers(port))
 }
 
-fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), LocalError> {
+fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), StackError> {
     let mut command = Command::new(programs.join("initdb"));
     command
         .args(["--pgdata=data", "--auth=trust", "--username=postgres", "--no-sync"])
@@ -214,7 +214,7 @@ fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), Local
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     let output =
-        command.output().map_err(|source| LocalError::Spawn { program: "initdb".to_owned(), source })?;
+        command.output().map_err(|source| StackError::Spawn { program: "initdb".to_owned(), source })?;
     if output.status.success() {
         return Ok(());
     }
@@ -222,20 +222,20 @@ fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), Local
     let says_why = |line: &&str| ["error:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
     let last = || said.lines().rfind(|line| !line.is_empty());
     let last_words = said.lines().find(says_why).or_else(last).unwrap_or_default().to_owned();
-    Err(LocalError::Ended { program: "initdb".to_owned(), last_words })
+    Err(StackError::Ended { program: "initdb".to_owned(), last_words })
 }
 
 /// A file that nobody but Postgres can read, as it wants its keys to be.
-fn own_file(path: &Path, text: &str, user: Option<&User>) -> Result<(), LocalError> {
+fn own_file(path: &Path, text: &str, user: Option<&User>) -> Result<(), StackError> {
     let written = fs::write(path, text).and_then(|()| {
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         user.map_or(Ok(()), |user| Ok(chown(path, Some(user.uid), Some(user.gid))?))
     });
-    written.map_err(LocalError::io("a file for Postgres can't be written"))
+    written.map_err(StackError::io("a file for Postgres can't be written"))
 }
 
 /// Where the newest Postgres has its programs.
-fn programs() -> Result<PathBuf, LocalError> {
+fn programs() -> Result<PathBuf, StackError> {
     let has_server = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
     let version = |folder: &PathBuf| -> u32 {
         let digits = folder.iter().rev().nth(1).map(|name| name.to_string_lossy().replace("pgsql-", ""));
@@ -244,7 +244,7 @@ fn programs() -> Result<PathBuf, LocalError> {
     let homes = HOMES.iter().filter_map(|home| fs::read_dir(home).ok()).flatten().flatten();
     let newest = homes.map(|entry| entry.path().join("bin")).filter(has_server).max_by_key(version);
     let on_path = || env::split_paths(&env::var_os("PATH").unwrap_or_default()).find(has_server);
-    newest.or_else(on_path).ok_or(LocalError::Missing("Postgres (initdb and postgres)"))
+    newest.or_else(on_path).ok_or(StackError::Missing("Postgres (initdb and postgres)"))
 }
 
 /// Whether it takes connections: sends a startup packet for its superuser and looks for the answer "authentication

@@ -1,4 +1,4 @@
-//! What became of every like and every poison entry.
+//! What became of every like and every malformed entry.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,14 +19,14 @@ use tokio_postgres::NoTls;
 
 use crate::{
     backlog::Keys,
-    chaos::poison::{NEIGHBOUR_POST, Poison},
-    storm::{IndexSet, Sent, Storm},
+    chaos::malformed::{Malformed, NEIGHBOUR_POST},
+    load::{IndexSet, Load, Sent},
     verify,
 };
 
 /// The end of a chaos run.
 #[derive(Debug, Serialize)]
-pub(crate) struct ChaosVerdict {
+pub(crate) struct ChaosReport {
     pub(crate) seed: u64,
     pub(crate) seconds: u64,
     /// 202s, and the distinct pairs among them.
@@ -38,8 +38,8 @@ pub(crate) struct ChaosVerdict {
     /// Rows in the table, and pairs in a dead-letter stream because the table rejects them.
     pub(crate) stored: u64,
     pub(crate) dead_lettered: u64,
-    pub(crate) poison: u32,
-    /// Accepted likes, and poison, that are nowhere.
+    pub(crate) malformed: u32,
+    /// Accepted likes, and malformed, that are nowhere.
     pub(crate) lost: u64,
     /// Rows that are there twice, and dead letters that one entry left twice.
     pub(crate) doubled: u64,
@@ -50,7 +50,7 @@ pub(crate) struct ChaosVerdict {
     pub(crate) faults: BTreeMap<String, u32>,
 }
 
-impl ChaosVerdict {
+impl ChaosReport {
     /// Whether every promise was kept.
     pub(crate) fn passed(&self) -> bool {
         self.accepted > 0 && self.lost == 0 && self.doubled == 0 && self.foreign == 0 && self.stuck == 0
@@ -68,7 +68,7 @@ impl ChaosVerdict {
         let faults: u32 = self.faults.values().sum();
         line(format!("{faults:>6}  faults of {} kinds", self.faults.len()));
         line(format!(
-            "seed {}, {} s: accepted {}, distinct {}, retries {}, unsure {}, stored {}, dead-lettered {}, poison {}",
+            "seed {}, {} s: accepted {}, distinct {}, retries {}, unsure {}, stored {}, dead-lettered {}, malformed {}",
             self.seed,
             self.seconds,
             self.accepted,
@@ -77,7 +77,7 @@ impl ChaosVerdict {
             self.unsure,
             self.stored,
             self.dead_lettered,
-            self.poison
+            self.malformed
         ));
         line(format!(
             "lost {}, doubled {}, foreign {}, stuck pending {}",
@@ -95,8 +95,8 @@ impl ChaosVerdict {
 struct DeadLetters {
     /// Pairs that the table rejected, by the index of their first like.
     rejected: IndexSet,
-    /// The letters that are poison, by payload.
-    poison: HashMap<Bytes, u32>,
+    /// The letters that are malformed, by payload.
+    malformed: HashMap<Bytes, u32>,
     /// Letters that are neither.
     foreign: u64,
     /// Letters that their entry left more than once.
@@ -106,31 +106,31 @@ struct DeadLetters {
 /// Compares the servers with the bookkeeping of the callers.
 pub(crate) async fn check(
     (seed, seconds, stuck): (u64, u64, u64),
-    (storm, sent): (Storm, &Sent),
-    poison: &Poison,
+    (load, sent): (Load, &Sent),
+    malformed: &Malformed,
     redis: &Connections,
     database_url: &str,
-) -> Result<ChaosVerdict, Box<dyn Error>> {
-    let letters = read_dead_letters(redis, storm, sent, poison).await?;
+) -> Result<ChaosReport, Box<dyn Error>> {
+    let letters = read_dead_letters(redis, load, sent, malformed).await?;
     let (client, connection) = tokio_postgres::connect(database_url, NoTls).await?;
     tokio::spawn(connection);
     let neighbour_post = NEIGHBOUR_POST.cast_signed();
     let neighbours = client.query("SELECT user_id FROM likes WHERE post_id = $1", &[&neighbour_post]).await?;
     let neighbours: Vec<i64> = neighbours.iter().map(|row| row.get(0)).collect();
     client.execute("DELETE FROM likes WHERE post_id = $1", &[&neighbour_post]).await?;
-    let table = verify::read_table(&client, storm, sent, &letters.rejected).await?;
-    let (poison_lost, neighbours_foreign) = poison.missing_and_foreign(&letters.poison, &neighbours);
-    Ok(ChaosVerdict {
+    let table = verify::read_table(&client, load, sent, &letters.rejected).await?;
+    let (malformed_lost, neighbours_foreign) = malformed.missing_and_foreign(&letters.malformed, &neighbours);
+    Ok(ChaosReport {
         seed,
         seconds,
         accepted: sent.accepted,
         distinct: sent.pairs.len(),
         retries: sent.retries,
-        unsure: sent.unsure_pairs(storm),
+        unsure: sent.unsure_pairs(load),
         stored: table.rows,
         dead_lettered: letters.rejected.len(),
-        poison: poison.made(),
-        lost: table.lost + poison_lost,
+        malformed: malformed.made(),
+        lost: table.lost + malformed_lost,
         doubled: table.doubled + letters.doubled,
         foreign: table.foreign + letters.foreign + neighbours_foreign,
         stuck,
@@ -145,12 +145,16 @@ async fn range<T: FromValue>(redis: &Connections, stream: &str) -> Result<T, fre
 
 async fn read_dead_letters(
     redis: &Connections,
-    storm: Storm,
+    load: Load,
     sent: &Sent,
-    poison: &Poison,
+    malformed: &Malformed,
 ) -> Result<DeadLetters, Box<dyn Error>> {
-    let mut found =
-        DeadLetters { rejected: IndexSet::new(storm.likes), poison: HashMap::new(), foreign: 0, doubled: 0 };
+    let mut found = DeadLetters {
+        rejected: IndexSet::new(load.likes),
+        malformed: HashMap::new(),
+        foreign: 0,
+        doubled: 0,
+    };
     let mut seen = HashSet::new();
     let keys = Keys::default();
     for partition in keys.partitions() {
@@ -161,12 +165,12 @@ async fn read_dead_letters(
             let payload = field(codec::FIELD);
             if !seen.insert((field("origin"), field("detail"), payload.clone())) {
                 found.doubled += 1;
-            } else if poison.letter(&payload).is_some() {
-                *found.poison.entry(payload).or_default() += 1;
+            } else if malformed.letter(&payload).is_some() {
+                *found.malformed.entry(payload).or_default() += 1;
             } else if field("reason") == "rejected" {
                 for like in codec::locate(&payload) {
-                    match storm.first_with(like.like.user_id(), like.like.post_id()) {
-                        Some(first) if storm.is_rejected(first) && sent.may_have(first) => {
+                    match load.first_with(like.like.user_id(), like.like.post_id()) {
+                        Some(first) if load.is_rejected(first) && sent.may_have(first) => {
                             found.rejected.insert(first);
                         }
                         _ => found.foreign += 1,

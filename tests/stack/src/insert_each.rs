@@ -12,7 +12,7 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
-use crate::{progress::Progress, storm::Storm};
+use crate::{load::Load, progress::Progress};
 
 const LIKES: u64 = 20_000;
 const CONNECTIONS: usize = 32;
@@ -31,13 +31,13 @@ pub(crate) enum InsertEachError {
     Crashed(#[from] tokio::task::JoinError),
 }
 
-/// Stores the first likes of the storm into a table like the real one.
-pub(crate) async fn run(storm: Storm, database_url: &str) -> Result<InsertedEach, InsertEachError> {
+/// Stores the first likes of the load into a table like the real one.
+pub(crate) async fn run(load: Load, database_url: &str) -> Result<InsertedEach, InsertEachError> {
     let (client, connection) = tokio_postgres::connect(database_url, NoTls).await?;
     tokio::spawn(connection);
     client.batch_execute("CREATE TABLE likes_inserted_each (LIKE likes INCLUDING ALL)").await?;
 
-    let likes = LIKES.min(storm.likes);
+    let likes = LIKES.min(load.likes);
     let next = Arc::new(AtomicU64::new(0));
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -58,7 +58,7 @@ pub(crate) async fn run(storm: Storm, database_url: &str) -> Result<InsertedEach
                 if index >= likes {
                     return Ok::<_, tokio_postgres::Error>(());
                 }
-                let (user, post) = storm.pair(storm.first_of_pair(index));
+                let (user, post) = load.pair(load.first_of_pair(index));
                 client.execute(&insert, &[&user.cast_signed(), &post.cast_signed()]).await?;
             }
         });
