@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use shared::{copy_format, like::Like};
+use shared::{postgres::copy_format, wire::like::Like};
 use tokio::{pin, task::JoinSet};
 use tokio_postgres::{Client, NoTls};
 

@@ -13,7 +13,7 @@ use std::{
 use devstack::http_client::HttpClient;
 use hdrhistogram::Histogram;
 use hyper::StatusCode;
-use shared::partition::mix;
+use shared::wire::partition::mix;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},

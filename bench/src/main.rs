@@ -32,9 +32,9 @@ use clap::{Parser, ValueEnum};
 use devstack::{StackError, http_client::HttpError, process};
 use procfs::ProcError;
 use shared::{
-    cli::{self, SettingError},
-    partition::InvalidKeyPrefix,
-    service::one_line,
+    error_chain::one_line,
+    settings::{self, SettingError},
+    wire::partition::InvalidKeyPrefix,
 };
 use thiserror::Error;
 use tokio::{
@@ -100,7 +100,7 @@ enum Row {
     Growth,
 }
 
-impl cli::Settings for Settings {
+impl settings::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
         if !self.growth_rows.is_sorted() {
             return Err(SettingError::new("--growth-rows", "allowed are numbers that rise"));
@@ -155,7 +155,7 @@ enum BenchError {
 }
 
 fn main() -> ExitCode {
-    let settings: Settings = cli::parse();
+    let settings: Settings = settings::parse();
     let measured = Runtime::new().map_err(BenchError::from).and_then(|runtime| {
         runtime.block_on(async {
             let mut interrupt = signal(SignalKind::interrupt())?;

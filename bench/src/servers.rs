@@ -14,9 +14,12 @@ use devstack::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::{
-    backlog, codec,
-    partition::{KeyPrefix, Partition, PartitionCount},
-    redis::{Connections, Redis, Repeat},
+    backlog,
+    redis::{Connections, Redis, Retry},
+    wire::{
+        codec,
+        partition::{KeyPrefix, Partition, PartitionCount},
+    },
 };
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -97,7 +100,7 @@ impl Servers {
         for partition in PartitionCount::DEFAULT.partitions() {
             let stream = self.keys.stream(partition);
             let keys = vec![stream.as_str().into(), self.keys.dead_letters(partition).into()];
-            self.connections.run::<u64>(&stream, Repeat::EvenIfDone, "DEL", keys).await?;
+            self.connections.run::<u64>(&stream, Retry::Idempotent, "DEL", keys).await?;
         }
         Ok(())
     }
@@ -107,7 +110,7 @@ impl Servers {
         let appends = stream::iter(entries).map(async |(partition, payload)| {
             let stream = self.keys.stream(partition);
             let entry = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
-            self.connections.run::<String>(&stream, Repeat::IfNotDone, "XADD", entry).await.map(drop)
+            self.connections.run::<String>(&stream, Retry::NonIdempotent, "XADD", entry).await.map(drop)
         });
         Ok(appends.buffer_unordered(APPENDS_IN_FLIGHT).try_collect::<()>().await?)
     }

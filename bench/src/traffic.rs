@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use shared::{
+use shared::wire::{
     codec,
     like::Like,
     partition::{Partition, PartitionCount, mix},
@@ -73,7 +73,7 @@ impl Traffic {
         index
     }
 
-    fn like(self, index: u64, at_us: i128) -> Result<Like, shared::like::InvalidLike> {
+    fn like(self, index: u64, at_us: i128) -> Result<Like, shared::wire::like::InvalidLike> {
         let user = 1 + index.wrapping_mul(USER_FACTOR) % USERS;
         let post = match self.posts {
             Posts::Recent => {

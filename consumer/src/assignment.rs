@@ -1,6 +1,6 @@
 //! Who reads which partition: every consumer computes the same from the same members.
 
-use shared::partition::{Partition, PartitionCount, mix};
+use shared::wire::partition::{Partition, PartitionCount, mix};
 
 use crate::{
     fixed_partitions::FixedPartitions,

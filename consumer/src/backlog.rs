@@ -12,8 +12,8 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Meter},
 };
 use shared::{
-    partition::{Partition, PartitionCount},
     telemetry::names::{self, metric},
+    wire::partition::{Partition, PartitionCount},
 };
 use tokio::{
     sync::watch,

@@ -8,10 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use shared::{
-    codec::{self, LocatedLike},
-    like::Like,
-    partition::Partition,
     telemetry::spans::Links,
+    wire::{
+        codec::{self, LocatedLike},
+        like::Like,
+        partition::Partition,
+    },
 };
 use tokio::{
     sync::mpsc,

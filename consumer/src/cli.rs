@@ -35,8 +35,8 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 use shared::{
-    cli::{self, SettingError, Settings},
-    shutdown,
+    runtime::shutdown,
+    settings::{self, SettingError, Settings},
 };
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
@@ -139,7 +139,7 @@ impl Settings for Likesctl {
 
 /// Runs the command line. How it ends is in its help.
 pub fn main() -> ExitCode {
-    let Likesctl { command } = cli::parse();
+    let Likesctl { command } = settings::parse();
     let ended =
         Builder::new_current_thread().enable_all().build().map_err(CliError::from).and_then(|runtime| {
             let ended = runtime.block_on(async {

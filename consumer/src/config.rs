@@ -9,10 +9,12 @@ use std::{
 
 use clap::Parser;
 use shared::{
-    cli::{self, SettingError},
-    config::{PostgresArgs, RedisArgs, StreamArgs, address, duration, positive_duration},
-    partition::PartitionCount,
+    settings::{
+        self, SettingError,
+        args::{PostgresArgs, RedisArgs, StreamArgs, address, duration, positive_duration},
+    },
     telemetry::TelemetryArgs,
+    wire::partition::PartitionCount,
 };
 
 use crate::{
@@ -111,7 +113,7 @@ impl Settings {
     }
 }
 
-impl cli::Settings for Settings {
+impl settings::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
         // Its own batch and the one before it: longer than that hardly an entry is in hand while Postgres is well.
         let in_hand = self.batch_linger.saturating_add(self.write_timeout.saturating_mul(2));

@@ -6,11 +6,10 @@ use deadpool_postgres::{HookError, Object, Pool, PoolError};
 use futures_util::{SinkExt, future};
 use opentelemetry::KeyValue;
 use shared::{
-    copy_format,
-    like::Like,
-    pg::{self, FailureClass},
-    service::one_line,
+    error_chain::one_line,
+    postgres::{self, FailureClass, copy_format},
     telemetry::names,
+    wire::like::Like,
 };
 use thiserror::Error;
 use tokio::{
@@ -117,11 +116,11 @@ impl WriteError {
     /// What to do about it. Nothing that goes wrong before rows are sent can be the rows' fault.
     pub(crate) fn class(&self) -> FailureClass {
         match self {
-            Self::Postgres(error) => pg::classify(error),
+            Self::Postgres(error) => postgres::classify(error),
             Self::SharedSession(_) => FailureClass::Halt,
             Self::Connect(
                 PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)),
-            ) => match pg::classify(error) {
+            ) => match postgres::classify(error) {
                 FailureClass::Halt => FailureClass::Halt,
                 FailureClass::Retry | FailureClass::Reject => FailureClass::Retry,
             },

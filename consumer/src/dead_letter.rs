@@ -1,7 +1,7 @@
 //! What can't be stored, and why: the contents of a dead-letter stream.
 
 use bytes::Bytes;
-use shared::codec;
+use shared::wire::codec;
 
 use crate::entry;
 

@@ -4,7 +4,7 @@ use std::{fmt, num::ParseIntError, str::FromStr};
 
 use bytes::Bytes;
 use opentelemetry::trace::SpanContext;
-use shared::{
+use shared::wire::{
     codec::{self, BadLike, DecodeError},
     like::Like,
     partition::Partition,
@@ -133,7 +133,7 @@ pub(crate) fn payload(fields: &[(Bytes, Bytes)]) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use shared::partition::PartitionCount;
+    use shared::wire::partition::PartitionCount;
 
     use super::*;
 

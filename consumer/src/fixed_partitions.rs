@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use shared::partition::{Partition, PartitionCount};
+use shared::wire::partition::{Partition, PartitionCount};
 use thiserror::Error;
 
 /// `0-3,8`: these; `2/4`: every fourth one from the third on.

@@ -1,6 +1,6 @@
 //! Which rows are surely new, so that they can go straight into the table: a guess that the table's key corrects.
 
-use shared::{like::Like, partition::mix};
+use shared::wire::{like::Like, partition::mix};
 
 /// How many pairs of a bucket are remembered: a line of the processor's cache.
 const WAYS: usize = 16;

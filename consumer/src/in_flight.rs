@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use shared::partition::Partition;
+use shared::wire::partition::Partition;
 use tokio::{sync::watch, time::Instant};
 
 use crate::entry::{Entry, Position};
@@ -178,7 +178,7 @@ impl InFlight {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use shared::partition::PartitionCount;
+    use shared::wire::partition::PartitionCount;
 
     use super::*;
     use crate::entry::EntryId;

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deadpool_postgres::Object;
-use shared::like::Like;
+use shared::wire::like::Like;
 use tokio_postgres::{Error, types::Type};
 
 const INSERT: &str = "

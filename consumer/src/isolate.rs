@@ -3,8 +3,8 @@
 use deadpool_postgres::Object;
 use futures_util::future;
 use shared::{
-    pg::{self, FailureClass},
-    service::one_line,
+    error_chain::one_line,
+    postgres::{self, FailureClass},
 };
 use tokio::time::Instant;
 
@@ -36,7 +36,7 @@ pub(crate) async fn isolate(
                 connection.batch_execute("RELEASE piece").await?;
                 progress.stored(inserted);
             }
-            Err(error) if pg::classify(&error) == FailureClass::Reject => {
+            Err(error) if postgres::classify(&error) == FailureClass::Reject => {
                 connection.batch_execute("ROLLBACK TO piece; RELEASE piece").await?;
                 progress.rejected(rows, one_line(&error));
             }

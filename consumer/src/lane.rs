@@ -9,10 +9,10 @@ use std::{future::Future, sync::Arc, time::Duration};
 use fred::prelude::Error;
 use futures_util::future::join_all;
 use shared::{
-    partition::Partition,
+    error_chain::one_line,
     redis,
-    service::one_line,
     telemetry::{log_rate::LogRate, spans::Tracing},
+    wire::partition::Partition,
 };
 use tokio::{
     sync::{mpsc, watch},

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use shared::partition::Partition;
+use shared::wire::partition::Partition;
 use tokio::time::Instant;
 
 /// Noted by whoever acknowledges, taken when it is told.

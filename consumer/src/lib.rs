@@ -38,14 +38,16 @@ use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
 
 use deadpool_postgres::{BuildError, Pool};
 use shared::{
-    admin::{self, Health},
-    agreement::{self, AgreementError},
-    cli::SettingError,
-    partition::PartitionCount,
-    pg::{self, Postgres},
+    cluster_settings::{self, ClusterSettingsError},
+    postgres::{self, Postgres},
     redis::{Connections, Redis, is_refusal},
-    service::{Failure, Unreachable, wait_for},
+    runtime::{
+        admin::{self, Health},
+        service::{Failure, Unreachable, wait_for},
+    },
+    settings::SettingError,
     telemetry::{Telemetry, spans::Tracing},
+    wire::partition::PartitionCount,
 };
 use thiserror::Error;
 use tokio::{
@@ -107,7 +109,7 @@ pub enum ConsumerError {
     Schema(#[from] SchemaError),
     /// Other programs work on other settings.
     #[error(transparent)]
-    Agreement(#[from] AgreementError),
+    Agreement(#[from] ClusterSettingsError),
     /// Another consumer has this one's name.
     #[error(transparent)]
     NameTaken(#[from] NameTaken),
@@ -153,7 +155,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), ConsumerError> {
     let redis = Redis::new(&settings.redis)?;
-    let postgres = pg::postgres(&settings.postgres, "likestream consumer")?;
+    let postgres = Postgres::new(&settings.postgres, "likestream consumer")?;
     let address = settings.consumer_admin_listen;
     let listener =
         TcpListener::bind(address).await.map_err(|source| ConsumerError::Listen { address, source })?;
@@ -184,7 +186,7 @@ pub async fn run(
     let metrics = Arc::new(Metrics::new(&telemetry.meter(), &keys));
     Metrics::observe_connections(&telemetry.meter(), pool.clone());
     let partitions = watch::Sender::new(partitions);
-    let following = agreement::follow(redis, keys, partitions.clone());
+    let following = cluster_settings::watch(redis, keys, partitions.clone());
     let _following = AbortOnDropHandle::new(tokio::spawn(following));
     let observed = Observed { metrics, telemetry, checks };
     let ended = consume(&settings, &streams, &partitions, pool, observed, shutdown).await;
@@ -204,11 +206,13 @@ async fn connect(
     let limit = settings.startup_timeout;
     let server = format!("Redis at {}", redis.address());
     let connections = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
-    let partitions = agreement::settle_within(limit, &server, &connections, &settings.streams).await??;
-    agreement::warn_of_eviction(&connections).await;
+    let partitions =
+        cluster_settings::negotiate_within(limit, &server, &connections, &settings.streams).await??;
+    cluster_settings::warn_of_eviction(&connections).await;
 
     let client =
-        wait_for(postgres.address(), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect()).await?;
+        wait_for(postgres.address(), "DATABASE_URL", limit, postgres::is_refusal, || postgres.connect())
+            .await?;
     if settings.postgres_pooling == Pooling::Session && pooling::shares_sessions(postgres, &client).await {
         return Err(pooling::wrong_setting().into());
     }

@@ -4,8 +4,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use fred::prelude::Error;
 use shared::{
-    admin::Check,
-    partition::{Partition, PartitionCount},
+    runtime::admin::Check,
+    wire::partition::{Partition, PartitionCount},
 };
 use thiserror::Error as ThisError;
 use tokio::{

@@ -9,13 +9,13 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Counter, Gauge, Histogram, Meter},
 };
 use shared::{
-    partition::KeyPrefix,
-    pg::FailureClass,
+    postgres::FailureClass,
     redis,
     telemetry::{
         counting,
         names::{self, metric},
     },
+    wire::partition::KeyPrefix,
 };
 use tokio::time::Instant;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use deadpool_postgres::Object;
-use shared::{cli::SettingError, pg::Postgres};
+use shared::{postgres::Postgres, settings::SettingError};
 use tokio::time::timeout;
 use tokio_postgres::{Client, Error, Statement, error::SqlState};
 

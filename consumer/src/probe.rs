@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError};
-use shared::{admin::Check, service::one_line};
+use shared::{error_chain::one_line, runtime::admin::Check};
 use thiserror::Error;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 

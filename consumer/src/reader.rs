@@ -7,8 +7,8 @@ use std::{
 
 use fred::prelude::Error;
 use shared::{
-    admin::Check,
-    partition::{Partition, PartitionCount},
+    runtime::admin::Check,
+    wire::partition::{Partition, PartitionCount},
 };
 use tokio::{
     sync::watch,

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use fred::prelude::{Error, Value};
 use futures_util::future::{join, join_all, try_join_all};
 use shared::{
-    partition::{KeyPrefix, Partition, PartitionCount},
-    redis::{self, Connections, Repeat},
-    service::one_line,
+    error_chain::one_line,
+    redis::{self, Connections, Retry},
+    wire::partition::{KeyPrefix, Partition, PartitionCount},
 };
 use thiserror::Error as ThisError;
 
@@ -246,7 +246,7 @@ impl Streams {
     pub(crate) async fn ensure_group(&self, partition: Partition) -> Result<(), GroupError> {
         let stream = self.key(partition);
         let args = ["CREATE", &stream, &self.group, "0", "MKSTREAM"].map(Value::from).into();
-        let created = self.redis.run::<Value>(&stream, Repeat::EvenIfDone, "XGROUP", args).await;
+        let created = self.redis.run::<Value>(&stream, Retry::Idempotent, "XGROUP", args).await;
         let failed = match created {
             Ok(_) => {
                 tracing::info!(stream, group = self.group, "created the consumer group");
@@ -268,7 +268,7 @@ impl Streams {
 
     async fn has_group(&self, stream: &str) -> Result<bool, Error> {
         let args = ["GROUPS", stream].map(Value::from).into();
-        match self.redis.run(stream, Repeat::EvenIfDone, "XINFO", args).await {
+        match self.redis.run(stream, Retry::Idempotent, "XINFO", args).await {
             Ok(groups) => Ok(reply::group_names(groups)?.contains(&self.group)),
             Err(error) if redis::error_code(&error) == Some("ERR") => Ok(false), // no such key
             Err(error) => Err(error),
@@ -296,7 +296,7 @@ impl Streams {
         let (stream, count) = (self.key(partition), count.to_string());
         let args = ["GROUP", &self.group, &self.consumer, "COUNT", &count, "STREAMS", &stream, &from];
         let args = args.map(Value::from).into();
-        reply::read(partition, self.redis.run(&stream, Repeat::IfNotDone, "XREADGROUP", args).await?)
+        reply::read(partition, self.redis.run(&stream, Retry::NonIdempotent, "XREADGROUP", args).await?)
     }
 
     /// Takes over up to `count` entries that have been pending for `min_idle_ms`, looking from `cursor` on.
@@ -311,7 +311,7 @@ impl Streams {
         let (min_idle_ms, cursor, count) = (min_idle_ms.to_string(), cursor.to_string(), count.to_string());
         let args = [&stream, &self.group, &self.consumer, &min_idle_ms, &cursor, "COUNT", &count];
         let args = args.map(Value::from).into();
-        reply::claimed(partition, self.redis.run(&stream, Repeat::IfNotDone, "XAUTOCLAIM", args).await?)
+        reply::claimed(partition, self.redis.run(&stream, Retry::NonIdempotent, "XAUTOCLAIM", args).await?)
     }
 
     /// Takes over up to `count` entries from a consumer that is not among the members and was not heard of for
@@ -326,7 +326,7 @@ impl Streams {
         let mut args =
             vec![self.group.clone(), self.consumer.clone(), idle_ms.to_string(), count.to_string()];
         args.extend(members.iter().cloned());
-        reply::inherited(partition, self.eval(partition, CLAIM_DEPARTED, Repeat::IfNotDone, args).await?)
+        reply::inherited(partition, self.eval(partition, CLAIM_DEPARTED, Retry::NonIdempotent, args).await?)
     }
 
     /// Runs a script that touches nothing but the stream of a partition.
@@ -334,10 +334,10 @@ impl Streams {
         &self,
         partition: Partition,
         script: &'static str,
-        repeat: Repeat,
+        retry: Retry,
         args: Vec<String>,
     ) -> Result<Value, Error> {
-        self.redis.eval(script, &[self.key(partition)], repeat, args).await
+        self.redis.eval(script, &[self.key(partition)], retry, args).await
     }
 
     /// Takes entries off the pending list that are no longer in the stream. There is nothing left to lose.
@@ -383,7 +383,7 @@ impl Streams {
         let stream = self.key(partition);
         let ids = ids.iter().map(|id| Value::from(id.to_string()));
         let args = [stream.as_str().into(), self.group.as_str().into()].into_iter().chain(ids).collect();
-        self.redis.run(&stream, Repeat::EvenIfDone, "XACK", args).await
+        self.redis.run(&stream, Retry::Idempotent, "XACK", args).await
     }
 
     /// 1 if it was pending and is no longer; 0 if somebody else has settled it.
@@ -400,34 +400,34 @@ impl Streams {
             args.push(fields.len().to_string().into());
             args.extend(fields);
         }
-        self.redis.eval(SETTLE, &keys, Repeat::EvenIfDone, args).await
+        self.redis.eval(SETTLE, &keys, Retry::Idempotent, args).await
     }
 
     /// Notes that an entry is about to be tried alone, and tells how many such tries have begun and not ended.
     pub(crate) async fn begin_try_alone(&self, at: Position) -> Result<u64, Error> {
         let keys = [self.keys.tried_alone(at.partition)];
-        self.redis.eval(BEGIN_TRY_ALONE, &keys, Repeat::IfNotDone, [at.id.to_string()]).await
+        self.redis.eval(BEGIN_TRY_ALONE, &keys, Retry::NonIdempotent, [at.id.to_string()]).await
     }
 
     /// Whoever tried the entry alone has survived.
     pub(crate) async fn end_try_alone(&self, at: Position) -> Result<(), Error> {
         let tried_alone = self.keys.tried_alone(at.partition);
         let args = vec![tried_alone.as_str().into(), at.id.to_string().into()];
-        self.redis.run::<u64>(&tried_alone, Repeat::EvenIfDone, "HDEL", args).await.map(drop)
+        self.redis.run::<u64>(&tried_alone, Retry::Idempotent, "HDEL", args).await.map(drop)
     }
 
     /// How often an entry was delivered, by Redis's own count. 0 if it isn't pending.
     pub(crate) async fn deliveries(&self, at: Position) -> Result<u64, Error> {
         let (stream, id) = (self.key(at.partition), at.id.to_string());
         let args = [&stream, &self.group, &id, &id, "1"].map(Value::from).into();
-        reply::deliveries(self.redis.run(&stream, Repeat::EvenIfDone, "XPENDING", args).await?)
+        reply::deliveries(self.redis.run(&stream, Retry::Idempotent, "XPENDING", args).await?)
     }
 
     /// Trims from a partition what every group on it has acknowledged and what is older than `retention_ms`.
     /// Returns how many entries went.
     pub(crate) async fn trim(&self, partition: Partition, retention_ms: u64) -> Result<u64, Error> {
         let args = vec![retention_ms.to_string()];
-        reply::count(&self.eval(partition, TRIM, Repeat::EvenIfDone, args).await?)
+        reply::count(&self.eval(partition, TRIM, Retry::Idempotent, args).await?)
     }
 
     /// Takes this consumer out of the groups where it has nothing pending.
@@ -440,7 +440,7 @@ impl Streams {
     /// in it and no longer is.
     pub(crate) async fn remove_consumer(&self, partition: Partition, consumer: &str) -> Result<bool, Error> {
         let args = vec![self.group.clone(), consumer.to_owned()];
-        Ok(reply::count(&self.eval(partition, LEAVE, Repeat::EvenIfDone, args).await?)? > 0)
+        Ok(reply::count(&self.eval(partition, LEAVE, Retry::Idempotent, args).await?)? > 0)
     }
 
     /// Whether all servers of Redis answer.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use fred::prelude::Error;
 use futures_util::future::join_all;
-use shared::partition::Partition;
+use shared::wire::partition::Partition;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},

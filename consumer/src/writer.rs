@@ -5,9 +5,9 @@ use std::{panic, sync::Arc, time::Duration};
 
 use deadpool_postgres::Pool;
 use shared::{
-    admin::Check,
-    pg::FailureClass,
-    service::one_line,
+    error_chain::one_line,
+    postgres::FailureClass,
+    runtime::admin::Check,
     telemetry::{
         log_rate::LogRate,
         spans::{self, Span},

@@ -6,7 +6,7 @@ mod jwt;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use clap::{Args, ValueEnum};
-use shared::{cli::SettingError, like::Like};
+use shared::{settings::SettingError, wire::like::Like};
 use thiserror::Error;
 
 pub use self::jwks::FetchError;

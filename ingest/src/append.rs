@@ -9,10 +9,10 @@ use fred::{
 use futures_util::future;
 use opentelemetry::trace::SpanContext;
 use shared::{
-    cli::SettingError,
-    codec,
-    redis::{self, Connection, Connections, Repeat},
+    redis::{self, Connection, Connections, Retry},
+    settings::SettingError,
     telemetry::spans,
+    wire::codec,
 };
 use thiserror::Error as ThisError;
 use tokio::time::{Instant, sleep};
@@ -153,7 +153,7 @@ impl Append {
         }
         let Some(confirmation) = self.factory.confirmation else {
             let redis = &self.factory.redis;
-            return Ok(redis.run_counting(&self.stream, Repeat::EvenIfDone, "XADD", entry).await?);
+            return Ok(redis.run_counting(&self.stream, Retry::Idempotent, "XADD", entry).await?);
         };
         let give_up_at = Instant::now() + self.factory.confirm_within;
         let mut sent = 1;
@@ -173,12 +173,12 @@ impl Append {
         entry: Vec<Value>,
         confirmation: Confirmation,
     ) -> Result<String, AppendError> {
-        let connection = self.factory.redis.own(&self.stream, self.own.take()).await?;
+        let connection = self.factory.redis.dedicated_connection(&self.stream, self.own.take()).await?;
         // In this order on one connection: the second speaks of the first.
         let (added, confirmed) =
             future::join(connection.send("XADD", entry), self.confirm(&connection, confirmation)).await;
         for error in [added.as_ref().err(), confirmed.as_ref().err()].into_iter().flatten() {
-            self.factory.redis.doubt_after(error);
+            self.factory.redis.report_error(error);
         }
         if added.is_ok() && confirmed.is_ok() {
             self.own = Some(connection);

@@ -10,10 +10,10 @@ use std::{
 
 use futures_util::future::join_all;
 use shared::{
-    admin::Check,
     backlog,
-    partition::{KeyPrefix, PartitionCount},
     redis::Connections,
+    runtime::admin::Check,
+    wire::partition::{KeyPrefix, PartitionCount},
 };
 use tokio::{
     sync::watch,

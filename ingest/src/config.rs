@@ -5,8 +5,10 @@ use std::{net::SocketAddr, thread, time::Duration};
 use axum::http::{HeaderValue, Uri};
 use clap::{ArgAction, Parser};
 use shared::{
-    cli::{self, SettingError},
-    config::{ByteCount, RedisArgs, StreamArgs, address, positive_duration},
+    settings::{
+        self, SettingError,
+        args::{ByteCount, RedisArgs, StreamArgs, address, positive_duration},
+    },
     telemetry::TelemetryArgs,
 };
 use thiserror::Error;
@@ -158,7 +160,7 @@ fn origin(text: &str) -> Result<HeaderValue, NotAnOrigin> {
     if text == "*" || uri.as_ref().is_some_and(is_origin) { Ok(value) } else { Err(NotAnOrigin) }
 }
 
-impl cli::Settings for Settings {
+impl settings::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
         self.access.check()?;
         self.tls.check()?;

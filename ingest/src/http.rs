@@ -18,11 +18,11 @@ use axum::{
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use shared::{
-    like::Like,
     telemetry::{
         names,
         spans::{self, Span, Tracing},
     },
+    wire::like::Like,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},

@@ -26,13 +26,15 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use clap::Parser;
 use shared::{
-    admin::{self, Health},
-    agreement::{self, AgreementError},
-    cli::SettingError,
-    partition::PartitionCount,
+    cluster_settings::{self, ClusterSettingsError},
     redis::{Connections, Redis, is_refusal},
-    service::{Failure, Unreachable, wait_for},
+    runtime::{
+        admin::{self, Health},
+        service::{Failure, Unreachable, wait_for},
+    },
+    settings::SettingError,
     telemetry::Telemetry,
+    wire::partition::PartitionCount,
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, time::sleep};
@@ -82,7 +84,7 @@ pub enum IngestError {
     Keys(#[from] Unreachable<FetchError>),
     /// Other programs work on other settings.
     #[error(transparent)]
-    Agreement(#[from] AgreementError),
+    Agreement(#[from] ClusterSettingsError),
     /// A bug.
     #[error("{0} ended by itself: this is a bug; likes without an answer may have been taken or not")]
     Crashed(&'static str),
@@ -147,7 +149,7 @@ pub async fn run(
     let (publisher, appender) =
         Publisher::new(appends, &settings, Arc::clone(&metrics), telemetry.tracing(), partitions.subscribe());
     let mut appending = AbortOnDropHandle::new(tokio::spawn(appender.run()));
-    let _following = AbortOnDropHandle::new(tokio::spawn(agreement::follow(redis, keys, partitions)));
+    let _following = AbortOnDropHandle::new(tokio::spawn(cluster_settings::watch(redis, keys, partitions)));
     let requests = TaskTracker::new();
     let service = http::Service {
         keep: publisher,
@@ -236,8 +238,8 @@ async fn connect(
     let server = format!("Redis at {}", redis.address());
     let limit = settings.startup_timeout;
     let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
-    let partitions = agreement::settle_within(limit, &server, &redis, &settings.streams).await??;
-    agreement::warn_of_eviction(&redis).await;
+    let partitions = cluster_settings::negotiate_within(limit, &server, &redis, &settings.streams).await??;
+    cluster_settings::warn_of_eviction(&redis).await;
     let timeout = settings.redis.redis_timeout;
     let appends = AppendFactory::new(redis.clone(), settings.redis_ack, timeout).await?;
     Ok((redis, partitions, appends))

@@ -7,7 +7,7 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{error::Category, value::RawValue};
-use shared::like::Like;
+use shared::wire::like::Like;
 use thiserror::Error;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use utoipa::{

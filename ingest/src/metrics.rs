@@ -10,11 +10,11 @@ use opentelemetry::{
     },
 };
 use shared::{
-    partition::KeyPrefix,
     telemetry::{
         counting,
         names::{self, metric},
     },
+    wire::partition::KeyPrefix,
 };
 
 use crate::{backlog::Backlog, problem::Kind};

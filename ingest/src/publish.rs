@@ -19,15 +19,17 @@ use opentelemetry::{
     trace::{SpanContext, SpanKind},
 };
 use shared::{
-    codec,
-    like::Like,
-    partition::{KeyPrefix, Partition, PartitionCount},
+    error_chain::one_line,
     redis,
-    service::one_line,
     telemetry::{
         log_rate::LogRate,
         names,
         spans::{self, Links, Span, SpanStart, Tracing},
+    },
+    wire::{
+        codec,
+        like::Like,
+        partition::{KeyPrefix, Partition, PartitionCount},
     },
 };
 use thiserror::Error;

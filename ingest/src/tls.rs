@@ -7,7 +7,7 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use shared::{cli::SettingError, service::one_line};
+use shared::{error_chain::one_line, settings::SettingError};
 use tokio_rustls::TlsAcceptor;
 
 use crate::reloaded::Reloaded;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use fred::prelude::{Error, Value};
 
-use crate::redis::{self, Connections, Repeat};
+use crate::redis::{self, Connections, Retry};
 
 /// What the slowest group of a stream has still to do: undelivered and pending entries. Without a group that is all of
 /// the stream, and nothing without a stream.
@@ -18,13 +18,13 @@ use crate::redis::{self, Connections, Repeat};
 pub async fn of_stream(redis: &Connections, stream: &str) -> Result<u64, Error> {
     let about = |what: &'static str| vec![what.into(), stream.into()];
     let groups: Vec<HashMap<String, Value>> =
-        match redis.run(stream, Repeat::EvenIfDone, "XINFO", about("GROUPS")).await {
+        match redis.run(stream, Retry::Idempotent, "XINFO", about("GROUPS")).await {
             Ok(groups) => groups,
             Err(error) if redis::error_code(&error) == Some("ERR") => return Ok(0), // no such key
             Err(error) => return Err(error),
         };
     let about: HashMap<String, Value> =
-        redis.run(stream, Repeat::EvenIfDone, "XINFO", about("STREAM")).await?;
+        redis.run(stream, Retry::Idempotent, "XINFO", about("STREAM")).await?;
     let length = number(&about, "length").unwrap_or(0);
     let last = id(&about, "last-generated-id");
     let of_group = |group: &HashMap<String, Value>| {

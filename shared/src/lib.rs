@@ -1,20 +1,17 @@
-//! What every likestream program has in common: the [`like::Like`] itself, its bytes on the wire, where it
-//! goes, and how a program starts, connects, tells how it is, and stops.
+//! The parts that every likestream program has: the formats on the wire, settings, connections to Redis and Postgres,
+//! telemetry, and the life of a service.
 //!
-//! Nothing here issues a Redis command or a SQL statement of the pipeline: that is the work of the programs.
+//! Dependencies point downwards: `cluster_settings`, `backlog` → `runtime` → `telemetry`, `redis`, `postgres` → `tls` →
+//! `settings` → `wire`. No Redis command or SQL statement of the pipeline is here, except for the cluster settings and the
+//! size of the backlog, which all programs have to agree on.
 
-pub mod admin;
-pub mod agreement;
 pub mod backlog;
-pub mod cli;
-pub mod codec;
-pub mod config;
-pub mod copy_format;
-pub mod like;
-pub mod partition;
-pub mod pg;
+pub mod cluster_settings;
+pub mod error_chain;
+pub mod postgres;
 pub mod redis;
-pub mod service;
-pub mod shutdown;
+pub mod runtime;
+pub mod settings;
 pub mod telemetry;
 mod tls;
+pub mod wire;

@@ -43,7 +43,7 @@ use self::{
     spans::{LinkedSampler, SCOPE, Tracing},
     watched::Failures,
 };
-use crate::cli::SettingError;
+use crate::settings::SettingError;
 
 /// How to log, and what to export.
 #[derive(Args, Debug, Clone)]

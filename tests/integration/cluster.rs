@@ -3,8 +3,8 @@
 use devstack::{redis_cluster::RedisCluster, redis_server::RedisServer};
 use fred::prelude::Value;
 use shared::{
-    codec,
-    redis::{Connections, Repeat},
+    redis::{Connections, Retry},
+    wire::codec,
 };
 
 use tokio::{runtime::Handle, task::block_in_place};
@@ -20,7 +20,7 @@ use crate::{
 async fn command(redis: &Connections, name: &'static str, args: &[&str]) -> Value {
     let key = if name == "XGROUP" || name == "XINFO" { args[1] } else { args[0] };
     let args = args.iter().map(|arg| Value::from(*arg)).collect();
-    redis.run(key, Repeat::IfNotDone, name, args).await.unwrap()
+    redis.run(key, Retry::NonIdempotent, name, args).await.unwrap()
 }
 
 async fn length(redis: &Connections, stream: &str) -> u64 {
@@ -31,7 +31,7 @@ async fn append(redis: &Connections, partition: u16, payload: &[u8]) {
     let stream = stream(partition);
     let payload = Value::Bytes(bytes::Bytes::copy_from_slice(payload));
     let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload];
-    redis.run::<String>(&stream, Repeat::IfNotDone, "XADD", args).await.unwrap();
+    redis.run::<String>(&stream, Retry::NonIdempotent, "XADD", args).await.unwrap();
 }
 
 /// How many entries a stream has had so far.
@@ -55,7 +55,7 @@ async fn all_of_the_pipeline_works_on_a_cluster() {
         command(&redis, "XGROUP", &["CREATE", &stream, GROUP, "0", "MKSTREAM"]).await;
         append(&redis, partition, &codec::encode(&[like(1_000 + u64::from(partition), 42)])).await;
         let read = ["GROUP", GROUP, "gone", "STREAMS", &stream, ">"].map(Value::from).to_vec();
-        redis.run::<Value>(&stream, Repeat::IfNotDone, "XREADGROUP", read).await.unwrap();
+        redis.run::<Value>(&stream, Retry::NonIdempotent, "XREADGROUP", read).await.unwrap();
         append(&redis, partition, b"\xc1").await;
     }
     let settings: Settings<'_> = &[("REDIS_URL", &url), ("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")];
@@ -99,7 +99,7 @@ async fn likesctl_works_on_a_cluster() {
         append(&redis, partition, &codec::encode(&[like(1 + u64::from(partition), 42)])).await;
         let stream = stream(partition);
         let read = ["GROUP", GROUP, "gone", "STREAMS", &stream, ">"].map(Value::from).to_vec();
-        redis.run::<Value>(&stream, Repeat::IfNotDone, "XREADGROUP", read).await.unwrap();
+        redis.run::<Value>(&stream, Retry::NonIdempotent, "XREADGROUP", read).await.unwrap();
         append(&redis, partition, b"\xc1").await;
     }
     assert!(ctl(&["status"], 0).contains("backlog 8 (lag 4, pending 4)"));

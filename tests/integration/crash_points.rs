@@ -54,7 +54,7 @@ async fn kill_between_commit_and_ack(setup: &Setup, redis: &Client, rows: usize)
 
 /// So many good likes in one entry, with a bad one among them.
 async fn append_with_a_bad_like(redis: &Client, rows: usize) {
-    let mut payload = shared::codec::encode(&likes(rows as u64 + 1));
+    let mut payload = shared::wire::codec::encode(&likes(rows as u64 + 1));
     // The user id of the first like, which is 1, becomes 0.
     let first_user = payload.windows(2).position(|bytes| bytes == [0x93, 0x01]).unwrap() + 1;
     payload[first_user] = 0;
@@ -176,7 +176,7 @@ async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
                    CREATE TRIGGER deadly BEFORE INSERT ON likes FOR EACH ROW WHEN (NEW.user_id = 66) EXECUTE FUNCTION wait();
                    SELECT pg_advisory_lock(1)";
     postgres.batch_execute(trigger).await.unwrap();
-    let killer = shared::codec::encode(&[like(66, 42)]);
+    let killer = shared::wire::codec::encode(&[like(66, 42)]);
     append_raw(&redis, 0, &killer).await;
     setup.append(&likes(20), 1).await;
 

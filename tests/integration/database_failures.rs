@@ -211,6 +211,6 @@ async fn a_batch_of_nothing_but_rejected_rows_ends() {
     let letters = dead_letters(&redis).await;
     assert_eq!(letters.len(), 1_001, "a thousand alone, the rest of the entry in one");
     let buried: usize =
-        letters.iter().map(|letter| shared::codec::decode(&letter["l"]).unwrap().likes.len()).sum();
+        letters.iter().map(|letter| shared::wire::codec::decode(&letter["l"]).unwrap().likes.len()).sum();
     assert_eq!(buried, 1_500);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use fred::prelude::{Client, KeysInterface, StreamsInterface};
-use shared::codec;
+use shared::wire::codec;
 
 use crate::harness::{
     GROUP, PARTITIONS, SOON, Setup, append_raw, dead_stream, eventually, like, likes, pending, stream,

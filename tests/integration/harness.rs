@@ -23,9 +23,8 @@ use fred::{
     types::{ClusterHash, CustomCommand},
 };
 use shared::{
-    codec,
-    like::Like,
     redis::{Connections, Redis},
+    wire::{codec, like::Like},
 };
 use tempfile::TempDir;
 use tokio_postgres::NoTls;

@@ -12,7 +12,7 @@ use fred::{
     },
     types::{ClusterHash, CustomCommand},
 };
-use shared::codec;
+use shared::wire::codec;
 use tokio_postgres::error::SqlState;
 
 use crate::{

@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use shared::codec;
+use shared::wire::codec;
 
 use crate::{
     dead_letters::dead_letters,

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, env, fmt::Write as _, fs, path::Path};
 
 use fred::prelude::{Client, StreamsInterface};
 use serde_json::Value;
-use shared::codec;
+use shared::wire::codec;
 
 use crate::{
     harness::{GROUP, Setup, append_raw, dead_stream, like, run, stream},

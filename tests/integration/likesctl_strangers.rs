@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fred::prelude::{Client, KeysInterface, StreamsInterface, Value};
-use shared::codec;
+use shared::wire::codec;
 
 use crate::{
     harness::{GROUP, PARTITIONS, append_raw, dead_stream, eventually, like, likes, run, stream},

@@ -3,7 +3,7 @@
 use std::fs;
 
 use fred::prelude::{Client, StreamsInterface};
-use shared::codec;
+use shared::wire::codec;
 
 use crate::{
     harness::{GROUP, PARTITIONS, Setup, append_raw, dead_stream, eventually, like, likes, stream},

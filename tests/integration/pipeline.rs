@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use devstack::http_client::HttpClient;
-use shared::{codec, partition::PartitionCount};
+use shared::wire::{codec, partition::PartitionCount};
 
 use crate::harness::{PARTITIONS, Setup, append_raw, eventually, like, likes, post, stream};
 
@@ -109,7 +109,7 @@ async fn a_like_goes_to_the_partition_of_its_user_and_the_answer_names_its_entry
             redis.xrange(stream(partition), id, id, None).await.unwrap()
         };
         let decoded = codec::decode(&entries[0].1["l"]).unwrap();
-        assert_eq!(decoded.likes.iter().map(shared::like::Like::user_id).collect::<Vec<_>>(), [user]);
+        assert_eq!(decoded.likes.iter().map(shared::wire::like::Like::user_id).collect::<Vec<_>>(), [user]);
     }
 }
 

@@ -57,7 +57,7 @@ async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
     create_groups(&redis).await;
     let mut ids = Vec::new();
     for user in 1..=1_600_u64 {
-        ids.push(append_raw(&redis, 0, &shared::codec::encode(&[like(user, 42)])).await);
+        ids.push(append_raw(&redis, 0, &shared::wire::codec::encode(&[like(user, 42)])).await);
     }
     deliver_to(&redis, "living").await;
     let _beating = beat_for(redis.clone(), "living");

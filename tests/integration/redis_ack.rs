@@ -31,7 +31,7 @@ async fn a_like_waits_for_its_replicas() {
     assert_eq!(answered(&ingest).await, "redis-unconfirmed");
     let replica = replica_of(&setup).await;
     eventually("taken", async || answered(&ingest).await == "taken").await;
-    let user_7 = shared::partition::PartitionCount::new(PARTITIONS).unwrap().of_user(7).number();
+    let user_7 = shared::wire::partition::PartitionCount::new(PARTITIONS).unwrap().of_user(7).number();
     let there = fred::prelude::Builder::from_config(fred::prelude::Config::from_url(&replica.url()).unwrap());
     let there = there.build().unwrap();
     there.init().await.unwrap();

@@ -2,7 +2,7 @@
 
 use devstack::redis_sentinels::RedisSentinels;
 use fred::prelude::Value;
-use shared::redis::Repeat;
+use shared::redis::Retry;
 
 use crate::{
     harness::{Settings, Setup, connections, eventually},
@@ -48,7 +48,7 @@ async fn a_master_of_another_name_is_said() {
     let sentinels = RedisSentinels::start().unwrap();
     let url = sentinels.url();
     let answer: Value =
-        connections(&url).await.run("x", Repeat::EvenIfDone, "TYPE", vec!["x".into()]).await.unwrap();
+        connections(&url).await.run("x", Retry::Idempotent, "TYPE", vec!["x".into()]).await.unwrap();
     assert_eq!(answer.as_str().as_deref(), Some("none"));
     let wrong = url.replace("sentinelServiceName=likestream", "sentinelServiceName=other");
     let ended = crate::harness::run(

@@ -197,7 +197,7 @@ async fn links_are_capped_and_their_number_is_told() {
     let collector = Collector::start().await;
     let client = setup.redis_client().await;
     for (number, like) in likes(10).into_iter().enumerate() {
-        let payload = Bytes::from(shared::codec::encode(&[like]));
+        let payload = Bytes::from(shared::wire::codec::encode(&[like]));
         // Every other one is sampled.
         let parent = format!("00-{TRACE}-{:016x}-{:02x}", number + 1, number % 2);
         let fields =

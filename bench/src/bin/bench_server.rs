@@ -7,14 +7,18 @@ use deadpool_postgres::{BuildError, Pool};
 use ingest::{Accepted, Keep, PublishError, RequestSpan, config::default_threads};
 use mimalloc::MiMalloc;
 use shared::{
-    admin::{self, Health},
-    cli::{self, SettingError},
-    config::PostgresArgs,
-    like::Like,
-    partition::{Partition, PartitionCount},
-    pg,
-    service::{self, Failure, one_line},
+    error_chain::one_line,
+    postgres::Postgres,
+    runtime::{
+        admin::{self, Health},
+        service::{self, Failure},
+    },
+    settings::{self, SettingError, args::PostgresArgs},
     telemetry::{Telemetry, TelemetryArgs},
+    wire::{
+        like::Like,
+        partition::{Partition, PartitionCount},
+    },
 };
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -51,7 +55,7 @@ enum Keeper {
     Insert,
 }
 
-impl cli::Settings for Settings {
+impl settings::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
         Ok(())
     }
@@ -124,7 +128,7 @@ fn partition(like: Like) -> Partition {
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    let settings: Settings = cli::parse();
+    let settings: Settings = settings::parse();
     let telemetry = settings.telemetry.clone();
     service::run("bench-server", &telemetry, default_threads(), |telemetry, shutdown| {
         run(settings, telemetry, shutdown)
@@ -146,7 +150,7 @@ async fn run(
     match settings.keeper {
         Keeper::Nobody => ingest::serve_with(listener, AtOnce { entry_id }, &telemetry, shutdown).await,
         Keeper::Insert => {
-            let postgres = pg::postgres(&settings.postgres, "likestream bench")?;
+            let postgres = Postgres::new(&settings.postgres, "likestream bench")?;
             let pool = postgres.pool(settings.connections, String::new())?;
             pool.timeouts().wait.get_or_insert(Duration::from_secs(30));
             ingest::serve_with(listener, InsertEach { pool, entry_id }, &telemetry, shutdown).await;

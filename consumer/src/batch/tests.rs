@@ -1,6 +1,6 @@
 use futures_util::FutureExt;
 use proptest::prelude::*;
-use shared::partition::PartitionCount;
+use shared::wire::partition::PartitionCount;
 
 use super::*;
 use crate::entry::EntryId;

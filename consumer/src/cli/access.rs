@@ -5,12 +5,13 @@ use std::time::Duration;
 use clap::Args;
 use futures_util::future::try_join_all;
 use shared::{
-    agreement,
-    config::{PostgresArgs, RedisArgs, StreamArgs, positive_duration},
-    partition::{KeyPrefix, Partition, PartitionCount},
-    pg::{self, Postgres},
+    cluster_settings,
+    error_chain::one_line,
+    postgres::{self, Postgres},
     redis::{Connections, Redis, is_refusal},
-    service::{one_line, wait_for},
+    runtime::service::wait_for,
+    settings::args::{PostgresArgs, RedisArgs, StreamArgs, positive_duration},
+    wire::partition::{KeyPrefix, Partition, PartitionCount},
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -65,12 +66,12 @@ impl RedisAccess {
         let limit = self.startup_timeout;
         let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
         let keys = self.likes_stream.clone();
-        if !agreement::is_recorded(&redis, &keys).await? {
+        if !cluster_settings::is_recorded(&redis, &keys).await? {
             let what = format!("no likestream with LIKES_STREAM '{keys}' has ever started on {server}");
             return Err(CliError::failed(what));
         }
         let by_record = StreamArgs { likes_stream: keys.clone(), likes_partitions: None };
-        let settled = agreement::settle_within(limit, &server, &redis, &by_record).await?;
+        let settled = cluster_settings::negotiate_within(limit, &server, &redis, &by_record).await?;
         let partitions = settled.map_err(|error| CliError::Usage(one_line(&error)))?;
         let streams = Streams::new(redis.clone(), keys.clone(), self.likes_group.clone(), MENDER.to_owned());
         Ok(Site { redis, streams, keys, partitions, server })
@@ -106,7 +107,8 @@ impl Site {
         &self,
         wanted: Option<&FixedPartitions>,
     ) -> Result<Vec<Partition>, fred::error::Error> {
-        let partitions = agreement::recorded(&self.redis, &self.keys).await?.unwrap_or(self.partitions);
+        let partitions =
+            cluster_settings::recorded(&self.redis, &self.keys).await?.unwrap_or(self.partitions);
         Ok(wanted.map_or_else(|| partitions.partitions().collect(), |wanted| wanted.of(partitions)))
     }
 
@@ -158,8 +160,9 @@ pub(super) async fn postgres(
     command: &str,
     limit: Duration,
 ) -> Result<(tokio_postgres::Client, Postgres), CliError> {
-    let postgres = pg::postgres(args, command).map_err(|error| CliError::Usage(error.to_string()))?;
+    let postgres = Postgres::new(args, command).map_err(|error| CliError::Usage(error.to_string()))?;
     let client =
-        wait_for(postgres.address(), "DATABASE_URL", limit, pg::is_refusal, || postgres.connect()).await?;
+        wait_for(postgres.address(), "DATABASE_URL", limit, postgres::is_refusal, || postgres.connect())
+            .await?;
     Ok((client, postgres))
 }

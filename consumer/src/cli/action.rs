@@ -15,7 +15,7 @@ use dialoguer::Confirm;
 use fred::prelude::Error;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use shared::partition::Partition;
+use shared::wire::partition::Partition;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 

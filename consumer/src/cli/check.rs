@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Args;
-use shared::config::duration;
+use shared::settings::args::duration;
 
 use super::{
     access::RedisAccess,

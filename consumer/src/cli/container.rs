@@ -9,8 +9,8 @@ use std::{
 use clap::Args;
 use reqwest::{StatusCode, redirect::Policy};
 use shared::{
-    config::{address, positive_duration},
-    service::one_line,
+    error_chain::one_line,
+    settings::args::{address, positive_duration},
 };
 use tokio_util::sync::CancellationToken;
 

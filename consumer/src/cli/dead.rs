@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use shared::{codec, partition::Partition};
+use shared::wire::{codec, partition::Partition};
 use tokio_util::sync::CancellationToken;
 
 use super::{

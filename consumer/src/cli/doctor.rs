@@ -9,9 +9,9 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 use shared::{
-    config::PostgresArgs,
-    partition::{Partition, PartitionCount},
-    service::one_line,
+    error_chain::one_line,
+    settings::args::PostgresArgs,
+    wire::partition::{Partition, PartitionCount},
 };
 use tokio_postgres::Client;
 

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use shared::{cli::EXIT_USAGE, redis, service::one_line};
+use shared::{error_chain::one_line, redis, settings::EXIT_USAGE};
 use thiserror::Error;
 
 /// How a command ended that could do its work.
@@ -86,8 +86,8 @@ macro_rules! fails {
 fails!(
     Box<dyn Error>,
     tokio_postgres::Error,
-    shared::service::Unreachable<fred::error::Error>,
-    shared::service::Unreachable<tokio_postgres::Error>,
+    shared::runtime::service::Unreachable<fred::error::Error>,
+    shared::runtime::service::Unreachable<tokio_postgres::Error>,
     serde_json::Error,
     serde_saphyr::ser::Error
 );

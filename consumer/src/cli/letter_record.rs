@@ -9,7 +9,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use shared::{codec, like::Like};
+use shared::wire::{codec, like::Like};
 
 use super::{
     access::Site,

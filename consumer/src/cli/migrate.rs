@@ -6,9 +6,9 @@ use std::{
 };
 
 use clap::Args;
-use shared::{
-    cli::SettingError,
-    config::{PostgresArgs, positive_duration},
+use shared::settings::{
+    SettingError,
+    args::{PostgresArgs, positive_duration},
 };
 
 use super::{

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fred::prelude::Error;
 use futures_util::future::{try_join_all, try_join3};
 use serde::Serialize;
-use shared::partition::Partition;
+use shared::wire::partition::Partition;
 
 use super::{access::Site, exit::CliError};
 use crate::{

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use shared::{agreement, partition::PartitionCount};
+use shared::{cluster_settings, wire::partition::PartitionCount};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -80,7 +80,9 @@ async fn grow(
         // Groups early: a Redis that is out of memory makes none.
         let work = async {
             match site.streams.ensure_groups(wanted).await {
-                Ok(()) => agreement::grow(&site.redis, &site.keys, now, wanted).await.map(Ok),
+                Ok(()) => {
+                    cluster_settings::increase_partitions(&site.redis, &site.keys, now, wanted).await.map(Ok)
+                }
                 Err(error) => Ok(Err(error)),
             }
         };

@@ -6,7 +6,7 @@ use clap::Args;
 use fred::prelude::Error;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use shared::config::positive_duration;
+use shared::settings::args::positive_duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use shared::{codec, config::PostgresArgs, partition::Partition};
+use shared::{
+    settings::args::PostgresArgs,
+    wire::{codec, partition::Partition},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{

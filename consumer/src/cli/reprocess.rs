@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use fred::prelude::Error;
-use shared::{config::PostgresArgs, partition::Partition, service::one_line};
+use shared::{error_chain::one_line, settings::args::PostgresArgs, wire::partition::Partition};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use fred::prelude::Error;
 use futures_util::future::try_join_all;
-use shared::{codec, like::Like, partition::Partition};
+use shared::wire::{codec, like::Like, partition::Partition};
 
 use super::{
     access::Site,

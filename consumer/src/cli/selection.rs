@@ -11,8 +11,8 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde::{Serialize, Serializer};
 use shared::{
-    config::{MAX_DURATION, duration},
-    partition::Partition,
+    settings::args::{MAX_DURATION, duration},
+    wire::partition::Partition,
 };
 
 use super::{access::Site, exit::CliError};

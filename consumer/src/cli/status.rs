@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use serde::Serialize;
-use shared::config::positive_duration;
+use shared::settings::args::positive_duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 

@@ -1,6 +1,6 @@
 //! What the table has of likes.
 
-use shared::like::Like;
+use shared::wire::like::Like;
 use tokio_postgres::{
     Client,
     types::{ToSql, Type},

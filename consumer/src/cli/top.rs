@@ -17,7 +17,7 @@ use ratatui::{
     text::{Line, Text},
     widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableState, Wrap},
 };
-use shared::config::positive_duration;
+use shared::settings::args::positive_duration;
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},

@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 use serde::Serialize;
-use shared::{codec, config::PostgresArgs, like::Like, partition::Partition};
+use shared::{
+    settings::args::PostgresArgs,
+    wire::{codec, like::Like, partition::Partition},
+};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 

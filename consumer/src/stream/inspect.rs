@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use fred::prelude::{Error, Value};
 use shared::{
-    partition::Partition,
-    redis::{self, Repeat},
+    redis::{self, Retry},
+    wire::partition::Partition,
 };
 
 use super::{Member, Streams, reply};
@@ -230,7 +230,7 @@ impl Streams {
     pub(crate) async fn look(&self, partition: Partition) -> Result<Look, Error> {
         let keys = [self.key(partition), self.keys.dead_letters(partition)];
         let args = [self.group.clone(), COUNTED_WAITING.to_string()];
-        let seen = self.redis.eval(LOOK, &keys, Repeat::EvenIfDone, args).await;
+        let seen = self.redis.eval(LOOK, &keys, Retry::Idempotent, args).await;
         let seen = seen.map_err(|error| of_keys(&keys, error))?;
         let seen = reply::named(seen)?;
         let number = |name: &str| seen.get(name).and_then(Value::as_u64);
@@ -261,7 +261,7 @@ impl Streams {
     pub(crate) async fn consumers(&self, partition: Partition) -> Result<Vec<ConsumerLook>, Error> {
         let stream = self.key(partition);
         let args = ["CONSUMERS", &stream, &self.group].map(Value::from).into();
-        match self.redis.run(&stream, Repeat::EvenIfDone, "XINFO", args).await {
+        match self.redis.run(&stream, Retry::Idempotent, "XINFO", args).await {
             Ok(consumers) => reply::consumers(consumers),
             Err(error) if is_missing(&error) => Ok(Vec::new()),
             Err(error) => Err(of_keys(&[stream], error)),
@@ -271,7 +271,7 @@ impl Streams {
     /// All that have a record as members, dead or alive.
     pub(crate) async fn members(&self) -> Result<Vec<SeenMember>, Error> {
         let members = [self.keys.members(&self.group)];
-        let seen = self.redis.eval(MEMBERS, &members, Repeat::EvenIfDone, [""; 0]).await;
+        let seen = self.redis.eval(MEMBERS, &members, Retry::Idempotent, [""; 0]).await;
         let seen = seen.map_err(|error| of_keys(&members, error))?;
         let mut seen = reply::seen_members(seen)?;
         for SeenMember { member, beat_ms_ago } in &mut seen {
@@ -286,7 +286,7 @@ impl Streams {
         let key = self.keys.commits(&self.group);
         let commits: BTreeMap<String, u64> = self
             .redis
-            .run(&key, Repeat::EvenIfDone, "HGETALL", vec![key.as_str().into()])
+            .run(&key, Retry::Idempotent, "HGETALL", vec![key.as_str().into()])
             .await
             .map_err(|error| of_keys(std::slice::from_ref(&key), error))?;
         Ok(commits.into_iter().filter_map(|(name, at)| Some((name.parse().ok()?, at))).collect())
@@ -297,7 +297,7 @@ impl Streams {
         let key = self.keys.paused(&self.group);
         let members: Vec<String> = self
             .redis
-            .run(&key, Repeat::EvenIfDone, "SMEMBERS", vec![key.as_str().into()])
+            .run(&key, Retry::Idempotent, "SMEMBERS", vec![key.as_str().into()])
             .await
             .map_err(|error| of_keys(std::slice::from_ref(&key), error))?;
         let mut some: Vec<u16> = members.iter().filter_map(|member| member.parse().ok()).collect();
@@ -319,7 +319,7 @@ impl Streams {
         args.extend(["IDLE".into(), min_idle_ms.to_string().into()]);
         args.extend([from.to_string().into(), to.to_string().into(), count.to_string().into()]);
         args.extend(consumer.map(Value::from));
-        match self.redis.run(&stream, Repeat::EvenIfDone, "XPENDING", args).await {
+        match self.redis.run(&stream, Retry::Idempotent, "XPENDING", args).await {
             Ok(pending) => reply::pending(pending),
             Err(error) if is_missing(&error) => Ok(Vec::new()),
             Err(error) => Err(error),
@@ -334,7 +334,7 @@ impl Streams {
         count: usize,
     ) -> Result<PendingSurvey, Error> {
         let args = vec![self.group.clone(), from.to_string(), count.to_string()];
-        match self.eval(partition, SURVEY_PENDING, Repeat::EvenIfDone, args).await {
+        match self.eval(partition, SURVEY_PENDING, Retry::Idempotent, args).await {
             Ok(survey) => reply::pending_survey(survey),
             Err(error) if error.details().contains("NOGROUP") => Ok(PendingSurvey {
                 last: None,
@@ -372,7 +372,7 @@ impl Streams {
         count: usize,
     ) -> Result<Vec<(RawEntry, Fate)>, Error> {
         let args = vec![self.group.clone(), from.to_string(), to.to_string(), count.to_string()];
-        let looked = self.eval(partition, RANGE_WITH_FATE, Repeat::EvenIfDone, args).await?;
+        let looked = self.eval(partition, RANGE_WITH_FATE, Retry::Idempotent, args).await?;
         reply::range_with_fate(partition, looked)
     }
 
@@ -395,14 +395,14 @@ impl Streams {
     ) -> Result<Vec<RawEntry>, Error> {
         let args = [key, &from.to_string(), &to.to_string(), "COUNT", &count.to_string()];
         let args = args.map(Value::from).into();
-        reply::entries(partition, self.redis.run(key, Repeat::EvenIfDone, "XRANGE", args).await?)
+        reply::entries(partition, self.redis.run(key, Retry::Idempotent, "XRANGE", args).await?)
     }
 
     /// The last `count` entries of a partition, newest first.
     pub(crate) async fn newest(&self, partition: Partition, count: usize) -> Result<Vec<RawEntry>, Error> {
         let stream = self.key(partition);
         let args = [&stream, "+", "-", "COUNT", &count.to_string()].map(Value::from).into();
-        reply::entries(partition, self.redis.run(&stream, Repeat::EvenIfDone, "XREVRANGE", args).await?)
+        reply::entries(partition, self.redis.run(&stream, Retry::Idempotent, "XREVRANGE", args).await?)
     }
 
     /// What each server says of itself, with its address: `INFO` with all its parts.
@@ -423,7 +423,7 @@ impl Streams {
         let key = self.keys.audit();
         let end = before.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
         let args = [&key, &end, "-", "COUNT", &count.to_string()].map(Value::from).into();
-        self.redis.run(&key, Repeat::EvenIfDone, "XREVRANGE", args).await
+        self.redis.run(&key, Retry::Idempotent, "XREVRANGE", args).await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fred::prelude::Error;
-use shared::redis::Repeat;
+use shared::redis::Retry;
 
 use super::{Streams, reply};
 
@@ -135,13 +135,13 @@ impl Streams {
             (beat.dead_after * FORGOTTEN_AFTER).as_millis().to_string(),
         ];
         let members = [self.keys.members(&self.group)];
-        reply::members(self.redis.eval(BEAT, &members, Repeat::EvenIfDone, args).await?)
+        reply::members(self.redis.eval(BEAT, &members, Retry::Idempotent, args).await?)
     }
 
     /// Says that this consumer is gone for good.
     pub(crate) async fn resign(&self, token: &str) -> Result<(), Error> {
         let members = [self.keys.members(&self.group)];
         let args = [self.consumer.as_str(), token];
-        self.redis.eval::<u64>(RESIGN, &members, Repeat::EvenIfDone, args).await.map(drop)
+        self.redis.eval::<u64>(RESIGN, &members, Retry::Idempotent, args).await.map(drop)
     }
 }

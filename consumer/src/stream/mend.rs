@@ -6,9 +6,11 @@ use std::{collections::HashSet, time::Duration};
 use bytes::Bytes;
 use fred::prelude::{Error, Value};
 use shared::{
-    codec,
-    partition::{Partition, PartitionCount},
-    redis::Repeat,
+    redis::Retry,
+    wire::{
+        codec,
+        partition::{Partition, PartitionCount},
+    },
 };
 
 use super::{Streams, reply};
@@ -147,7 +149,7 @@ impl Streams {
         let deliveries = deliveries.map(|deliveries| deliveries.to_string()).unwrap_or_default();
         let mut args = vec![self.group.clone(), consumer.to_owned(), deliveries];
         args.extend(ids.iter().map(EntryId::to_string));
-        reply::id_sets(self.redis.eval(HAND_OVER, &keys, Repeat::EvenIfDone, args).await?)
+        reply::id_sets(self.redis.eval(HAND_OVER, &keys, Retry::Idempotent, args).await?)
     }
 
     /// Takes entries off the pending list. Returns those that were on it.
@@ -158,7 +160,7 @@ impl Streams {
     ) -> Result<HashSet<EntryId>, Error> {
         let keys = [self.key(partition), self.keys.tried_alone(partition)];
         let args = [self.group.clone()].into_iter().chain(ids.iter().map(EntryId::to_string));
-        reply::id_set(self.redis.eval(TAKE_OFF, &keys, Repeat::IfNotDone, args).await?)
+        reply::id_set(self.redis.eval(TAKE_OFF, &keys, Retry::NonIdempotent, args).await?)
     }
 
     /// Appends what is in dead letters to their stream again, and removes them. Returns those that had something in them.
@@ -169,7 +171,7 @@ impl Streams {
     ) -> Result<HashSet<EntryId>, Error> {
         let keys = [self.key(partition), self.keys.dead_letters(partition)];
         let args = [codec::FIELD.to_owned()].into_iter().chain(ids.iter().map(EntryId::to_string));
-        reply::id_set(self.redis.eval(RETRY_LETTERS, &keys, Repeat::IfNotDone, args).await?)
+        reply::id_set(self.redis.eval(RETRY_LETTERS, &keys, Retry::NonIdempotent, args).await?)
     }
 
     /// Removes dead letters for good. Returns those that were there.
@@ -180,7 +182,7 @@ impl Streams {
     ) -> Result<HashSet<EntryId>, Error> {
         let keys = [self.keys.dead_letters(partition)];
         let ids = ids.iter().map(EntryId::to_string);
-        reply::id_set(self.redis.eval(PURGE_LETTERS, &keys, Repeat::IfNotDone, ids).await?)
+        reply::id_set(self.redis.eval(PURGE_LETTERS, &keys, Retry::NonIdempotent, ids).await?)
     }
 
     /// Appends a dead letter as it was.
@@ -192,7 +194,7 @@ impl Streams {
         let key = self.keys.dead_letters(partition);
         let fields = fields.into_iter().flat_map(|(name, value)| [Value::Bytes(name), Value::Bytes(value)]);
         let args = [Value::from(key.as_str()), "*".into()].into_iter().chain(fields).collect();
-        self.redis.run::<Value>(&key, Repeat::IfNotDone, "XADD", args).await.map(drop)
+        self.redis.run::<Value>(&key, Retry::NonIdempotent, "XADD", args).await.map(drop)
     }
 
     /// Pauses partitions, or all of them with those to come. Returns how many were not.
@@ -225,7 +227,7 @@ impl Streams {
     /// Resumes whatever is paused. Returns 0 if nothing was.
     pub(crate) async fn resume_all(&self) -> Result<u64, Error> {
         let key = self.keys.paused(&self.group);
-        self.redis.run(&key, Repeat::EvenIfDone, "DEL", vec![key.as_str().into()]).await
+        self.redis.run(&key, Retry::Idempotent, "DEL", vec![key.as_str().into()]).await
     }
 
     async fn set_paused(&self, command: &str, partitions: Option<&[Partition]>) -> Result<u64, Error> {
@@ -234,7 +236,7 @@ impl Streams {
             None => args.push(ALL.to_owned()),
             Some(partitions) => args.extend(partitions.iter().map(ToString::to_string)),
         }
-        self.redis.eval(SET_PAUSED, &[self.keys.paused(&self.group)], Repeat::EvenIfDone, args).await
+        self.redis.eval(SET_PAUSED, &[self.keys.paused(&self.group)], Retry::Idempotent, args).await
     }
 
     /// Notes when batches with entries of these partitions were committed.
@@ -242,19 +244,19 @@ impl Streams {
         let args =
             commits.iter().flat_map(|(partition, ago)| [partition.to_string(), ago.as_millis().to_string()]);
         let keys = [self.keys.commits(&self.group)];
-        self.redis.eval::<Value>(NOTE_COMMITS, &keys, Repeat::EvenIfDone, args).await.map(drop)
+        self.redis.eval::<Value>(NOTE_COMMITS, &keys, Retry::Idempotent, args).await.map(drop)
     }
 
     /// Takes a member off the record, unless it lives. Returns whether it is not among the living.
     pub(crate) async fn forget_member(&self, name: &str) -> Result<bool, Error> {
         let keys = [self.keys.members(&self.group)];
         let args = [name.to_owned(), DEAD_AFTER.as_millis().to_string()];
-        Ok(self.redis.eval::<u64>(FORGET_MEMBER, &keys, Repeat::EvenIfDone, args).await? == 1)
+        Ok(self.redis.eval::<u64>(FORGET_MEMBER, &keys, Retry::Idempotent, args).await? == 1)
     }
 
     /// Appends a record to the audit, fields and values by turns. Returns its id.
     pub(crate) async fn audit(&self, record: Vec<String>) -> Result<String, Error> {
         let args = [AUDIT_RECORDS.to_string()].into_iter().chain(record);
-        self.redis.eval(AUDIT, &[self.keys.audit()], Repeat::IfNotDone, args).await
+        self.redis.eval(AUDIT, &[self.keys.audit()], Retry::NonIdempotent, args).await
     }
 }

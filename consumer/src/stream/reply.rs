@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use fred::prelude::{Error, ErrorKind, Value};
-use shared::partition::Partition;
+use shared::wire::partition::Partition;
 
 use super::{
     Claimed, Condition, Fate, Inherited, Member, PendingEntry, SeenMember,
@@ -227,7 +227,7 @@ fn entry_id(value: Value) -> Result<EntryId, Error> {
 
 #[cfg(test)]
 mod tests {
-    use shared::partition::PartitionCount;
+    use shared::wire::partition::PartitionCount;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use aws_lc_rs::{
     digest::{SHA256, SHA256_OUTPUT_LEN, digest},
 };
 use clap::Args;
-use shared::cli::SettingError;
+use shared::settings::SettingError;
 
 use super::{BadCredential, Writer};
 use crate::reloaded::Reloaded;

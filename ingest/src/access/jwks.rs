@@ -14,10 +14,7 @@ use std::{
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, jwk};
 use reqwest::{Certificate, Client, Url, redirect};
 use serde::Deserialize;
-use shared::{
-    cli::SettingError,
-    service::{one_line, wait_for},
-};
+use shared::{error_chain::one_line, runtime::service::wait_for, settings::SettingError};
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, builder::NonEmptyStringValueParser};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header, errors::ErrorKind};
 use serde::Deserialize;
-use shared::{cli::SettingError, config::duration};
+use shared::settings::{SettingError, args::duration};
 
 use super::{
     BadCredential, Writer,
@@ -38,7 +38,7 @@ pub(super) struct JwtArgs {
 
     /// How often that URL is asked
     #[arg(long, env = "INGEST_JWT_JWKS_REFRESH", default_value = "5m", value_name = "DURATION",
-          value_parser = shared::config::positive_duration)]
+          value_parser = shared::settings::args::positive_duration)]
     pub(super) ingest_jwt_jwks_refresh: Duration,
 
     /// The algorithms that tokens may be signed with, and no others

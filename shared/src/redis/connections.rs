@@ -17,14 +17,19 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Connection, Outcome, Redis, address, error_code, layout::Layout, outcome, redirected};
+use super::{
+    Connection, Redis,
+    connection::address,
+    errors::{Outcome, error_code, outcome, redirected},
+    topology::Topology,
+};
 
 /// Between two attempts at one command.
-const REPEAT_AFTER: Duration = Duration::from_millis(25);
+const RETRY_DELAY: Duration = Duration::from_millis(25);
 
-/// How often the layout is asked for, and how often at most when it is in doubt.
+/// How often the topology is asked for, and how often at most when it is in suspected.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
-const DOUBT_INTERVAL: Duration = Duration::from_millis(200);
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 
 /// First and longest wait between two attempts to connect.
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
@@ -32,11 +37,11 @@ const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// Whether a command may be sent again when nobody knows if it was carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
+pub enum Retry {
     /// No: only when it was certainly not carried out.
-    IfNotDone,
+    NonIdempotent,
     /// Yes: twice does no harm.
-    EvenIfDone,
+    Idempotent,
 }
 
 /// Connections to all servers of a Redis that take writes. They end with the last clone.
@@ -49,22 +54,22 @@ pub struct Connections {
 struct Shared {
     redis: Redis,
     state: watch::Sender<State>,
-    /// Somebody has reason to think that the layout has changed.
-    doubt: Notify,
+    /// Somebody has reason to think that the topology has changed.
+    suspected: Notify,
     stop: CancellationToken,
 }
 
 /// Which servers there are, and those of them that are connected.
 struct State {
-    layout: Layout,
+    topology: Topology,
     nodes: HashMap<Server, Arc<Connection>>,
 }
 
 impl Connections {
     /// Finds the servers and connects to them. One at least must let us in; the others are connected when they can be.
     pub(super) async fn open(redis: &Redis) -> Result<Self, Error> {
-        let layout = redis.discover(&[], &[]).await?;
-        let opened = layout.servers().iter().map(async |server| (server.clone(), redis.open(server).await));
+        let topology = redis.discover(&[], &[]).await?;
+        let opened = topology.servers().iter().map(async |server| (server.clone(), redis.open(server).await));
         let mut connections = HashMap::new();
         let mut failed = Error::new(ErrorKind::Cluster, "no server has any slots");
         for (server, opened) in join_all(opened).await {
@@ -82,13 +87,13 @@ impl Connections {
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             redis: redis.clone(),
-            state: watch::Sender::new(State { layout: layout.clone(), nodes: HashMap::new() }),
-            doubt: Notify::new(),
+            state: watch::Sender::new(State { topology: topology.clone(), nodes: HashMap::new() }),
+            suspected: Notify::new(),
             stop: stop.clone(),
         });
         let mut kept = HashMap::new();
-        shared.keep(&layout, &mut kept, connections);
-        let watching = Arc::clone(&shared).watch_layout(layout, kept);
+        shared.keep(&topology, &mut kept, connections);
+        let watching = Arc::clone(&shared).watch_topology(topology, kept);
         tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
         Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
     }
@@ -102,12 +107,11 @@ impl Connections {
     pub async fn run<R: FromValue>(
         &self,
         key: &str,
-        repeat: Repeat,
+        retry: Retry,
         name: &'static str,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        // What fred waits for takes some KiB, which all callers would carry along.
-        Box::pin(self.run_counting(key, repeat, name, args)).await.map(|(answer, _)| answer)
+        self.run_counting(key, retry, name, args).await.map(|(answer, _)| answer)
     }
 
     /// The same for a script, which goes to the server that has its first key; all keys must be there.
@@ -118,13 +122,13 @@ impl Connections {
         &self,
         script: &'static str,
         keys: &[String],
-        repeat: Repeat,
+        retry: Retry,
         args: impl IntoIterator<Item = impl Into<Value>>,
     ) -> Result<R, Error> {
         let mut all: Vec<Value> = vec![script.into(), keys.len().to_string().into()];
         all.extend(keys.iter().map(Value::from));
         all.extend(args.into_iter().map(Into::into));
-        self.run(keys.first().map_or("", String::as_str), repeat, "EVAL", all).await
+        self.run(keys.first().map_or("", String::as_str), retry, "EVAL", all).await
     }
 
     /// As [`Connections::run`], with how often the command was sent.
@@ -134,11 +138,23 @@ impl Connections {
     pub async fn run_counting<R: FromValue>(
         &self,
         key: &str,
-        repeat: Repeat,
+        retry: Retry,
         name: &'static str,
         args: Vec<Value>,
     ) -> Result<(R, u64), Error> {
         let slot = redis_keyslot(key.as_bytes());
+        // Boxed: the future takes some KiB, and compiling it once for all callers saves build time.
+        let (answer, sent) = Box::pin(self.run_in_slot(slot, retry, name, args)).await?;
+        Ok((answer.convert()?, sent))
+    }
+
+    async fn run_in_slot(
+        &self,
+        slot: u16,
+        retry: Retry,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Result<(Value, u64), Error> {
         let give_up_at = Instant::now() + self.shared.redis.timeout;
         let mut sent = 0;
         loop {
@@ -156,14 +172,14 @@ impl Connections {
             };
             let again = match outcome(&error) {
                 Outcome::Refused => false,
-                Outcome::NotDone => true,
-                Outcome::Unknown => repeat == Repeat::EvenIfDone,
+                Outcome::NotExecuted => true,
+                Outcome::Unknown => retry == Retry::Idempotent,
             };
-            self.doubt_after(&error);
-            if !again || Instant::now() + REPEAT_AFTER >= give_up_at {
+            self.report_error(&error);
+            if !again || Instant::now() + RETRY_DELAY >= give_up_at {
                 return Err(error);
             }
-            sleep(REPEAT_AFTER).await;
+            sleep(RETRY_DELAY).await;
         }
     }
 
@@ -172,30 +188,34 @@ impl Connections {
     ///
     /// # Errors
     /// When there is none to be had.
-    pub async fn own(&self, key: &str, before: Option<Connection>) -> Result<Connection, Error> {
+    pub async fn dedicated_connection(
+        &self,
+        key: &str,
+        before: Option<Connection>,
+    ) -> Result<Connection, Error> {
         let slot = redis_keyslot(key.as_bytes());
-        let server = self.shared.state.borrow().layout.server_of(slot).cloned();
+        let server = self.shared.state.borrow().topology.server_of(slot).cloned();
         let server = server.ok_or_else(|| Error::new(ErrorKind::Cluster, "no server has the slot"))?;
         if let Some(before) = before.filter(|before| before.server == server && !before.has_ended()) {
             return Ok(before);
         }
         let redis = Redis { timeout: self.shared.redis.timeout * 2, ..self.shared.redis.clone() };
-        redis.open(&server).await.inspect_err(|error| self.doubt_after(error))
+        redis.open(&server).await.inspect_err(|error| self.report_error(error))
     }
 
-    /// Takes note of what an error says of the layout.
-    pub fn doubt_after(&self, error: &Error) {
+    /// Takes note of what an error says of the topology.
+    pub fn report_error(&self, error: &Error) {
         if outcome(error) == Outcome::Refused {
             return;
         }
         if let Some((slot, server)) = redirected(error, "MOVED") {
-            self.shared.state.send_if_modified(|state| state.layout.moved(slot, &server));
+            self.shared.state.send_if_modified(|state| state.topology.moved(slot, &server));
         }
         if error_code(error) == Some("READONLY") {
             // One that was the master: whoever is it now can be found only by asking anew.
             self.shared.state.borrow().nodes.values().for_each(|node| node.end());
         }
-        self.shared.doubt.notify_one();
+        self.shared.suspected.notify_one();
     }
 
     /// The connected servers.
@@ -210,7 +230,7 @@ impl Connections {
     pub async fn ping(&self) -> Result<(), Error> {
         let missing = {
             let state = self.shared.state.borrow();
-            state.layout.servers().iter().find(|server| !state.nodes.contains_key(*server)).map(address)
+            state.topology.servers().iter().find(|server| !state.nodes.contains_key(*server)).map(address)
         };
         if let Some(missing) = missing {
             return Err(Error::new(ErrorKind::IO, format!("no connection to {missing}")));
@@ -218,7 +238,7 @@ impl Connections {
         let servers = self.servers();
         let pinged = servers.iter().map(async |server| server.send::<Value>("PING", Vec::new()).await);
         for answer in join_all(pinged).await {
-            answer.inspect_err(|error| self.doubt_after(error))?;
+            answer.inspect_err(|error| self.report_error(error))?;
         }
         Ok(())
     }
@@ -228,7 +248,7 @@ impl Connections {
     }
 
     async fn node(&self, slot: u16, give_up_at: Instant) -> Result<Arc<Connection>, Error> {
-        let node_of = |state: &State| state.nodes.get(state.layout.server_of(slot)?).cloned();
+        let node_of = |state: &State| state.nodes.get(state.topology.server_of(slot)?).cloned();
         if let Some(node) = node_of(&self.shared.state.borrow()) {
             return Ok(node);
         }
@@ -236,7 +256,7 @@ impl Connections {
         let connected = timeout_at(give_up_at, changes.wait_for(|state| node_of(state).is_some())).await;
         let node = connected.ok().and_then(|state| node_of(&*state.ok()?));
         node.ok_or_else(|| {
-            let server = self.shared.state.borrow().layout.server_of(slot).map(address);
+            let server = self.shared.state.borrow().topology.server_of(slot).map(address);
             let server = server.as_deref().unwrap_or("the server of the slot").to_owned();
             Error::new(ErrorKind::Timeout, format!("no connection to {server}"))
         })
@@ -248,22 +268,22 @@ impl Shared {
         self.state.borrow().nodes.values().cloned().collect()
     }
 
-    async fn watch_layout(self: Arc<Self>, mut layout: Layout, mut kept: HashMap<Server, DropGuard>) {
+    async fn watch_topology(self: Arc<Self>, mut topology: Topology, mut kept: HashMap<Server, DropGuard>) {
         let mut failing = false;
         loop {
             tokio::select! {
-                () = self.doubt.notified() => {}
+                () = self.suspected.notified() => {}
                 () = sleep(REFRESH_INTERVAL) => {}
             }
-            match self.redis.discover(&self.connected(), &layout.known).await {
+            match self.redis.discover(&self.connected(), &topology.known).await {
                 Ok(mut found) => {
                     failing = false;
-                    found.remember(&layout);
-                    if found.servers() != layout.servers() {
+                    found.remember(&topology);
+                    if found.servers() != topology.servers() {
                         tracing::info!(servers = addresses(found.servers()), "Redis is on other servers");
                     }
                     self.keep(&found, &mut kept, HashMap::new());
-                    layout = found;
+                    topology = found;
                 }
                 Err(error) if !failing => {
                     failing = true;
@@ -271,23 +291,23 @@ impl Shared {
                 }
                 Err(_) => {}
             }
-            sleep(DOUBT_INTERVAL).await;
+            sleep(MIN_REFRESH_INTERVAL).await;
         }
     }
 
-    /// Keeps up connections to the servers of a layout, and to no others.
+    /// Keeps up connections to the servers of a topology, and to no others.
     fn keep(
         self: &Arc<Self>,
-        layout: &Layout,
+        topology: &Topology,
         kept: &mut HashMap<Server, DropGuard>,
         mut connections: HashMap<Server, Connection>,
     ) {
-        kept.retain(|server, _| layout.servers().contains(server));
+        kept.retain(|server, _| topology.servers().contains(server));
         self.state.send_if_modified(|state| {
-            let changed = state.layout != *layout;
-            state.layout = layout.clone();
+            let changed = state.topology != *topology;
+            state.topology = topology.clone();
             state.nodes.retain(|server, node| {
-                let stays = layout.servers().contains(server);
+                let stays = topology.servers().contains(server);
                 if !stays {
                     node.end();
                 }
@@ -295,7 +315,7 @@ impl Shared {
             });
             changed
         });
-        for server in layout.servers() {
+        for server in topology.servers() {
             if !kept.contains_key(server) {
                 let stop = self.stop.child_token();
                 let keeping = Arc::clone(self).keep_up(server.clone(), connections.remove(server));
@@ -335,7 +355,7 @@ impl Shared {
                 Err(_) => {}
             }
             failing = true;
-            self.doubt.notify_one();
+            self.suspected.notify_one();
             sleep(wait).await;
             wait = (wait * 2).min(RECONNECT_MAX);
         }
@@ -347,7 +367,7 @@ impl Shared {
         let server = connection.server.clone();
         self.state.send_modify(|state| drop(state.nodes.insert(server.clone(), Arc::clone(&connection))));
         connection.ended.cancelled().await;
-        // A server that left the layout and came back has another one by now.
+        // A server that left the topology and came back has another one by now.
         self.state.send_modify(|state| {
             if state.nodes.get(&server).is_some_and(|node| Arc::ptr_eq(node, &connection)) {
                 state.nodes.remove(&server);
@@ -358,7 +378,7 @@ impl Shared {
 
 /// Sends a command to a server that a slot is just moving to. ASKING speaks of the next command on its connection:
 /// should another's come between, the answer is MOVED, and all begins anew.
-async fn ask<R: FromValue>(node: &Connection, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
+async fn ask(node: &Connection, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
     let asking = node.send::<Value>("ASKING", Vec::new());
     let (_, answer) = join(asking, node.send(name, args)).await;
     answer

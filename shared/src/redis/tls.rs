@@ -8,8 +8,7 @@ use fred::{
 };
 
 use crate::{
-    cli::SettingError,
-    config::RedisArgs,
+    settings::{SettingError, args::RedisArgs},
     tls::{self, BadFile, Identity, Trust},
 };
 

@@ -12,8 +12,7 @@ use super::{
     spans::Links,
 };
 use crate::{
-    cli::SettingError,
-    config,
+    settings::{SettingError, args},
     tls::{self, BadFile, Identity},
 };
 
@@ -326,9 +325,9 @@ fn duration(args: &OtelArgs, name: &str, default: Duration) -> Result<Duration, 
 /// The standard has milliseconds, we have durations.
 fn parse_duration(name: &str, value: &str) -> Result<Duration, SettingError> {
     let parsed =
-        value.parse().ok().map(Duration::from_millis).filter(|duration| *duration <= config::MAX_DURATION);
+        value.parse().ok().map(Duration::from_millis).filter(|duration| *duration <= args::MAX_DURATION);
     parsed
-        .or_else(|| config::duration(value).ok())
+        .or_else(|| args::duration(value).ok())
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| not_valid(name, value, "a number of milliseconds, or a duration like 250ms or 30s"))
 }

@@ -24,7 +24,7 @@ use super::{
     span_queue::SpanQueue,
     watched::{Failures, Watched},
 };
-use crate::{cli::SettingError, service::one_line};
+use crate::{error_chain::one_line, settings::SettingError};
 
 /// The threads that export.
 pub(super) struct Exporting(Runtime);

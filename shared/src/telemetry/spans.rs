@@ -18,7 +18,7 @@ use opentelemetry_sdk::{
 };
 
 use super::{names, span_queue::SpanQueue};
-use crate::service::one_line;
+use crate::error_chain::one_line;
 
 /// The headers of a request, to look for a context.
 pub use opentelemetry_http::HeaderExtractor;

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shared::codec;
+use shared::wire::codec;
 
 fuzz_target!(|payload: &[u8]| {
     let located = codec::locate(payload);

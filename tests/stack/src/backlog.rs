@@ -3,8 +3,8 @@
 use std::{error::Error, time::Duration};
 
 use shared::{
-    partition::{KeyPrefix, Partition, PartitionCount},
     redis::{Connections, Redis},
+    wire::partition::{KeyPrefix, Partition, PartitionCount},
 };
 
 /// How long a server that comes back is waited for.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use devstack::process::Lifetime;
-use shared::{config::positive_duration, redis::Connections};
+use shared::{redis::Connections, settings::args::positive_duration};
 use tokio::{runtime::Handle, time::sleep};
 use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;

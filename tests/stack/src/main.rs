@@ -23,8 +23,8 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use shared::{
-    cli::{self, SettingError, Settings},
-    service::one_line,
+    error_chain::one_line,
+    settings::{self, SettingError, Settings},
 };
 use tokio::{
     runtime::Runtime,
@@ -94,7 +94,7 @@ impl Settings for Devstack {
 const EXIT_INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let Devstack { command, state } = cli::parse();
+    let Devstack { command, state } = settings::parse();
     let state = || state.map_or_else(daemon::default_state_file, Ok);
     let done = match command {
         Command::Demo(options) => until_interrupted(async { demo::run(&options).await.map(exit_code) }),

@@ -12,8 +12,8 @@ use fred::{
 };
 use serde::Serialize;
 use shared::{
-    codec,
-    redis::{Connections, Repeat},
+    redis::{Connections, Retry},
+    wire::codec,
 };
 use tokio_postgres::NoTls;
 
@@ -140,7 +140,7 @@ pub(crate) async fn check(
 
 /// All entries of a stream.
 async fn range<T: FromValue>(redis: &Connections, stream: &str) -> Result<T, fred::error::Error> {
-    redis.run(stream, Repeat::EvenIfDone, "XRANGE", [stream, "-", "+"].map(Value::from).into()).await
+    redis.run(stream, Retry::Idempotent, "XRANGE", [stream, "-", "+"].map(Value::from).into()).await
 }
 
 async fn read_dead_letters(

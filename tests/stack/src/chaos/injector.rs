@@ -8,7 +8,7 @@ use std::{
 
 use devstack::StackError;
 use fred::prelude::Value;
-use shared::{partition::Partition, redis::Connections};
+use shared::{redis::Connections, wire::partition::Partition};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio_postgres::NoTls;

@@ -4,10 +4,8 @@ use std::collections::HashMap;
 
 use fred::bytes::Bytes;
 use shared::{
-    codec,
-    like::Like,
-    partition::Partition,
-    redis::{Connections, Repeat},
+    redis::{Connections, Retry},
+    wire::{codec, like::Like, partition::Partition},
 };
 
 use crate::backlog::Keys;
@@ -63,7 +61,7 @@ impl Malformed {
         let partition = partitions[number as usize % partitions.len()];
         let stream = keys.stream(partition);
         let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
-        let appended = redis.run::<String>(&stream, Repeat::IfNotDone, "XADD", args).await;
+        let appended = redis.run::<String>(&stream, Retry::NonIdempotent, "XADD", args).await;
         let certainty = if appended.is_ok() { Certainty::Must } else { Certainty::May };
         self.letters.insert(letter, certainty);
         if let Some(user) = neighbour {

@@ -16,7 +16,7 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
-    cli::SettingError,
+    settings::SettingError,
     tls::{self, Identity, Trust},
 };
 

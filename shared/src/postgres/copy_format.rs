@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::like::Like;
+use crate::wire::like::Like;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 

@@ -16,7 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli, shutdown,
+    error_chain::one_line,
+    runtime::shutdown,
+    settings,
     telemetry::{Telemetry, TelemetryArgs},
 };
 
@@ -30,14 +32,14 @@ pub trait Failure: Error + 'static {
 }
 
 /// Runs a program's service on so many threads until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error
-/// ends the process with one line, and with code 1, or [`cli::EXIT_USAGE`] where a setting has to be corrected.
+/// ends the process with one line, and with code 1, or [`settings::EXIT_USAGE`] where a setting has to be corrected.
 pub fn run<F, R, E>(program: &'static str, telemetry: &TelemetryArgs, threads: usize, service: F) -> ExitCode
 where
     F: FnOnce(Telemetry, CancellationToken) -> R,
     R: Future<Output = Result<(), E>>,
     E: Failure,
 {
-    let telemetry = Telemetry::start(program, telemetry).unwrap_or_else(|error| cli::refuse(&error));
+    let telemetry = Telemetry::start(program, telemetry).unwrap_or_else(|error| settings::refuse(&error));
     let failed = |error: io::Error| (one_line(&error), false);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let ended = runtime.map_err(failed).and_then(|runtime| {
@@ -53,27 +55,12 @@ where
     telemetry.flush();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err((line, true)) => cli::refuse(&line),
+        Err((line, true)) => settings::refuse(&line),
         Err((line, false)) => {
             let _ = writeln!(io::stderr(), "error: {line}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error and its sources, joined by colons.
-pub fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let text = error.to_string();
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        source = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 /// A server did not come up in time, or does not let us in.

@@ -10,10 +10,10 @@ use tokio::{
 };
 
 use crate::{
-    config::StreamArgs,
-    partition::{KeyPrefix, PartitionCount},
-    redis::{self, Connections, Repeat, is_refusal},
-    service::{Unreachable, wait_for},
+    redis::{self, Connections, Retry, is_refusal},
+    runtime::service::{Unreachable, wait_for},
+    settings::args::StreamArgs,
+    wire::partition::{KeyPrefix, PartitionCount},
 };
 
 const PARTITIONS: &str = "partitions";
@@ -22,12 +22,12 @@ const PARTITIONS: &str = "partitions";
 const GROWN_FROM: &str = "grown_from";
 
 /// How often the record is looked at.
-const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Raises the number of partitions, if it is still what it was thought to be.
 ///
 /// KEYS: settings. ARGV: the number that there should be now, the new one.
-const GROW: &str = r"
+const INCREASE_PARTITIONS: &str = r"
 local now = redis.call('HGET', KEYS[1], 'partitions')
 if now ~= ARGV[1] then return 0 end
 local before = redis.call('HGET', KEYS[1], 'grown_from')
@@ -37,7 +37,7 @@ return 1
 
 /// The programs would not agree, or Redis could not tell.
 #[derive(Debug, ThisError)]
-pub enum AgreementError {
+pub enum ClusterSettingsError {
     /// Redis failed.
     #[error("the settings recorded in Redis can't be read")]
     Redis(#[from] Error),
@@ -75,7 +75,7 @@ pub enum AgreementError {
     },
 }
 
-impl AgreementError {
+impl ClusterSettingsError {
     /// Whether a setting has to be corrected.
     pub fn is_over_a_setting(&self) -> bool {
         !matches!(self, Self::Redis(_))
@@ -102,11 +102,14 @@ impl Record {
     }
 }
 
-async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<PartitionCount, AgreementError> {
+async fn negotiate(
+    redis: &Connections,
+    streams: &StreamArgs,
+) -> Result<PartitionCount, ClusterSettingsError> {
     let key = streams.likes_stream.settings();
-    let kind: String = redis.run(&key, Repeat::EvenIfDone, "TYPE", vec![key.as_str().into()]).await?;
+    let kind: String = redis.run(&key, Retry::Idempotent, "TYPE", vec![key.as_str().into()]).await?;
     if kind != "hash" && kind != "none" {
-        return Err(AgreementError::ForeignKey { key, kind });
+        return Err(ClusterSettingsError::ForeignKey { key, kind });
     }
     let first = streams.likes_partitions.unwrap_or(PartitionCount::DEFAULT);
     let record = read_or_record(redis, &key, first).await?;
@@ -121,8 +124,12 @@ async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<PartitionCo
             );
             Ok(recorded)
         }
-        (Some(recorded), Some(configured)) => Err(AgreementError::Partitions { configured, recorded, key }),
-        (None, _) => Err(AgreementError::Garbage { recorded: record.partitions.unwrap_or_default(), key }),
+        (Some(recorded), Some(configured)) => {
+            Err(ClusterSettingsError::Partitions { configured, recorded, key })
+        }
+        (None, _) => {
+            Err(ClusterSettingsError::Garbage { recorded: record.partitions.unwrap_or_default(), key })
+        }
     }
 }
 
@@ -132,14 +139,14 @@ async fn settle(redis: &Connections, streams: &StreamArgs) -> Result<PartitionCo
 ///
 /// # Errors
 /// When this program is set to another number, or Redis went on failing.
-pub async fn settle_within(
+pub async fn negotiate_within(
     limit: Duration,
     server: &str,
     redis: &Connections,
     streams: &StreamArgs,
-) -> Result<Result<PartitionCount, AgreementError>, Unreachable<Error>> {
-    let settled = async || match settle(redis, streams).await {
-        Err(AgreementError::Redis(error)) => Err(error),
+) -> Result<Result<PartitionCount, ClusterSettingsError>, Unreachable<Error>> {
+    let settled = async || match negotiate(redis, streams).await {
+        Err(ClusterSettingsError::Redis(error)) => Err(error),
         settled => Ok(settled),
     };
     wait_for(server, "REDIS_URL", limit, is_refusal, settled).await
@@ -162,9 +169,9 @@ pub async fn recorded(redis: &Connections, keys: &KeyPrefix) -> Result<Option<Pa
 }
 
 /// Tells of a grown number of partitions, for ever. A record that is lost is made anew.
-pub async fn follow(redis: Connections, keys: KeyPrefix, partitions: watch::Sender<PartitionCount>) {
+pub async fn watch(redis: Connections, keys: KeyPrefix, partitions: watch::Sender<PartitionCount>) {
     let key = keys.settings();
-    let mut ticks = interval(FOLLOW_INTERVAL);
+    let mut ticks = interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut refused = None;
     loop {
@@ -183,15 +190,17 @@ pub async fn follow(redis: Connections, keys: KeyPrefix, partitions: watch::Send
         match record.partitions() {
             Some(recorded) if recorded == known => refused = None,
             // Partitions that somebody may have written to must be read.
-            Some(recorded) if recorded < known => match grow(&redis, &keys, recorded, known).await {
-                Ok(true) => tracing::error!(
-                    key, %recorded, used = %known,
-                    "the record had fewer partitions than there are: it is put right"
-                ),
-                // Somebody else was quicker.
-                Ok(false) => {}
-                Err(error) => tracing::debug!(%error, "the record has fewer partitions than there are"),
-            },
+            Some(recorded) if recorded < known => {
+                match increase_partitions(&redis, &keys, recorded, known).await {
+                    Ok(true) => tracing::error!(
+                        key, %recorded, used = %known,
+                        "the record had fewer partitions than there are: it is put right"
+                    ),
+                    // Somebody else was quicker.
+                    Ok(false) => {}
+                    Err(error) => tracing::debug!(%error, "the record has fewer partitions than there are"),
+                }
+            }
             Some(recorded) => {
                 tracing::info!(from = %known, to = %recorded, "the partitions have grown");
                 partitions.send_replace(recorded);
@@ -212,14 +221,14 @@ pub async fn follow(redis: Connections, keys: KeyPrefix, partitions: watch::Send
 ///
 /// # Errors
 /// When Redis fails. `false` when the number was not `from` any more.
-pub async fn grow(
+pub async fn increase_partitions(
     redis: &Connections,
     keys: &KeyPrefix,
     from: PartitionCount,
     to: PartitionCount,
 ) -> Result<bool, Error> {
     let args = [from.to_string(), to.to_string()];
-    Ok(redis.eval::<u64>(GROW, &[keys.settings()], Repeat::IfNotDone, args).await? == 1)
+    Ok(redis.eval::<u64>(INCREASE_PARTITIONS, &[keys.settings()], Retry::NonIdempotent, args).await? == 1)
 }
 
 /// A Redis that is out of memory refuses to write, even where there would be nothing to write; so it is read first.
@@ -229,13 +238,13 @@ async fn read_or_record(redis: &Connections, key: &str, first: PartitionCount) -
         return Ok(record);
     }
     let args = vec![key.into(), PARTITIONS.into(), first.to_string().into()];
-    redis.run::<u64>(key, Repeat::EvenIfDone, "HSETNX", args).await?;
+    redis.run::<u64>(key, Retry::Idempotent, "HSETNX", args).await?;
     read(redis, key).await
 }
 
 async fn read(redis: &Connections, key: &str) -> Result<Record, Error> {
     let args = vec![key.into(), PARTITIONS.into(), GROWN_FROM.into()];
-    let (partitions, grown_from) = redis.run(key, Repeat::EvenIfDone, "HMGET", args).await?;
+    let (partitions, grown_from) = redis.run(key, Retry::Idempotent, "HMGET", args).await?;
     Ok(Record { partitions, grown_from })
 }
 

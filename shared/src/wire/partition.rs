@@ -188,7 +188,8 @@ mod tests {
     /// The vectors were made by the Python program beside them, not by this code.
     #[test]
     fn agrees_with_the_vectors_of_another_language() {
-        let vectors: Vec<Vector> = serde_json::from_str(include_str!("../vectors/partition.json")).unwrap();
+        let vectors: Vec<Vector> =
+            serde_json::from_str(include_str!("../../vectors/partition.json")).unwrap();
         assert!(vectors.len() >= 50);
         for Vector { user_id, partitions, partition } in vectors {
             let count = PartitionCount::new(partitions).unwrap();

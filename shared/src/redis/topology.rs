@@ -14,15 +14,15 @@ const MAX_KNOWN: usize = 3_000;
 /// The servers that take writes, and which slots each has. All slots of a Redis that is no cluster are with its one
 /// server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(super) struct Topology {
     servers: Vec<Server>,
     /// For each slot an index into the servers.
     owners: Vec<Option<u16>>,
-    /// All servers that could be asked for the layout, replicas included.
+    /// All servers that could be asked for the topology, replicas included.
     pub(super) known: Vec<Server>,
 }
 
-impl Layout {
+impl Topology {
     pub(super) fn of_one(server: Server) -> Self {
         let known = vec![server.clone()];
         Self { servers: vec![server], owners: vec![Some(0); SLOTS.into()], known }
@@ -31,7 +31,7 @@ impl Layout {
     /// From the reply to `CLUSTER SLOTS`, `[[first, last, [host, port, …], replica …] …]`, of a server at
     /// `asked_host`, which leaves out a host that is its own or that it doesn't know.
     pub(super) fn of_cluster(slots: Value, asked_host: &str) -> Result<Self, Error> {
-        let mut layout = Self { servers: Vec::new(), owners: vec![None; SLOTS.into()], known: Vec::new() };
+        let mut topology = Self { servers: Vec::new(), owners: vec![None; SLOTS.into()], known: Vec::new() };
         for range in slots.into_array() {
             let mut parts = range.into_array().into_iter();
             let (first, last) = (parts.next(), parts.next());
@@ -40,14 +40,14 @@ impl Layout {
             let (Some(first), Some(last)) = (bound(first), bound(last)) else { return Err(unexpected()) };
             let servers: Option<Vec<Server>> = parts.map(|value| server(value, asked_host)).collect();
             let servers = servers.ok_or_else(unexpected)?;
-            let owner = layout.index(servers.first().ok_or_else(unexpected)?);
+            let owner = topology.index(servers.first().ok_or_else(unexpected)?);
             for slot in first..=last.min(SLOTS - 1) {
-                layout.owners[usize::from(slot)] = Some(owner);
+                topology.owners[usize::from(slot)] = Some(owner);
             }
-            layout.known.extend(servers);
+            topology.known.extend(servers);
         }
         // A server that was taken out of its cluster, or has forgotten it, is none to be believed.
-        if layout.servers.is_empty() { Err(unexpected()) } else { Ok(layout) }
+        if topology.servers.is_empty() { Err(unexpected()) } else { Ok(topology) }
     }
 
     /// How many slots have a server.
@@ -75,7 +75,7 @@ impl Layout {
     }
 
     /// A server has said that the slot is with another one. Whether that is news; only servers are believed that are
-    /// in the layout already.
+    /// in the topology already.
     pub(super) fn moved(&mut self, slot: u16, server: &Server) -> bool {
         let owner = self.servers.iter().position(|known| known == server).and_then(|i| u16::try_from(i).ok());
         match (owner, self.owners.get_mut(usize::from(slot))) {
@@ -118,44 +118,46 @@ mod tests {
         Value::Array(vec![host, port.into(), "id".into()])
     }
 
-    fn cluster() -> Layout {
+    fn cluster() -> Topology {
         let slots = Value::Array(vec![
             Value::Array(vec![0.into(), 8_191.into(), node("a".into(), 1), node("b".into(), 2)]),
             Value::Array(vec![8_192.into(), 16_000.into(), node(Value::Null, 3)]),
         ]);
-        Layout::of_cluster(slots, "asked").unwrap()
+        Topology::of_cluster(slots, "asked").unwrap()
     }
 
     #[test]
     fn slots_are_with_the_first_server_of_their_range() {
-        let layout = cluster();
-        assert_eq!(layout.server_of(0), Some(&Server::new("a", 1)));
-        assert_eq!(layout.server_of(8_192), Some(&Server::new("asked", 3)));
-        assert_eq!(layout.server_of(16_383), None, "nobody has it");
-        assert_eq!(layout.servers(), [Server::new("a", 1), Server::new("asked", 3)]);
-        assert!(layout.known.contains(&Server::new("b", 2)), "replicas may be asked, too");
+        let topology = cluster();
+        assert_eq!(topology.server_of(0), Some(&Server::new("a", 1)));
+        assert_eq!(topology.server_of(8_192), Some(&Server::new("asked", 3)));
+        assert_eq!(topology.server_of(16_383), None, "nobody has it");
+        assert_eq!(topology.servers(), [Server::new("a", 1), Server::new("asked", 3)]);
+        assert!(topology.known.contains(&Server::new("b", 2)), "replicas may be asked, too");
     }
 
     #[test]
     fn a_moved_slot_is_with_the_server_that_was_named() {
-        let mut layout = cluster();
-        assert!(layout.moved(5, &Server::new("asked", 3)));
-        assert_eq!(layout.server_of(5), Some(&Server::new("asked", 3)));
-        assert!(!layout.moved(5, &Server::new("asked", 3)), "no news");
-        assert!(!layout.moved(5, &Server::new("stranger", 9)), "not in the layout");
+        let mut topology = cluster();
+        assert!(topology.moved(5, &Server::new("asked", 3)));
+        assert_eq!(topology.server_of(5), Some(&Server::new("asked", 3)));
+        assert!(!topology.moved(5, &Server::new("asked", 3)), "no news");
+        assert!(!topology.moved(5, &Server::new("stranger", 9)), "not in the topology");
     }
 
     #[test]
     fn other_replies_are_errors() {
-        assert!(Layout::of_cluster(Value::Array(vec![Value::Array(vec![0.into()])]), "h").is_err());
-        assert!(Layout::of_cluster(Value::Array(vec![Value::Array(vec![0.into(), 1.into()])]), "h").is_err());
-        assert!(Layout::of_cluster(Value::Array(vec!["x".into()]), "h").is_err());
-        assert!(Layout::of_cluster(Value::Array(Vec::new()), "h").is_err(), "of no cluster any more");
+        assert!(Topology::of_cluster(Value::Array(vec![Value::Array(vec![0.into()])]), "h").is_err());
+        assert!(
+            Topology::of_cluster(Value::Array(vec![Value::Array(vec![0.into(), 1.into()])]), "h").is_err()
+        );
+        assert!(Topology::of_cluster(Value::Array(vec!["x".into()]), "h").is_err());
+        assert!(Topology::of_cluster(Value::Array(Vec::new()), "h").is_err(), "of no cluster any more");
     }
 
     #[test]
     fn servers_that_went_are_remembered() {
-        let mut one = Layout::of_one(Server::new("x", 9));
+        let mut one = Topology::of_one(Server::new("x", 9));
         one.remember(&cluster());
         one.remember(&cluster());
         assert_eq!(one.known.len(), 4);

@@ -1,4 +1,9 @@
-//! From the command line and the environment to settings, or to one line that says what is wrong.
+//! Settings from the command line and the environment.
+//!
+//! Purpose: parse flags and variables with clap, and report a bad one in one line that names it. `args` are the groups of
+//! flags that several programs have. May depend on `wire`. Must not know Redis, Postgres or the services.
+
+pub mod args;
 
 use std::{
     borrow::Cow,

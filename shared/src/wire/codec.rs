@@ -18,7 +18,7 @@ use serde::{
 };
 use thiserror::Error;
 
-use crate::like::{InvalidLike, Like};
+use crate::wire::like::{InvalidLike, Like};
 
 /// The field of a stream entry that holds the payload.
 pub const FIELD: &str = "l";

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::*;
-use crate::like::MAX_CREATED_AT_US;
+use crate::wire::codec::*;
+use crate::wire::like::MAX_CREATED_AT_US;
 
 fn like(user_id: i64, post_id: i64, created_at_us: i64) -> Like {
     Like::new(user_id.into(), post_id.into(), created_at_us.into()).unwrap()
@@ -20,7 +20,7 @@ struct Vector {
 /// The vectors were made by the Python program beside them, with another MessagePack library.
 #[test]
 fn reads_and_writes_what_another_language_does() {
-    let vectors: Vec<Vector> = serde_json::from_str(include_str!("../../vectors/codec.json")).unwrap();
+    let vectors: Vec<Vector> = serde_json::from_str(include_str!("../../../vectors/codec.json")).unwrap();
     assert!(vectors.len() >= 4);
     for vector in vectors {
         let likes: Vec<Like> = vector

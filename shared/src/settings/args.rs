@@ -8,8 +8,8 @@ use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 
 use crate::{
-    cli::SettingError,
-    partition::{KeyPrefix, PartitionCount},
+    settings::SettingError,
+    wire::partition::{KeyPrefix, PartitionCount},
 };
 
 /// Where Redis is.

@@ -1,0 +1,15 @@
+//! Connections to Postgres.
+//!
+//! Purpose: connect, as libpq's parameters say, sort failures by what to do next, and write rows in the format of a
+//! binary COPY. May depend on `settings`, `tls` and `wire`. Must not know any statement of the pipeline: those are in
+//! the consumer's `store`.
+
+mod classify;
+mod connect;
+pub mod copy_format;
+mod tls;
+
+pub use self::{
+    classify::{FailureClass, classify, is_refusal},
+    connect::Postgres,
+};

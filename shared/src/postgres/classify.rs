@@ -1,0 +1,61 @@
+//! Sorts failures of Postgres by what to do next.
+
+use tokio_postgres::error::SqlState;
+
+use super::tls;
+
+/// Whether Postgres doesn't let us in, which waiting will not change: unknown user or database, wrong password, a
+/// certificate that one side doesn't take.
+pub fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    classify(error) == FailureClass::Halt
+}
+
+/// What to do after a failed statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    /// The database can't do it now: the same again, later, for as long as it takes.
+    Retry,
+    /// It will never take these rows: find the ones that it minds.
+    Reject,
+    /// Someone has to mend the schema, the rights or a certificate first: say so, and look again now and then.
+    Halt,
+}
+
+/// Sorts a failure by its SQLSTATE (Postgres manual, appendix A), or by what came between. Whatever is not known to be the rows' or the
+/// schema's fault is worth another try: a like must not be given up over an error that nobody foresaw.
+pub fn classify(error: &tokio_postgres::Error) -> FailureClass {
+    let of_connection = || if tls::is_refusal(error) { FailureClass::Halt } else { FailureClass::Retry };
+    error.code().map_or_else(of_connection, class_of_sqlstate)
+}
+
+fn class_of_sqlstate(state: &SqlState) -> FailureClass {
+    let code = state.code();
+    match code.get(..2).unwrap_or_default() {
+        // data exception, integrity constraint, WITH CHECK OPTION, and what a trigger raises
+        "22" | "23" | "44" | "P0" => FailureClass::Reject,
+        // not supported, no such user, database or schema, undefined or forbidden
+        "0A" | "28" | "3D" | "3F" | "42" => FailureClass::Halt,
+        _ => FailureClass::Retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_sorted_by_what_to_do_next() {
+        let retry = [
+            "08006", "25006", "40001", "40P01", "53100", "53300", "55P03", "57014", "57P01", "58030", "XX000",
+        ];
+        let reject = ["22003", "22P04", "23502", "23505", "23514", "44000", "P0001"];
+        let halt = ["0A000", "28P01", "3D000", "3F000", "42501", "42703", "42P01", "42P10"];
+        for (codes, class) in
+            [(&retry[..], FailureClass::Retry), (&reject, FailureClass::Reject), (&halt, FailureClass::Halt)]
+        {
+            for code in codes {
+                assert_eq!(class_of_sqlstate(&SqlState::from_code(code)), class, "{code}");
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Finds the servers: one by its URL, the master that sentinels name, or the nodes of a cluster.
+
+use std::{sync::Arc, time::Duration};
+
+use fred::{
+    prelude::{Config, Error, ErrorKind, Value},
+    types::config::Server,
+};
+use futures_util::{StreamExt, TryFutureExt, future::try_join, stream::FuturesUnordered};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Connection, Deployment, Redis,
+    connection::{self, address},
+    topology::Topology,
+};
+
+/// How long the other nodes of a cluster may take to answer once one has.
+const OTHER_ANSWERS: Duration = Duration::from_millis(100);
+
+impl Redis {
+    /// Which servers have which slots. Those in `connected` are asked first, and if need be those in `known` and in
+    /// the URL.
+    pub(super) async fn discover(
+        &self,
+        connected: &[Arc<Connection>],
+        known: &[Server],
+    ) -> Result<Topology, Error> {
+        match &self.deployment {
+            Deployment::One(server) => Ok(Topology::of_one(server.clone())),
+            Deployment::Sentinels { sentinels, login, master } => {
+                self.ask_sentinels(sentinels, login, master).await.map(Topology::of_one)
+            }
+            Deployment::Cluster { seeds } => {
+                if let Ok(topology) = newest(connected.iter().map(|connection| ask_node(connection))).await {
+                    return Ok(topology);
+                }
+                let mut servers: Vec<&Server> = seeds.iter().chain(known).collect();
+                servers.sort_unstable();
+                servers.dedup();
+                let asked = servers
+                    .into_iter()
+                    .map(|server| self.open(server).and_then(async |connection| ask_node(&connection).await));
+                newest(asked).await
+            }
+        }
+    }
+
+    /// Source: "Guidelines for Redis clients with support for Redis Sentinel".
+    async fn ask_sentinels(
+        &self,
+        sentinels: &[Server],
+        login: &Config,
+        master: &str,
+    ) -> Result<Server, Error> {
+        let mut failed = Error::new(ErrorKind::Sentinel, "no sentinels are known");
+        for sentinel in sentinels {
+            let asked = async {
+                let connection = connection::open(login, sentinel, self.timeout).await?;
+                let args = ["GET-MASTER-ADDR-BY-NAME", master].map(Value::from).into();
+                connection.send::<Option<(String, u16)>>("SENTINEL", args).await
+            };
+            match asked.await {
+                Ok(Some((host, port))) => return Ok(Server::new(host, port)),
+                Ok(None) => {
+                    let why = format!("{} knows no master of the name '{master}'", address(sentinel));
+                    failed = Error::new(ErrorKind::Sentinel, why);
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+}
+
+/// What a node of a cluster thinks of the cluster, with how new that is.
+async fn ask_node(connection: &Connection) -> Result<(u64, Topology), Error> {
+    let (info, slots) = try_join(
+        connection.send::<String>("CLUSTER", vec!["INFO".into()]),
+        connection.send::<Value>("CLUSTER", vec!["SLOTS".into()]),
+    )
+    .await?;
+    let epoch =
+        info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:")?.trim().parse().ok());
+    Ok((epoch.unwrap_or(0), Topology::of_cluster(slots, &connection.server.host)?))
+}
+
+/// Of several answers that of the newest epoch: a node that was cut off from the others doesn't know better. Once there
+/// is one, nodes that are slow to answer are waited for only a little.
+async fn newest(
+    asked: impl Iterator<Item = impl Future<Output = Result<(u64, Topology), Error>>>,
+) -> Result<Topology, Error> {
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let mut best: Option<(u64, Topology)> = None;
+    let mut failed = Error::new(ErrorKind::Cluster, "nobody is there to tell about the cluster");
+    let mut until = None;
+    loop {
+        let answer = match until {
+            None => asked.next().await,
+            Some(until) => timeout_at(until, asked.next()).await.unwrap_or_default(),
+        };
+        match answer {
+            None => return best.map(|(_, topology)| topology).ok_or(failed),
+            Some(Ok((epoch, topology))) => {
+                until.get_or_insert_with(|| Instant::now() + OTHER_ANSWERS);
+                let how_good = (epoch, topology.covered());
+                if best.as_ref().is_none_or(|(newest, best)| how_good > (*newest, best.covered())) {
+                    best = Some((epoch, topology));
+                }
+            }
+            Some(Err(error)) => failed = error,
+        }
+    }
+}

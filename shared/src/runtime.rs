@@ -1,0 +1,8 @@
+//! The life of a service.
+//!
+//! Purpose: start, wait for servers, handle signals, serve the admin port, flush telemetry, exit. May depend on `settings`
+//! and `telemetry`. Must not know what the service does.
+
+pub mod admin;
+pub mod service;
+pub mod shutdown;

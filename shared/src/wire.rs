@@ -1,0 +1,8 @@
+//! The formats that other programs and other languages rely on.
+//!
+//! Purpose: a like, its bytes in a stream entry, and the partition that it belongs to. Depends on nothing of ours. Must not
+//! know Redis, Postgres or HTTP.
+
+pub mod codec;
+pub mod like;
+pub mod partition;
