@@ -25,7 +25,7 @@ tar -c --exclude ./target --exclude ./.git . | tar -x -C "$copy"
 )
 
 mkdir -p "$folder/sbom"
-for program in ingest/ingest consumer/consumer consumer/likesctl; do
+for program in ingest/ingest consumer/consumer likesctl/likesctl; do
     package=likestream-${program%/*} sbom=$folder/sbom/${program#*/}.json
     sed "s|file://$copy|file://.|g" "$copy/${program}_bin.cdx.json" >"$sbom"
     # Every package that the program is built of must be there, in the version of Cargo.lock.

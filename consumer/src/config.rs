@@ -18,8 +18,8 @@ use shared::{
 };
 
 use crate::{
-    fixed_partitions::FixedPartitions,
-    pooling::{Pooling, Transactions},
+    group::static_assignment::StaticAssignment,
+    store::session::{Pooling, Transactions},
 };
 
 /// Writes likes from Redis Streams into Postgres, in big transactions. Run as many as you like.
@@ -135,7 +135,7 @@ pub(crate) enum ConsumerPartitions {
     /// Its share among the members of the group.
     Auto,
     /// These.
-    Fixed(FixedPartitions),
+    Fixed(StaticAssignment),
     /// One of so many shares, by the number at the end of the host's name.
     Ordinal { of: u16 },
 }
@@ -159,7 +159,7 @@ impl FromStr for ConsumerPartitions {
 
 impl ConsumerPartitions {
     /// What it is on this host; nothing for a share among the members.
-    pub(crate) fn resolve(&self) -> Result<Option<FixedPartitions>, SettingError> {
+    pub(crate) fn resolve(&self) -> Result<Option<StaticAssignment>, SettingError> {
         match self {
             Self::Auto => Ok(None),
             Self::Fixed(fixed) => Ok(Some(fixed.clone())),
@@ -172,7 +172,7 @@ impl ConsumerPartitions {
                     );
                     SettingError::new("CONSUMER_PARTITIONS", problem)
                 })?;
-                Ok(Some(FixedPartitions::Share { index, of: *of }))
+                Ok(Some(StaticAssignment::Share { index, of: *of }))
             }
         }
     }
@@ -198,7 +198,7 @@ fn batch_rows(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 /// A name in the group, or the group's.
-pub(crate) fn group_name(text: &str) -> Result<String, String> {
+pub fn group_name(text: &str) -> Result<String, String> {
     let harmless = |b: u8| b.is_ascii_graphic();
     if (1..=128).contains(&text.len()) && text.bytes().all(harmless) {
         Ok(text.to_owned())
@@ -215,7 +215,7 @@ mod tests {
     fn partitions_are_a_share_or_fixed() {
         assert_eq!("auto".parse(), Ok(ConsumerPartitions::Auto));
         assert_eq!("ordinal/4".parse(), Ok(ConsumerPartitions::Ordinal { of: 4 }));
-        let fixed = FixedPartitions::Ranges(vec![(0, 3), (8, 8)]);
+        let fixed = StaticAssignment::Ranges(vec![(0, 3), (8, 8)]);
         assert_eq!("0-3,8".parse(), Ok(ConsumerPartitions::Fixed(fixed)));
         for bad in ["", "ordinal", "ordinal/0", "4/4", "all"] {
             assert!(bad.parse::<ConsumerPartitions>().is_err(), "{bad}");

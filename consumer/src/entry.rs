@@ -6,26 +6,25 @@ use bytes::Bytes;
 use opentelemetry::trace::SpanContext;
 use shared::wire::{
     codec::{self, BadLike, DecodeError},
+    dead_letter::{DeadLetter, DeadLike, Reason},
     like::Like,
     partition::Partition,
 };
 use tokio::time::Instant;
 
-use crate::dead_letter::{DeadLetter, DeadLike, Reason};
-
 /// The id that Redis gave an entry: milliseconds of Redis's clock since the Unix epoch, and a sequence number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct EntryId {
-    pub(crate) ms: u64,
-    pub(crate) seq: u64,
+pub struct EntryId {
+    pub ms: u64,
+    pub seq: u64,
 }
 
 impl EntryId {
     /// The last one there can be.
-    pub(crate) const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
+    pub const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
 
     /// The next one, if there can be one.
-    pub(crate) fn after(self) -> Option<Self> {
+    pub fn after(self) -> Option<Self> {
         match self.seq.checked_add(1) {
             Some(seq) => Some(Self { seq, ..self }),
             None => self.ms.checked_add(1).map(|ms| Self { ms, seq: 0 }),
@@ -50,39 +49,39 @@ impl FromStr for EntryId {
 
 /// Which entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Position {
-    pub(crate) partition: Partition,
-    pub(crate) id: EntryId,
+pub struct Position {
+    pub partition: Partition,
+    pub id: EntryId,
 }
 
 /// An entry as Redis hands it out.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct RawEntry {
-    pub(crate) at: Position,
+pub struct RawEntry {
+    pub at: Position,
     /// Nothing when it was deleted while it was pending.
-    pub(crate) fields: Option<Vec<(Bytes, Bytes)>>,
+    pub fields: Option<Vec<(Bytes, Bytes)>>,
 }
 
 /// An entry whose likes are known. It is pending until all of them are stored or dead letters.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) at: Position,
-    pub(crate) likes: Vec<Like>,
-    pub(crate) dead_letters: Vec<DeadLetter>,
+pub struct Entry {
+    pub at: Position,
+    pub likes: Vec<Like>,
+    pub dead_letters: Vec<DeadLetter>,
     /// What it was read from: a like that the database rejects is kept as it came.
-    pub(crate) payload: Bytes,
+    pub payload: Bytes,
     /// When it was read.
-    pub(crate) read_at: Instant,
+    pub read_at: Instant,
     /// The span that sent it, if that is sampled.
-    pub(crate) producer: Option<Box<SpanContext>>,
+    pub producer: Option<Box<SpanContext>>,
     /// Whether it must share its batch with no other, because it may have killed others.
-    pub(crate) alone: bool,
+    pub quarantined: bool,
 }
 
 impl Entry {
     /// Decodes the payload. What can't be read becomes a dead letter: this never fails, and a bad entry or like
     /// never touches its neighbours.
-    pub(crate) fn decode(at: Position, fields: &[(Bytes, Bytes)], read_at: Instant) -> Self {
+    pub fn decode(at: Position, fields: &[(Bytes, Bytes)], read_at: Instant) -> Self {
         let mut entry = Self {
             at,
             likes: Vec::new(),
@@ -90,9 +89,9 @@ impl Entry {
             payload: Bytes::new(),
             read_at,
             producer: None,
-            alone: false,
+            quarantined: false,
         };
-        let Some(payload) = payload(fields) else {
+        let Some(payload) = codec::payload(fields) else {
             let detail = format!("the entry has no field {}", codec::FIELD);
             entry.dead_letters.push(DeadLetter::of_entry(Reason::Undecodable, detail, fields));
             return entry;
@@ -120,15 +119,10 @@ impl Entry {
     }
 
     /// One that is given up unread.
-    pub(crate) fn given_up(at: Position, letter: DeadLetter, read_at: Instant) -> Self {
+    pub fn given_up(at: Position, letter: DeadLetter, read_at: Instant) -> Self {
         let (likes, dead_letters) = (Vec::new(), vec![letter]);
-        Self { at, likes, dead_letters, payload: Bytes::new(), read_at, producer: None, alone: true }
+        Self { at, likes, dead_letters, payload: Bytes::new(), read_at, producer: None, quarantined: true }
     }
-}
-
-/// What the payload field of an entry holds, if it has one.
-pub(crate) fn payload(fields: &[(Bytes, Bytes)]) -> Option<Bytes> {
-    fields.iter().find(|(name, _)| name == codec::FIELD).map(|(_, payload)| payload.clone())
 }
 
 #[cfg(test)]

@@ -25,9 +25,9 @@ struct State {
     /// Lanes that are reading: what they get is not in flight yet.
     reading: usize,
     /// Since when the writer can't write.
-    held_since: Option<Instant>,
+    paused_since: Option<Instant>,
     /// Whether somebody wants everything else out of the way.
-    alone: bool,
+    exclusive: bool,
 }
 
 impl State {
@@ -40,30 +40,30 @@ impl State {
         new
     }
 
-    fn room(&self, limit: usize) -> usize {
-        if self.held_since.is_some() || self.alone { 0 } else { limit.saturating_sub(self.rows) }
+    fn available(&self, limit: usize) -> usize {
+        if self.paused_since.is_some() || self.exclusive { 0 } else { limit.saturating_sub(self.rows) }
     }
 }
 
 /// Leave to read, as long as this is there.
-pub(crate) struct Room<'a> {
+pub(crate) struct ReadPermit<'a> {
     in_flight: &'a InFlight,
     /// How many more rows may be in flight.
     pub(crate) rows: usize,
 }
 
-impl Drop for Room<'_> {
+impl Drop for ReadPermit<'_> {
     fn drop(&mut self) {
         self.in_flight.state.send_modify(|state| state.reading -= 1);
     }
 }
 
-/// As long as this is there, nobody gets room to read.
-pub(crate) struct Alone<'a>(&'a InFlight);
+/// As long as this is there, nobody gets permit to read.
+pub(crate) struct ExclusivePermit<'a>(&'a InFlight);
 
-impl Drop for Alone<'_> {
+impl Drop for ExclusivePermit<'_> {
     fn drop(&mut self) {
-        self.0.state.send_modify(|state| state.alone = false);
+        self.0.state.send_modify(|state| state.exclusive = false);
     }
 }
 
@@ -106,36 +106,36 @@ impl InFlight {
         });
     }
 
-    /// From now on there is no room for more, until [`InFlight::go_on`].
-    pub(crate) fn hold(&self) {
+    /// From now on there is no permit for more, until [`InFlight::go_on`].
+    pub(crate) fn pause(&self) {
         self.state.send_modify(|state| {
-            state.held_since.get_or_insert_with(Instant::now);
+            state.paused_since.get_or_insert_with(Instant::now);
         });
     }
 
     /// For how long the writer has not been able to write; zero if it is.
-    pub(crate) fn held_for(&self) -> Duration {
-        self.state.borrow().held_since.map(|since| since.elapsed()).unwrap_or_default()
+    pub(crate) fn paused_for(&self) -> Duration {
+        self.state.borrow().paused_since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    /// There is room again.
-    pub(crate) fn go_on(&self) {
-        self.state.send_if_modified(|state| state.held_since.take().is_some());
+    /// There is permit again.
+    pub(crate) fn resume(&self) {
+        self.state.send_if_modified(|state| state.paused_since.take().is_some());
     }
 
     /// Waits until fewer than `limit` rows are in flight.
-    pub(crate) async fn room(&self, limit: usize) -> Room<'_> {
+    pub(crate) async fn read_permit(&self, limit: usize) -> ReadPermit<'_> {
         loop {
             let mut rows = 0;
             self.state.send_if_modified(|state| {
-                rows = state.room(limit);
+                rows = state.available(limit);
                 state.reading += usize::from(rows > 0);
                 false
             });
             if rows > 0 {
-                return Room { in_flight: self, rows };
+                return ReadPermit { in_flight: self, rows };
             }
-            self.when(|state| state.room(limit) > 0).await;
+            self.when(|state| state.available(limit) > 0).await;
         }
     }
 
@@ -143,30 +143,31 @@ impl InFlight {
     pub(crate) async fn drained(&self, partition: Partition) {
         self.when(|state| {
             let none = state.entries_of.get(&partition).is_none_or(|count| *count == 0);
-            none && state.held_since.is_none() && !state.alone
+            none && state.paused_since.is_none() && !state.exclusive
         })
         .await;
     }
 
-    /// Waits until nothing is in flight and nobody reads. From the start of this wait on nobody gets room.
-    pub(crate) async fn alone(&self) -> Alone<'_> {
+    /// Waits until nothing is in flight and nobody reads. From the start of this wait on nobody gets permit.
+    pub(crate) async fn exclusive_permit(&self) -> ExclusivePermit<'_> {
         let mut changes = self.state.subscribe();
         loop {
-            let taken = self.state.send_if_modified(|state| !std::mem::replace(&mut state.alone, true));
+            let taken = self.state.send_if_modified(|state| !std::mem::replace(&mut state.exclusive, true));
             if taken {
                 break;
             }
             // The sender is ours: it is not gone.
-            let _ = changes.wait_for(|state| !state.alone).await;
+            let _ = changes.wait_for(|state| !state.exclusive).await;
         }
-        let alone = Alone(self);
+        let alone = ExclusivePermit(self);
         self.empty().await;
         alone
     }
 
     /// Waits until nothing is in flight and nobody reads.
     pub(crate) async fn empty(&self) {
-        self.when(|state| state.entries.is_empty() && state.reading == 0 && state.held_since.is_none()).await;
+        self.when(|state| state.entries.is_empty() && state.reading == 0 && state.paused_since.is_none())
+            .await;
     }
 
     async fn when(&self, is_so: impl FnMut(&State) -> bool) {
@@ -188,8 +189,8 @@ mod tests {
         Position { partition, id: EntryId { ms: 1, seq } }
     }
 
-    fn room(in_flight: &InFlight, limit: usize) -> Option<usize> {
-        in_flight.room(limit).now_or_never().map(|room| room.rows)
+    fn permit(in_flight: &InFlight, limit: usize) -> Option<usize> {
+        in_flight.read_permit(limit).now_or_never().map(|permit| permit.rows)
     }
 
     #[test]
@@ -198,11 +199,11 @@ mod tests {
         assert!(in_flight.admit(position(1), 5));
         assert!(!in_flight.admit(position(1), 5));
         assert!(in_flight.admit(position(2), 0));
-        assert_eq!(room(&in_flight, 10), Some(4));
-        assert_eq!(room(&in_flight, 6), None);
+        assert_eq!(permit(&in_flight, 10), Some(4));
+        assert_eq!(permit(&in_flight, 6), None);
 
         in_flight.release([(position(1), 5), (position(1), 5)]);
-        assert_eq!(room(&in_flight, 6), Some(5));
+        assert_eq!(permit(&in_flight, 6), Some(5));
         let mut drained = Box::pin(in_flight.drained(position(2).partition));
         assert_eq!(drained.as_mut().now_or_never(), None);
         in_flight.release([(position(2), 0)]);
@@ -212,36 +213,36 @@ mod tests {
     #[test]
     fn there_is_no_room_while_the_writer_is_held_up() {
         let in_flight = InFlight::default();
-        in_flight.hold();
-        assert_eq!(room(&in_flight, 10), None);
-        in_flight.go_on();
-        assert_eq!(room(&in_flight, 10), Some(10));
+        in_flight.pause();
+        assert_eq!(permit(&in_flight, 10), None);
+        in_flight.resume();
+        assert_eq!(permit(&in_flight, 10), Some(10));
     }
 
     #[test]
     fn there_is_no_room_beside_whoever_is_alone() {
         let in_flight = InFlight::default();
-        let reading = in_flight.room(10).now_or_never().unwrap();
+        let reading = in_flight.read_permit(10).now_or_never().unwrap();
         in_flight.admit(position(1), 1);
-        let mut alone = Box::pin(in_flight.alone());
+        let mut alone = Box::pin(in_flight.exclusive_permit());
         assert!(alone.as_mut().now_or_never().is_none(), "something is in flight");
-        assert_eq!(room(&in_flight, 10), None);
+        assert_eq!(permit(&in_flight, 10), None);
         in_flight.release([(position(1), 1)]);
         assert!(alone.as_mut().now_or_never().is_none(), "somebody reads");
         drop(reading);
         let guard = alone.as_mut().now_or_never().unwrap();
 
-        let mut another = Box::pin(in_flight.alone());
+        let mut another = Box::pin(in_flight.exclusive_permit());
         assert!(another.as_mut().now_or_never().is_none(), "one at a time");
         drop(guard);
         let guard = another.as_mut().now_or_never().unwrap();
-        assert_eq!(room(&in_flight, 10), None);
+        assert_eq!(permit(&in_flight, 10), None);
         drop(guard);
-        assert_eq!(room(&in_flight, 10), Some(10));
+        assert_eq!(permit(&in_flight, 10), Some(10));
 
-        let mut given_up = Box::pin(in_flight.alone());
+        let mut given_up = Box::pin(in_flight.exclusive_permit());
         assert!(given_up.as_mut().now_or_never().is_some());
         drop(given_up);
-        assert_eq!(room(&in_flight, 10), Some(10));
+        assert_eq!(permit(&in_flight, 10), Some(10));
     }
 }

@@ -1,38 +1,24 @@
-//! The consumer service: entries from Redis Streams into Postgres, and `likesctl`.
+//! The consumer service: entries from Redis Streams into Postgres.
 //!
-//! `membership` knows which partitions are this consumer's, and `reader` keeps a `lane` on each: it takes entries from
-//! `stream` and decodes them (`entry`). `writer` collects them (`batch`), stores them (`copy`) and acknowledges them
-//! (`stream` again, with the proof from `copy`). What can't be stored is a `dead_letter`. Beside them `trim` keeps Redis
-//! small, `backlog` knows how much waits, and `probe` whether the servers are there.
+//! An entry's way: `group` says which partitions are this consumer's, `read` takes entries from `stream` and decodes them
+//! (`entry`), `in_flight` bounds how many rows are underway, `write` collects them, stores them with `store`, and
+//! acknowledges them with the proof that `store` returns. `upkeep` trims what is done, samples the backlog and probes the
+//! servers.
+//!
+//! Dependencies point downwards: `upkeep`, `write`, `read` → `group` → `metrics`, `trace` → `stream` → `store` →
+//! `in_flight` → `entry` → `shared`. `likesctl` stands on top of this library; nothing here knows it.
 
-mod assignment;
-mod backlog;
-mod backoff;
-mod batch;
-mod batch_span;
-mod bisection;
-pub mod cli;
 pub mod config;
-mod copy;
-mod dead_letter;
-mod entry;
-mod fixed_partitions;
-mod foresight;
+pub mod entry;
+pub mod group;
 mod in_flight;
-mod insert;
-mod isolate;
-mod lane;
-mod last_commits;
-mod membership;
 mod metrics;
-mod paused;
-mod pooling;
-mod probe;
-mod reader;
-pub mod schema;
-mod stream;
-mod trim;
-mod writer;
+mod read;
+pub mod store;
+pub mod stream;
+mod trace;
+mod upkeep;
+mod write;
 
 use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
 
@@ -58,28 +44,37 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    backlog::Backlog,
-    batch::Limits,
-    batch_span::BatchTracing,
     config::Settings,
-    foresight::Foresight,
+    group::{
+        control::{self, CommitTimes},
+        membership::{Membership, NameTaken, Ownership},
+    },
     in_flight::InFlight,
-    lane::Lane,
-    last_commits::LastCommits,
-    membership::{Membership, NameTaken, Ownership},
     metrics::Metrics,
-    pooling::Pooling,
-    reader::{LaneCrashed, ReadHealth, Reader},
-    schema::SchemaError,
+    read::{
+        partition_reader::{self, PartitionReader},
+        supervisor::{ReadHealth, ReaderCrashed, Supervisor},
+    },
+    store::{
+        gathering::BatchLimits,
+        predictor::InsertPredictor,
+        schema::SchemaError,
+        session::{self, Pooling},
+    },
     stream::{GroupError, Streams},
-    writer::{Acknowledger, Writer},
+    trace::BatchTracing,
+    upkeep::{
+        backlog::{self, Backlog},
+        probe, trim,
+    },
+    write::{acknowledger::Acknowledger, writer::Writer},
 };
 
 /// One for the writer, one for the probe.
 const CONNECTIONS: usize = 2;
 
 /// How long the last words to Redis may take, twice, when all else is done.
-const FAREWELL: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 /// Batches in flight: one that is acknowledged, one that is written, one that is read.
 const BATCHES_IN_FLIGHT: usize = 3;
@@ -191,7 +186,7 @@ pub async fn run(
     let observed = Observed { metrics, telemetry, checks };
     let ended = consume(&settings, &streams, &partitions, pool, observed, shutdown).await;
     let partitions = *partitions.borrow();
-    if !matches!(timeout(FAREWELL, streams.leave(partitions)).await, Ok(Ok(()))) {
+    if !matches!(timeout(SHUTDOWN_GRACE, streams.leave(partitions)).await, Ok(Ok(()))) {
         tracing::warn!("the consumer's name stays in the group, until others remove it");
     }
     ended
@@ -213,10 +208,10 @@ async fn connect(
     let client =
         wait_for(postgres.address(), "DATABASE_URL", limit, postgres::is_refusal, || postgres.connect())
             .await?;
-    if settings.postgres_pooling == Pooling::Session && pooling::shares_sessions(postgres, &client).await {
-        return Err(pooling::wrong_setting().into());
+    if settings.postgres_pooling == Pooling::Session && session::shares_sessions(postgres, &client).await {
+        return Err(session::wrong_setting().into());
     }
-    let checked = timeout(limit, schema::check(&client)).await;
+    let checked = timeout(limit, store::schema::check(&client)).await;
     checked.map_err(|_| {
         let waited = humantime::format_duration(limit);
         ConsumerError::Postgres(Unreachable::Silent { server: postgres.address(), waited, source: None })
@@ -241,10 +236,10 @@ async fn consume(
 ) -> Result<(), ConsumerError> {
     let fixed = settings.consumer_partitions.resolve()?.map(|fixed| fixed.to_string()).unwrap_or_default();
     let in_flight = Arc::new(InFlight::default());
-    let last_commits = Arc::new(LastCommits::default());
+    let commit_times = Arc::new(CommitTimes::default());
     let paused = watch::Sender::default();
     // Before anything is read.
-    paused::look(streams, &paused).await;
+    control::look(streams, &paused).await;
     let joining = Membership::join(
         streams.clone(),
         fixed,
@@ -271,8 +266,11 @@ async fn consume(
     backlog.observe(&telemetry.meter(), streams.group(), &ownership);
     let sampling = backlog::sample(streams.clone(), partitions.subscribe(), backlog);
     let mut sampling = AbortOnDropHandle::new(tokio::spawn(sampling));
-    let _heeding =
-        AbortOnDropHandle::new(tokio::spawn(paused::run(streams.clone(), paused, Arc::clone(&last_commits))));
+    let _heeding = AbortOnDropHandle::new(tokio::spawn(control::run(
+        streams.clone(),
+        paused,
+        Arc::clone(&commit_times),
+    )));
     let probe = probe::run(streams.clone(), pool.clone(), checks.redis, checks.postgres);
     let mut probing = AbortOnDropHandle::new(tokio::spawn(probe));
     let stop_trimming = CancellationToken::new();
@@ -290,7 +288,7 @@ async fn consume(
         streams: streams.clone(),
         pool,
         in_flight,
-        last_commits,
+        commit_times,
         ownership,
         metrics,
         tracing: telemetry.tracing(),
@@ -312,7 +310,7 @@ async fn consume(
     // Whatever is still pending here is for the others now.
     stop_trimming.cancel();
     gone.cancel();
-    let (trimmed, beaten) = tokio::join!(timeout(FAREWELL, trimming), timeout(FAREWELL, beating));
+    let (trimmed, beaten) = tokio::join!(timeout(SHUTDOWN_GRACE, trimming), timeout(SHUTDOWN_GRACE, beating));
     if trimmed.is_err() || beaten.is_err() {
         tracing::warn!("Redis does not answer: others will notice by and by that this consumer is gone");
     }
@@ -329,7 +327,7 @@ struct Work<'a> {
     streams: Streams,
     pool: Pool,
     in_flight: Arc<InFlight>,
-    last_commits: Arc<LastCommits>,
+    commit_times: Arc<CommitTimes>,
     ownership: watch::Receiver<Ownership>,
     metrics: Arc<Metrics>,
     tracing: Tracing,
@@ -347,7 +345,7 @@ impl Work<'_> {
             streams,
             pool,
             in_flight,
-            last_commits,
+            commit_times,
             ownership,
             metrics,
             tracing,
@@ -360,13 +358,13 @@ impl Work<'_> {
         writer.pass();
         let writer = Writer {
             pool,
-            limits: Limits { rows, linger: settings.batch_linger },
+            limits: BatchLimits { rows, linger: settings.batch_linger },
             transactions: settings.transactions(),
-            foresight: Foresight::default(),
+            predictor: InsertPredictor::default(),
             acknowledger: Acknowledger {
                 streams: streams.clone(),
                 in_flight: Arc::clone(&in_flight),
-                last_commits,
+                commit_times,
                 metrics: Arc::clone(&metrics),
                 tracing: BatchTracing::new(tracing.clone(), &streams),
                 log_rates: Arc::default(),
@@ -375,16 +373,16 @@ impl Work<'_> {
         };
         let writing = AbortOnDropHandle::new(tokio::spawn(writer.run(receiver)));
 
-        let limits = lane::Limits {
+        let limits = partition_reader::ReadLimits {
             rows_in_flight: BATCHES_IN_FLIGHT * rows,
-            poll_min: lane::poll_min(settings.batch_linger),
+            poll_min: partition_reader::poll_min(settings.batch_linger),
             claim_min_idle: settings.claim_min_idle,
             max_deliveries: settings.max_deliveries,
             started: Instant::now(),
         };
         let (health, shutdown) = (Arc::new(ReadHealth::new(reader)), stop.clone());
         let owned = ownership.clone();
-        let lane = move |partition| Lane {
+        let reader = move |partition| PartitionReader {
             partition,
             streams: streams.clone(),
             limits,
@@ -393,17 +391,17 @@ impl Work<'_> {
             ownership: owned.clone(),
             metrics: Arc::clone(&metrics),
             tracing: tracing.clone(),
-            log_rates: lane::LogRates::default(),
+            log_rates: partition_reader::LogRates::default(),
             health: Arc::clone(&health),
             shutdown: shutdown.clone(),
         };
-        let had_earlier_life = settings.consumer_name.is_some();
-        let reader = Reader { lane, ownership, had_earlier_life, shutdown: stop };
+        let stable_name = settings.consumer_name.is_some();
+        let reader = Supervisor { reader, ownership, stable_name, shutdown: stop };
         let reading = AbortOnDropHandle::new(tokio::spawn(reader.run(partitions)));
 
         let read = async {
             let read = reading.await.map_err(|_| ConsumerError::Crashed("the reader"))?;
-            read.map_err(|LaneCrashed| ConsumerError::Crashed("a lane"))
+            read.map_err(|ReaderCrashed| ConsumerError::Crashed("a reader"))
         };
         let written = async { writing.await.map_err(|_| ConsumerError::Crashed("the writer")) };
         tokio::try_join!(read, written).map(drop)

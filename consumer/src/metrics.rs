@@ -15,11 +15,11 @@ use shared::{
         counting,
         names::{self, metric},
     },
-    wire::partition::KeyPrefix,
+    wire::{dead_letter::Reason, partition::KeyPrefix},
 };
 use tokio::time::Instant;
 
-use crate::{batch::Flush, copy::Attempt, dead_letter::Reason};
+use crate::store::{gathering::Flush, write::Attempt};
 
 /// Seconds.
 const REDIS_BOUNDARIES: [f64; 12] =
@@ -70,9 +70,9 @@ pub(crate) struct CommittedBatch {
     /// Rows that the table does not take.
     pub(crate) rejected: usize,
     /// Whether it was tried straight into the table in vain.
-    pub(crate) restaged: bool,
+    pub(crate) fell_back: bool,
     /// For how long the oldest entry of each of its partitions had been in Redis.
-    pub(crate) waited: Vec<Duration>,
+    pub(crate) end_to_end_latencies: Vec<Duration>,
 }
 
 /// What is asked of Redis.
@@ -280,13 +280,13 @@ impl Metrics {
 
     pub(crate) fn committed(&self, batch: &CommittedBatch) {
         self.batches_committed.add(1, &[KeyValue::new(names::FLUSH_LABEL, batch.flush.name())]);
-        self.batches_restaged.add(batch.restaged.into(), &[]);
+        self.batches_restaged.add(batch.fell_back.into(), &[]);
         self.rows_inserted.add(batch.inserted, &[]);
         let others = batch.inserted.saturating_add(batch.rejected as u64);
         self.likes_deduplicated.add((batch.likes as u64).saturating_sub(others), &[]);
         self.batch_rows.record(batch.rows as u64, &[]);
-        for waited in &batch.waited {
-            self.accept_to_commit.record(waited.as_secs_f64(), &[]);
+        for latency in &batch.end_to_end_latencies {
+            self.accept_to_commit.record(latency.as_secs_f64(), &[]);
         }
     }
 

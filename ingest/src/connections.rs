@@ -110,7 +110,7 @@ impl Server {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if let Some(attempts) = failures.note(1) {
+                    if let Some(attempts) = failures.record(1) {
                         tracing::warn!(%error, attempts, "no connection can be accepted");
                     }
                     sleep(ACCEPT_RETRY).await;

@@ -419,7 +419,7 @@ impl Appender {
                 if let Some(span) = &span {
                     span.failed(error_type, &error);
                 }
-                if let Some(entries) = self.failures.note(1) {
+                if let Some(entries) = self.failures.record(1) {
                     let (why, trace_id) = (one_line(&error), spans::trace_id(span.as_ref()));
                     tracing::warn!(stream, error = why, entries, trace_id, "entries were not taken");
                 }

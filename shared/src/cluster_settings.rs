@@ -27,13 +27,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Raises the number of partitions, if it is still what it was thought to be.
 ///
 /// KEYS: settings. ARGV: the number that there should be now, the new one.
-const INCREASE_PARTITIONS: &str = r"
-local now = redis.call('HGET', KEYS[1], 'partitions')
-if now ~= ARGV[1] then return 0 end
-local before = redis.call('HGET', KEYS[1], 'grown_from')
-redis.call('HSET', KEYS[1], 'partitions', ARGV[2], 'grown_from', before and (before .. ',' .. now) or now)
-return 1
-";
+const INCREASE_PARTITIONS: &str = include_str!("cluster_settings/increase_partitions.lua");
 
 /// The programs would not agree, or Redis could not tell.
 #[derive(Debug, ThisError)]

@@ -6,6 +6,7 @@
 //! size of the backlog, which all programs have to agree on.
 
 pub mod backlog;
+pub mod backoff;
 pub mod cluster_settings;
 pub mod error_chain;
 pub mod postgres;

@@ -4,5 +4,6 @@
 //! know Redis, Postgres or HTTP.
 
 pub mod codec;
+pub mod dead_letter;
 pub mod like;
 pub mod partition;

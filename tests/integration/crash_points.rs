@@ -234,6 +234,6 @@ async fn an_entry_that_was_delivered_often_and_is_harmless_is_stored() {
     setup.wait_until_drained().await;
     assert!(consumer.log_text().contains("tried alone"));
     assert!(dead_letters(&redis).await.is_empty());
-    let left: u64 = redis.exists("likes:{0}:tried-alone").await.unwrap();
+    let left: u64 = redis.exists("likes:{0}:quarantine").await.unwrap();
     assert_eq!(left, 0);
 }

@@ -6,11 +6,13 @@ use bytes::Bytes;
 use fred::prelude::{Error, ErrorKind, Value};
 use shared::wire::partition::Partition;
 
-use super::{
-    Claimed, Condition, Fate, Inherited, Member, PendingEntry, SeenMember,
-    inspect::{ConsumerLook, PendingSurvey},
+use crate::{
+    entry::{EntryId, Position, RawEntry},
+    stream::{
+        Claimed, Fate, Inherited, Member, MemberInfo, MemberState, PendingEntry,
+        inspect::{ConsumerInfo, PendingSummary},
+    },
 };
-use crate::entry::{EntryId, Position, RawEntry};
 
 pub(super) fn unexpected(what: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("unexpected reply from Redis: {what}"))
@@ -59,32 +61,32 @@ pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
     }
     let member = |value| {
         let [name, condition, fixed, is_alive] = parts(value, "a member without its four parts")?;
-        let condition = Condition::named(&text(condition)?);
+        let condition = MemberState::named(&text(condition)?);
         Ok(Member { name: text(name)?, condition, fixed: text(fixed)?, is_alive: count(&is_alive)? == 1 })
     };
     array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
 }
 
 /// Our own script: `[[name, condition, fixed, milliseconds] …]`.
-pub(super) fn seen_members(reply: Value) -> Result<Vec<SeenMember>, Error> {
+pub(super) fn seen_members(reply: Value) -> Result<Vec<MemberInfo>, Error> {
     let member = |value| {
         let [name, condition, fixed, beat_ms_ago] = parts(value, "a member without its four parts")?;
-        let (condition, fixed) = (Condition::named(&text(condition)?), text(fixed)?);
+        let (condition, fixed) = (MemberState::named(&text(condition)?), text(fixed)?);
         let member = Member { name: lossy(name)?, condition, fixed, is_alive: true };
-        Ok(SeenMember { member, beat_ms_ago: count(&beat_ms_ago)? })
+        Ok(MemberInfo { member, beat_ms_ago: count(&beat_ms_ago)? })
     };
     array(reply)?.into_iter().map(member).collect()
 }
 
 /// XINFO CONSUMERS: for each consumer `[name, value …]`.
-pub(super) fn consumers(reply: Value) -> Result<Vec<ConsumerLook>, Error> {
+pub(super) fn consumers(reply: Value) -> Result<Vec<ConsumerInfo>, Error> {
     let consumer = |info| {
         let info = named(info)?;
         let number =
             |name| info.get(name).map_or_else(|| Err(unexpected("a consumer without its numbers")), count);
         let name =
             info.get("name").cloned().map_or_else(|| Err(unexpected("a consumer without a name")), lossy)?;
-        Ok(ConsumerLook { name, pending: number("pending")?, idle_ms: number("idle")? })
+        Ok(ConsumerInfo { name, pending: number("pending")?, idle_ms: number("idle")? })
     };
     array(reply)?.into_iter().map(consumer).collect()
 }
@@ -100,14 +102,14 @@ pub(super) fn pending(reply: Value) -> Result<Vec<PendingEntry>, Error> {
 }
 
 /// Our own script: `[last id, entries, most deliveries, whose, longest idle, whose, deleted ids]`.
-pub(super) fn pending_survey(reply: Value) -> Result<PendingSurvey, Error> {
+pub(super) fn pending_survey(reply: Value) -> Result<PendingSummary, Error> {
     let [last, entries, most, worst, idle, laziest, deleted] =
         parts(reply, "a survey without its seven parts")?;
     let id_or_none = |value| {
         let id = text(value)?;
         if id.is_empty() { Ok(None) } else { entry_id(id.into()).map(Some) }
     };
-    Ok(PendingSurvey {
+    Ok(PendingSummary {
         last: id_or_none(last)?,
         entries: count(&entries)?,
         most_deliveries: count(&most)?,
@@ -148,7 +150,7 @@ pub(super) fn id_sets(reply: Value) -> Result<(HashSet<EntryId>, HashSet<EntryId
 }
 
 /// `[name, value …]`, as XINFO says things.
-pub(super) fn named(reply: Value) -> Result<HashMap<String, Value>, Error> {
+pub(crate) fn named(reply: Value) -> Result<HashMap<String, Value>, Error> {
     pairs(array(reply)?)?.into_iter().map(|(name, value)| Ok((text(name)?, value))).collect()
 }
 

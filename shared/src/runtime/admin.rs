@@ -35,7 +35,7 @@ const MAX_DIRECTIVES_BYTES: usize = 4 << 10;
 
 /// Who asks has an answer long before that. Nobody may keep a file open for longer by saying nothing.
 const CONNECTION_LIFE: Duration = Duration::from_secs(10);
-const GOODBYE: Duration = Duration::from_secs(2);
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: usize = 64;
 
 /// Between two attempts to accept one, when that fails.
@@ -133,7 +133,7 @@ async fn serve_connections(listener: TcpListener, router: Router) {
             // How it ends is for whoever asked. An answer that has begun is not cut.
             if timeout(CONNECTION_LIFE, connection.as_mut()).await.is_err() {
                 connection.as_mut().graceful_shutdown();
-                let _ = timeout(GOODBYE, connection).await;
+                let _ = timeout(CLOSE_GRACE, connection).await;
             }
             drop(place);
         });

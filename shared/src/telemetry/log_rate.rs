@@ -22,7 +22,7 @@ struct State {
 impl LogRate {
     /// So many happened. If it is time for a line: how many did since the last one, these included. What happens after the last
     /// line of a flood is told by the next one; all of it is in the metrics.
-    pub fn note(&self, count: usize) -> Option<u64> {
+    pub fn record(&self, count: usize) -> Option<u64> {
         self.note_at(Instant::now(), count)
     }
 

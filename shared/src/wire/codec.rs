@@ -11,6 +11,7 @@
 
 use std::{fmt, mem, ops::Range};
 
+use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -314,6 +315,11 @@ impl<'de> Visitor<'de> for AnyValue {
     fn visit_bytes<E>(self, _: &[u8]) -> Result<Any, E> {
         Ok(Any::Other)
     }
+}
+
+/// What the payload field of an entry holds, if it has one.
+pub fn payload(fields: &[(Bytes, Bytes)]) -> Option<Bytes> {
+    fields.iter().find(|(name, _)| name == FIELD).map(|(_, payload)| payload.clone())
 }
 
 #[cfg(test)]

@@ -139,9 +139,9 @@ impl KeyPrefix {
     }
 
     /// The hash of entries of a partition that somebody is trying alone, or did not survive trying,
-    /// `likes:{7}:tried-alone`: entry id → number of tries.
-    pub fn tried_alone(&self, partition: Partition) -> String {
-        format!("{self}:{{{partition}}}:tried-alone")
+    /// `likes:{7}:quarantine`: entry id → number of tries.
+    pub fn quarantine(&self, partition: Partition) -> String {
+        format!("{self}:{{{partition}}}:quarantine")
     }
 
     /// The hash of the members of a consumer group, `likes:members:likes-writers`: consumer → its last heartbeat.
@@ -223,7 +223,7 @@ mod tests {
         let seven = PartitionCount::new(8).unwrap().partitions().last().unwrap();
         assert_eq!(prefix.stream(seven), "likes:{7}");
         assert_eq!(prefix.dead_letters(seven), "likes:{7}:dead");
-        assert_eq!(prefix.tried_alone(seven), "likes:{7}:tried-alone");
+        assert_eq!(prefix.quarantine(seven), "likes:{7}:quarantine");
     }
 
     proptest! {

@@ -1,7 +1,0 @@
-//! The `likesctl` program.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    consumer::cli::main()
-}

@@ -1,0 +1,223 @@
+//! Who reads which partition: every consumer computes the same from the same members.
+
+use shared::wire::partition::{Partition, PartitionCount, mix};
+
+use crate::{
+    group::static_assignment::StaticAssignment,
+    stream::{Member, MemberState},
+};
+
+/// The partitions of one member, and what of the others is worth knowing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// What the member is to read, in order.
+    pub own: Vec<Partition>,
+    /// What nobody reads, in order: possible only where all members are fixed to partitions.
+    pub orphans: Vec<Partition>,
+}
+
+/// What the member `name` is to read. Members that are fixed to partitions have those, together with whoever else is
+/// fixed to them. The other partitions are shared out among the other members, to each the same number or one more;
+/// those that are stuck have none, unless all of them are.
+///
+/// Each pair of partition and member has a score that depends on nothing else; pairs are taken by descending score, as
+/// long as the member has room (rendezvous hashing with bounded loads). So when a member comes or goes, little more
+/// moves than has to.
+///
+/// Source: Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996; for the bound, Mirrokni, Thorup
+/// and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018.
+pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Assignment {
+    let mut free: Vec<Partition> = partitions.partitions().collect();
+    let mut own = Vec::new();
+    let mut sharing = Vec::new();
+    let mut stuck = Vec::new();
+    for member in members.iter().filter(|member| member.condition != MemberState::Leaving) {
+        match member.fixed.parse::<StaticAssignment>() {
+            Ok(fixed) if !member.fixed.is_empty() => {
+                let fixed = fixed.of(partitions);
+                free.retain(|partition| !fixed.contains(partition));
+                if member.name == name {
+                    own = fixed;
+                }
+            }
+            // One that this version can't read is taken for one that shares: what two read is stored once.
+            _ if member.condition == MemberState::Stuck => stuck.push(member.name.as_str()),
+            _ => sharing.push(member.name.as_str()),
+        }
+    }
+    if sharing.is_empty() {
+        sharing = stuck;
+    }
+    if sharing.is_empty() {
+        return Assignment { own, orphans: free };
+    }
+    own.extend(share(&free, &mut sharing, name));
+    own.sort_unstable();
+    Assignment { own, orphans: Vec::new() }
+}
+
+/// What of `free` is for `name`.
+fn share(free: &[Partition], members: &mut [&str], name: &str) -> Vec<Partition> {
+    // Who comes first gets one more where it doesn't come out even. Not by name, or the same would always have more.
+    members.sort_unstable_by_key(|member| (hash(member), *member));
+    let (least, surplus) = (free.len() / members.len(), free.len() % members.len());
+    let mut room: Vec<usize> = (0..members.len()).map(|rank| least + usize::from(rank < surplus)).collect();
+
+    let hashes: Vec<u64> = members.iter().map(|member| hash(member)).collect();
+    let score = |partition: Partition, rank: usize| mix(hashes[rank] ^ mix(partition.number().into()));
+    let pairs = free.iter().flat_map(|partition| (0..members.len()).map(|rank| (*partition, rank)));
+    let mut pairs: Vec<(u64, Partition, usize)> =
+        pairs.map(|(partition, rank)| (score(partition, rank), partition, rank)).collect();
+    pairs.sort_unstable_by(|one, other| other.cmp(one));
+
+    let mut taken = vec![false; free.last().map_or(0, |last| last.index() + 1)];
+    let mut own = Vec::new();
+    for (_, partition, rank) in pairs {
+        if !taken[partition.index()] && room[rank] > 0 {
+            taken[partition.index()] = true;
+            room[rank] -= 1;
+            if members[rank] == name {
+                own.push(partition);
+            }
+        }
+    }
+    own
+}
+
+/// FNV-1a, 64 bits: the same in every version of this program.
+///
+/// Source: Fowler, Noll and Vo, "The FNV Non-Cryptographic Hash Algorithm".
+fn hash(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn member(name: &str, fixed: &str) -> Member {
+        Member {
+            name: name.to_owned(),
+            condition: MemberState::Active,
+            fixed: fixed.to_owned(),
+            is_alive: true,
+        }
+    }
+
+    fn count(partitions: u16) -> PartitionCount {
+        PartitionCount::new(partitions).unwrap()
+    }
+
+    fn own(partitions: u16, members: &[Member], name: &str) -> Vec<u16> {
+        assign(count(partitions), members, name).own.iter().map(|partition| partition.number()).collect()
+    }
+
+    /// Who has which partition, computed by each member for itself; nobody may have one twice.
+    fn owners(partitions: u16, members: &[Member]) -> BTreeMap<u16, String> {
+        let mut owners = BTreeMap::new();
+        for member in members {
+            for partition in assign(count(partitions), members, &member.name).own {
+                let before = owners.insert(partition.number(), member.name.clone());
+                assert_eq!(before, None, "partition {partition} has two owners");
+            }
+        }
+        owners
+    }
+
+    fn members(salt: u32, members: usize) -> Vec<Member> {
+        (0..members).map(|i| member(&format!("host-{salt:x}-{i}"), "")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn every_partition_has_one_owner_and_nobody_has_two_more_than_another(
+            partitions in 1..300_u16, n in 1..24_usize, salt: u32,
+        ) {
+            let members = members(salt, n);
+            let owners = owners(partitions, &members);
+            prop_assert_eq!(owners.len(), usize::from(partitions));
+            let load = |member: &Member| owners.values().filter(|owner| **owner == member.name).count();
+            let (least, most) = (members.iter().map(load).min(), members.iter().map(load).max());
+            prop_assert!(most.unwrap() - least.unwrap() <= 1);
+        }
+
+        #[test]
+        fn the_order_of_the_members_does_not_matter(partitions in 1..100_u16, n in 1..9_usize, salt: u32) {
+            let mut members = members(salt, n);
+            let before = owners(partitions, &members);
+            members.reverse();
+            prop_assert_eq!(before, owners(partitions, &members));
+        }
+    }
+
+    /// When one comes, at least its share has to move; not much more does, by the mean over many groups.
+    #[test]
+    fn little_more_moves_than_has_to_when_a_member_comes() {
+        for (partitions, n) in [(16, 2), (16, 4), (64, 4), (64, 8), (256, 8)] {
+            let groups = 40;
+            let mut moved = 0;
+            for salt in 0..groups {
+                let mut members = members(salt, n);
+                let before = owners(partitions, &members);
+                members.push(member("newcomer", ""));
+                let after = owners(partitions, &members);
+                moved += before.iter().filter(|(partition, owner)| after[partition] != **owner).count();
+            }
+            let share = moved as f64 / f64::from(groups) / f64::from(partitions);
+            let least = 1.0 / (n as f64 + 1.0);
+            assert!(share < least * 1.8, "{partitions} partitions, {n} members: {share} of {least}");
+        }
+    }
+
+    #[test]
+    fn surplus_members_have_nothing() {
+        let members = members(7, 5);
+        let with_work = members.iter().filter(|m| !assign(count(3), &members, &m.name).own.is_empty());
+        assert_eq!(with_work.count(), 3);
+    }
+
+    #[test]
+    fn whoever_leaves_has_nothing_any_more() {
+        let mut members = members(1, 2);
+        members[0].condition = MemberState::Leaving;
+        assert!(assign(count(4), &members, &members[0].name).own.is_empty());
+        assert_eq!(assign(count(4), &members, &members[1].name).own.len(), 4);
+    }
+
+    #[test]
+    fn whoever_is_stuck_has_nothing_while_others_are_able() {
+        let mut members = members(1, 2);
+        members[0].condition = MemberState::Stuck;
+        assert!(assign(count(4), &members, &members[0].name).own.is_empty());
+        assert_eq!(assign(count(4), &members, &members[1].name).own.len(), 4);
+        members[1].condition = MemberState::Stuck;
+        assert_eq!(owners(4, &members).len(), 4);
+    }
+
+    #[test]
+    fn who_is_fixed_to_partitions_has_those_and_the_others_share_the_rest() {
+        let all = [member("a", "0-1"), member("b", "9"), member("c", ""), member("d", "")];
+        let numbers = |name| own(8, &all, name);
+        assert_eq!(numbers("a"), [0, 1]);
+        assert!(numbers("b").is_empty(), "there is no partition 9");
+        let mut shared = [numbers("c"), numbers("d")].concat();
+        shared.sort_unstable();
+        assert_eq!(shared, [2, 3, 4, 5, 6, 7]);
+
+        let orphans = assign(count(8), &all[..2], "a").orphans;
+        assert_eq!(orphans.iter().map(|p| p.number()).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
+    }
+
+    /// All versions that run beside one another must agree: these may never change.
+    #[test]
+    fn the_assignment_is_the_same_in_every_version() {
+        let all = members(0xabc, 3);
+        let assigned: Vec<_> = all.iter().map(|member| own(8, &all, &member.name)).collect();
+        assert_eq!(assigned, [vec![4, 5, 7], vec![0, 1, 2], vec![3, 6]]);
+    }
+}

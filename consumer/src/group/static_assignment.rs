@@ -1,0 +1,109 @@
+//! Partitions that a consumer is fixed to, in place of its share.
+
+use std::{fmt, str::FromStr};
+
+use shared::wire::partition::{Partition, PartitionCount};
+use thiserror::Error;
+
+/// `0-3,8`: these; `2/4`: every fourth one from the third on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StaticAssignment {
+    Ranges(Vec<(u16, u16)>),
+    Share { index: u16, of: u16 },
+}
+
+/// Neither.
+#[derive(Debug, Error)]
+#[error("allowed are partitions like 0-3,8 from 0 to {max}, or a share like 2/4 (counted from 0)", max = PartitionCount::MAX - 1)]
+pub struct InvalidFixedPartitions;
+
+impl StaticAssignment {
+    /// The largest one that is named.
+    pub fn largest(&self) -> Option<u16> {
+        match self {
+            Self::Ranges(ranges) => ranges.iter().map(|(_, last)| *last).max(),
+            Self::Share { .. } => None,
+        }
+    }
+
+    /// Those of them that there are, in order.
+    pub fn of(&self, partitions: PartitionCount) -> Vec<Partition> {
+        let fixed = |partition: &Partition| match self {
+            Self::Ranges(ranges) => {
+                ranges.iter().any(|(first, last)| (first..=last).contains(&&partition.number()))
+            }
+            Self::Share { index, of } => partition.number() % of == *index,
+        };
+        partitions.partitions().filter(fixed).collect()
+    }
+}
+
+impl FromStr for StaticAssignment {
+    type Err = InvalidFixedPartitions;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = |text: &str| {
+            let number: Option<u16> = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+            number.filter(|number| *number < PartitionCount::MAX).ok_or(InvalidFixedPartitions)
+        };
+        if let Some((index, of)) = text.split_once('/') {
+            let (index, of) = (number(index)?, number(of)?);
+            return if index < of { Ok(Self::Share { index, of }) } else { Err(InvalidFixedPartitions) };
+        }
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let (first, last) = (number(first)?, number(last)?);
+            if first <= last { Ok((first, last)) } else { Err(InvalidFixedPartitions) }
+        };
+        text.split(',').map(range).collect::<Result<_, _>>().map(Self::Ranges)
+    }
+}
+
+impl fmt::Display for StaticAssignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ranges(ranges) => {
+                for (i, (first, last)) in ranges.iter().enumerate() {
+                    let comma = if i == 0 { "" } else { "," };
+                    if first == last {
+                        write!(f, "{comma}{first}")?;
+                    } else {
+                        write!(f, "{comma}{first}-{last}")?;
+                    }
+                }
+                Ok(())
+            }
+            Self::Share { index, of } => write!(f, "{index}/{of}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str, partitions: u16) -> Vec<u16> {
+        let fixed: StaticAssignment = text.parse().unwrap();
+        assert_eq!(fixed.to_string(), text);
+        fixed.of(PartitionCount::new(partitions).unwrap()).iter().map(|p| p.number()).collect()
+    }
+
+    #[test]
+    fn ranges_and_shares_are_read() {
+        assert_eq!(of("0-3,8", 16), [0, 1, 2, 3, 8]);
+        assert_eq!(of("7", 16), [7]);
+        assert_eq!(of("2/4", 16), [2, 6, 10, 14]);
+        assert_eq!(of("20-30", 16), [0; 0]);
+        for bad in ["", "3-1", "x", "1,", "4/4", "1/0", "-1", "0-1024", "+1", "1-2-3", "1/2/3"] {
+            assert!(bad.parse::<StaticAssignment>().is_err(), "{bad}");
+        }
+    }
+
+    /// However many there are of them, together they have all partitions, once.
+    #[test]
+    fn shares_cover_all_partitions_once() {
+        let mut all: Vec<u16> = (0..3).flat_map(|index| of(&format!("{index}/3"), 16)).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..16).collect::<Vec<_>>());
+    }
+}

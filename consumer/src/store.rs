@@ -1,0 +1,18 @@
+//! The Postgres transaction that stores a batch.
+//!
+//! Purpose: rows of a batch, the write path (direct copy, staged copy, bisection), the insert predictor, the session, the
+//! schema, and the proof of commit, which only this module can make. May depend on `entry` and `shared::postgres`. Must
+//! not know Redis commands, metrics, retries or acknowledgements.
+
+pub mod batch;
+mod bisect;
+mod bisection;
+mod copy;
+pub mod error;
+pub(crate) mod gathering;
+mod insert;
+pub mod predictor;
+pub mod proof;
+pub mod schema;
+pub mod session;
+pub mod write;

@@ -1,0 +1,171 @@
+//! A batch: the rows of one transaction, and the entries that it settles.
+
+use std::{collections::HashMap, mem};
+
+use shared::{telemetry::spans::Links, wire::like::Like};
+use tokio::time::Instant;
+
+use crate::{
+    entry::{Entry, Position},
+    store::{
+        bisection::Bisection,
+        proof::{Committed, RowKey, SettledEntry, row_key},
+    },
+};
+
+/// Rows ready to be written, one per (user, post), in the order of the table's key; and the outcome of those that were
+/// tried.
+#[derive(Debug)]
+pub struct Batch {
+    rows: Vec<Like>,
+    entries: Vec<SettledEntry>,
+    likes: usize,
+    first_read_at: Instant,
+    /// To the spans that sent the entries.
+    links: Links,
+    /// Every other row is stored or rejected.
+    untried: Bisection,
+    inserted: u64,
+    /// Rows that the table will never accept, with the reason.
+    rejected: HashMap<RowKey, String>,
+}
+
+/// The outcome of one statement on the next piece of a batch's rows.
+#[derive(Debug)]
+pub enum PieceOutcome {
+    /// All its rows are in the table; `inserted` of them were not before.
+    Stored {
+        /// Number of new rows.
+        inserted: u64,
+    },
+    /// The table does not accept the piece. Unless it is a single row, its halves are tried.
+    Rejected {
+        /// The server's words.
+        why: String,
+    },
+}
+
+impl Batch {
+    /// Makes a batch of entries that are to be written once more.
+    pub fn of(entries: Vec<Entry>) -> Self {
+        let likes = entries.iter().map(|entry| entry.likes.len()).sum();
+        Self::new(entries, likes)
+    }
+
+    pub(super) fn new(entries: Vec<Entry>, likes: usize) -> Self {
+        let first_read_at = entries.first().map_or_else(Instant::now, |entry| entry.read_at);
+        let mut rows = Vec::with_capacity(likes);
+        let mut settled = Vec::with_capacity(entries.len());
+        let mut links = Links::default();
+        for Entry { at, likes, dead_letters, quarantined, payload, producer, .. } in entries {
+            if let Some(producer) = producer {
+                links.add(*producer);
+            }
+            rows.extend_from_slice(&likes);
+            settled.push(SettledEntry { at, likes: likes.len(), dead_letters, quarantined, payload });
+        }
+        // In the order of the key every consumer takes its locks in the same order, and index pages are touched one after
+        // the other. Of equal keys the earliest like is kept.
+        rows.sort_unstable_by_key(|like| (row_key(*like), like.created_at_us()));
+        rows.dedup_by_key(|like| row_key(*like));
+        let untried = Bisection::new(rows.len());
+        let rejected = HashMap::new();
+        Self { rows, entries: settled, likes, first_read_at, links, untried, inserted: 0, rejected }
+    }
+
+    /// Returns the number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Returns the number of likes that its entries hold, duplicates included.
+    pub fn likes(&self) -> usize {
+        self.likes
+    }
+
+    /// Returns the number of entries that it settles.
+    pub fn entries(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Takes the links for its span.
+    pub fn take_links(&mut self) -> Links {
+        mem::take(&mut self.links)
+    }
+
+    /// Returns when its first entry was read.
+    pub fn first_read_at(&self) -> Instant {
+        self.first_read_at
+    }
+
+    /// Returns the quarantined entry that has this batch for itself.
+    pub fn quarantined(&self) -> Option<Position> {
+        self.entries.first().filter(|entry| entry.quarantined).map(|entry| entry.at)
+    }
+
+    /// Returns all rows while none was tried; nothing for a batch without rows.
+    pub(super) fn all_untried(&self) -> Option<&[Like]> {
+        self.next_rows().filter(|rows| rows.len() == self.rows.len())
+    }
+
+    /// Returns the next piece to try; nothing when every row is stored or rejected.
+    pub(super) fn next_rows(&self) -> Option<&[Like]> {
+        self.rows.get(self.untried.next_piece()?)
+    }
+
+    /// Returns the pieces that are left to try, for a transaction that tries several of them.
+    pub(super) fn pieces(&self) -> Pieces<'_> {
+        Pieces { rows: &self.rows, untried: self.untried.clone() }
+    }
+
+    /// Records the committed outcomes of the next pieces, in their order.
+    pub(super) fn record(&mut self, outcomes: impl IntoIterator<Item = PieceOutcome>) {
+        for outcome in outcomes {
+            match outcome {
+                PieceOutcome::Stored { inserted } => {
+                    self.untried.stored();
+                    self.inserted += inserted;
+                }
+                PieceOutcome::Rejected { why } => {
+                    if let Some(like) = self.untried.rejected().and_then(|row| self.rows.get(row)) {
+                        self.rejected.insert(row_key(*like), why);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every row is stored or rejected, and that is committed: the entries are settled, rejected likes are dead letters.
+    pub(super) fn into_committed(self, fell_back: bool) -> Committed {
+        let Self { mut entries, rejected, inserted, .. } = self;
+        if !rejected.is_empty() {
+            entries.iter_mut().for_each(|entry| entry.dead_letter_rejected(&rejected));
+        }
+        Committed::new(entries, inserted, rejected.len(), fell_back)
+    }
+}
+
+/// Pieces of a batch that a transaction tries before it commits.
+pub(super) struct Pieces<'a> {
+    rows: &'a [Like],
+    untried: Bisection,
+}
+
+impl<'a> Pieces<'a> {
+    pub(super) fn next_rows(&self) -> Option<&'a [Like]> {
+        self.rows.get(self.untried.next_piece()?)
+    }
+
+    pub(super) fn stored(&mut self, inserted: u64) -> PieceOutcome {
+        self.untried.stored();
+        PieceOutcome::Stored { inserted }
+    }
+
+    pub(super) fn rejected(&mut self, why: String) -> PieceOutcome {
+        self.untried.rejected();
+        PieceOutcome::Rejected { why }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Collects entries until they are a batch.
+
+use std::{future, mem, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use crate::{entry::Entry, store::batch::Batch};
+
+/// When a batch is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchLimits {
+    /// Entries are added until there are this many rows.
+    pub(crate) rows: usize,
+    /// How long after its first entry was read a batch waits for more.
+    pub(crate) linger: Duration,
+}
+
+/// Why a batch was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// It has its rows.
+    Full,
+    /// It has waited long enough.
+    Linger,
+    /// Nothing more will come.
+    Shutdown,
+}
+
+impl Flush {
+    /// All there are.
+    pub(crate) const ALL: [Self; 3] = [Self::Full, Self::Linger, Self::Shutdown];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Linger => "linger",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Entries that are to become a batch.
+pub(crate) struct Gathering {
+    limits: BatchLimits,
+    entries: Vec<Entry>,
+    likes: usize,
+}
+
+impl Gathering {
+    pub(crate) fn new(limits: BatchLimits) -> Self {
+        Self { limits, entries: Vec::new(), likes: 0 }
+    }
+
+    /// Takes entries until the limits say enough. Nothing when no entry will ever come. Dropped half way, it keeps what it
+    /// has for the next call.
+    pub(crate) async fn batch(
+        &mut self,
+        entries: &mut mpsc::UnboundedReceiver<Entry>,
+    ) -> Option<(Batch, Flush)> {
+        if self.entries.is_empty() {
+            self.add(entries.recv().await?);
+        }
+        let first_read_at = self.entries.first().map_or_else(Instant::now, |first| first.read_at);
+        let wait_until = first_read_at + self.limits.linger;
+        let flush = loop {
+            if self.is_full() {
+                break Flush::Full;
+            }
+            match timeout_at(wait_until, entries.recv()).await {
+                Ok(Some(entry)) => self.add(entry),
+                Ok(None) => break Flush::Shutdown,
+                Err(_) => break Flush::Linger,
+            }
+        };
+        Some((self.close(), flush))
+    }
+
+    /// Takes entries until there are enough, however long that takes: for as long as no batch is wanted. Dropped half way,
+    /// it keeps what it has for the next call.
+    pub(crate) async fn full_batch(&mut self, entries: &mut mpsc::UnboundedReceiver<Entry>) -> Batch {
+        while !self.is_full() {
+            match entries.recv().await {
+                Some(entry) => self.add(entry),
+                None => future::pending().await,
+            }
+        }
+        self.close()
+    }
+
+    fn add(&mut self, entry: Entry) {
+        self.likes += entry.likes.len();
+        self.entries.push(entry);
+    }
+
+    fn is_full(&self) -> bool {
+        self.likes >= self.limits.rows
+    }
+
+    fn close(&mut self) -> Batch {
+        Batch::new(mem::take(&mut self.entries), mem::take(&mut self.likes))
+    }
+}

@@ -1,0 +1,134 @@
+//! How much of a session in Postgres is ours: all of it for as long as we are connected, or behind a pooler only what
+//! a transaction brings along.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use deadpool_postgres::Object;
+use shared::{postgres::Postgres, settings::SettingError};
+use tokio::time::timeout;
+use tokio_postgres::{Client, Error, Statement, error::SqlState};
+
+/// It is empty for each transaction.
+fn staging_table(on_commit: &str) -> String {
+    let columns = "user_id bigint, post_id bigint, created_at timestamptz";
+    format!("CREATE TEMPORARY TABLE likes_batch ({columns}) ON COMMIT {on_commit};")
+}
+
+/// How often [`shares_sessions`] looks.
+const LOOKS: usize = 3;
+
+/// How long it may take: a pooler without a free session lets us wait.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Who has the sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Pooling {
+    /// Each connection has one to itself
+    Session,
+    /// Each transaction has one, as behind a PgBouncer with pool_mode = transaction
+    Transaction,
+}
+
+/// How transactions begin, and how long they may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Transactions {
+    pub pooling: Pooling,
+    /// What a whole transaction may take: whatever waits longer in the server would wait for nobody.
+    pub limit: Duration,
+}
+
+impl Transactions {
+    /// SQL that a new connection starts with.
+    pub fn connected(self) -> String {
+        match self.pooling {
+            Pooling::Session => self.bounds("SESSION", false) + &staging_table("DELETE ROWS"),
+            Pooling::Transaction => String::new(),
+        }
+    }
+
+    /// SQL that a transaction starts with, which needs the staging table or not.
+    pub fn begin(self, stages: bool) -> String {
+        match self.pooling {
+            Pooling::Session => "BEGIN;".to_owned(),
+            Pooling::Transaction => {
+                let staging_table = if stages { staging_table("DROP") } else { String::new() };
+                format!("BEGIN;{}{staging_table}", self.bounds("LOCAL", true))
+            }
+        }
+    }
+
+    /// SQL that a transaction ends with that was to go straight into the table. It returns a row if it did not: should a
+    /// pooler share the sessions behind our back, a prepared statement may be another consumer's of the same name.
+    pub fn commit_direct(self) -> &'static str {
+        match self.pooling {
+            Pooling::Session => "SELECT 1 FROM likes_batch LIMIT 1; COMMIT",
+            // The statement was prepared in this very transaction.
+            Pooling::Transaction => "COMMIT",
+        }
+    }
+
+    /// Bounds on what a statement may wait for, and commits that wait for the disk: a server that has this switched off
+    /// could otherwise forget what was acknowledged.
+    fn bounds(self, scope: &str, is_local: bool) -> String {
+        let limit_ms = self.limit.as_millis().max(2);
+        let lock_ms = (self.limit / 2).as_millis().max(1);
+        format!(
+            "
+SET {scope} statement_timeout = {limit_ms};
+SET {scope} lock_timeout = {lock_ms};
+SET {scope} idle_in_transaction_session_timeout = {limit_ms};
+SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting('synchronous_commit') = 'off';
+"
+        )
+    }
+
+    /// Prepares a statement, within a transaction. It must be dropped before the commit is sent: where the session is
+    /// not ours it is closed then, or the next one in it would find its name taken.
+    pub async fn prepare(self, connection: &Object, sql: &str) -> Result<Statement, Error> {
+        match self.pooling {
+            Pooling::Session => connection.prepare_cached(sql).await,
+            Pooling::Transaction => connection.prepare(sql).await,
+        }
+    }
+}
+
+/// Whether there is a pooler that gives sessions to transactions: it lets two connections meet in one, or moves a
+/// connection from one to another. On a busy one both may be missed, so this is only for telling early.
+pub async fn shares_sessions(postgres: &Postgres, client: &Client) -> bool {
+    timeout(LOOK_TIMEOUT, looks_shared(postgres, client)).await.is_ok_and(|looked| looked.unwrap_or(false))
+}
+
+/// What to say of it to whoever counts on sessions.
+pub fn wrong_setting() -> SettingError {
+    SettingError::new(
+        "POSTGRES_POOLING",
+        "'session' does not do: DATABASE_URL leads to a pooler that shares sessions: allowed is transaction",
+    )
+}
+
+async fn looks_shared(postgres: &Postgres, client: &Client) -> Result<bool, Error> {
+    let other = postgres.connect().await?;
+    for _ in 0..LOOKS {
+        let (before, after) = (session_of(client).await?, session_of(client).await?);
+        if before != after || after == session_of(&other).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn session_of(client: &Client) -> Result<i32, Error> {
+    client.query_typed_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)
+}
+
+/// Whether this can only be because somebody else was in the session: a name is taken that only we use, or what we
+/// made is gone.
+pub fn is_of_shared_session(error: &Error) -> bool {
+    let Some(error) = error.as_db_error() else { return false };
+    let code = error.code();
+    *code == SqlState::DUPLICATE_PSTATEMENT
+        || *code == SqlState::INVALID_SQL_STATEMENT_NAME
+        || *code == SqlState::DUPLICATE_TABLE
+        || (*code == SqlState::UNDEFINED_TABLE && error.message().contains("likes_batch"))
+}

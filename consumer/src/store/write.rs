@@ -1,0 +1,164 @@
+//! The one transaction that stores a batch, and the proof that it did.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Object, Pool};
+use opentelemetry::KeyValue;
+use shared::{error_chain::one_line, postgres::FailureClass, telemetry::names, wire::like::Like};
+use tokio::time::{self, Instant};
+
+use crate::store::{
+    batch::{Batch, PieceOutcome},
+    bisect::bisect,
+    copy::{direct_copy, staged_copy},
+    error::WriteError,
+    predictor::{InsertPredictor, Split},
+    proof::Committed,
+    session::Transactions,
+};
+
+/// A transaction that has ended.
+pub struct Attempt<'a> {
+    /// What it did in the main.
+    pub operation: &'static str,
+    pub rows: usize,
+    pub took: Duration,
+    /// Nothing when it was committed.
+    pub error: Option<&'a WriteError>,
+}
+
+impl Attempt<'_> {
+    /// For metrics and spans.
+    pub fn attributes(&self) -> Vec<KeyValue> {
+        let mut attributes = vec![
+            KeyValue::new(names::DB_SYSTEM_NAME, names::POSTGRESQL),
+            KeyValue::new(names::DB_COLLECTION_NAME, "likes"),
+            KeyValue::new(names::DB_OPERATION_NAME, self.operation),
+        ];
+        if let Some(error) = self.error {
+            attributes.push(KeyValue::new(names::ERROR_TYPE, error.error_type().to_owned()));
+            let code =
+                error.sqlstate().map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code.to_owned()));
+            attributes.extend(code);
+        }
+        attributes
+    }
+}
+
+/// How a transaction writes rows.
+#[derive(Clone, Copy)]
+enum WritePath<'a> {
+    /// Those that are guessed to be new direct_copy into the table.
+    Direct(&'a Split),
+    /// All through the staging table.
+    Staged(&'a [Like]),
+    /// In pieces, to find those that the table rejects.
+    Bisect,
+}
+
+impl WritePath<'_> {
+    fn operation(self) -> &'static str {
+        match self {
+            Self::Direct(_) => "COPY",
+            Self::Staged(_) | Self::Bisect => "INSERT",
+        }
+    }
+}
+
+/// Stores a batch, or gives it back with the reason: rows that are stored or rejected by then are not tried again. A
+/// batch without rows needs no transaction. Without a predictor no row is predicted to be new.
+///
+/// After a failure the connection is closed: an open transaction is rolled back.
+pub async fn write(
+    pool: &Pool,
+    transactions: Transactions,
+    mut predictor: Option<&mut InsertPredictor>,
+    mut batch: Batch,
+    ended: &(dyn Fn(&Attempt<'_>) + Sync),
+) -> Result<Committed, (Batch, WriteError)> {
+    let mut fell_back = false;
+    if let Some(predictor) = &mut predictor
+        && let Some(split) = batch.all_untried().and_then(|rows| predictor.split(rows))
+    {
+        match attempt(pool, transactions, &batch, WritePath::Direct(&split), ended).await {
+            Ok(outcomes) => {
+                predictor.hit();
+                batch.record(outcomes);
+            }
+            Err(error)
+                if error.class() == FailureClass::Retry || !matches!(error, WriteError::Postgres(_)) =>
+            {
+                return Err((batch, error));
+            }
+            Err(error) => {
+                // Whatever the table has against it, it may accept the rows from the staging table.
+                predictor.miss();
+                fell_back = true;
+                // Postgres would name the row.
+                tracing::debug!(
+                    error = error.error_type(),
+                    "direct copy failed, falling back to staged copy"
+                );
+            }
+        }
+    }
+    while batch.next_rows().is_some() {
+        let all = batch.all_untried();
+        let path = all.map_or(WritePath::Bisect, WritePath::Staged);
+        match attempt(pool, transactions, &batch, path, ended).await {
+            Ok(outcomes) => batch.record(outcomes),
+            Err(error) if all.is_some() && error.class() == FailureClass::Reject => {
+                batch.record([PieceOutcome::Rejected { why: one_line(&error) }]);
+            }
+            Err(error) => return Err((batch, error)),
+        }
+    }
+    Ok(batch.into_committed(fell_back))
+}
+
+/// Runs one transaction, and reports its end.
+async fn attempt(
+    pool: &Pool,
+    transactions: Transactions,
+    batch: &Batch,
+    path: WritePath<'_>,
+    ended: &(dyn Fn(&Attempt<'_>) + Sync),
+) -> Result<Vec<PieceOutcome>, WriteError> {
+    let started = Instant::now();
+    let done = transact(pool, transactions, batch, path).await;
+    ended(&Attempt {
+        operation: path.operation(),
+        rows: batch.next_rows().map_or(0, <[Like]>::len),
+        took: started.elapsed(),
+        error: done.as_ref().err(),
+    });
+    done
+}
+
+/// Writes all rows at once, or as many pieces as there is time for.
+async fn transact(
+    pool: &Pool,
+    transactions: Transactions,
+    batch: &Batch,
+    path: WritePath<'_>,
+) -> Result<Vec<PieceOutcome>, WriteError> {
+    let limit = transactions.limit;
+    let connection = pool.get().await?;
+    let work = async {
+        let whole = |inserted| vec![PieceOutcome::Stored { inserted }];
+        match path {
+            WritePath::Direct(split) => direct_copy(&connection, transactions, split).await.map(whole),
+            WritePath::Staged(rows) => staged_copy(&connection, transactions, rows).await.map(whole),
+            // The other half of the time is for the current piece and the commit.
+            WritePath::Bisect => {
+                Ok(bisect(&connection, transactions, batch, Instant::now() + limit / 2).await?)
+            }
+        }
+    };
+    let done = time::timeout(limit, work).await.unwrap_or(Err(WriteError::Timeout));
+    if done.is_err() {
+        // In the pool it would be handed out again in the middle of its transaction.
+        drop(Object::take(connection));
+    }
+    done
+}

@@ -1,0 +1,29 @@
+if redis.call('EXISTS', KEYS[1]) == 0 then return {'', {}, {}} end
+local member = {}
+for i = 5, #ARGV do member[ARGV[i]] = true end
+for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local consumer = {}
+    for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
+    if not member[consumer.name] and consumer.idle >= tonumber(ARGV[3]) then
+        if consumer.pending == 0 then
+            redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+        else
+            local ids = {}
+            for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], consumer.name)) do
+                ids[#ids + 1] = row[1]
+            end
+            local claimed, there, deleted = {}, {}, {}
+            for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(ids))) do
+                if entry then
+                    claimed[#claimed + 1] = entry
+                    there[entry[1]] = true
+                end
+            end
+            for _, id in ipairs(ids) do
+                if not there[id] then deleted[#deleted + 1] = id end
+            end
+            return {consumer.name, claimed, deleted}
+        end
+    end
+end
+return {'', {}, {}}

@@ -1,0 +1,148 @@
+//! The span of a batch, from its first entry's arrival to the acknowledgement, and of what is done with it.
+//!
+//! Entries of many traces share a batch. So its span is in a trace of its own, and linked to the spans that sent the entries.
+//!
+//! Sources: OpenTelemetry's semantic conventions for messaging and database spans.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use fred::prelude::Error;
+use opentelemetry::{
+    KeyValue,
+    propagation::Extractor,
+    trace::{SpanContext, SpanKind},
+};
+use shared::{
+    redis,
+    telemetry::{
+        names,
+        spans::{Links, Span, SpanStart, Tracing},
+    },
+};
+
+use crate::{
+    metrics::{CommittedBatch, StreamOperation},
+    store::{batch::Batch, gathering::Flush, write::Attempt},
+    stream::Streams,
+};
+
+/// Traces batches of one consumer.
+#[derive(Clone)]
+pub(crate) struct BatchTracing {
+    tracing: Tracing,
+    stream_template: Arc<str>,
+    group: Arc<str>,
+    consumer: Arc<str>,
+}
+
+impl BatchTracing {
+    pub(crate) fn new(tracing: Tracing, streams: &Streams) -> Self {
+        Self {
+            tracing,
+            stream_template: streams.template().into(),
+            group: streams.group().into(),
+            consumer: streams.consumer().into(),
+        }
+    }
+
+    /// Begins with its first entry.
+    pub(crate) fn start(&self, batch: &mut Batch, flush: Flush) -> Option<Span> {
+        if !self.tracing.is_on() {
+            return None;
+        }
+        let (links, at) = (batch.take_links(), ago(batch.first_read_at().elapsed()));
+        let name = format!("process {}", self.stream_template).into();
+        self.tracing.start(SpanStart { name, kind: SpanKind::Consumer, parent: None, links, at }, || {
+            let mut attributes = self.attributes("process", "process");
+            attributes.extend([
+                KeyValue::new(names::MESSAGING_BATCH_MESSAGE_COUNT, count(batch.entries())),
+                KeyValue::new(names::LIKES, count(batch.likes())),
+                KeyValue::new(names::FLUSH, flush.name()),
+            ]);
+            attributes
+        })
+    }
+
+    /// A transaction of a batch has ended.
+    pub(crate) fn transaction(&self, batch: Option<&Span>, attempt: &Attempt<'_>) {
+        let Some(parent) = batch.map(Span::context) else { return };
+        let (name, at) = (format!("{} likes", attempt.operation).into(), ago(attempt.took));
+        let start =
+            SpanStart { name, kind: SpanKind::Client, parent: Some(&parent), links: Links::default(), at };
+        let Some(span) = self.tracing.start(start, || attempt.attributes()) else { return };
+        span.set(names::ROWS, count(attempt.rows));
+        if let Some(error) = attempt.error {
+            // Without Postgres's words: they can have rows in them.
+            span.failed_with(error.error_type().to_owned());
+        }
+        span.end_at(SystemTime::now());
+    }
+
+    /// What a batch has come to.
+    pub(crate) fn committed(batch: Option<&Span>, committed: &CommittedBatch) {
+        if let Some(span) = batch {
+            span.set(names::ROWS_INSERTED, i64::try_from(committed.inserted).unwrap_or(i64::MAX));
+            span.set(names::RESTAGED, committed.fell_back);
+        }
+    }
+
+    /// A batch was acknowledged, or not.
+    pub(crate) fn acknowledged(&self, batch: Option<&Span>, took: Duration, error: Option<&Error>) {
+        let Some(parent) = batch.map(Span::context) else { return };
+        let operation = StreamOperation::Ack;
+        let (name, at) = (format!("{} {}", operation.name(), self.stream_template).into(), ago(took));
+        let start =
+            SpanStart { name, kind: SpanKind::Client, parent: Some(&parent), links: Links::default(), at };
+        let span = self.tracing.start(start, || self.attributes(operation.name(), operation.kind()));
+        let Some(span) = span else { return };
+        if let Some(error) = error {
+            span.failed(redis::error_type(error), error);
+        }
+        span.end_at(SystemTime::now());
+    }
+
+    fn attributes(&self, operation: &'static str, kind: &'static str) -> Vec<KeyValue> {
+        vec![
+            KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
+            KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, Arc::clone(&self.stream_template)),
+            KeyValue::new(names::MESSAGING_CONSUMER_GROUP_NAME, Arc::clone(&self.group)),
+            KeyValue::new(names::MESSAGING_CLIENT_ID, Arc::clone(&self.consumer)),
+            KeyValue::new(names::MESSAGING_OPERATION_NAME, operation),
+            KeyValue::new(names::MESSAGING_OPERATION_TYPE, kind),
+        ]
+    }
+}
+
+/// The span that sent an entry, if it names one that is sampled.
+pub(crate) fn producer(tracing: &Tracing, fields: &[(Bytes, Bytes)]) -> Option<Box<SpanContext>> {
+    // Without a span it has one field.
+    if fields.len() < 2 || !tracing.is_on() {
+        return None;
+    }
+    tracing.named_by(&Fields(fields)).filter(SpanContext::is_sampled).map(Box::new)
+}
+
+struct Fields<'a>(&'a [(Bytes, Bytes)]);
+
+impl Extractor for Fields<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let (_, value) = self.0.iter().find(|(name, _)| name == key)?;
+        std::str::from_utf8(value).ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.iter().filter_map(|(name, _)| std::str::from_utf8(name).ok()).collect()
+    }
+}
+
+fn ago(duration: Duration) -> SystemTime {
+    SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,102 @@
+//! `likesctl audit`: lists who changed what, and why.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use consumer::entry::EntryId;
+use serde::Serialize;
+
+use crate::{
+    context::RedisAccess,
+    exit::{CliError, Exit},
+    output::{Column, OutputArgs, Row, Rows, time},
+};
+
+/// So many records are read at once.
+const PAGE: usize = 500;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// So many at most, the newest first
+    #[arg(long, value_name = "COUNT", default_value = "100", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    redis: RedisAccess,
+}
+
+/// One action.
+#[derive(Serialize)]
+struct AuditRow {
+    at: String,
+    who: String,
+    command: String,
+    selection: String,
+    matched: u64,
+    /// Nothing when it did not come to an end.
+    outcome: Option<String>,
+    reason: String,
+}
+
+impl Row for AuditRow {
+    const COLUMNS: &'static [Column] = &[
+        Column::text("AT"),
+        Column::text("WHO"),
+        Column::text("COMMAND"),
+        Column::prose("SELECTION").wide(),
+        Column::number("MATCHED").wide(),
+        Column::prose("OUTCOME"),
+        Column::prose("REASON").wide(),
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let outcome = self.outcome.clone().unwrap_or_else(|| "did not end".to_owned());
+        vec![
+            self.at.clone(),
+            self.who.clone(),
+            self.command.clone(),
+            self.selection.clone(),
+            self.matched.to_string(),
+            outcome,
+            self.reason.clone(),
+        ]
+    }
+}
+
+pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
+    let context = options.redis.open().await?;
+    let mut rows = Rows::new(options.output);
+    let (mut outcomes, mut before, mut left) = (BTreeMap::new(), None::<String>, options.limit);
+    // Newest first: how something has ended comes before that it has begun.
+    while left > 0 {
+        let records = context.streams.audit_records(before.as_deref(), PAGE).await?;
+        let Some((last, _)) = records.last() else { break };
+        before = Some(last.clone());
+        for (id, mut record) in records {
+            let mut field = |name: &str| record.remove(name).unwrap_or_default();
+            let of = field("of");
+            if !of.is_empty() {
+                outcomes.insert(of, field("outcome"));
+                continue;
+            }
+            if left == 0 {
+                break;
+            }
+            left -= 1;
+            rows.push(&AuditRow {
+                at: time(id.parse::<EntryId>().unwrap_or_default().ms),
+                who: field("who"),
+                command: field("command"),
+                selection: field("selection"),
+                matched: field("matched").parse().unwrap_or(0),
+                outcome: outcomes.remove(&id),
+                reason: field("reason"),
+            })?;
+        }
+    }
+    rows.finish("nothing was ever changed by likesctl here")?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,48 @@
+//! `likesctl migrate`
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use clap::Args;
+use consumer::store::{schema, session};
+use shared::settings::{
+    SettingError,
+    args::{PostgresArgs, positive_duration},
+};
+
+use crate::{
+    context,
+    exit::{CliError, Exit},
+};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    postgres: PostgresArgs,
+
+    /// How long to wait for Postgres
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
+    startup_timeout: Duration,
+}
+
+pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
+    let (mut client, postgres) =
+        context::postgres(&options.postgres, "likesctl migrate", options.startup_timeout).await?;
+    if session::shares_sessions(&postgres, &client).await {
+        let error = SettingError::new(
+            "DATABASE_URL",
+            "leads to a pooler that shares sessions, and the lock for migrations needs one: allowed is Postgres itself",
+        );
+        return Err(CliError::Usage(error.to_string()));
+    }
+    let applied = schema::migrate(&mut client).await.map_err(|error| CliError::Failed(error.into()))?;
+    let mut lines: Vec<String> = applied.iter().map(|migration| format!("applied {migration}")).collect();
+    if applied.is_empty() {
+        lines.push(format!("nothing to do: the schema is at version {}", schema::VERSION));
+    }
+    // It is done, whether or not anybody hears of it.
+    let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
+    Ok(Exit::Done)
+}

@@ -1,0 +1,7 @@
+//! The `likesctl` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    likesctl::main()
+}
