@@ -45,6 +45,15 @@ demo: build ## A storm of likes on a private stack, with a verdict (LIKES=100000
 test: build ## Run all tests, against real servers that they start themselves
 	$(CARGO) test --locked --release --workspace
 
+# nextest, where it is installed, runs tests in parallel over all crates.
+UNIT_TESTS := $(CARGO) $(if $(shell command -v cargo-nextest),nextest run,test) --locked --workspace --lib --bins --test layout
+
+.PHONY: check
+check: install ## Formatting, clippy and unit tests: the fast loop, under a minute when warm
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(UNIT_TESTS)
+
 .PHONY: test-valkey
 test-valkey: build ## The integration tests on Valkey 8 in place of Redis
 	server=$$(tests/stack/valkey.sh $(abspath $(TARGET))/valkey) && \
