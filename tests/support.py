@@ -1,0 +1,147 @@
+"""Shared by the suites: paths, commands, servers, and what the programs print about themselves."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target").resolve()
+# The programs of the virtual environment.
+TOOLS = pathlib.Path(sys.executable).parent
+TIMEOUT_S = 120
+# Characters of its output that the error about a command quotes.
+TOLD = 4_000
+STOP_S = 30
+# Lower ports often belong to other servers.
+FIRST_PORT = 10_000
+PORT_TRIES = 1_000
+UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+
+
+def run(*command, timeout=TIMEOUT_S, **options):
+    """Runs a command to its end, whatever its exit code, and keeps its output."""
+    command = [str(word) for word in command]
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, **options}
+    return subprocess.run(command, timeout=timeout, check=False, **options)
+
+
+def output(*command, **options):
+    """Returns the output of a command that must succeed."""
+    ended = run(*command, **options)
+    told = f"{ended.stdout[-TOLD:]}{ended.stderr[-TOLD:]}"
+    words = " ".join(map(str, command))
+    assert ended.returncode == 0, f"{words} ended with {ended.returncode}: {told}"
+    return ended.stdout
+
+
+def wait_until(what, condition, seconds, process=None):
+    """Returns the first true value of the condition; fails at the limit or if the process ends."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if process and process.poll() is not None:
+            raise RuntimeError(f"{process.args} ended before {what}: {last_lines(process.log)}")
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
+    return found
+
+
+def last_lines(log):
+    return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+
+
+@contextlib.contextmanager
+def running(*command, log, **options):
+    """A process that ends with the block; its output goes to the log."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            **{"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, **options},
+        )
+    process.log = log
+    try:
+        yield process
+    finally:
+        # Postgres ends at once by SIGINT, and so do the others.
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def new_certificate(name, key, certificate, *options):
+    """Writes a key and a certificate, which is self-signed unless the options name an authority."""
+    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    files = "-keyout", key, "-out", certificate
+    output("openssl", *new, "-days", "2", "-subj", f"/CN={name}", *files, *options)
+
+
+def free_port():
+    """
+    Returns a free port on loopback below the ephemeral range. A client that tries to connect to an
+    ephemeral port with no listener can be connected to itself, and the server can't bind it then.
+    """
+    ephemeral = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]
+    end = int(ephemeral) if int(ephemeral) > 2 * FIRST_PORT else 32_768
+    for _ in range(PORT_TRIES):
+        port = random.randrange(FIRST_PORT, end)
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no free port on loopback from {FIRST_PORT} on")
+
+
+def accepts_connections(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def seconds(duration):
+    """Converts a duration such as 1m30s."""
+    assert re.fullmatch(r"(\d+(ms|[smh]) ?)+", duration), f"'{duration}' is not a duration"
+    return sum(int(n) * UNITS_S[unit] for n, unit in re.findall(r"(\d+)(ms|s|m|h)", duration))
+
+
+# What --help depends on: it wraps lines, and shows the values of variables.
+HELP = {"COLUMNS": "100"}
+
+
+class Programs:
+    """The programs of a folder, and what their --help says."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    @functools.cache  # noqa: B019 - one instance, which lives as long as the process
+    def help(self, *command):
+        return output(self.folder / command[0], *command[1:], "--help", env=HELP)
+
+    @functools.cache  # noqa: B019
+    def settings(self, *command):
+        """Returns the environment variables of a command with their defaults or None."""
+        options = re.split(r"\n +(?=-)", self.help(*command))
+        defaults = {}
+        for option in options:
+            if name := re.search(r"\[env:\s+(\w+)", option):
+                default = re.search(r"\[default:\s+([^\]]+)\]", option)
+                defaults[name[1]] = default and default[1]
+        return defaults
+
+    @functools.cache  # noqa: B019
+    def secrets(self, program):
+        """Returns the settings whose values --help hides: their names are not followed by `=`."""
+        return set(re.findall(r"\[env:\s+(\w+)\]", self.help(program)))
+
+    def listens(self, *command):
+        """Returns the settings that are an address to listen on."""
+        return [name for name in self.settings(*command) if name.endswith("_LISTEN")]
