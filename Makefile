@@ -70,7 +70,7 @@ bench: build ## Figures side by side with what the machine can do at best (ROWS=
 .PHONY: test-http
 test-http: build ## What /openapi.json and docs/examples say against what ingest does
 	@tests/http/install.sh $(abspath $(TARGET))/http
-	@$(DEVSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python tests/http/check.py $(abspath $(TARGET))/http
+	@$(DEVSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python -m pytest tests/http
 
 .PHONY: image
 image: ## Build the container image with docker or buildah (IMAGE=likestream:local)

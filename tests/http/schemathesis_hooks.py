@@ -1,4 +1,4 @@
-"""What schemathesis has to be told of likes."""
+"""What JSON Schema cannot say about likes, and a check for batches."""
 
 import json
 import re
@@ -10,7 +10,7 @@ TIMES = ("created_at", "timestamp")
 
 @schemathesis.hook
 def map_body(ctx, body):
-    """What JSON Schema can't say: 7.0, for it an integer, is none for us, since ids are exact; and times are from 1970 to 9999."""
+    """Replaces 7.0, which JSON Schema takes for an integer, and times before 1970 or after 9999."""
     return likeable(body)
 
 
@@ -23,7 +23,7 @@ def likeable(value, name=None):
         return {name: likeable(item, name) for name, item in value.items()}
     if isinstance(value, str) and name in TIMES and re.match("[0-9]{4}-", value):
         year = int(value[:4])
-        # With its offset from UTC a time may be in the next year; after 2000 years leap years are the same.
+        # The offset from UTC can lead into another year. Leap years repeat after 2000 years.
         shift = 2000 if year < 1971 else -2000 if year > 9998 else 0
         return f"{year + shift:04}{value[4:]}"
     return value
@@ -31,7 +31,7 @@ def likeable(value, name=None):
 
 @schemathesis.serializer("application/x-ndjson")
 def lines(ctx, value):
-    """A batch as lines. What is no array is a line by itself."""
+    """Serializes a batch as lines; a value that is not an array is one line."""
     if isinstance(value, (bytes, str)):
         return value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
     items = value if isinstance(value, list) else [value]
@@ -40,7 +40,7 @@ def lines(ctx, value):
 
 @schemathesis.check
 def every_like_of_a_batch_is_accounted_for(ctx, response, case):
-    """Taken or named, each once."""
+    """Each like is either accepted or named in an error, once."""
     sent = case.body
     if case.path != "/likes/batch" or response.status_code != 202 or not isinstance(sent, list):
         return
@@ -48,4 +48,5 @@ def every_like_of_a_batch_is_accounted_for(ctx, response, case):
     named = [error["index"] for error in answer["errors"]]
     assert answer["accepted"] + answer["rejected"] == len(sent), "accepted and rejected are not all"
     assert len(named) == answer["rejected"], "not all that were rejected are named"
-    assert named == sorted(set(named)) and set(named) <= set(range(len(sent))), "strange indices"
+    assert named == sorted(set(named)), "indices are not in order"
+    assert set(named) <= set(range(len(sent))), "strange indices"
