@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that what `make chart-test` runs on is here: Node with npm, openssl, and in a folder of its own helm, the schemas of Kubernetes, and
-# those of custom resources. Argument: the folder.
+# Installs what `make chart-test` needs: Node with npm, openssl and, in the folder given, a virtual
+# environment with helm and the schemas of Kubernetes, and the schemas of custom resources.
 set -euo pipefail
 folder=${1:?a folder}
 here=$(dirname "$0")

@@ -1,100 +1,141 @@
-"""Runs the real helm: what the chart makes of values, and what it says to values that it refuses."""
+"""Objects that the real helm renders from each file of values/."""
 
+import dataclasses
+import functools
 import json
 import pathlib
-import shutil
-import subprocess
-import sys
+import re
 import tempfile
 
+import kubernetes_validate.utils
 import yaml
 
+from support import ROOT, TOOLS, output
+
 HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 CHART = ROOT / "deploy" / "chart"
-VALUES = HERE / "values"
+VALUES = {file.stem: file for file in sorted((HERE / "values").glob("*.yaml"))}
 NAMESPACE = "storms"
-TIMEOUT_S = 60
+RELEASE = "storm-of-likes"
+WORKLOADS = ("Deployment", "StatefulSet")
+# The toolbox has no settings of a service, and does not end.
+IDLE = ["likesctl", "idle"]
+# The longest name that Helm allows is one character longer.
+LONG = "a-release-whose-name-is-as-long-as-helm-lets-it-be-ab"
+SUBCHART = "subchart"
+SCRATCH = tempfile.TemporaryDirectory(prefix="likestream-chart-")
 
 
-class Refused(Exception):
-    """Helm ended with an error."""
+def load(text):
+    return [found for found in yaml.load_all(text, yaml.CSafeLoader) if found]
 
 
 def helm(*arguments):
-    program = pathlib.Path(sys.executable).parent / "helm"
-    ended = subprocess.run(
-        [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    if ended.returncode != 0:
-        raise Refused(" ".join((ended.stdout + ended.stderr).split()))
-    return ended.stdout
+    return output(TOOLS / "helm", *arguments)
 
 
-def lint(values):
-    helm("lint", "--strict", CHART, "--values", values)
+def template(*arguments, chart=CHART, release=RELEASE):
+    return load(helm("template", release, chart, "--namespace", NAMESPACE, *arguments))
 
 
-def template(chart, *arguments, release="storm-of-likes"):
-    return helm("template", release, chart, "--namespace", NAMESPACE, *arguments)
+def versions():
+    """The oldest Kubernetes version that the chart accepts, and all later ones with schemas."""
+    oldest = load((CHART / "Chart.yaml").read_text())[0]["kubeVersion"]
+    oldest = int(re.fullmatch(r">=1\.(\d+)\.0-0", oldest)[1])
+    known = dict.fromkeys(kubernetes_validate.utils.all_versions())
+    return [version for version in known if int(version.split(".")[1]) >= oldest]
 
 
-def objects(text):
-    return [document for document in yaml.safe_load_all(text) if document]
+VERSIONS = versions()
+LONG_NAMES = {f"{name}-with-a-long-name": VALUES[name] for name in ("static", "everything")}
+NAMES = [*VALUES, *LONG_NAMES, SUBCHART]
 
 
-def rendered(chart, *arguments, release="storm-of-likes"):
-    return objects(template(chart, *arguments, release=release))
+@functools.cache
+def rendered(name, version=VERSIONS[-1]):
+    """Returns the objects of a set of values."""
+    arguments = "--kube-version", version
+    if name == SUBCHART:
+        return template(*arguments, chart=umbrella())
+    if name in LONG_NAMES:
+        arguments += "--values", LONG_NAMES[name], "--set", "fullnameOverride="
+        return template(*arguments, release=LONG)
+    return template(*arguments, "--values", VALUES[name])
 
 
-def refusal(values):
-    """What helm says to these values, or nothing where it takes them."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(values, file)
-        file.flush()
-        try:
-            template(CHART, "--values", file.name)
-        except Refused as refused:
-            return str(refused)
-    return None
+@functools.cache
+def umbrella():
+    """A chart with this one as subchart: by its name, under an alias, and disabled."""
+    folder = pathlib.Path(SCRATCH.name) / "umbrella"
+    folder.mkdir()
+    values = {"global": {"anything": {"at": "all"}}}
+    dependencies = []
+    for alias, file in (("likestream", "everything"), ("dislikes", "default"), ("absent", None)):
+        values[alias] = {
+            **(load(VALUES[file].read_text())[0] if file else {}),
+            "enabled": bool(file),
+        }
+        dependency = {"name": "likestream", "version": "*", "repository": f"file://{CHART}"}
+        dependencies.append({**dependency, "alias": alias, "condition": f"{alias}.enabled"})
+    del dependencies[0]["alias"]
+    about = {"apiVersion": "v2", "name": "umbrella", "version": "1.0.0"}
+    about["dependencies"] = dependencies
+    (folder / "Chart.yaml").write_text(yaml.safe_dump(about))
+    (folder / "values.yaml").write_text(yaml.safe_dump(values))
+    helm("dependency", "update", folder)
+    return folder
 
 
-def default_values():
-    return yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+def name_of(found):
+    return f"{found['kind']}/{found['metadata']['name']}"
+
+
+def of_kind(objects, *kinds):
+    return [found for found in objects if found["kind"] in kinds]
+
+
+@dataclasses.dataclass
+class Pod:
+    """A pod with the object that creates it; all pods have one container."""
+
+    owner: dict
+    metadata: dict
+    spec: dict
+
+    def __post_init__(self):
+        (self.container,) = self.spec["containers"]
+        self.command = self.container["command"]
+        self.program = self.command[0]
+        self.env = self.container["env"]
+        self.settings = {entry["name"]: entry["value"] for entry in self.env if "value" in entry}
+        self.ports = {
+            port["name"]: port["containerPort"] for port in self.container.get("ports", [])
+        }
+
+    @property
+    def hook(self):
+        return annotations(self.owner).get("helm.sh/hook")
+
+
+def pods(objects):
+    found = []
+    for owner in objects:
+        pod = owner if owner["kind"] == "Pod" else None
+        if owner["kind"] in (*WORKLOADS, "Job"):
+            pod = owner["spec"]["template"]
+        if pod:
+            found.append(Pod(owner, pod["metadata"], pod["spec"]))
+    return found
+
+
+def selected(selector, objects):
+    """Returns the pods with these labels."""
+    return [pod for pod in pods(objects) if selector.items() <= pod.metadata["labels"].items()]
+
+
+def annotations(found):
+    return found["metadata"].get("annotations", {})
 
 
 def values_schema():
-    return json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
-
-
-def make_umbrella(folder):
-    """A chart that has this one as a subchart, twice: once under its name and once under another, and switched off by a condition."""
-    chart = folder / "umbrella"
-    chart.mkdir()
-    dependency = {"name": "likestream", "version": "*", "repository": f"file://{CHART}"}
-    dependencies = [
-        {**dependency, "condition": "likestream.enabled"},
-        {**dependency, "alias": "dislikes", "condition": "dislikes.enabled"},
-        {**dependency, "alias": "absent", "condition": "absent.enabled"},
-    ]
-    everything = yaml.safe_load((VALUES / "everything.yaml").read_text(encoding="utf-8"))
-    default = yaml.safe_load((VALUES / "default.yaml").read_text(encoding="utf-8"))
-    values = {
-        "global": {"anything": {"at": "all"}},
-        "likestream": {**everything, "enabled": True},
-        "dislikes": {**default, "enabled": True},
-        "absent": {"enabled": False},
-    }
-    described = {"apiVersion": "v2", "name": "umbrella", "version": "1.0.0", "dependencies": dependencies}
-    (chart / "Chart.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
-    (chart / "values.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    helm("dependency", "update", chart)
-    return chart
-
-
-def make_chart_of_notes(folder):
-    """The chart with its notes in an object, because `helm template` prints none."""
-    chart = shutil.copytree(CHART, folder / "notes")
-    notes = (CHART / "templates" / "NOTES.txt").read_text(encoding="utf-8")
-    wrapped = '{{- define "notes" }}' + notes + '{{ end }}text: |\n  {{- include "notes" . | nindent 2 }}\n'
-    (chart / "templates" / "notes.yaml").write_text(wrapped, encoding="utf-8")
-    return chart
+    return json.loads((CHART / "values.schema.json").read_text())

@@ -1,0 +1,91 @@
+"""Settings in the chart and in the real programs are the same, and programs accept their values."""
+
+import functools
+import re
+
+import pytest
+
+from conftest import NOBODY, SERVICES, START_S, admin
+from rendering import NAMES, pods, rendered, values_schema
+from support import free_port, new_certificate, output, run
+from test_pods import FILES
+
+# Files for these would have to be mounted; the chart mounts those that all signals share.
+FILE_OF_ONE_SIGNAL = re.compile(
+    r"OTEL_EXPORTER_OTLP_(TRACES|METRICS)_(CERTIFICATE|CLIENT_CERTIFICATE|CLIENT_KEY)"
+)
+
+
+@pytest.mark.parametrize("program", SERVICES)
+def test_every_setting_can_be_reached_by_a_value(program, programs, settings_of):
+    """Values lead to a setting, or `settings` allows it, or it is a secret."""
+    service = values_schema()["properties"][program]["properties"]["settings"]
+    allowed, secrets = set(service["properties"]), programs.secrets(program)
+    all_pods = [pod for name in NAMES for pod in pods(rendered(name)) if pod.program == program]
+    by_values = {entry["name"] for pod in all_pods for entry in pod.env}
+    known = settings_of(program)
+    missing = known - allowed - by_values - secrets
+    assert not [name for name in missing if not FILE_OF_ONE_SIGNAL.fullmatch(name)]
+    assert not allowed & secrets
+    assert allowed <= known
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A folder with each file that a pod can mount."""
+    folder = tmp_path_factory.mktemp("files")
+    key, certificate, public = folder / "key", folder / "certificate", folder / "public"
+    new_certificate("localhost", key, certificate)
+    output("openssl", "pkey", "-in", key, "-pubout", "-out", public)
+    texts = {
+        "redis/url": f"redis://{NOBODY}",
+        "redis/url-with-tls": f"rediss://{NOBODY}",
+        "database/url": f"postgres://nobody@{NOBODY}/likes",
+        "api-keys/api-keys": f"shop {'0' * 64}\n",
+        "jwt-key/jwt-key": public.read_text(),
+    }
+    for name in ("tls", "redis-tls", "otel-tls", "database-tls", "jwks-ca"):
+        texts[f"{name}/ca.crt"] = texts[f"{name}/tls.crt"] = certificate.read_text()
+        texts[f"{name}/tls.key"] = key.read_text()
+    for path, text in texts.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ended(programs, files):
+    """Runs a program with settings, once for the same ones, as far as it comes without servers."""
+
+    def adapted(program, settings):
+        environment = {
+            name: re.sub(r"\$\([^)]*\)", "a-pod", value.replace(FILES, f"{files}/"))
+            for name, value in settings
+        }
+        environment |= {**admin(program, free_port()), "STARTUP_TIMEOUT": "50ms"}
+        if "REDIS_TLS_CA" in environment:
+            environment["REDIS_URL_FILE"] = f"{files}/redis/url-with-tls"
+        if "INGEST_JWT_JWKS" in environment:
+            environment["INGEST_JWT_JWKS"] = f"https://{NOBODY}/jwks.json"
+        if endpoint := environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+            scheme = endpoint.partition("://")[0]
+            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"{scheme}://{NOBODY}"
+        # The name of this host does not end in a number.
+        partitions = environment.get("CONSUMER_PARTITIONS", "")
+        if partitions.startswith("ordinal/"):
+            environment["CONSUMER_PARTITIONS"] = partitions.replace("ordinal", "0")
+        return environment
+
+    @functools.cache
+    def run_once(command, settings):
+        program, *arguments = command
+        environment = adapted(program, settings)
+        return run(programs.folder / program, *arguments, env=environment, timeout=START_S)
+
+    return run_once
+
+
+def test_program_accepts_its_settings(ending_pod, ended):
+    """A program that accepts its settings ends with 1, because its servers are down, not with 2."""
+    found = ended(tuple(ending_pod.command), frozenset(ending_pod.settings.items()))
+    assert found.returncode == 1, found.stdout + found.stderr
