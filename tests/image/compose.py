@@ -1,57 +1,98 @@
-"""deploy/compose.yaml, service by service."""
+"""deploy/compose.yaml, and what its services listen on."""
 
 import re
 
+import pytest
 import yaml
-from tree import ROOT
+
+import dockerfile
+from support import ROOT
 
 PATH = "deploy/compose.yaml"
 FOLDER = ROOT / "deploy"
 FILE = yaml.safe_load((ROOT / PATH).read_text(encoding="utf-8"))
 SERVICES = FILE["services"]
+# The services that run the image.
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+# The ports of images of others.
+PORTS = {"redis": 6379, "postgres": 5432, "prom/prometheus": 9090, "grafana/grafana": 3000}
+
+for_each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
+for_each_of_ours = pytest.mark.parametrize("service", OURS.values(), ids=OURS)
 
 
-def ours():
-    """The services that run the image."""
-    return {name: service for name, service in SERVICES.items() if "build" in service}
+def config(name):
+    """Returns a configuration of deploy/compose."""
+    return yaml.safe_load((FOLDER / "compose" / name).read_text(encoding="utf-8"))
 
 
 def health_command(service):
-    """The words of a health check, or a shell's line as the only one; None without."""
-    test = service.get("healthcheck", {}).get("test")
-    return test[1:] if test else None
+    """Returns the words of a health check, or the line of a shell as the only one."""
+    return service.get("healthcheck", {}).get("test", [])[1:]
+
+
+def mounts(service):
+    """Returns what is mounted in the container: its path and the source."""
+    return {
+        target: source for source, target, *_ in (v.split(":") for v in service.get("volumes", []))
+    }
 
 
 def bind_mounts(service):
-    """The path in the container to that on this machine."""
-    mounts = (volume.split(":") for volume in service.get("volumes", []))
-    return {target: (FOLDER / source).resolve() for source, target, *_ in mounts if source.startswith(".")}
+    return {
+        target: (FOLDER / source).resolve()
+        for target, source in mounts(service).items()
+        if source.startswith(".")
+    }
 
 
 def named_volumes(service):
-    """The path in the container to the volume's name."""
-    mounts = (volume.split(":") for volume in service.get("volumes", []))
-    return {target: source for source, target, *_ in mounts if not source.startswith(".")}
+    return {target: name for target, name in mounts(service).items() if not name.startswith(".")}
 
 
 def on_this_machine(service, path, volumes):
-    """Where a path in the container is here, with the folders that stand for volumes; None where nothing is mounted."""
-    named = {target: volumes[name] for target, name in named_volumes(service).items() if name in volumes}
+    """Returns where a path of the container is here, with folders in place of volumes."""
+    named = {
+        target: volumes[name] for target, name in named_volumes(service).items() if name in volumes
+    }
     for target, source in {**bind_mounts(service), **named}.items():
         if path == target or path.startswith(f"{target}/"):
             return source / path.removeprefix(target).lstrip("/")
     return None
 
 
-def seconds(duration):
-    """Of 1m30s."""
-    parts = re.findall(r"(\d+)(ms|s|m|h)", duration)
-    if not parts or "".join(number + unit for number, unit in parts) != duration:
-        raise ValueError(f"'{duration}' is no duration")
-    return sum(int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
-
-
 def mebibytes(size):
-    """Of 512M, 1G or 512mb."""
+    """Converts 512M, 1G or 512mb."""
     number, unit = re.fullmatch(r"(\d+)([mMgG])[bB]?", size).groups()
     return int(number) * (1024 if unit in "gG" else 1)
+
+
+def memory_limit(name):
+    return mebibytes(SERVICES[name]["deploy"]["resources"]["limits"]["memory"])
+
+
+def port_of(address):
+    return int(address.rpartition(":")[2])
+
+
+def listens(service, programs):
+    """Returns the settings with which one of ours listens, and their addresses."""
+    environment = {**dockerfile.environment(), **service.get("environment", {})}
+    defaults = programs.settings(*service["command"])
+    names = programs.listens(*service["command"])
+    return {name: environment.get(name, defaults[name]) for name in names}
+
+
+def admin_ports(service, programs):
+    """Returns the ports with metrics and health."""
+    addresses = listens(service, programs)
+    return {port_of(address) for name, address in addresses.items() if "_ADMIN_" in name}
+
+
+def ports(service, programs):
+    """Returns the ports that others can connect to."""
+    if "build" in service:
+        addresses = listens(service, programs).values()
+        return {port_of(address) for address in addresses if not address.startswith("127.")}
+    repository = service["image"].rpartition(":")[0]
+    return {PORTS[repository]} if repository in PORTS else set()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that what `make test-image` runs on is here: buildah, Prometheus, openssl, busybox and, in a folder of its own, what reads
-# the Dockerfile and compose.yaml. Argument: the folder.
+# Installs what `make test-image` needs: buildah, Prometheus, openssl, busybox and, in the folder
+# given, a virtual environment with whatever reads the Dockerfile and compose.yaml.
 set -euo pipefail
 folder=${1:?a folder}
 here=$(dirname "$0")

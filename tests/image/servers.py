@@ -1,107 +1,135 @@
-"""Redis and Postgres on loopback, as compose.yaml has them: with its redis.conf, and the passwords of secrets.sh."""
+"""Redis and Postgres on loopback as compose.yaml runs them, and programs in a container."""
 
 import contextlib
 import os
 import pathlib
 import re
 import signal
-import socket
-import subprocess
-import time
 
-from free_port import free_port
-from tree import ROOT, Failed
+import requests
 
-# It is everywhere, and Postgres wants a user that has a name.
+from support import ROOT, accepts_connections, free_port, output, run, running, wait_until
+
+# The account `nobody`: Postgres needs a user that has a name.
 NOBODY = 65534
 START_S = 90
-STOP_S = 30
-
-
-def wait_for(what, condition, seconds=START_S):
-    """Until it is so. Returns what the condition has found."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise Failed(f"after {seconds} s it is not so that {what}")
-
-
-@contextlib.contextmanager
-def running(command, log, **options):
-    """A process that ends with the block."""
-    with open(log, "w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, **options)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def listening(port, process, log):
-    def condition():
-        if process.poll() is not None:
-            raise Failed(f"{' '.join(map(str, process.args[:2]))} has ended: {' | '.join(pathlib.Path(log).read_text().splitlines()[-3:])}")
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
-
-    wait_for(f"something listens on {port}", condition)
+# The longest time that compose.yaml allows.
+READY_S = 30
 
 
 @contextlib.contextmanager
 def redis(folder, secrets, *options):
-    """The port of a Redis with the configuration of compose."""
-    port, log = free_port(), folder / "redis.log"
+    """The port of a Redis with the redis.conf of compose.yaml."""
+    port = free_port()
     data = folder / f"redis-{port}"
     data.mkdir()
-    text = (ROOT / "deploy/compose/redis.conf").read_text(encoding="utf-8")
+    text = (ROOT / "deploy/compose/redis.conf").read_text()
     text = text.replace("/run/secrets", str(secrets)).replace("dir /data", f"dir {data}")
-    config = folder / "redis.conf"
-    config.write_text(f"{text}bind 127.0.0.1\nport {port}\n", encoding="utf-8")
-    command = ["redis-server", config, *(option.format(port=port) for option in options)]
-    with running(command, log) as process:
-        listening(port, process, log)
+    config = data / "redis.conf"
+    config.write_text(f"{text}bind 127.0.0.1\nport {port}\n")
+    options = [str(option).format(port=port) for option in options]
+    with running("redis-server", config, *options, log=data / "log") as process:
+        wait_until("Redis listens", lambda: accepts_connections(port), START_S, process)
         yield port
-
-
-def postgres_program(name):
-    versions = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    return versions[-1] / name
 
 
 @contextlib.contextmanager
 def postgres(folder, secrets):
-    """The port of a Postgres with the user, the password and the database of compose."""
-    port, log, data = free_port(), folder / "postgres.log", folder / "postgres"
-    data.mkdir()
-    os.chown(data, NOBODY, NOBODY)
-    as_nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/"}
+    """The port of a Postgres with the user, password and database of compose.yaml."""
+    port, data = free_port(), folder / "postgres"
     password = folder / "postgres-password"
-    password.write_text((secrets / "postgres-password").read_text(), encoding="utf-8")
-    os.chown(password, NOBODY, NOBODY)
-    made = subprocess.run(
-        [postgres_program("initdb"), "--no-sync", "--auth=scram-sha-256", "--username=likes", f"--pwfile={password}", data],
-        capture_output=True, text=True, timeout=START_S, check=False, **as_nobody,
-    )
-    if made.returncode:
-        raise Failed(f"initdb: {made.stderr}")
-    command = [postgres_program("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
-    with running(command, log, **as_nobody) as process:
-        listening(port, process, log)
-        url = re.sub("@.*", f"@127.0.0.1:{port}/postgres", (secrets / "database-url").read_text().strip())
-        wait_for("Postgres answers", lambda: query(url, "CREATE DATABASE likes") is not None)
+    password.write_text((secrets / "postgres-password").read_text())
+    data.mkdir()
+    for path in (data, password):
+        os.chown(path, NOBODY, NOBODY)
+    as_nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/"}
+    versions = pathlib.Path("/usr/lib/postgresql").glob("*/bin")
+    bin_ = max(versions, key=lambda path: int(path.parent.name))
+    options = "--no-sync", "--auth=scram-sha-256", "--username=likes", f"--pwfile={password}"
+    output(bin_ / "initdb", *options, data, **as_nobody)
+    command = bin_ / "postgres", "-D", data, "-h", "127.0.0.1", "-p", port, "-k", "", "-F"
+    with running(*command, log=folder / "postgres.log", **as_nobody) as process:
+        url = (secrets / "database-url").read_text().strip()
+        url = re.sub("@.*", f"@127.0.0.1:{port}/postgres", url)
+        create = "CREATE DATABASE likes"
+        wait_until("Postgres answers", lambda: query(url, create) is not None, START_S, process)
         yield port
 
 
 def query(url, statement):
-    """What psql prints, None when it fails."""
-    ended = subprocess.run(["psql", "--no-psqlrc", "--tuples-only", "--no-align", "--command", statement, url],
-                           capture_output=True, text=True, timeout=START_S, check=False)
+    """Returns what psql prints, None when it fails."""
+    ended = run("psql", "--no-psqlrc", "-tA", "--command", statement, url)
     return ended.stdout.strip() if ended.returncode == 0 else None
+
+
+class Container:
+    """A container of the image."""
+
+    def __init__(self, storage, name):
+        self.storage, self.name = storage, name
+
+    def command(self, words, environment, mounts):
+        command = [*self.storage.command, "run", "--isolation", "chroot", "--cap-drop", "all"]
+        for name, value in environment.items():
+            command += ["--env", f"{name}={value}"]
+        for source, target in mounts:
+            command += ["--volume", f"{source}:{target}:ro"]
+        return [*command, self.name, "--", *words]
+
+    def run(self, words, environment=None, mounts=()):
+        command = self.command(words, environment or {}, mounts)
+        return run(*command, env=self.storage.environment)
+
+    @contextlib.contextmanager
+    def running(self, words, environment, mounts):
+        """A service, which is killed at the end of the block."""
+        log = self.storage.scratch / f"{words[0]}.log"
+        command = self.command(words, environment, mounts)
+        with running(*command, log=log, env=self.storage.environment) as engine:
+            service = Service(engine, words[0])
+            try:
+                yield service
+            finally:
+                # The engine ends after it.
+                service.signal(signal.SIGKILL)
+
+
+class Service:
+    """A program in a container."""
+
+    def __init__(self, engine, name):
+        self.engine, self.name = engine, name
+
+    def pid(self):
+        """Returns the process of the program, some levels below the engine; None when it ended."""
+        pids = [self.engine.pid]
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/exe").endswith(f"/usr/local/bin/{self.name}"):
+                    return pid
+                for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+                    pids += map(int, (task / "children").read_text().split())
+        return None
+
+    def signal(self, number):
+        if pid := self.pid():
+            os.kill(pid, number)
+
+    def terminate(self):
+        """Ends it as an engine does; returns the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.engine.wait(READY_S)
+
+    def user(self):
+        status = pathlib.Path(f"/proc/{self.pid()}/status").read_text()
+        return ":".join(
+            re.search(rf"^{name}:\t(\d+)", status, re.MULTILINE)[1] for name in ("Uid", "Gid")
+        )
+
+    def wait_ready(self, admin_port):
+        def is_ready():
+            with contextlib.suppress(requests.RequestException):
+                return requests.get(f"http://127.0.0.1:{admin_port}/readyz", timeout=10).ok
+            return False
+
+        wait_until(f"{self.name} is ready", is_ready, READY_S, self.engine)

@@ -1,44 +1,26 @@
-"""Images and containers of buildah in a folder of their own, without a daemon."""
+"""Images and containers of buildah in a folder, without a daemon."""
 
 import contextlib
 import json
 import os
 import pathlib
-import re
-import shutil
-import subprocess
 
-from tree import Failed
+from support import output
 
 TIMEOUT_S = 300
 
 
 class Storage:
-    """Those in a folder."""
-
     def __init__(self, folder):
-        self.folder = folder
-        self.command = ["buildah", "--root", str(folder / "storage"), "--runroot", str(folder / "run"),
-                        "--storage-driver", "vfs"]
-        scratch = folder / "tmp"
-        scratch.mkdir(parents=True, exist_ok=True)
-        # Its settings and caches, too.
-        self.environment = {**os.environ, "TMPDIR": str(scratch), "BUILDAH_ISOLATION": "chroot"}
+        self.command = ["buildah", "--root", folder / "storage", "--runroot", folder / "run"]
+        self.command += ["--storage-driver", "vfs"]
+        self.scratch = folder / "tmp"
+        self.scratch.mkdir(parents=True)
+        isolated = {"TMPDIR": str(self.scratch), "BUILDAH_ISOLATION": "chroot"}
+        self.environment = {**os.environ, **isolated}
 
     def buildah(self, *arguments):
-        return self.run([*self.command, *map(str, arguments)])
-
-    def run(self, command, **environment):
-        """What a command that uses buildah prints."""
-        ended = subprocess.run(
-            command, env={**self.environment, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=TIMEOUT_S, check=False,
-        )
-        if ended.returncode:
-            # It repeats its errors at the end, as fields of a log.
-            lines = [re.sub(r'^.*level=\w+ msg="?|"$', "", line) for line in ended.stderr.splitlines()]
-            raise Failed(f"'{' '.join(map(str, command[-3:]))}' ended with {ended.returncode}: {' | '.join(lines[-4:])}")
-        return ended.stdout
+        return output(*self.command, *arguments, env=self.environment, timeout=TIMEOUT_S)
 
     @contextlib.contextmanager
     def container(self, image):
@@ -50,13 +32,10 @@ class Storage:
 
     @contextlib.contextmanager
     def mounted(self, image):
-        """The folder with an image's files."""
+        """The folder with the files of an image."""
         with self.container(image) as name:
             yield pathlib.Path(self.buildah("mount", name).strip())
 
     def config(self, image):
-        return json.loads(self.buildah("inspect", "--type", "image", image))["Docker"]["config"]
-
-    def remove(self):
-        for part in ("storage", "run", "tmp"):
-            shutil.rmtree(self.folder / part, ignore_errors=True)
+        inspected = self.buildah("inspect", "--type", "image", image)
+        return json.loads(inspected)["Docker"]["config"]

@@ -1,0 +1,49 @@
+"""The build gets what it needs and nothing else, as the engine itself reads .dockerignore."""
+
+import json
+import pathlib
+import re
+import tomllib
+
+import pytest
+
+from support import ROOT, output
+
+INCLUDED = re.compile(r"""(?:include_(?:str|bytes)!|embed_migrations!)\(\s*"([^"]+)""")
+MEMBERS = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["members"]
+# The crates that the image is built of.
+CRATES = [name for name in MEMBERS if name.split("/")[0] not in ("bench", "tests")]
+
+
+@pytest.fixture(scope="module")
+def context(storage):
+    recipe = storage.scratch / "context.Dockerfile"
+    recipe.write_text("FROM scratch\nCOPY . /\n")
+    storage.buildah("build", "--file", recipe, "--tag", "context", ROOT)
+    with storage.mounted("context") as folder:
+        yield folder
+
+
+def test_build_gets_only_files_that_git_knows(context):
+    listed = "git", "ls-files", "--cached", "--others", "--exclude-standard"
+    known = set(output(*listed, cwd=ROOT).splitlines())
+    files = {str(path.relative_to(context)) for path in context.rglob("*") if not path.is_dir()}
+    assert files <= known
+
+
+@pytest.mark.parametrize("crate", CRATES)
+def test_build_gets_every_file_that_a_crate_includes(context, crate):
+    folder = ROOT / crate
+    for source in (folder / "src").rglob("*.rs"):
+        for included in INCLUDED.findall(source.read_text()):
+            # Files are relative to the source, the folder of migrations to the crate.
+            bases = [base for base in (source.parent, folder) if (base / included).exists()]
+            assert bases, f"{source} includes {included}"
+            assert (context / (bases[0] / included).resolve().relative_to(ROOT)).exists()
+
+
+def test_cargo_can_read_what_the_build_gets(context):
+    command = "cargo metadata --locked --offline --no-deps --format-version 1"
+    packages = json.loads(output(*command.split(), cwd=context))["packages"]
+    sources = [target["src_path"] for package in packages for target in package["targets"]]
+    assert [path for path in sources if not pathlib.Path(path).exists()] == []
