@@ -12,8 +12,8 @@ DEVSTACK := $(TARGET)/release/devstack
 # Tests mostly wait, for servers and for one another.
 export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 
-# What the checks in Python share.
-export PYTHONPATH := $(CURDIR)/tests
+# Python leaves no caches beside its sources.
+export PYTHONDONTWRITEBYTECODE := 1
 
 LIKES ?= 1000000
 DUPLICATES ?= 5
@@ -85,12 +85,7 @@ test-image: build ## The image really built of the programs, and run; compose.ya
 .PHONY: test-monitoring
 test-monitoring: build ## Alerts, dashboards and what KEDA asks, with a real Prometheus
 	@tests/monitoring/install.sh $(abspath $(TARGET))/monitoring
-	@$(abspath $(TARGET))/monitoring/venv/bin/python -B tests/monitoring/check.py $(abspath $(TARGET))/release
-
-.PHONY: dashboard-picture
-dashboard-picture: build ## Draw docs/dashboard.svg anew: the dashboard while Postgres is away for a while
-	@tests/monitoring/install.sh $(abspath $(TARGET))/monitoring
-	@$(abspath $(TARGET))/monitoring/venv/bin/python -B tests/monitoring/picture.py $(abspath $(TARGET))/release docs/dashboard.svg
+	@$(TARGET)/monitoring/venv/bin/python -m pytest tests/monitoring
 
 .PHONY: chart-test
 chart-test: build ## The Helm chart against Kubernetes' schemas and the programs, and values that it must refuse

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that what `make test-monitoring` runs on is here: Prometheus with promtool and, in a folder of its own, Python packages.
-# Argument: the folder.
+# Installs what `make test-monitoring` needs: Prometheus with promtool and, in the folder given, a
+# virtual environment.
 set -euo pipefail
 folder=${1:?a folder}
 here=$(dirname "$0")

@@ -1,4 +1,4 @@
-"""What a query is made of."""
+"""The parts of a PromQL query."""
 
 import promql_parser
 from promql_parser import MatchOp
@@ -13,7 +13,7 @@ def parts(node):
 
 
 def walk(node, calls=()):
-    """Every node, with the names of the functions that it is in."""
+    """Yields every node with the names of the functions around it."""
     yield node, calls
     if isinstance(node, promql_parser.Call):
         calls = (*calls, node.func.name)
@@ -26,7 +26,7 @@ def parse(query):
 
 
 def selectors(query):
-    """The metrics that it reads: (name, matchers, functions that they are in)."""
+    """Returns the metrics that a query reads: (name, matchers, functions around it)."""
     return [
         (node.name, node.matchers.matchers, calls)
         for node, calls in walk(parse(query))
@@ -35,7 +35,7 @@ def selectors(query):
 
 
 def literals(query):
-    """What labels are compared with for being equal: (metric, label, value)."""
+    """Returns the values that labels must have or must not have: (metric, label, value)."""
     return [
         (name, matcher.name, matcher.value)
         for name, matchers, _ in selectors(query)
@@ -45,12 +45,21 @@ def literals(query):
 
 
 def groupings(query):
-    """Every `by`, `without`, `on`, `ignoring` and `group_left`: (labels, metrics that they are about)."""
+    """Returns the labels of each `by`, `on`, `group_left` and the like, and its metrics."""
     found = []
     for node, _ in walk(parse(query)):
         labels = grouped_by(node)
         if labels:
-            found.append((labels, {part.name for part, _ in walk(node) if isinstance(part, promql_parser.VectorSelector)}))
+            found.append(
+                (
+                    labels,
+                    {
+                        part.name
+                        for part, _ in walk(node)
+                        if isinstance(part, promql_parser.VectorSelector)
+                    },
+                )
+            )
     return found
 
 

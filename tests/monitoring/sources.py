@@ -1,55 +1,56 @@
-"""Where everything is, and every query that it has."""
+"""Rules, dashboards and the runbook, and every query in them."""
 
 import json
 import pathlib
 import re
-from typing import NamedTuple
 
 import yaml
 
+from support import ROOT
+
 HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-RULES = ROOT / "deploy" / "chart" / "files" / "alerts.yaml"
-DASHBOARDS = ROOT / "deploy" / "chart" / "files" / "dashboards"
-RUNBOOK = ROOT / "docs" / "runbook.md"
-METRICS = ROOT / "docs" / "metrics.md"
-README = ROOT / "README.md"
-OPENAPI = ROOT / "docs" / "openapi.json"
+FILES = ROOT / "deploy" / "chart" / "files"
+RULES = FILES / "alerts.yaml"
 RULE_TESTS = sorted((HERE / "rules").glob("*.yaml"))
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 
-# What Grafana puts in for them. The interval is four scrapes at least.
-VARIABLES = {"$__rate_interval": "20s", "$namespace": ".*", "$ingest": "ingest", "$consumer": "consumer"}
-
-# A query in the text of an annotation, and what it is filled up with.
+# What Grafana substitutes. The interval is at least four scrapes.
+VARIABLES = {
+    "$__rate_interval": "20s",
+    "$namespace": ".*",
+    "$ingest": "ingest",
+    "$consumer": "consumer",
+}
+# A query in the text of an annotation.
 TEMPLATE_QUERY = re.compile(r"printf `([^`]*)`")
 
-
-class Query(NamedTuple):
-    where: str
-    promql: str
-
-
-def rules():
-    """Every rule of the file."""
-    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+GROUPS = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+RULE_LIST = [rule for group in GROUPS for rule in group["rules"]]
+ALERTS = {rule["alert"]: rule for rule in RULE_LIST if "alert" in rule}
+RECORDED = {rule["record"]: rule["expr"] for rule in RULE_LIST if "record" in rule}
+DASHBOARDS = {
+    file.name: json.loads(file.read_text(encoding="utf-8"))
+    for file in sorted((FILES / "dashboards").glob("*.json"))
+}
 
 
-def alerts():
-    return {rule["alert"]: rule for rule in rules() if "alert" in rule}
+def anchor(title):
+    """Returns the anchor that GitHub gives to a title."""
+    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
 
 
-def recorded():
-    return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+SECTIONS = {
+    anchor(title): body
+    for title, body in re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", RUNBOOK, re.MULTILINE)
+}
 
 
-def dashboards():
-    """By the name of the file."""
-    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(DASHBOARDS.glob("*.json"))}
-
-
-def panels(dashboard):
-    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+PANELS = {
+    f"{file}-{panel['title']}-{panel['type']}": panel
+    for file, dashboard in DASHBOARDS.items()
+    for panel in dashboard["panels"]
+    if panel["type"] != "row"
+}
 
 
 def substituted(promql):
@@ -59,29 +60,29 @@ def substituted(promql):
 
 
 def rule_queries():
-    found = []
-    for rule in rules():
+    """Returns the query of each rule and those in its annotations."""
+    queries = {}
+    for rule in RULE_LIST:
         name = rule.get("alert") or rule["record"]
-        found.append(Query(name, rule["expr"]))
+        queries[name] = rule["expr"]
         for annotation, text in rule.get("annotations", {}).items():
-            queries = TEMPLATE_QUERY.findall(text)
-            found += [Query(f"{name}, {annotation}", query.replace("%s", ".*").replace('="', '=~"')) for query in queries]
-    return found
+            for at, query in enumerate(TEMPLATE_QUERY.findall(text)):
+                filled = query.replace("%s", ".*").replace('="', '=~"')
+                queries[f"{name}-{annotation}-{at}"] = filled
+    return queries
 
 
 def panel_queries():
-    found = []
-    for file, dashboard in dashboards().items():
-        for panel in panels(dashboard):
-            for target in panel["targets"]:
-                found.append(Query(f"{file}, {panel['title']}, {target['refId']}", substituted(target["expr"])))
+    """Returns the queries of panels and annotations, with the variables filled in."""
+    queries = {
+        f"{name}-{target['refId']}": substituted(target["expr"])
+        for name, panel in PANELS.items()
+        for target in panel["targets"]
+    }
+    for file, dashboard in DASHBOARDS.items():
         for annotation in dashboard["annotations"]["list"]:
-            found.append(Query(f"{file}, annotation {annotation['name']}", substituted(annotation["expr"])))
-    return found
+            queries[f"{file}-{annotation['name']}"] = substituted(annotation["expr"])
+    return queries
 
 
-def anchors():
-    """The sections of the runbook by their anchors, as GitHub makes them."""
-    sections = re.split(r"^## ", RUNBOOK.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    named = (section.partition("\n") for section in sections)
-    return {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-"): body for title, _, body in named}
+RULE_QUERIES, PANEL_QUERIES = rule_queries(), panel_queries()

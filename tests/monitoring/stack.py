@@ -1,121 +1,97 @@
-"""The whole of likestream, started by `devstack up`, under load and scraped by a Prometheus that has the rules."""
+"""The whole of likestream, started by `devstack up`, scraped by a Prometheus and under load."""
 
 import contextlib
-import http.client
-import itertools
 import json
 import os
-import pathlib
 import random
-import subprocess
-import tempfile
 import threading
-import time
-import urllib.parse
 
-import prometheus_server
-import sources
+import requests
 
-UP_S = 120
-DOWN_S = 120
+import prometheus
+from sources import RULES
+from support import output, wait_until
+
 SCRAPED_S = 30
-USERS = 200_000
-POSTS = 50
-
-
-class Stack:
-    def __init__(self, state):
-        self.likes_url = state["ingest_url"]
-        self.database_url = state["database_url"]
-        self.redis_url = state["redis_url"]
-        admins = {part["name"]: part["admin"] for part in state["parts"] if part["admin"]}
-        self.ingest = [address for name, address in admins.items() if name.startswith("ingest")]
-        self.consumers = [address for name, address in admins.items() if name.startswith("consumer")]
+USERS, POSTS = 200_000, 50
+CALLERS, PAUSE_S, BATCH_LIKES = 4, 0.02, 100
 
 
 @contextlib.contextmanager
-def up(programs):
-    """It ends with the block, and its data with it."""
-    devstack = pathlib.Path(programs) / "devstack"
-    with tempfile.TemporaryDirectory(prefix="likestream-monitoring-") as folder:
-        state = pathlib.Path(folder) / "state.json"
-        environment = {**os.environ, "DEVSTACK_STATE": str(state)}
-
-        def run(command, timeout_s):
-            ended = subprocess.run([devstack, command], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                   timeout=timeout_s, check=False)
-            if ended.returncode:
-                raise RuntimeError(f"devstack {command}: {(ended.stdout + ended.stderr).strip()}")
-
-        run("up", UP_S)
-        try:
-            yield Stack(json.loads(state.read_text(encoding="utf-8")))
-        finally:
-            run("down", DOWN_S)
+def up(programs, folder):
+    """Yields the state of the stack, which ends with the block, and its data with it."""
+    state = folder / "state.json"
+    devstack = programs.folder / "devstack"
+    environment = {**os.environ, "DEVSTACK_STATE": str(state)}
+    output(devstack, "up", env=environment)
+    try:
+        yield json.loads(state.read_text())
+    finally:
+        output(devstack, "down", env=environment)
 
 
 @contextlib.contextmanager
-def scraped(stack):
-    """Once a second, and the rules are evaluated as often."""
-    def job(name, addresses):
-        return {"job_name": name, "static_configs": [{"targets": addresses, "labels": {"namespace": "demo"}}]}
-
+def scraped(state, folder):
+    """A Prometheus that scrapes the stack and evaluates the rules once a second."""
+    jobs = []
+    for name in ("ingest", "consumer"):
+        parts = [part for part in state["parts"] if part["admin"] and part["name"].startswith(name)]
+        target = {"targets": [part["admin"] for part in parts], "labels": {"namespace": "demo"}}
+        jobs.append({"job_name": name, "static_configs": [target]})
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(sources.RULES)],
-        "scrape_configs": [job("ingest", stack.ingest), job("consumer", stack.consumers)],
+        "rule_files": [str(RULES)],
+        "scrape_configs": jobs,
     }
-    with prometheus_server.running(configuration) as prometheus:
+    expected = sum(len(job["static_configs"][0]["targets"]) for job in jobs)
+    with prometheus.serving(folder, configuration) as server:
+
         def all_up():
-            targets = prometheus.targets()
-            return len(targets) == len(stack.ingest + stack.consumers) and all(target["health"] == "up" for target in targets)
+            targets = [target["health"] for target in server.targets()]
+            return targets == ["up"] * expected
 
-        prometheus_server.wait_for("all of the stack is scraped", all_up, SCRAPED_S)
-        yield prometheus
-
-
-def like(dice):
-    return {"user_id": dice.randint(1, USERS), "post_id": dice.randint(1, POSTS)}
+        wait_until("all of the stack is scraped", all_up, SCRAPED_S)
+        yield server
 
 
-def request(number, dice, batch_likes):
-    """Of a hundred requests 20 are batches, one is no like, and one is not even JSON."""
+def request(number, dice):
+    """Of a hundred requests 20 are batches, one is not a like, and one is not even JSON."""
     if number % 100 == 98:
-        return "/likes", {"user_id": 0, "post_id": 42}
+        return "/likes", json.dumps({"user_id": 0, "post_id": 42})
     if number % 100 == 99:
         return "/likes", "no JSON"
-    if number % 5 == 0:
-        return "/likes/batch", [like(dice) for _ in range(batch_likes)]
-    return "/likes", like(dice)
+    likes = [
+        {"user_id": dice.randint(1, USERS), "post_id": dice.randint(1, POSTS)}
+        for _ in range(BATCH_LIKES)
+    ]
+    return (
+        ("/likes/batch", json.dumps(likes)) if number % 5 == 0 else ("/likes", json.dumps(likes[0]))
+    )
 
 
-def send(url, seed, pause_s, batch_likes, stop, failures):
-    dice = random.Random(seed)
-    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=10)
-    for number in itertools.count():
-        if stop.is_set():
-            return
-        path, body = request(number, dice, batch_likes)
-        body = body if isinstance(body, str) else json.dumps(body)
-        try:
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-        except OSError as error:
-            failures.append(f"POST {path}: {error}")
-            return
-        if answer.status >= 500:
-            failures.append(f"POST {path}: {answer.status}")
-        time.sleep(pause_s)
+def send(url, seed, stop, failures):
+    dice, number = random.Random(seed), 0
+    with requests.Session() as session:
+        session.headers["Content-Type"] = "application/json"
+        while not stop.wait(PAUSE_S):
+            path, body = request(number, dice)
+            try:
+                status = session.post(url + path, body, timeout=10).status_code
+            except requests.RequestException as error:
+                failures.append(f"POST {path}: {error}")
+                return
+            if status >= 500:
+                failures.append(f"POST {path}: {status}")
+            number += 1
 
 
 @contextlib.contextmanager
-def loaded(stack, callers=4, pause_s=0.02, batch_likes=100):
-    """Callers send likes until the block ends. Gives what went wrong."""
+def loaded(url):
+    """Callers send likes until the block ends. Yields what failed."""
     stop, failures = threading.Event(), []
     threads = [
-        threading.Thread(target=send, args=(stack.likes_url, seed, pause_s, batch_likes, stop, failures), daemon=True)
-        for seed in range(callers)
+        threading.Thread(target=send, args=(url, seed, stop, failures), daemon=True)
+        for seed in range(CALLERS)
     ]
     for thread in threads:
         thread.start()

@@ -1,0 +1,97 @@
+"""KEDA's query, asked of a real Prometheus, is the backlog of the consumer group or nothing."""
+
+import json
+import re
+
+import pytest
+from werkzeug import Response
+
+import prometheus
+from conftest import NAMESPACE
+from support import wait_until
+
+BACKLOG, ARCHIVED, QUOTED = 12_345, 20_000, 30_000
+# A group whose name could end a string.
+QUOTED_GROUP = 'one-"of"-\\many'
+SCRAPED_S = 30
+
+
+def page(value, group=None):
+    """The metric as ingest and consumers expose it."""
+    labels = f"{{messaging_consumer_group_name={json.dumps(group)}}}" if group else ""
+    return (
+        "# HELP likestream_backlog_entries Backlog\n"
+        "# TYPE likestream_backlog_entries gauge\n"
+        f"likestream_backlog_entries{labels} {value}\n"
+        "# HELP target_info Target metadata\n# TYPE target_info gauge\ntarget_info 1\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """What is scraped: job, namespace and page. Ingest's backlog is that of the slowest group."""
+    return {
+        "consumer-1": ["consumer", NAMESPACE, page(BACKLOG, "likes-writers")],
+        "consumer-2": ["consumer", NAMESPACE, page(BACKLOG, "likes-writers")],
+        "consumer-3": ["consumer", NAMESPACE, page(BACKLOG, "likes-writers")],
+        "consumer-gone": ["consumer", NAMESPACE, page(50_000, "likes-writers")],
+        "consumer-elsewhere": ["consumer", "elsewhere", page(99_999, "likes-writers")],
+        "archivist": ["archivist", NAMESPACE, page(ARCHIVED, "archive")],
+        "quoted": ["quoted", NAMESPACE, page(QUOTED, QUOTED_GROUP)],
+        "ingest": ["ingest", NAMESPACE, page(20_000)],
+    }
+
+
+@pytest.fixture(scope="module")
+def becomes(pages, make_httpserver, tmp_path_factory):
+    """Waits until the only value of a query is the given one; `consumer-gone` has gone."""
+
+    def answer(request):
+        text = pages[request.path.strip("/")][2]
+        return Response(text, 200 if text else 503, mimetype="text/plain")
+
+    server = make_httpserver
+    server.expect_request(re.compile("")).respond_with_handler(answer)
+    jobs = []
+    for name, (job, namespace, _) in pages.items():
+        labels = {"job": job, "namespace": namespace, "instance": name}
+        target = {"targets": [f"{server.host}:{server.port}"], "labels": labels}
+        jobs.append({"job_name": name, "metrics_path": f"/{name}", "static_configs": [target]})
+    configuration = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}
+    with prometheus.serving(tmp_path_factory.mktemp("prometheus"), configuration) as asked:
+
+        def wait(query, value):
+            wanted = [] if value is None else [float(value)]
+
+            def is_so():
+                return [float(row["value"][1]) for row in asked.query(query)] == wanted
+
+            wait_until(f"{query} is {value}", is_so, SCRAPED_S)
+
+        wait("count(likestream_backlog_entries)", len(pages))
+        pages["consumer-gone"][2] = ""
+        wait("count(likestream_backlog_entries)", len(pages) - 1)
+        yield wait
+
+
+def test_unknown_backlog_is_not_taken_for_zero(keda_trigger):
+    assert keda_trigger()["ignoreNullValues"] == "false"
+
+
+def test_query_is_the_backlog_of_the_group_in_the_namespace(keda_trigger, becomes):
+    becomes(keda_trigger()["query"], BACKLOG)
+
+
+@pytest.mark.parametrize(
+    ("group", "backlog"), [("archive", ARCHIVED), (QUOTED_GROUP, QUOTED)], ids=["plain", "quoted"]
+)
+def test_query_is_the_backlog_of_any_other_group(group, backlog, keda_trigger, becomes):
+    becomes(keda_trigger(group=group)["query"], backlog)
+
+
+def test_query_is_empty_where_no_consumer_knows_the_backlog(keda_trigger, becomes, pages):
+    """Consumers that cannot ask Redis leave the metric out."""
+    for name, found in pages.items():
+        if name.startswith("consumer"):
+            found[2] = "target_info 1\n"
+    becomes(keda_trigger()["query"], None)
