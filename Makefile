@@ -131,7 +131,10 @@ $(DEVSTACK):
 	@$(MAKE) build
 
 .PHONY: lint
-lint: install ## Check the formatting and run clippy, warnings denied
+lint: install ## Check the formatting, run clippy, warnings denied, and ruff
+	@tests/stack/venv.sh $(TARGET)/lint/venv tests/lint/requirements.txt
+	$(TARGET)/lint/venv/bin/ruff format --check tests deploy
+	$(TARGET)/lint/venv/bin/ruff check tests deploy
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
 
