@@ -116,6 +116,16 @@ def seconds(duration):
 HELP = {"COLUMNS": "100"}
 
 
+SERVICES = ("ingest", "consumer")
+
+
+@functools.cache
+def opentelemetry_variables():
+    """Returns OpenTelemetry's variables that services read: they are no flags, --help lacks them."""
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^#? ?(OTEL_[A-Z_]+)=", example, re.MULTILINE))
+
+
 class Programs:
     """The programs of a folder, and what their --help says."""
 
@@ -135,12 +145,15 @@ class Programs:
             if name := re.search(r"\[env:\s+(\w+)", option):
                 default = re.search(r"\[default:\s+([^\]]+)\]", option)
                 defaults[name[1]] = default and default[1]
+        if command[0] in SERVICES:
+            defaults |= dict.fromkeys(opentelemetry_variables())
         return defaults
 
     @functools.cache  # noqa: B019
     def secrets(self, program):
-        """Returns the settings whose values --help hides: their names are not followed by `=`."""
-        return set(re.findall(r"\[env:\s+(\w+)\]", self.help(program)))
+        """Returns the settings whose values --help hides, and headers, which carry tokens."""
+        hidden = set(re.findall(r"\[env:\s+(\w+)\]", self.help(program)))
+        return hidden | {name for name in self.settings(program) if name.endswith("_HEADERS")}
 
     def listens(self, *command):
         """Returns the settings that are an address to listen on."""

@@ -1,18 +1,21 @@
-//! Logs on stderr, metrics as Prometheus text, and both traces and metrics by OTLP where a collector is named.
+//! Logs on stderr, metrics as Prometheus text, and traces and metrics by OTLP where a collector is set.
+//!
+//! Purpose: start all three with the settings of a program, give out what instruments and spans are made with, and flush at
+//! the end. May depend on `settings`, `tls` and `error_chain`. Must not know Redis, Postgres, HTTP or what the services
+//! measure: only `names` lists how that is called.
 
 pub mod counting;
+mod exporter_health;
 pub mod log_rate;
 mod logs;
 pub mod names;
-mod otel_args;
 mod otel_settings;
 mod otlp;
 mod span_queue;
 pub mod spans;
-mod watched;
 
 use std::{
-    mem,
+    env, mem,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::Instant,
@@ -28,25 +31,27 @@ use opentelemetry_sdk::{
     Resource,
     metrics::SdkMeterProvider,
     resource::TelemetryResourceDetector,
-    trace::{IdGenerator, RandomIdGenerator, SdkTracerProvider, SpanLimits},
+    trace::{IdGenerator, RandomIdGenerator, SdkTracerProvider},
 };
 use prometheus::{Encoder, Registry, TextEncoder};
 use thiserror::Error;
 
 pub use self::logs::{InvalidDirectives, LogLevel};
 use self::{
+    exporter_health::ExportFailures,
     logs::LogFormat,
-    otel_args::{OtelArgs, Signal},
-    otel_settings::OtelSettings,
-    otlp::{Exporting, LAST_EXPORT},
+    otel_settings::{OtelSettings, Signal, TraceSettings},
+    otlp::{ExportRuntime, FINAL_EXPORT_TIMEOUT},
     span_queue::SpanQueue,
     spans::{LinkedSampler, SCOPE, Tracing},
-    watched::Failures,
 };
 use crate::settings::SettingError;
 
-/// How to log, and what to export.
+/// Settings of logs. Those of traces and metrics are OpenTelemetry's own variables, and no flags.
 #[derive(Args, Debug, Clone)]
+#[command(
+    after_help = "Traces and metrics are exported as OpenTelemetry's variables say, OTEL_*: see docs/telemetry.md"
+)]
 pub struct TelemetryArgs {
     /// What log lines look like
     #[arg(long, env = "LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
@@ -55,9 +60,6 @@ pub struct TelemetryArgs {
     /// What is logged: a level, or `tracing` directives like info,consumer=debug
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "DIRECTIVES")]
     rust_log: String,
-
-    #[command(flatten)]
-    otel: OtelArgs,
 }
 
 /// The running telemetry of a program.
@@ -68,10 +70,10 @@ pub struct Telemetry {
     tracers: Option<SdkTracerProvider>,
     tracing: Tracing,
     log_level: LogLevel,
-    exporting: Arc<Mutex<Option<Exporting>>>,
+    exports: Arc<Mutex<Option<ExportRuntime>>>,
 }
 
-/// The metrics can't be exported.
+/// Metrics that can't be written as text.
 #[derive(Debug, Error)]
 #[error("metrics can't be exported")]
 pub struct ExportError(#[source] Box<dyn std::error::Error + Send + Sync>);
@@ -79,7 +81,7 @@ pub struct ExportError(#[source] Box<dyn std::error::Error + Send + Sync>);
 impl Telemetry {
     /// Starts logs (for the whole process, so once), metrics and traces of a program.
     pub fn start(program: &'static str, args: &TelemetryArgs) -> Result<Self, SettingError> {
-        let settings = OtelSettings::read(&args.otel)?;
+        let settings = OtelSettings::read(&|name| env::var_os(name))?;
         let log_level = logs::start(args.log_format, &args.rust_log)
             .map_err(|error| SettingError::new("RUST_LOG", error))?;
         Self::export(program, settings, log_level)
@@ -95,22 +97,11 @@ impl Telemetry {
         settings: OtelSettings,
         log_level: LogLevel,
     ) -> Result<Self, SettingError> {
-        let OtelSettings { service_name, attributes, takes_contexts, traces, metrics, ignored } = settings;
-        for what in ignored {
-            tracing::warn!("ignored: {what}");
+        let OtelSettings { resource_attributes, accepts_contexts, traces, metrics, ignored } = settings;
+        for setting in ignored {
+            tracing::warn!("ignored: {setting}");
         }
-        let instance: TraceId = RandomIdGenerator::default().new_trace_id();
-        let resource = Resource::builder_empty()
-            .with_detector(Box::new(TelemetryResourceDetector))
-            .with_attributes([
-                KeyValue::new(names::SERVICE_INSTANCE_ID, instance.to_string()),
-                KeyValue::new(names::SERVICE_NAMESPACE, "likestream"),
-                KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
-            ])
-            .with_service_name(program)
-            .with_attributes(attributes)
-            .with_attributes(service_name.map(|name| KeyValue::new(names::SERVICE_NAME, name)))
-            .build();
+        let resource = resource(program, resource_attributes);
         let registry = Registry::new();
         let prometheus = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
@@ -118,35 +109,37 @@ impl Telemetry {
             .build()
             .map_err(|error| SettingError::new("metrics", error))?;
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(prometheus);
-        let exporting = if traces.is_some() || metrics.is_some() { Some(Exporting::new()?) } else { None };
-        let (mut tracers, mut tracing) = (None, Tracing::default());
-        let (spans_lost, metrics_lost) = (Failures::default(), Failures::default());
+        let exports = if traces.is_some() || metrics.is_some() { Some(ExportRuntime::new()?) } else { None };
+        let (trace_failures, metric_failures) = (ExportFailures::default(), ExportFailures::default());
         let queue = SpanQueue::new(traces.as_ref().map_or(0, |settings| settings.max_queue_spans));
-        if let Some(exporting) = &exporting {
-            if let Some(settings) = metrics {
-                meters = meters.with_reader(exporting.metrics(&settings, metrics_lost.clone())?);
-            }
-            if let Some(settings) = traces {
-                let limits = SpanLimits { max_links_per_span: settings.max_links, ..SpanLimits::default() };
-                let provider = SdkTracerProvider::builder()
-                    .with_resource(resource)
-                    .with_span_limits(limits)
-                    .with_span_processor(exporting.spans(&settings, spans_lost.clone(), queue.clone())?)
-                    .with_sampler(LinkedSampler { sampler: settings.sampler, queue: queue.clone() })
-                    .build();
-                tracing = Tracing::new(&provider, takes_contexts);
-                tracers = Some(provider);
-            }
+        if let (Some(exports), Some(settings)) = (&exports, metrics) {
+            meters = meters.with_reader(exports.metric_reader(&settings, metric_failures.clone())?);
         }
-        let exporting = Arc::new(Mutex::new(exporting));
-        let telemetry = Self { registry, meters: meters.build(), tracers, tracing, log_level, exporting };
-        let failures = vec![(Signal::Traces, spans_lost), (Signal::Metrics, metrics_lost)];
-        Failures::observe(&telemetry.meter(), failures);
+        let tracers = if let (Some(exports), Some(settings)) = (&exports, traces) {
+            let TraceSettings { exporter, sampler, .. } = settings;
+            let processor = exports.span_processor(&exporter, trace_failures.clone(), queue.clone())?;
+            let sampler = LinkedSampler { sampler, queue: queue.clone() };
+            let provider = SdkTracerProvider::builder().with_resource(resource).with_sampler(sampler);
+            Some(provider.with_span_processor(processor).build())
+        } else {
+            None
+        };
+        let tracing = tracers.as_ref().map(|provider| Tracing::new(provider, accepts_contexts));
+        let telemetry = Self {
+            registry,
+            meters: meters.build(),
+            tracers,
+            tracing: tracing.unwrap_or_default(),
+            log_level,
+            exports: Arc::new(Mutex::new(exports)),
+        };
+        let failures = vec![(Signal::Traces, trace_failures), (Signal::Metrics, metric_failures)];
+        ExportFailures::observe(&telemetry.meter(), failures);
         queue.observe(&telemetry.meter());
         Ok(telemetry)
     }
 
-    /// What instruments are made of.
+    /// Makes the instruments of metrics.
     pub fn meter(&self) -> Meter {
         let scope = InstrumentationScope::builder(SCOPE)
             .with_version(env!("CARGO_PKG_VERSION"))
@@ -154,51 +147,67 @@ impl Telemetry {
         self.meters.meter_with_scope(scope.build())
     }
 
-    /// What spans are made of.
+    /// Makes spans.
     pub fn tracing(&self) -> Tracing {
         self.tracing.clone()
     }
 
-    /// What is logged.
+    /// The level of logs, to be read and changed.
     pub fn log_level(&self) -> &LogLevel {
         &self.log_level
     }
 
-    /// All metrics in the Prometheus text format.
+    /// Returns all metrics in the Prometheus text format.
     pub fn prometheus_text(&self) -> Result<String, ExportError> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(|e| ExportError(e.into()))?;
         String::from_utf8(text).map_err(|e| ExportError(e.into()))
     }
 
-    /// Exports what is still to be exported, if the collector takes it soon. For the end of a program.
+    /// Exports the last spans and metrics, if the collector accepts them soon. For the end of a program.
     pub fn flush(self) {
-        let Self { meters, tracers, exporting, .. } = self;
-        let Some(exporting) = exporting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Self { meters, tracers, exports, .. } = self;
+        let Some(exports) = exports.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         // The SDK waits in calls that block, in some of them for longer than it was told.
-        let (done, ended) = mpsc::channel();
-        let spans_done = done.clone();
-        thread::spawn(move || done.send(("metrics", meters.shutdown_with_timeout(LAST_EXPORT))));
+        let (metrics_done, done) = mpsc::channel();
+        let spans_done = metrics_done.clone();
         thread::spawn(move || {
-            let ended = tracers.map_or(Ok(()), |tracers| tracers.shutdown_with_timeout(LAST_EXPORT));
-            spans_done.send(("traces", ended))
+            metrics_done.send(("metrics", meters.shutdown_with_timeout(FINAL_EXPORT_TIMEOUT)))
         });
-        let give_up_at = Instant::now() + LAST_EXPORT;
+        thread::spawn(move || {
+            let done = tracers.map_or(Ok(()), |tracers| tracers.shutdown_with_timeout(FINAL_EXPORT_TIMEOUT));
+            spans_done.send(("traces", done))
+        });
+        let deadline = Instant::now() + FINAL_EXPORT_TIMEOUT;
         for _ in 0..2 {
-            let left = give_up_at.saturating_duration_since(Instant::now());
-            match ended.recv_timeout(left) {
+            match done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok((_, Ok(()))) => {}
-                Ok((what, Err(error))) => tracing::warn!(%error, "the last {what} were not exported"),
+                Ok((signal, Err(error))) => tracing::warn!(%error, "the last {signal} were not exported"),
                 Err(_) => {
                     tracing::warn!(
                         "not all of the last traces and metrics were exported: the collector does not answer"
                     );
-                    // Ended by us it would complain of that. It ends with the process.
-                    mem::forget(exporting);
+                    // The SDK would log an error about a runtime that is shut down. It ends with the process.
+                    mem::forget(exports);
                     return;
                 }
             }
         }
-        exporting.end();
+        exports.shut_down();
     }
+}
+
+/// Describes the program to the collector. Attributes that are set win over those that are known here.
+fn resource(program: &'static str, attributes: Vec<KeyValue>) -> Resource {
+    let instance: TraceId = RandomIdGenerator::default().new_trace_id();
+    Resource::builder_empty()
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_attributes([
+            KeyValue::new(names::SERVICE_INSTANCE_ID, instance.to_string()),
+            KeyValue::new(names::SERVICE_NAMESPACE, "likestream"),
+            KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
+        ])
+        .with_service_name(program)
+        .with_attributes(attributes)
+        .build()
 }

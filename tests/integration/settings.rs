@@ -252,15 +252,16 @@ async fn secrets_come_from_files_too() {
     assert_eq!(both.code, Some(2), "{}", both.stderr);
 }
 
-/// `--help` is where settings are documented, and `.env.example` lists them all.
+/// `--help` is where settings are documented, and docs/telemetry.md has those of OpenTelemetry. `.env.example` lists them all.
 #[test]
-fn every_setting_is_in_help_and_in_the_example() {
+fn every_setting_is_documented_and_in_the_example() {
     let example = include_str!("../../.env.example");
-    let listed: BTreeSet<&str> = example
+    let listed: BTreeSet<String> = example
         .lines()
         .filter_map(|line| line.trim_start_matches(['#', ' ']).split_once('='))
         .map(|(name, _)| name)
         .filter(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        .map(str::to_owned)
         .collect();
     let mut documented = BTreeSet::new();
     for (program, arguments) in [
@@ -276,7 +277,40 @@ fn every_setting_is_in_help_and_in_the_example() {
         for part in words.join(" ").split("[env: ").skip(1) {
             documented.insert(part.split([']', '=']).next().unwrap().trim().to_owned());
         }
+        assert_eq!(help.stdout.contains("docs/telemetry.md"), program != "likesctl", "{}", help.stdout);
     }
     assert!(documented.len() >= 20, "{documented:?}");
-    assert_eq!(listed, documented.iter().map(String::as_str).collect());
+    assert!(!documented.iter().any(|name| name.starts_with("OTEL_")), "{documented:?}");
+    documented.extend(documented_for_opentelemetry());
+    assert_eq!(listed, documented);
+}
+
+/// The variables in the tables of docs/telemetry.md: the second one has those of the exporter without their prefix.
+fn documented_for_opentelemetry() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let first_cells =
+        include_str!("../../docs/telemetry.md").lines().filter_map(|line| line.split('|').nth(1));
+    for name in first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+        if name.starts_with("OTEL_") && !name.ends_with('…') {
+            names.insert(name.to_owned());
+        } else if name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_') {
+            names.extend(
+                ["", "TRACES_", "METRICS_"].map(|signal| format!("OTEL_EXPORTER_OTLP_{signal}{name}")),
+            );
+        }
+    }
+    names
+}
+
+/// `?` is good for none of them but the name.
+#[test]
+fn every_variable_of_opentelemetry_is_checked() {
+    for name in documented_for_opentelemetry().into_iter().filter(|name| name != "OTEL_SERVICE_NAME") {
+        let exported = [("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_METRICS_EXPORTER", "otlp")];
+        let settings = [&exported[..], &[(name.as_str(), "?")]].concat();
+        let ended = run("ingest", &[], &settings);
+        assert_eq!(ended.code, Some(2), "{name}: {}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.starts_with(&format!("error: {name}: ")), "{}", ended.stderr);
+    }
 }

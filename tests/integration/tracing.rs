@@ -8,7 +8,10 @@ use fred::prelude::{StreamsInterface, Value};
 use futures_util::future::join_all;
 use http_body_util::Full;
 use hyper::Request;
-use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
+use opentelemetry_proto::tonic::{
+    metrics::v1::{AggregationTemporality, metric::Data},
+    trace::v1::{Span, span::SpanKind, status::StatusCode},
+};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -378,6 +381,7 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
             ("OTEL_EXPORTER_OTLP_CLIENT_KEY", client.key().to_owned()),
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20hunter2,x-team=likes".to_owned()),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip".to_owned()),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "Delta".to_owned()),
             ("OTEL_SERVICE_NAME", "edge".to_owned()),
             (
                 "OTEL_RESOURCE_ATTRIBUTES",
@@ -389,6 +393,15 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
         like(&ingest, &format!("00-{TRACE}-{CALLER}-01")).await;
         eventually("it comes", async || !collector.spans().is_empty() && !collector.metrics().is_empty())
             .await;
+        let sums = || {
+            let sums = collector.metrics().into_iter().filter_map(|metric| match metric.data {
+                Some(Data::Sum(sum)) if sum.is_monotonic => Some(sum.aggregation_temporality()),
+                _ => None,
+            });
+            sums.collect::<Vec<_>>()
+        };
+        eventually("sums come", async || !sums().is_empty()).await;
+        assert!(sums().iter().all(|temporality| *temporality == AggregationTemporality::Delta));
         let resource = collector.resources().remove(0);
         assert_eq!(resource["service.name"], "edge");
         assert_eq!(resource["service.namespace"], "likestream");
@@ -398,6 +411,8 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
                 (&headers["authorization"], &headers["x-team"]),
                 (&"Bearer hunter2".parse().unwrap(), &"likes".parse().unwrap())
             );
+            let encoding = headers.get("grpc-encoding").or(headers.get("content-encoding"));
+            assert_eq!(encoding.unwrap(), "gzip");
         }
         assert!(!ingest.log_text().contains("hunter2"), "a secret is in the log");
 
@@ -454,7 +469,9 @@ fn bad_settings_of_opentelemetry_are_refused() {
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "gzip, none"),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "missing.pem", "can't be read"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "from 1"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "many", "from 1"),
         ("OTEL_BSP_SCHEDULE_DELAY", "soon", "milliseconds"),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", "1025", "from 0 to 1024"),
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "brief", "cumulative, delta, lowmemory"),
     ] {
         for program in ["ingest", "consumer"] {

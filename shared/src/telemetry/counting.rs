@@ -1,12 +1,12 @@
-//! Counters that are there from the beginning.
+//! Counters that are exported from the start.
 
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Meter},
 };
 
-/// A counter at 0, for each of these labels where there are some: what is first seen at 1 has not increased, for whoever
-/// watches.
+/// A counter that starts at 0, for each of the labels if there are any: Prometheus sees no increase in a counter that first
+/// appears at 1.
 pub fn counter(meter: &Meter, name: &'static str, what: &'static str, labels: &[KeyValue]) -> Counter<u64> {
     let counter = meter.u64_counter(name).with_description(what).build();
     for label in labels {
@@ -18,7 +18,7 @@ pub fn counter(meter: &Meter, name: &'static str, what: &'static str, labels: &[
     counter
 }
 
-/// The same of messages, by the conventions, with all of these attributes.
+/// A counter of messages, as the semantic conventions have it, that starts at 0 with the attributes.
 pub fn message_counter(
     meter: &Meter,
     name: &'static str,

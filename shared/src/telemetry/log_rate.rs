@@ -1,4 +1,4 @@
-//! Log lines about what can happen very often.
+//! A rate limit for log lines about frequent events.
 
 use std::{
     mem,
@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The shortest time between two lines.
+/// Minimum time between two lines.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets one line through an interval, with the number of what it stands for.
+/// Permits one line per interval, with the number of events that it stands for.
 #[derive(Default)]
 pub struct LogRate(Mutex<State>);
 
@@ -20,13 +20,13 @@ struct State {
 }
 
 impl LogRate {
-    /// So many happened. If it is time for a line: how many did since the last one, these included. What happens after the last
-    /// line of a flood is told by the next one; all of it is in the metrics.
+    /// Counts events. If a line is due, returns the number of events since the last one, these included. Events after the last
+    /// line of a flood are counted in the next one; metrics have all of them.
     pub fn record(&self, count: usize) -> Option<u64> {
-        self.note_at(Instant::now(), count)
+        self.record_at(Instant::now(), count)
     }
 
-    fn note_at(&self, now: Instant, count: usize) -> Option<u64> {
+    fn record_at(&self, now: Instant, count: usize) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.unlogged = state.unlogged.saturating_add(count as u64);
         if count == 0 || state.logged_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
@@ -42,12 +42,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_is_told_by_the_next_line() {
+    fn suppressed_events_are_counted_in_the_next_line() {
         let (rate, now) = (LogRate::default(), Instant::now());
-        assert_eq!(rate.note_at(now, 0), None);
-        assert_eq!(rate.note_at(now, 2), Some(2));
-        assert_eq!(rate.note_at(now, 3), None);
-        assert_eq!(rate.note_at(now + INTERVAL, 0), None);
-        assert_eq!(rate.note_at(now + INTERVAL, 1), Some(4));
+        assert_eq!(rate.record_at(now, 0), None);
+        assert_eq!(rate.record_at(now, 2), Some(2));
+        assert_eq!(rate.record_at(now, 3), None);
+        assert_eq!(rate.record_at(now + INTERVAL, 0), None);
+        assert_eq!(rate.record_at(now + INTERVAL, 1), Some(4));
     }
 }

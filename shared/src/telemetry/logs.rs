@@ -16,25 +16,24 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// What log lines look like.
 #[derive(ValueEnum, Debug, Clone, Copy)]
 pub(super) enum LogFormat {
     Text,
     Json,
 }
 
-/// Not what to log.
+/// Directives that can't be used.
 #[derive(Debug, Error)]
 #[error("'{0}' is not valid: allowed is a level or something like info,consumer=debug")]
 pub struct InvalidDirectives(String);
 
-/// What is logged, to be read and changed.
+/// The directives in force, which can be read and changed.
 #[derive(Clone)]
 pub struct LogLevel {
-    /// Of `RUST_LOG`.
+    /// The value of `RUST_LOG`.
     configured: String,
     current: Arc<Mutex<String>>,
-    /// Nothing where there are no logs.
+    /// `None` for a program without logs.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
 }
 
@@ -49,26 +48,26 @@ impl LogLevel {
         Self::new("off", None)
     }
 
-    /// The directives that hold now.
+    /// Returns the directives in force.
     pub fn current(&self) -> String {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on these hold.
+    /// Puts other directives in force.
     pub fn set(&self, directives: &str) -> Result<(), InvalidDirectives> {
         let new = filter(directives)?;
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         directives.clone_into(&mut current);
         if let Some(filter) = &self.filter {
-            // It fails when there is no subscriber any more, and then nobody reads what is logged.
+            // It fails only when the subscriber is gone, and then nothing is logged at all.
             let _ = filter.reload(new);
         }
         Ok(())
     }
 
-    /// From now on those hold that the program was started with.
+    /// Puts the directives of the start in force again.
     pub fn reset(&self) {
-        // They were good then.
+        // They were valid at the start.
         let _ = self.set(&self.configured);
     }
 }
@@ -80,7 +79,7 @@ pub(super) fn start(format: LogFormat, directives: &str) -> Result<LogLevel, Inv
         .with_timer(SystemTime)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        // It would say so on stderr, and panic where that is the trouble.
+        // It would report them on stderr, and panic if stderr is what fails.
         .log_internal_errors(false);
     let logs = tracing_subscriber::registry().with(filter);
     match format {
@@ -90,13 +89,13 @@ pub(super) fn start(format: LogFormat, directives: &str) -> Result<LogLevel, Inv
     Ok(LogLevel::new(directives, Some(handle)))
 }
 
-/// The SDK tells at `info` how its parts come and go, and its exporter of each failure, which we do ourselves: that is of
-/// interest only to whoever asks for it.
+/// The SDK logs at `info` how its parts start and stop, and its exporter logs each failure, which `exporter_health` does better.
+/// Both are logged only on demand.
 const QUIET: (&str, &str) = ("opentelemetry", "opentelemetry=warn,opentelemetry-otlp=off");
 
-/// A word alone must be a level: it could be a target, too, but hardly anybody means one.
+/// A single word must be a level: the parser would accept a typo as a target.
 fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
-    // Nothing at all would be a level to it, too.
+    // The parser accepts an empty word as a level, too.
     let is_level = |word: &str| !word.trim().is_empty() && word.trim().parse::<LevelFilter>().is_ok();
     let clear = |directive: &str| {
         (directive.contains(['=', '[']) || is_level(directive)) && !directive.contains(char::is_control)
@@ -108,6 +107,6 @@ fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
     let (target, quiet) = QUIET;
     let asked = directives.contains(target) || ["off", "error"].contains(&directives.trim());
     let directives = if asked { directives.to_owned() } else { format!("{directives},{quiet}") };
-    // Whoever reaches the admin port could have a regular expression compiled for ever.
+    // A client of the admin port could send a regular expression that takes forever to compile.
     EnvFilter::builder().with_regex(false).parse(directives).map_err(|_| invalid())
 }

@@ -1,7 +1,7 @@
-//! The names of metrics, spans and their attributes: those of OpenTelemetry's semantic conventions (of [`SCHEMA_URL`]), and
-//! `likestream.` for what these have no name for. What they mean is in docs/metrics.md and docs/telemetry.md.
+//! Names of metrics, spans and their attributes: those of OpenTelemetry's semantic conventions (of [`SCHEMA_URL`]), else with
+//! the prefix `likestream.`. docs/metrics.md and docs/telemetry.md explain them.
 //!
-//! The conventions for messaging are in development, and know no system `redis`: that value is ours.
+//! The conventions for messaging are in development, and have no system `redis`: that value is an addition.
 
 pub use opentelemetry_semantic_conventions::{
     SCHEMA_URL,
@@ -26,17 +26,17 @@ pub const REDIS: &str = "redis";
 /// The value of [`DB_SYSTEM_NAME`].
 pub const POSTGRESQL: &str = "postgresql";
 
-/// How many spans a span has to do with, linked or not.
+/// Number of links, including those over the limit.
 pub const LINKS_TOTAL: &str = "likestream.links.total";
-/// How many likes an entry or a batch holds.
+/// Number of likes in an entry or a batch.
 pub const LIKES: &str = "likestream.likes";
-/// How many rows a transaction brings to the table.
+/// Number of rows of a transaction.
 pub const ROWS: &str = "likestream.rows";
-/// How many rows were not in the table before.
+/// Number of rows that were new in the table.
 pub const ROWS_INSERTED: &str = "likestream.rows.inserted";
 /// What closed a batch.
 pub const FLUSH: &str = "likestream.flush";
-/// Whether a batch was tried straight into the table in vain.
+/// Whether the direct copy of a batch failed.
 pub const RESTAGED: &str = "likestream.restaged";
 
 /// A partition's number, as a label.
@@ -47,14 +47,14 @@ pub const CHECK: &str = "check";
 pub const REASON: &str = "reason";
 /// A problem's code, as a label.
 pub const CODE: &str = "code";
-/// What is exported, traces or metrics, as a label.
+/// The exported signal, traces or metrics, as a label.
 pub const SIGNAL: &str = "signal";
 /// What closed a batch, as a label.
 pub const FLUSH_LABEL: &str = "flush";
-/// What is to be done about a failure, as a label.
+/// The class of a failure, retry or halt, as a label.
 pub const CLASS: &str = "class";
 
-/// The metrics that are ours.
+/// Metrics that the semantic conventions have no name for.
 pub mod metric {
     /// Entries that are not stored yet, over all partitions.
     pub const BACKLOG: &str = "likestream.backlog.entries";
@@ -64,13 +64,13 @@ pub mod metric {
     pub const BACKLOG_FULL: &str = "likestream.backlog.full";
     /// Whether a check of `/readyz` passes.
     pub const CHECK_PASSING: &str = "likestream.check.passing";
-    /// Spans that found no place.
+    /// Spans that were not started, because the queue was full.
     pub const SPANS_DROPPED: &str = "likestream.spans.dropped";
     /// Exports that failed.
     pub const EXPORT_FAILURES: &str = "likestream.export.failures";
-    /// Connections of callers.
+    /// Connections of clients.
     pub const CONNECTIONS_OPEN: &str = "likestream.connections.open";
-    /// Likes that Redis has taken.
+    /// Likes that Redis has accepted.
     pub const LIKES_ACCEPTED: &str = "likestream.likes.accepted";
     /// Requests that were refused.
     pub const REQUESTS_REFUSED: &str = "likestream.requests.refused";
@@ -78,11 +78,11 @@ pub mod metric {
     pub const APPEND_REPEATS: &str = "likestream.append.repeats";
     /// Entries of one partition that are not stored yet.
     pub const PARTITION_BACKLOG: &str = "likestream.partition.backlog.entries";
-    /// Those of them that are pending.
+    /// Pending entries of one partition.
     pub const PARTITION_PENDING: &str = "likestream.partition.pending.entries";
-    /// How old the oldest of the backlog is.
+    /// Age of the oldest entry of the backlog.
     pub const PARTITION_OLDEST_AGE: &str = "likestream.partition.oldest.age";
-    /// How old the oldest of the pending is.
+    /// Age of the oldest pending entry.
     pub const PARTITION_OLDEST_PENDING_AGE: &str = "likestream.partition.oldest_pending.age";
     /// Dead letters that are in Redis.
     pub const PARTITION_DEAD_LETTERS: &str = "likestream.partition.dead_letters";
@@ -106,16 +106,16 @@ pub mod metric {
     pub const BATCHES_COMMITTED: &str = "likestream.batches.committed";
     /// Transactions that failed.
     pub const BATCHES_FAILED: &str = "likestream.batches.failed";
-    /// Batches that were tried straight into the table in vain.
+    /// Batches whose direct copy failed.
     pub const BATCHES_RESTAGED: &str = "likestream.batches.restaged";
     /// Rows of a batch.
     pub const BATCH_ROWS: &str = "likestream.batch.rows";
-    /// From Redis taking an entry to its commit.
+    /// End-to-end latency: from the time that Redis accepts an entry to its commit.
     pub const ACCEPT_TO_COMMIT: &str = "likestream.accept_to_commit.duration";
     /// Partitions that a consumer reads.
     pub const PARTITIONS_OWNED: &str = "likestream.partitions.owned";
-    /// Partitions that nobody reads.
+    /// Partitions that no consumer reads.
     pub const PARTITIONS_ORPHANED: &str = "likestream.partitions.orphaned";
-    /// Partitions that somebody wants not to be read.
+    /// Partitions that the operator has paused.
     pub const PARTITIONS_PAUSED: &str = "likestream.partitions.paused";
 }

@@ -1,12 +1,11 @@
-//! Export to a collector by OTLP, from threads of its own: whatever the collector does, nobody else waits.
+//! Export to a collector by OTLP, on threads of its own: a slow collector holds up nothing else.
 
 use std::{collections::HashMap, future::Future, pin::Pin, time::Duration};
 
 use http::{Request, Response};
 use opentelemetry_http::{Bytes, HttpClient, HttpError};
 use opentelemetry_otlp::{
-    Compression, MetricExporter, Protocol as OtlpProtocol, SpanExporter, WithExportConfig, WithHttpConfig,
-    WithTonicConfig,
+    MetricExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
     tonic_types::{
         metadata::MetadataMap,
         transport::{Certificate, ClientTlsConfig, Identity},
@@ -19,144 +18,131 @@ use opentelemetry_sdk::{
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::{
-    otel_args::Signal,
-    otel_settings::{ExporterSettings, MetricSettings, Protocol, TraceSettings},
+    exporter_health::{ExportFailures, MonitoredExporter},
+    otel_settings::{ExporterSettings, Signal},
     span_queue::SpanQueue,
-    watched::{Failures, Watched},
 };
 use crate::{error_chain::one_line, settings::SettingError};
 
-/// The threads that export.
-pub(super) struct Exporting(Runtime);
+/// Time for the last exports at the end of a program.
+pub(super) const FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-impl Exporting {
+/// A response says little, and nothing that is needed.
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
+
+/// The threads that export.
+pub(super) struct ExportRuntime(Runtime);
+
+impl ExportRuntime {
     pub(super) fn new() -> Result<Self, SettingError> {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("otlp").enable_all().build();
         runtime.map(Self).map_err(|error| SettingError::new("OTEL_EXPORTER_OTLP_ENDPOINT", one_line(&error)))
     }
 
-    /// Spans wait in a queue, as many as have a place in it.
-    pub(super) fn spans(
+    /// Exports spans in batches, from a queue of the SDK.
+    pub(super) fn span_processor(
         &self,
-        settings: &TraceSettings,
-        failures: Failures,
+        settings: &ExporterSettings,
+        failures: ExportFailures,
         queue: SpanQueue,
     ) -> Result<BatchSpanProcessor, SettingError> {
         let _on_its_threads = self.0.enter();
-        let exporter = &settings.exporter;
-        let built = match exporter.protocol {
-            Protocol::Grpc => with_grpc(SpanExporter::builder().with_tonic(), exporter).build(),
-            Protocol::HttpProtobuf => {
-                with_http(SpanExporter::builder().with_http(), exporter, self.0.handle(), Signal::Traces)?
-                    .build()
-            }
+        let built = if settings.protocol == Protocol::Grpc {
+            with_grpc(SpanExporter::builder().with_tonic(), settings).build()
+        } else {
+            with_http(SpanExporter::builder().with_http(), settings, self.0.handle(), Signal::Traces)?.build()
         };
-        let batches = BatchConfigBuilder::default()
-            .with_max_queue_size(settings.max_queue_spans)
-            .with_max_export_batch_size(settings.max_batch_spans)
-            .with_scheduled_delay(settings.export_interval)
-            .build();
-        let exporter = built.map_err(|error| cannot_export(Signal::Traces, &error))?;
-        let exporter = Watched::new(exporter, Signal::Traces, failures).emptying(queue);
+        let exporter = built.map_err(|error| refused(Signal::Traces, "ENDPOINT", &error))?;
+        let exporter = MonitoredExporter::new(exporter, Signal::Traces, failures).draining(queue);
+        let batches = BatchConfigBuilder::default().with_scheduled_delay(settings.interval).build();
         Ok(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
     }
 
-    pub(super) fn metrics(
+    pub(super) fn metric_reader(
         &self,
-        settings: &MetricSettings,
-        failures: Failures,
-    ) -> Result<PeriodicReader<Watched<MetricExporter>>, SettingError> {
+        settings: &ExporterSettings,
+        failures: ExportFailures,
+    ) -> Result<PeriodicReader<MonitoredExporter<MetricExporter>>, SettingError> {
         let _on_its_threads = self.0.enter();
-        let exporter = &settings.exporter;
-        let built = match exporter.protocol {
-            Protocol::Grpc => {
-                let builder = MetricExporter::builder().with_tonic().with_temporality(settings.temporality);
-                with_grpc(builder, exporter).build()
-            }
-            Protocol::HttpProtobuf => {
-                let builder = MetricExporter::builder().with_http().with_temporality(settings.temporality);
-                with_http(builder, exporter, self.0.handle(), Signal::Metrics)?.build()
-            }
+        let built = if settings.protocol == Protocol::Grpc {
+            with_grpc(MetricExporter::builder().with_tonic(), settings).build()
+        } else {
+            with_http(MetricExporter::builder().with_http(), settings, self.0.handle(), Signal::Metrics)?
+                .build()
         };
-        let exporter = built.map_err(|error| cannot_export(Signal::Metrics, &error))?;
-        let exporter = Watched::new(exporter, Signal::Metrics, failures);
-        Ok(PeriodicReader::builder(exporter).with_interval(settings.export_interval).build())
+        let exporter = built.map_err(|error| refused(Signal::Metrics, "ENDPOINT", &error))?;
+        let exporter = MonitoredExporter::new(exporter, Signal::Metrics, failures);
+        Ok(PeriodicReader::builder(exporter).with_interval(settings.interval).build())
     }
 
-    /// Ends the threads, whatever they are in the middle of.
-    pub(super) fn end(self) {
+    /// Stops the threads in the middle of whatever they do.
+    pub(super) fn shut_down(self) {
         self.0.shutdown_background();
     }
 }
 
-fn cannot_export(signal: Signal, error: &dyn std::error::Error) -> SettingError {
-    SettingError::new(signal.own("ENDPOINT"), one_line(error))
+fn refused(signal: Signal, setting: &str, error: &dyn std::error::Error) -> SettingError {
+    SettingError::new(signal.variable(setting), one_line(error))
 }
 
 fn with_grpc<B: WithExportConfig + WithTonicConfig>(builder: B, settings: &ExporterSettings) -> B {
-    let mut builder = builder
+    let builder = builder
         .with_endpoint(settings.endpoint.to_string())
         .with_timeout(settings.timeout)
         .with_metadata(MetadataMap::from_headers(settings.headers.clone()));
-    if settings.endpoint.scheme_str() == Some("https") {
-        let mut tls = match &settings.tls.authorities {
-            Some(authorities) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities)),
-            None => ClientTlsConfig::new().with_native_roots(),
-        };
-        if let Some((certificate, key)) = &settings.tls.identity {
-            tls = tls.identity(Identity::from_pem(certificate, key));
-        }
-        // The other timeout begins when there is a connection.
-        builder = builder.with_tls_config(tls.timeout(settings.timeout));
+    if settings.endpoint.scheme_str() != Some("https") {
+        return builder;
     }
-    if settings.gzip { builder.with_compression(Compression::Gzip) } else { builder }
+    let mut tls = match &settings.authorities {
+        Some(authorities) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities)),
+        None => ClientTlsConfig::new().with_native_roots(),
+    };
+    if let Some((certificate, key)) = &settings.identity {
+        tls = tls.identity(Identity::from_pem(certificate, key));
+    }
+    // The exporter's timeout begins when there is a connection.
+    builder.with_tls_config(tls.timeout(settings.timeout))
 }
 
 fn with_http<B: WithExportConfig + WithHttpConfig>(
     builder: B,
     settings: &ExporterSettings,
-    threads: &Handle,
+    runtime: &Handle,
     signal: Signal,
 ) -> Result<B, SettingError> {
     let text = |value: &http::HeaderValue| value.to_str().map(str::to_owned).unwrap_or_default();
     let headers: HashMap<String, String> =
         settings.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-    let builder = builder
-        .with_protocol(OtlpProtocol::HttpBinary)
+    Ok(builder
+        .with_protocol(settings.protocol)
         .with_endpoint(settings.endpoint.to_string())
         .with_timeout(settings.timeout)
         .with_headers(headers)
-        .with_http_client(OnThreads { client: http_client(settings, signal)?, threads: threads.clone() });
-    Ok(if settings.gzip { builder.with_compression(Compression::Gzip) } else { builder })
+        .with_http_client(RuntimeClient { client: http_client(settings, signal)?, runtime: runtime.clone() }))
 }
 
 fn http_client(settings: &ExporterSettings, signal: Signal) -> Result<reqwest::Client, SettingError> {
-    let not_good =
-        |setting: &str, error: &reqwest::Error| SettingError::new(signal.own(setting), one_line(error));
     let mut client =
         reqwest::Client::builder().timeout(settings.timeout).redirect(reqwest::redirect::Policy::none());
-    if let Some(authorities) = &settings.tls.authorities {
+    if let Some(authorities) = &settings.authorities {
         let authorities = reqwest::Certificate::from_pem_bundle(authorities);
-        client = client.tls_certs_only(authorities.map_err(|error| not_good("CERTIFICATE", &error))?);
+        client = client.tls_certs_only(authorities.map_err(|error| refused(signal, "CERTIFICATE", &error))?);
     }
-    if let Some((certificate, key)) = &settings.tls.identity {
+    if let Some((certificate, key)) = &settings.identity {
         let identity = reqwest::Identity::from_pem(&[certificate.as_slice(), b"\n", key].concat());
-        client = client.identity(identity.map_err(|error| not_good("CLIENT_CERTIFICATE", &error))?);
+        client = client.identity(identity.map_err(|error| refused(signal, "CLIENT_CERTIFICATE", &error))?);
     }
-    client.build().map_err(|error| not_good("ENDPOINT", &error))
+    client.build().map_err(|error| refused(signal, "ENDPOINT", &error))
 }
 
-/// Sends on our threads: those that ask know nothing of tokio.
+/// Sends on the export threads, because the SDK calls it on threads without tokio.
 #[derive(Debug)]
-struct OnThreads {
+struct RuntimeClient {
     client: reqwest::Client,
-    threads: Handle,
+    runtime: Handle,
 }
 
-/// An answer says little, and nothing that is needed.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
-
-impl HttpClient for OnThreads {
+impl HttpClient for RuntimeClient {
     fn send_bytes<'a, 'b>(
         &'a self,
         request: Request<Bytes>,
@@ -166,26 +152,23 @@ impl HttpClient for OnThreads {
         Self: 'b,
     {
         let client = self.client.clone();
-        let sent = self.threads.spawn(async move { send(&client, request).await });
+        let sent = self.runtime.spawn(async move { send(&client, request).await });
         Box::pin(async move { sent.await? })
     }
 }
 
 async fn send(client: &reqwest::Client, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-    let mut answer = client.execute(request.try_into()?).await?;
+    let mut received = client.execute(request.try_into()?).await?;
     let mut body = Vec::new();
-    while let Some(part) = answer.chunk().await? {
-        if body.len() + part.len() > MAX_ANSWER_BYTES {
-            return Err("the collector's answer is too long".into());
+    while let Some(part) = received.chunk().await? {
+        if body.len() + part.len() > MAX_RESPONSE_BYTES {
+            return Err("the collector's response is too long".into());
         }
         body.extend_from_slice(&part);
     }
-    let mut response = Response::builder().status(answer.status());
+    let mut response = Response::builder().status(received.status());
     if let Some(headers) = response.headers_mut() {
-        *headers = std::mem::take(answer.headers_mut());
+        *headers = std::mem::take(received.headers_mut());
     }
     Ok(response.body(body.into())?)
 }
-
-/// How long what is still to be exported may take at the end of a program.
-pub(super) const LAST_EXPORT: Duration = Duration::from_secs(3);

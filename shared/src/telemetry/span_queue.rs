@@ -1,4 +1,4 @@
-//! How many spans wait for the collector. When that are as many as may, no more are made: they would only be dropped.
+//! A bound on the spans that wait for the collector: when it is reached, no span is started that would only be dropped.
 
 use std::sync::{
     Arc,
@@ -9,46 +9,47 @@ use opentelemetry::metrics::{AsyncInstrument, Meter};
 
 use super::names::metric;
 
-/// Places for spans, from their beginning to their export.
+/// Places for spans, from their start to their export.
 #[derive(Clone, Debug)]
 pub(super) struct SpanQueue(Arc<Places>);
 
 #[derive(Debug)]
 struct Places {
-    taken: AtomicUsize,
+    reserved: AtomicUsize,
     max: usize,
-    refused: AtomicU64,
+    dropped: AtomicU64,
 }
 
 impl SpanQueue {
-    /// Of the size of the SDK's own queue, which so is never full.
+    /// With the size of the SDK's own queue, which thus is never full.
     pub(super) fn new(max: usize) -> Self {
-        Self(Arc::new(Places { taken: AtomicUsize::new(0), max, refused: AtomicU64::new(0) }))
+        Self(Arc::new(Places { reserved: AtomicUsize::new(0), max, dropped: AtomicU64::new(0) }))
     }
 
-    /// Whether there is a place for one more, which then has it.
-    pub(super) fn enter(&self) -> bool {
-        let one_more = |taken| (taken < self.0.max).then_some(taken + 1);
-        let entered = self.0.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
-        if !entered {
-            self.0.refused.fetch_add(1, Ordering::Relaxed);
+    /// Reserves a place for a span, or counts the span as dropped.
+    pub(super) fn try_reserve(&self) -> bool {
+        let one_more = |reserved| (reserved < self.0.max).then_some(reserved + 1);
+        let is_reserved =
+            self.0.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+        if !is_reserved {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        entered
+        is_reserved
     }
 
-    /// So many were exported, or are lost.
-    pub(super) fn leave(&self, spans: usize) {
-        self.0.taken.fetch_sub(spans, Ordering::Relaxed);
+    /// Releases the places of spans that were exported or lost.
+    pub(super) fn release(&self, spans: usize) {
+        self.0.reserved.fetch_sub(spans, Ordering::Relaxed);
     }
 
-    /// Shows how many found no place.
+    /// Registers the number of dropped spans as a metric.
     pub(super) fn observe(&self, meter: &Meter) {
         let queue = self.clone();
         meter
             .u64_observable_counter(metric::SPANS_DROPPED)
             .with_description("Spans that were not made, because as many as may wait for the collector")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
-                observer.observe(queue.0.refused.load(Ordering::Relaxed), &[]);
+                observer.observe(queue.0.dropped.load(Ordering::Relaxed), &[]);
             })
             .build();
     }

@@ -1,6 +1,6 @@
-//! Spans, where they are wanted: of requests, of entries, of batches.
+//! Spans of requests, entries and batches, and the trace contexts that link them.
 //!
-//! Only what is sampled exists here. Of everything else no span is made, and no context kept or sent.
+//! Only sampled spans exist here. Nothing else costs a span, and no context of it is kept or sent.
 
 use std::{borrow::Cow, error::Error, fmt, time::SystemTime};
 
@@ -20,51 +20,51 @@ use opentelemetry_sdk::{
 use super::{names, span_queue::SpanQueue};
 use crate::error_chain::one_line;
 
-/// The headers of a request, to look for a context.
+/// The headers of a request, as a carrier of a trace context.
 pub use opentelemetry_http::HeaderExtractor;
 
 /// The W3C header, and the field of an entry, that names a span.
 ///
 /// Source: <https://www.w3.org/TR/trace-context/>
 pub const TRACEPARENT: &str = "traceparent";
-/// What systems of tracing say to one another beside it.
+/// The W3C header, and the field of an entry, with what tracing systems add to the context.
 pub const TRACESTATE: &str = "tracestate";
 
-/// Longer ones are not taken: they would be sent along with each like. W3C asks for 512 characters at least.
+/// Longer ones are ignored: they would be sent along with each like. W3C demands 512 characters at least.
 const MAX_TRACESTATE_BYTES: usize = 512;
 
 /// The scope of spans and metrics.
 pub(super) const SCOPE: &str = "likestream";
 
-/// Makes spans, or none.
+/// Starts spans, or none where traces are not exported.
 #[derive(Clone, Default)]
 pub struct Tracing(Option<Tracers>);
 
 #[derive(Clone)]
 struct Tracers {
     tracer: SdkTracer,
-    takes_contexts: bool,
+    accepts_contexts: bool,
 }
 
-/// A span that is sampled and has begun. It ends with its last copy.
+/// A sampled span that has started. It ends when its last clone is dropped.
 #[derive(Clone)]
 pub struct Span(Context);
 
-/// What a span is to be.
+/// Describes a span to be started.
 pub struct SpanStart<'a> {
-    /// Not many different ones.
+    /// Of low cardinality.
     pub name: Cow<'static, str>,
-    /// Whose side of what it is on.
+    /// Which side of the operation it describes.
     pub kind: SpanKind,
-    /// Where it hangs.
+    /// The span that it is a part of.
     pub parent: Option<&'a SpanContext>,
-    /// What else it has to do with. One that is sampled makes it sampled, too.
+    /// A sampled one makes the span sampled, too.
     pub links: Links,
-    /// When it began.
+    /// Time of the start.
     pub at: SystemTime,
 }
 
-/// Sampled spans that another one has to do with: the first ones, and how many there are.
+/// Links of a span to other sampled spans: the first ones, and the number of all.
 #[derive(Clone, Debug, Default)]
 pub struct Links {
     contexts: Vec<SpanContext>,
@@ -72,10 +72,10 @@ pub struct Links {
 }
 
 impl Links {
-    /// So many are kept. How many of them a span has is up to `OTEL_SPAN_LINK_COUNT_LIMIT`.
+    /// Maximum number of links that are kept. `OTEL_SPAN_LINK_COUNT_LIMIT` decides how many of them are exported.
     pub(super) const MAX: usize = 1_024;
 
-    /// One more.
+    /// Adds a link to a sampled span.
     pub fn add(&mut self, context: SpanContext) {
         self.total += 1;
         if self.contexts.len() < Self::MAX {
@@ -83,25 +83,25 @@ impl Links {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there is no link.
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }
 }
 
 impl Tracing {
-    pub(super) fn new(provider: &SdkTracerProvider, takes_contexts: bool) -> Self {
-        Self(Some(Tracers { tracer: provider.tracer(SCOPE), takes_contexts }))
+    pub(super) fn new(provider: &SdkTracerProvider, accepts_contexts: bool) -> Self {
+        Self(Some(Tracers { tracer: provider.tracer(SCOPE), accepts_contexts }))
     }
 
-    /// Whether there may be spans at all.
+    /// Whether traces are exported.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The span that a caller or a producer names, sampled or not.
+    /// Extracts the context of a caller or a producer, sampled or not.
     pub fn named_by(&self, fields: &dyn Extractor) -> Option<SpanContext> {
-        self.0.as_ref().filter(|tracers| tracers.takes_contexts)?;
+        self.0.as_ref().filter(|tracers| tracers.accepts_contexts)?;
         let [parent] = fields.get_all(TRACEPARENT)?.try_into().ok()?;
         if !is_traceparent(parent) {
             return None;
@@ -112,7 +112,7 @@ impl Tracing {
         named.is_valid().then_some(named)
     }
 
-    /// A span, if it is sampled. Its attributes are asked for only then.
+    /// Starts a span if it is sampled; `attributes` is called only then.
     pub fn start(&self, start: SpanStart<'_>, attributes: impl FnOnce() -> Vec<KeyValue>) -> Option<Span> {
         let Tracers { tracer, .. } = self.0.as_ref()?;
         let SpanStart { name, kind, parent, links, at } = start;
@@ -134,51 +134,51 @@ impl Tracing {
 }
 
 impl Span {
-    /// How others name it.
+    /// The context to propagate.
     pub fn context(&self) -> SpanContext {
         self.0.span().span_context().clone()
     }
 
-    /// Its ids, for logs.
+    /// Trace id and span id.
     pub fn ids(&self) -> (TraceId, SpanId) {
         let span = self.0.span();
         (span.span_context().trace_id(), span.span_context().span_id())
     }
 
-    /// Something that is only known now.
+    /// Adds an attribute after the start.
     pub fn set(&self, name: &'static str, value: impl Into<opentelemetry::Value>) {
         self.0.span().set_attribute(KeyValue::new(name, value));
     }
 
-    /// It went wrong. `error_type` is one of few.
+    /// Marks the span as failed. `error_type` is of low cardinality.
     pub fn failed(&self, error_type: impl Into<opentelemetry::Value>, error: &dyn Error) {
         self.set(names::ERROR_TYPE, error_type);
         self.0.span().set_status(Status::error(one_line(error)));
     }
 
-    /// It went wrong, and there is no more to be said of it.
+    /// Marks the span as failed, without a description.
     pub fn failed_with(&self, error_type: impl Into<opentelemetry::Value>) {
         self.set(names::ERROR_TYPE, error_type);
         self.0.span().set_status(Status::error(""));
     }
 
-    /// It ended then, and not now.
+    /// Ends the span at an earlier time than now.
     pub fn end_at(self, at: SystemTime) {
         self.0.span().end_with_timestamp(at);
     }
 }
 
-/// For a log line: nothing where there is no span.
+/// The trace id as a field of a log line.
 pub fn trace_id(span: Option<&Span>) -> Option<impl tracing::Value + use<>> {
     span.map(|span| tracing::field::display(span.ids().0))
 }
 
-/// For a log line: nothing where there is no span.
+/// The span id as a field of a log line.
 pub fn span_id(span: Option<&Span>) -> Option<impl tracing::Value + use<>> {
     span.map(|span| tracing::field::display(span.ids().1))
 }
 
-/// The fields of an entry that name a span.
+/// The fields of an entry that carry a context.
 pub fn fields(context: &SpanContext) -> impl Iterator<Item = (&'static str, String)> + use<> {
     let flags = context.trace_flags() & TraceFlags::SAMPLED;
     let parent = format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id());
@@ -186,7 +186,7 @@ pub fn fields(context: &SpanContext) -> impl Iterator<Item = (&'static str, Stri
     [(TRACEPARENT, parent), (TRACESTATE, state)].into_iter().filter(|(_, value)| !value.is_empty())
 }
 
-/// Whether it has the form that W3C gives it; the SDK takes some that have not.
+/// Whether the text has the form that W3C demands; the SDK accepts more.
 fn is_traceparent(text: &str) -> bool {
     let is_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let mut parts = text.trim().split('-');
@@ -196,14 +196,14 @@ fn is_traceparent(text: &str) -> bool {
     known.iter().all(|known| *known) && (parts.next().is_none() || !text.trim().starts_with("00-"))
 }
 
-/// The trace state, which may come in parts. Nothing where it is too long.
+/// Joins the parts of the trace state. `None` if it is too long.
 fn bounded_state(fields: &dyn Extractor) -> Option<String> {
     let parts = fields.get_all(TRACESTATE)?;
     let bytes: usize = parts.iter().map(|part| part.len() + 1).sum();
     (bytes <= MAX_TRACESTATE_BYTES + 1).then(|| parts.join(","))
 }
 
-/// Fields with that trace state.
+/// A carrier whose trace state is replaced.
 struct Bounded<'a> {
     fields: &'a dyn Extractor,
     state: Option<String>,
@@ -219,8 +219,8 @@ impl Extractor for Bounded<'_> {
     }
 }
 
-/// Samples what is linked to something that is sampled, too: a batch has no parent, and yet belongs to the traces of its entries. And
-/// nothing for which there is no room.
+/// Samples a span with a sampled link, too: a batch has no parent, and yet belongs to the traces of its entries. Samples no span
+/// for which the queue has no place.
 #[derive(Clone, Debug)]
 pub(super) struct LinkedSampler {
     pub(super) sampler: Sampler,
@@ -247,7 +247,7 @@ impl ShouldSample for LinkedSampler {
         } else {
             self.sampler.should_sample(parent, trace_id, name, kind, attributes, links)
         };
-        if result.decision == SamplingDecision::RecordAndSample && !self.queue.enter() {
+        if result.decision == SamplingDecision::RecordAndSample && !self.queue.try_reserve() {
             result.decision = SamplingDecision::Drop;
         }
         result
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_survives_its_way_through_fields() {
+    fn a_context_survives_a_round_trip_through_fields() {
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let context = named(parent, "vendor=value").unwrap();
         let sent: Vec<_> = fields(&context).collect();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_names_no_span_and_long_states_are_left_out() {
+    fn invalid_contexts_and_long_trace_states_are_ignored() {
         assert!(named("00-00000000000000000000000000000000-b7ad6b7169203331-01", "").is_none());
         for nonsense in [
             "",
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sampled_is_no_span_unless_a_link_is() {
+    fn an_unsampled_span_is_started_only_with_a_sampled_link() {
         let start = |tracing: &Tracing, links| {
             let start = SpanStart {
                 name: "x".into(),
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn no_span_is_made_for_which_there_is_no_room() {
+    fn no_span_is_started_when_the_queue_is_full() {
         let tracing = tracing();
         let spans: Vec<bool> = (0..3)
             .map(|_| {

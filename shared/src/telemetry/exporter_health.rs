@@ -1,5 +1,5 @@
-//! Exporters that say when they fail and when they work again, once each, and count what they could not export. The
-//! SDK would complain of every single batch.
+//! Exporter health: failed exports are counted, and a log line tells when exports begin to fail and when they work again. The
+//! SDK would log every failed batch.
 
 use std::{
     sync::{
@@ -22,20 +22,20 @@ use opentelemetry_sdk::{
 
 use super::{
     names::{self, metric},
-    otel_args::Signal,
+    otel_settings::Signal,
     span_queue::SpanQueue,
 };
 
-/// How often the exports of a signal have failed.
+/// Number of failed exports of a signal.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Failures(Arc<AtomicU64>);
+pub(super) struct ExportFailures(Arc<AtomicU64>);
 
-impl Failures {
-    /// Shows them.
-    pub(super) fn observe(meter: &Meter, of: Vec<(Signal, Self)>) {
+impl ExportFailures {
+    /// Registers them as a metric.
+    pub(super) fn observe(meter: &Meter, by_signal: Vec<(Signal, Self)>) {
         let observe = move |observer: &dyn AsyncInstrument<u64>| {
-            for (signal, failures) in &of {
-                let signal = KeyValue::new(names::SIGNAL, signal.name().to_lowercase());
+            for (signal, failures) in &by_signal {
+                let signal = KeyValue::new(names::SIGNAL, signal.name());
                 observer.observe(failures.0.load(Ordering::Relaxed), &[signal]);
             }
         };
@@ -47,40 +47,38 @@ impl Failures {
     }
 }
 
-/// An exporter that is watched.
+/// An exporter whose failures are counted and logged here, and so hidden from the SDK.
 #[derive(Debug)]
-pub(super) struct Watched<E> {
+pub(super) struct MonitoredExporter<E> {
     exporter: E,
     signal: Signal,
-    failures: Failures,
-    failing: AtomicBool,
-    /// Where spans have waited.
+    failures: ExportFailures,
+    is_failing: AtomicBool,
     queue: Option<SpanQueue>,
 }
 
-impl<E> Watched<E> {
-    pub(super) fn new(exporter: E, signal: Signal, failures: Failures) -> Self {
-        Self { exporter, signal, failures, failing: AtomicBool::new(false), queue: None }
+impl<E> MonitoredExporter<E> {
+    pub(super) fn new(exporter: E, signal: Signal, failures: ExportFailures) -> Self {
+        Self { exporter, signal, failures, is_failing: AtomicBool::new(false), queue: None }
     }
 
-    /// What is exported leaves this queue.
-    pub(super) fn emptying(self, queue: SpanQueue) -> Self {
+    /// Releases the places that exported spans had in this queue.
+    pub(super) fn draining(self, queue: SpanQueue) -> Self {
         Self { queue: Some(queue), ..self }
     }
 
-    /// What came of an export is told here, and so to nobody else.
-    fn ended(&self, exported: OTelSdkResult) {
-        let signal = self.signal.name().to_lowercase();
+    fn record(&self, exported: OTelSdkResult) {
+        let signal = self.signal.name();
         match exported {
             Ok(()) => {
-                if self.failing.swap(false, Ordering::Relaxed) {
+                if self.is_failing.swap(false, Ordering::Relaxed) {
                     let failures = self.failures.0.load(Ordering::Relaxed);
                     tracing::info!(signal, failures, "exported again");
                 }
             }
             Err(error) => {
                 self.failures.0.fetch_add(1, Ordering::Relaxed);
-                if !self.failing.swap(true, Ordering::Relaxed) {
+                if !self.is_failing.swap(true, Ordering::Relaxed) {
                     tracing::warn!(signal, %error, "not exported, and lost, until the collector takes it");
                 }
             }
@@ -88,12 +86,12 @@ impl<E> Watched<E> {
     }
 }
 
-impl<E: SpanExporter> SpanExporter for Watched<E> {
+impl<E: SpanExporter> SpanExporter for MonitoredExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
-        self.ended(self.exporter.export(batch).await);
+        self.record(self.exporter.export(batch).await);
         if let Some(queue) = &self.queue {
-            queue.leave(spans);
+            queue.release(spans);
         }
         Ok(())
     }
@@ -111,9 +109,9 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
     }
 }
 
-impl<E: PushMetricExporter> PushMetricExporter for Watched<E> {
+impl<E: PushMetricExporter> PushMetricExporter for MonitoredExporter<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        self.ended(self.exporter.export(metrics).await);
+        self.record(self.exporter.export(metrics).await);
         Ok(())
     }
 
