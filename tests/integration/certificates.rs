@@ -100,24 +100,24 @@ impl Authority {
     }
 
     /// A Redis with nothing but TLS.
-    pub(crate) fn redis(&self, names: &[&str], asks_clients: bool, arguments: &[&str]) -> RedisServer {
-        self.redis_with(names, asks_clients, arguments, None)
+    pub(crate) fn redis(&self, names: &[&str], require_client_certificates: bool, arguments: &[&str]) -> RedisServer {
+        self.redis_with(names, require_client_certificates, arguments, None)
     }
 
     /// The same with a configuration file that it can write to.
     pub(crate) fn redis_with(
         &self,
         names: &[&str],
-        asks_clients: bool,
+        require_client_certificates: bool,
         arguments: &[&str],
         config: Option<String>,
     ) -> RedisServer {
         let issued = self.issue("redis", names);
         let tls =
-            RedisTls { ca: self.file(), certificate: issued.certificate, key: issued.key, asks_clients };
+            RedisTls { ca: self.file(), certificate: issued.certificate, key: issued.key, require_client_certificates };
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let options = RedisOptions { arguments, config, tls: Some(tls), ..RedisOptions::default() };
-        RedisServer::start(options, Lifetime::Leashed).unwrap()
+        RedisServer::start(options, Lifetime::Attached).unwrap()
     }
 
     /// A Postgres that takes TLS, with these lines about who may come in from the network.
@@ -142,6 +142,6 @@ impl Authority {
             files: files.map(|(name, text)| (name.to_owned(), text)).into(),
             ..PostgresOptions::default()
         };
-        PostgresServer::start(options, Lifetime::Leashed).unwrap()
+        PostgresServer::start(options, Lifetime::Attached).unwrap()
     }
 }

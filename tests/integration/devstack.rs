@@ -57,7 +57,7 @@ fn the_demo_passes_and_writes_its_figures() {
     assert_eq!(stdout.lines().last(), Some("PASS: every accepted like is in the table, once"), "{stdout}");
     let figures: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(
-        (&figures["accepted"], &figures["lost"], &figures["doubled"]),
+        (&figures["accepted"], &figures["lost"], &figures["duplicated"]),
         (&20_000.into(), &0.into(), &0.into())
     );
     assert_eq!(figures["rows"], figures["distinct"]);
@@ -166,7 +166,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     assert!(wait_until(SOON, || run("status").0 == Some(3)));
     let (code, said) = run("up");
-    assert!(code == Some(3) && said.contains("not all of it is well"), "{said}");
+    assert!(code == Some(3) && said.contains("unhealthy"), "{said}");
     assert_eq!(left_behind(&temporary).len(), 3);
 
     assert_eq!(run("down").0, Some(0));
@@ -212,7 +212,7 @@ fn a_postgres_that_cannot_start_says_why() {
     let settings = vec![("shared_buffers".to_owned(), "nonsense".to_owned())];
     let started = PostgresServer::start(
         PostgresOptions { port: Some(1), settings, ..PostgresOptions::default() },
-        Lifetime::Leashed,
+        Lifetime::Attached,
     );
     let error = started.unwrap_err().to_string();
     assert!(error.starts_with("postgres ended: ") && error.contains("shared_buffers"), "{error}");

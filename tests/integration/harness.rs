@@ -72,12 +72,12 @@ fn start_postgres(settings: Settings<'_>) -> PostgresServer {
     let all = [("fsync", "off")].iter().chain(settings);
     let settings = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let options = PostgresOptions { settings, ..PostgresOptions::default() };
-    PostgresServer::start(options, Lifetime::Leashed).unwrap()
+    PostgresServer::start(options, Lifetime::Attached).unwrap()
 }
 
 pub(crate) fn start_redis(arguments: &[&str]) -> RedisServer {
     let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed).unwrap()
+    RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Attached).unwrap()
 }
 
 /// A test that failed shows what its programs said: their files go with it.

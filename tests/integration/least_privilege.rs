@@ -153,7 +153,7 @@ fn start_guarded(folder: &std::path::Path, users: &str, arguments: &[&str]) -> R
     let arguments = arguments.iter().copied().chain(["--aclfile", file.to_str().unwrap()]);
     let options =
         RedisOptions { arguments: arguments.map(str::to_owned).collect(), ..RedisOptions::default() };
-    RedisServer::start(options, Lifetime::Leashed).unwrap()
+    RedisServer::start(options, Lifetime::Attached).unwrap()
 }
 
 fn url_of(server: &RedisServer, user: &str) -> String {
@@ -239,7 +239,7 @@ fn the_files_grant_no_categories_and_are_refused_as_they_are() {
     // Whoever forgets to put passwords in has no server, and not one with passwords that everybody knows.
     let arguments = vec!["--aclfile".to_owned(), file.display().to_string()];
     let started =
-        RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed);
+        RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Attached);
     assert!(started.is_err());
 }
 
@@ -496,7 +496,7 @@ async fn users_log_in_to_sentinels_and_to_the_master() {
         config: Some(config),
         ..RedisOptions::default()
     };
-    let sentinel = RedisServer::start(options, Lifetime::Leashed).unwrap();
+    let sentinel = RedisServer::start(options, Lifetime::Attached).unwrap();
     let url = |user| {
         let to = format!("redis-sentinel://{user}:{ESCAPED}@127.0.0.1:{}/0", sentinel.port());
         format!("{to}?sentinelServiceName=likestream&sentinelUsername=likestream&sentinelPassword={ESCAPED}")

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use devstack::{
     process::raise_open_files,
-    slow_callers::{SlowCallers, Slowness},
+    slow_clients::{SlowClients, Slowness},
 };
 use http_body_util::Full;
 use hyper::{Request, client::conn::http2};
@@ -32,13 +32,13 @@ const LIKE: &str = "POST /likes HTTP/1.1\r\nhost: x\r\ncontent-type: application
 
 /// Silent ones, heads and bodies that never end, HTTP/2 without a request and with one that never ends.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_callers_harm_nobody_and_are_closed() {
+async fn slow_clients_disturb_no_other_and_are_closed() {
     raise_open_files().unwrap();
     let setup = Setup::new().await;
     let ingest = setup.ingest(TIMEOUTS);
     let files_before = ingest.open_files().unwrap();
 
-    let mut slow = SlowCallers::start(ingest.listen(), SLOW, &Slowness::ALL);
+    let mut slow = SlowClients::start(ingest.listen(), SLOW, &Slowness::ALL);
     eventually("half of them or more are there", async || slow.open() >= u64::from(SLOW / 2)).await;
     for user in 1..=HONEST {
         let response = post(&ingest, &format!(r#"{{"user_id": {user}, "post_id": 42}}"#)).await;

@@ -1,4 +1,4 @@
-//! Reads a program's admin port.
+//! Client of a program's admin port.
 
 use std::{
     io::{self, Read, Write},
@@ -8,7 +8,7 @@ use std::{
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// GETs a path: status and body.
+/// Sends a GET request and returns status and body.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut connection = TcpStream::connect_timeout(&address, TIMEOUT)?;
     connection.set_read_timeout(Some(TIMEOUT))?;
@@ -22,28 +22,28 @@ pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-/// What `/metrics` said.
+/// Metrics of one program at one time.
 #[derive(Clone, Debug)]
 pub struct Metrics(String);
 
 impl Metrics {
-    /// Reads them all.
+    /// Reads `/metrics`.
     pub fn read(address: SocketAddr) -> io::Result<Self> {
         get(address, "/metrics").map(|(_, text)| Self(text))
     }
 
-    /// Whether a metric has any series.
+    /// Tells whether a metric has any series.
     pub fn has(&self, name: &str) -> bool {
-        let of_it = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-        self.0.lines().any(of_it)
+        let is_series = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        self.0.lines().any(is_series)
     }
 
-    /// The sum of a metric over its labels; 0 when it was never touched.
+    /// Sums a metric over all of its series; 0 without any.
     pub fn sum(&self, name: &str) -> f64 {
         self.sum_where(name, "")
     }
 
-    /// The sum of a metric over those of its series whose labels contain this text, like `code="backlog-full"`.
+    /// Sums a metric over the series whose labels contain a text, like `code="backlog-full"`.
     pub fn sum_where(&self, name: &str, labels: &str) -> f64 {
         let series = self.0.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;

@@ -1,4 +1,4 @@
-//! What is still to be done, as Redis knows it.
+//! Backlog of all partitions, as Redis reports it.
 
 use std::{error::Error, time::Duration};
 
@@ -7,11 +7,11 @@ use shared::{
     wire::partition::{KeyPrefix, Partition, PartitionCount},
 };
 
-/// How long a server that comes back is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a command waits for a server that is away.
+const RECONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The keys of a likestream with default settings.
-pub(crate) struct Keys {
+/// Redis keys of a likestream with default settings.
+pub struct Keys {
     prefix: KeyPrefix,
     partitions: PartitionCount,
 }
@@ -19,35 +19,42 @@ pub(crate) struct Keys {
 impl Default for Keys {
     fn default() -> Self {
         #[expect(clippy::expect_used, reason = "a constant")]
-        let prefix = "likes".parse().expect("a prefix");
+        let prefix = "likes".parse().expect("a valid prefix");
         Self { prefix, partitions: PartitionCount::DEFAULT }
     }
 }
 
 impl Keys {
-    pub(crate) fn partitions(&self) -> impl Iterator<Item = Partition> {
+    pub fn partitions(&self) -> impl Iterator<Item = Partition> {
         self.partitions.partitions()
     }
 
-    pub(crate) fn stream(&self, partition: Partition) -> String {
+    pub fn stream(&self, partition: Partition) -> String {
         self.prefix.stream(partition)
     }
 
-    pub(crate) fn dead_letters(&self, partition: Partition) -> String {
+    pub fn streams(&self) -> impl Iterator<Item = String> {
+        self.partitions().map(|partition| self.stream(partition))
+    }
+
+    pub fn dead_letters(&self, partition: Partition) -> String {
         self.prefix.dead_letters(partition)
     }
 }
 
-/// Connections to Redis that come back when their servers do.
-pub(crate) async fn connect(redis_url: &str) -> Result<Connections, Box<dyn Error>> {
-    Ok(Redis::at(redis_url, PATIENCE)?.connect().await?)
+/// Opens connections to Redis that outlive restarts of its servers.
+pub async fn connect(redis_url: &str) -> Result<Connections, Box<dyn Error>> {
+    Ok(Redis::at(redis_url, RECONNECT_PATIENCE)?.connect().await?)
 }
 
-/// Undelivered and pending entries over all partitions.
-pub(crate) async fn entries(redis: &Connections, keys: &Keys) -> Result<u64, fred::error::Error> {
+/// Counts undelivered and pending entries over all streams.
+pub async fn entries(
+    redis: &Connections,
+    streams: impl IntoIterator<Item = String>,
+) -> Result<u64, fred::error::Error> {
     let mut entries = 0;
-    for partition in keys.partitions() {
-        entries += shared::backlog::of_stream(redis, &keys.stream(partition)).await?;
+    for stream in streams {
+        entries += shared::backlog::of_stream(redis, &stream).await?;
     }
     Ok(entries)
 }

@@ -1,9 +1,9 @@
-//! The stack that goes on without us: `up`, `down`, `status`, `logs`.
+//! The stack that outlives the command: `devstack up`, `down`, `status` and `logs`.
 
 use std::{
     error::Error,
     fs::{self, File},
-    io::{self, Write},
+    io,
     net::{SocketAddr, TcpListener},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -15,6 +15,7 @@ use devstack::{
     StackError, admin,
     process::{self, Lifetime},
     program::Program,
+    terminal::print_line,
 };
 use nix::{
     sys::signal::Signal,
@@ -24,10 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::stack::{Stack, StackOptions};
 
-const EXIT_NOT_WELL: u8 = 3;
-const STOP: Duration = Duration::from_secs(40);
+const EXIT_UNHEALTHY: u8 = 3;
+const STOP_LIMIT: Duration = Duration::from_secs(40);
 
-/// What `up` leaves behind for the others to find.
+/// Content of the state file.
 #[derive(Serialize, Deserialize)]
 struct State {
     redis_url: String,
@@ -37,7 +38,7 @@ struct State {
     parts: Vec<Part>,
 }
 
-/// A process, in the order in which they are stopped.
+/// One process; the state file lists them in the order in which they are stopped.
 #[derive(Serialize, Deserialize)]
 struct Part {
     name: String,
@@ -55,7 +56,7 @@ enum StopSignal {
 }
 
 impl Part {
-    /// Whether it is still that process, and not another one with its id.
+    /// Tells whether the process runs and its id has not been reused by another one.
     fn is_running(&self) -> bool {
         let pid = Pid::from_raw(self.pid);
         let ticks = process::started_at_ticks(pid);
@@ -69,37 +70,37 @@ impl Part {
             Some(address) => match admin::get(address, "/readyz") {
                 Ok((200, _)) => "ready",
                 Ok(_) => "not ready",
-                Err(_) => "does not answer",
+                Err(_) => "no answer",
             },
         }
     }
 
-    fn is_well(&self) -> bool {
-        is_well(self.health())
+    fn is_healthy(&self) -> bool {
+        is_healthy(self.health())
     }
 }
 
-fn is_well(health: &str) -> bool {
+fn is_healthy(health: &str) -> bool {
     matches!(health, "running" | "ready")
 }
 
-/// Starts the stack. `interrupted` tells whether nobody wants it any more.
+/// Starts the stack unless it is up. `interrupted` tells whether a signal has come meanwhile.
 pub(crate) async fn up(
     file: &Path,
     interrupted: impl AsyncFnOnce() -> bool,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let _lock = lock(file)?;
     if let Some(state) = read(file)? {
-        if state.parts.iter().all(Part::is_well) {
-            say("already up");
-            say_urls(&state);
+        if state.parts.iter().all(Part::is_healthy) {
+            print_line("already up");
+            print_urls(&state);
             return Ok(ExitCode::SUCCESS);
         }
-        // Its data may be somebody's: it is not for us to remove them unasked.
-        say(
-            "it is up, and not all of it is well: make status tells what, make down removes it with its data",
+        // Its data may be needed: they are only removed on request.
+        print_line(
+            "already up, but unhealthy: make status shows which part, make down removes it with its data",
         );
-        return Ok(ExitCode::from(EXIT_NOT_WELL));
+        return Ok(ExitCode::from(EXIT_UNHEALTHY));
     }
     let options = StackOptions {
         redis_port: preferred(6379),
@@ -117,12 +118,12 @@ pub(crate) async fn up(
     let json = serde_json::to_string_pretty(&state).map_err(io::Error::from);
     let written = json.and_then(|json| fs::write(file, json));
     written.map_err(StackError::io(format!("{} can't be written", file.display())))?;
-    stack.let_go();
-    say_urls(&state);
+    stack.detach();
+    print_urls(&state);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Two at once would each start a stack, of which one would be lost.
+/// Two concurrent calls would each start a stack, one of which could not be found again.
 fn lock(file: &Path) -> Result<File, StackError> {
     let path = file.with_extension("lock");
     let failed = || format!("{} can't be locked", path.display());
@@ -133,34 +134,34 @@ fn lock(file: &Path) -> Result<File, StackError> {
 
 pub(crate) fn down(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        say("nothing is up");
+        print_line("nothing is up");
         return Ok(ExitCode::SUCCESS);
     };
-    end(&state, file)?;
-    say("stopped, and its data are removed");
+    stop(&state, file)?;
+    print_line("stopped, and its data are removed");
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn status(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        say("nothing is up: make up starts it");
-        return Ok(ExitCode::from(EXIT_NOT_WELL));
+        print_line("nothing is up: make up starts it");
+        return Ok(ExitCode::from(EXIT_UNHEALTHY));
     };
-    let mut well = true;
+    let mut all_healthy = true;
     for part in &state.parts {
-        let (health, admin) = (part.health(), part.admin.map(|address| format!("admin http://{address}")));
-        let admin = admin.unwrap_or_default();
-        say(&format!("{:<11} pid {:<8} {health:<15} {admin}", part.name, part.pid));
-        well &= is_well(health);
+        let health = part.health();
+        let admin = part.admin.map_or_else(String::new, |address| format!("admin http://{address}"));
+        print_line(&format!("{:<11} pid {:<8} {health:<15} {admin}", part.name, part.pid));
+        all_healthy &= is_healthy(health);
     }
-    say_urls(&state);
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NOT_WELL) })
+    print_urls(&state);
+    Ok(if all_healthy { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNHEALTHY) })
 }
 
 pub(crate) fn logs(file: &Path, follow: bool) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        say("nothing is up: make up starts it");
-        return Ok(ExitCode::from(EXIT_NOT_WELL));
+        print_line("nothing is up: make up starts it");
+        return Ok(ExitCode::from(EXIT_UNHEALTHY));
     };
     let mut tail = Command::new("tail");
     tail.args(["-n", "20"]).args(state.parts.iter().map(|part| &part.log));
@@ -170,7 +171,7 @@ pub(crate) fn logs(file: &Path, follow: bool) -> Result<ExitCode, Box<dyn Error>
     Err(StackError::Spawn { program: "tail".to_owned(), source: tail.exec() }.into())
 }
 
-/// What is needed to find the stack again.
+/// Builds the content of the state file.
 fn describe(stack: &Stack) -> State {
     let part = |name: &str, pid, admin, log: PathBuf, stop_signal| Part {
         name: name.to_owned(),
@@ -204,37 +205,31 @@ fn describe(stack: &Stack) -> State {
     }
 }
 
-fn end(state: &State, file: &Path) -> Result<(), StackError> {
+fn stop(state: &State, file: &Path) -> Result<(), StackError> {
     for part in state.parts.iter().filter(|part| part.is_running()) {
         let signal = match part.stop_signal {
             StopSignal::Term => Signal::SIGTERM,
             StopSignal::Int => Signal::SIGINT,
         };
-        if !process::end_by_pid(Pid::from_raw(part.pid), signal, STOP) {
-            let (what, log) = ("end", part.log.clone());
+        if !process::end_by_pid(Pid::from_raw(part.pid), signal, STOP_LIMIT) {
             return Err(StackError::Timeout {
                 program: part.name.clone(),
-                what,
-                seconds: STOP.as_secs(),
-                log,
+                action: "end",
+                seconds: STOP_LIMIT.as_secs(),
+                log: part.log.clone(),
             });
         }
     }
     for folder in &state.folders {
-        // One that is gone needs no removing.
+        // The folder may have been removed.
         let _ = fs::remove_dir_all(folder);
     }
     fs::remove_file(file).map_err(StackError::io(format!("{} can't be removed", file.display())))
 }
 
-fn say_urls(state: &State) {
-    say(&format!("likes are taken at POST {}/likes", state.ingest_url));
-    say(&format!("export REDIS_URL={} DATABASE_URL={}", state.redis_url, state.database_url));
-}
-
-/// A line on stdout. Whoever has closed that doesn't want to hear it.
-fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
+fn print_urls(state: &State) {
+    print_line(&format!("likes are taken at POST {}/likes", state.ingest_url));
+    print_line(&format!("export REDIS_URL={} DATABASE_URL={}", state.redis_url, state.database_url));
 }
 
 fn read(file: &Path) -> Result<Option<State>, StackError> {
@@ -248,13 +243,13 @@ fn read(file: &Path) -> Result<Option<State>, StackError> {
     }
 }
 
-/// One a build folder and user.
+/// State file of this build folder and user.
 pub(crate) fn default_state_file() -> Result<PathBuf, StackError> {
     let folder = devstack::program::programs_folder()?;
     Ok(folder.join(format!("devstack-{}.json", geteuid())))
 }
 
-/// The well-known port, if nobody has it.
+/// Returns the well-known port if it is free.
 fn preferred(port: u16) -> Option<u16> {
     TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
 }

@@ -1,62 +1,86 @@
-//! The demo from start to report.
+//! `devstack demo`, from the start of the stack to the report.
 
 use std::{
     error::Error,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use devstack::{StackError, process::Lifetime, program::Program};
+use devstack::{
+    StackError,
+    backlog::{self, Keys},
+    postgres_server,
+    process::Lifetime,
+    program::Program,
+    terminal::eprint_line,
+};
 use thiserror::Error;
 use tokio::time::sleep;
-use tokio_postgres::NoTls;
 
 use crate::{
-    DemoOptions,
-    backlog::{self, Keys},
-    figures, insert_each,
+    insert_each, json_file,
     load::{self, IndexSet, Load, Pace},
-    progress::{Progress, say},
+    progress::Progress,
     report::Report,
     stack::{Stack, StackOptions},
     verify,
 };
 
-const POLL: Duration = Duration::from_millis(50);
-const WATCH: Duration = Duration::from_millis(500);
+const BACKLOG_POLL: Duration = Duration::from_millis(50);
+const PROCESS_POLL: Duration = Duration::from_millis(500);
 
-/// The drain may take as long as it likes, but not stand still.
+/// Time without any progress after which draining fails.
 const STALLED: Duration = Duration::from_mins(1);
 
+#[derive(clap::Args)]
+pub(crate) struct DemoOptions {
+    /// Number of likes
+    #[arg(long, env = "LIKES", default_value = "1000000", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    likes: u32,
+
+    /// Percentage of likes that repeat an earlier one
+    #[arg(long, env = "DUPLICATES", default_value = "5", value_parser = clap::value_parser!(u8).range(0..=100))]
+    duplicates: u8,
+
+    /// Number of connections
+    #[arg(long, env = "CONNECTIONS", default_value = "128", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    connections: u16,
+
+    /// JSON file for the figures
+    #[arg(long, default_value = "target/demo.json", value_name = "FILE")]
+    json: PathBuf,
+}
+
 #[derive(Debug, Error)]
-#[error("{waiting} of {appended} stream entries are not acknowledged, and nothing has moved for a minute")]
+#[error("{backlog} of {appended} stream entries are not acknowledged, without progress for a minute")]
 struct Stalled {
-    waiting: u64,
+    backlog: u64,
     appended: u64,
 }
 
-/// Runs it and tells whether every promise was kept.
+/// Runs the demo and tells whether every guarantee held.
 pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
-    say("starting private Redis and Postgres, ingest and two consumers");
+    eprint_line("starting private Redis and Postgres, ingest and two consumers");
     let two_consumers = StackOptions { consumer_admin_ports: vec![0, 0], ..StackOptions::default() };
-    let stack = Stack::start(two_consumers, Lifetime::Leashed)?;
-    figures::check_file(&options.json)?;
+    let stack = Stack::start(two_consumers, Lifetime::Attached)?;
+    json_file::check(&options.json)?;
     let report = tokio::select! {
         report = measure(options, &stack) => report?,
         ended = part_ended(&stack) => return Err(ended.into()),
     };
     stack.stop()?;
     report.print();
-    figures::write_json(&report, &options.json)?;
+    json_file::write(&options.json, &report)?;
     Ok(report.passed())
 }
 
-/// Waits for a part of the stack to end by itself.
+/// Waits until a part of the stack ends by itself.
 async fn part_ended(stack: &Stack) -> StackError {
     loop {
         if let Some(ended) = stack.ended_part() {
             return ended;
         }
-        sleep(WATCH).await;
+        sleep(PROCESS_POLL).await;
     }
 }
 
@@ -68,15 +92,14 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Report, Box<dyn
     let entries = drain(stack).await?;
     let drained = sent.started.elapsed();
 
-    say("comparing the table with what was accepted");
+    eprint_line("comparing the table with the accepted likes");
     let database_url = stack.postgres.url("postgres");
-    let (client, connection) = tokio_postgres::connect(&database_url, NoTls).await?;
-    tokio::spawn(connection);
+    let client = postgres_server::connect(&database_url).await?;
     let table = verify::read_table(&client, load, &sent, &IndexSet::new(0)).await?;
     let each = insert_each::run(load, &database_url).await?;
     let transactions = total(&stack.consumers, "likestream_batches_committed_total")?;
     if transactions < table.writing_transactions {
-        say("the consumers count fewer transactions than have left rows: their figure is wrong");
+        eprint_line("the consumers count fewer transactions than have inserted rows: their metric is wrong");
     }
     let peak = |program: &Program| program.peak_resident_bytes().unwrap_or(0);
     Ok(Report {
@@ -84,17 +107,17 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Report, Box<dyn
         distinct: sent.pairs.len(),
         rows: table.rows,
         lost: table.lost,
-        doubled: table.doubled,
-        foreign: table.foreign,
+        duplicated: table.duplicated,
+        unexpected: table.unexpected,
         retries: sent.retries,
-        unsure: sent.unsure_pairs(load),
+        indeterminate: sent.indeterminate_pairs(load),
         transactions: transactions.max(table.writing_transactions),
         likes_per_transaction: sent.accepted as f64 / transactions.max(1) as f64,
         likes_per_entry: sent.accepted as f64 / entries.max(1) as f64,
         likes_per_second_in: sent.accepted as f64 / sent.elapsed.as_secs_f64(),
         likes_per_second_out: sent.accepted as f64 / drained.as_secs_f64(),
-        post_p50_ms: sent.latency_us.value_at_quantile(0.5) as f64 / 1e3,
-        post_p99_ms: sent.latency_us.value_at_quantile(0.99) as f64 / 1e3,
+        post_p50_ms: sent.latencies.quantile_ms(0.5),
+        post_p99_ms: sent.latencies.quantile_ms(0.99),
         accept_to_commit_p50_ms: table.accept_to_commit_p50_ms,
         accept_to_commit_p99_ms: table.accept_to_commit_p99_ms,
         insert_each_likes: each.likes,
@@ -104,25 +127,28 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Report, Box<dyn
     })
 }
 
-/// Waits until Redis has nothing left to be done, and returns how many entries ingest has appended.
+/// Waits until the backlog is empty and returns the number of entries that ingest has appended.
 async fn drain(stack: &Stack) -> Result<u64, Box<dyn Error>> {
     let appended = total([&stack.ingest], "messaging_client_sent_messages_total")?;
-    let (client, keys) = (backlog::connect(&stack.redis.url()).await?, Keys::default());
+    let redis = backlog::connect(&stack.redis.url()).await?;
+    let keys = Keys::default();
     let mut progress = Progress::new("draining", appended);
-    let (mut least, mut last_moved) = (u64::MAX, Instant::now());
+    let mut least = u64::MAX;
+    let mut progressed_at = Instant::now();
     loop {
-        let waiting = backlog::entries(&client, &keys).await?;
-        progress.at(appended.saturating_sub(waiting));
-        if waiting == 0 {
-            progress.done();
+        let backlog = backlog::entries(&redis, keys.streams()).await?;
+        progress.update(appended.saturating_sub(backlog));
+        if backlog == 0 {
+            progress.finish();
             return Ok(appended);
         }
-        if waiting < least {
-            (least, last_moved) = (waiting, Instant::now());
-        } else if last_moved.elapsed() > STALLED {
-            return Err(Stalled { waiting, appended }.into());
+        if backlog < least {
+            least = backlog;
+            progressed_at = Instant::now();
+        } else if progressed_at.elapsed() > STALLED {
+            return Err(Stalled { backlog, appended }.into());
         }
-        sleep(POLL).await;
+        sleep(BACKLOG_POLL).await;
     }
 }
 

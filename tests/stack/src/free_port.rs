@@ -1,4 +1,4 @@
-//! Ports for servers.
+//! Ports on loopback for servers.
 
 use std::{
     collections::BTreeSet,
@@ -11,23 +11,26 @@ use rand::RngExt;
 
 use crate::StackError;
 
-/// Those below are often other servers'.
+/// Ports below are often taken by other servers.
 const FIRST: u16 = 10_000;
 
-/// What Linux begins its own ports with, if it doesn't say.
-const FIRST_OF_SYSTEM: u16 = 32_768;
+/// First ephemeral port of Linux by default.
+const FIRST_EPHEMERAL: u16 = 32_768;
 
 const TRIES: usize = 1_000;
 
-/// A port on loopback that nobody listens on just now, another one with each call. It is below those that the system
-/// takes for the near ends of connections: such a one could be gone before the server has it, and whoever asks there for
-/// the server too early can come to be connected to himself.
+/// How many ports a server is started on until one of them is still free.
+const START_TRIES: usize = 5;
+
+/// Returns a loopback port without a listener, a different one with each call. It is below the ephemeral ports: the
+/// system could assign one of those to a connection before the server binds it, and a client that connects to it too
+/// early could be connected to itself.
 ///
 /// Source of the last: simultaneous open, RFC 9293, 3.5; `ip_local_port_range`, `ip(7)`.
 pub fn free_port() -> Result<u16, StackError> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let end = first_of_system();
+    let end = first_ephemeral();
     let mut failed = io::Error::other("all were given away");
     for _ in 0..TRIES {
         let port = rand::rng().random_range(FIRST..end);
@@ -42,10 +45,28 @@ pub fn free_port() -> Result<u16, StackError> {
     Err(StackError::io(format!("no free port on loopback between {FIRST} and {end}"))(failed))
 }
 
-/// Where the ports begin that the system gives away by itself.
-fn first_of_system() -> u16 {
+/// Starts a server on the requested port, or on free ports until no other process has taken it first.
+pub(crate) fn start_on_port<T>(
+    requested: Option<u16>,
+    start: impl Fn(u16) -> Result<T, StackError>,
+) -> Result<(T, u16), StackError> {
+    if let Some(port) = requested {
+        return Ok((start(port)?, port));
+    }
+    let mut tries = 1;
+    loop {
+        let port = free_port()?;
+        match start(port) {
+            Ok(server) => return Ok((server, port)),
+            Err(StackError::Ended { .. }) if tries < START_TRIES => tries += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn first_ephemeral() -> u16 {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let first = range.split_whitespace().next().and_then(|first| first.parse().ok());
-    // Where it takes nearly all there is no better choice than to share.
-    first.filter(|first| *first > 2 * FIRST).unwrap_or(FIRST_OF_SYSTEM)
+    // If the range begins very low, overlapping it is the only choice.
+    first.filter(|first| *first > 2 * FIRST).unwrap_or(FIRST_EPHEMERAL)
 }

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection that is kept alive, and made anew when it breaks.
+//! HTTP/1.1 client with one connection, which is kept alive and replaced when it breaks.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -15,35 +15,28 @@ use tokio::{net::TcpStream, time::timeout};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A request got no response.
+/// A request without a response.
 #[derive(Debug, Error)]
 pub enum HttpError {
-    /// No connection.
     #[error("no connection")]
     Connect(#[from] std::io::Error),
-    /// The connection broke.
     #[error("the connection broke")]
     Broken(#[from] hyper::Error),
-    /// The request can't be written down.
     #[error("not a valid request")]
     Request(#[from] hyper::http::Error),
-    /// Nothing came.
     #[error("no response within {} s", TIMEOUT.as_secs())]
     Timeout,
 }
 
-/// A response, read to its end.
+/// Complete response.
 #[derive(Debug)]
 pub struct Response {
-    /// Its status.
     pub status: StatusCode,
-    /// Its headers.
     pub headers: HeaderMap,
-    /// Its body.
     pub body: Bytes,
 }
 
-/// A client of one server with one connection, for one request after the other.
+/// Client of one server that sends one request at a time.
 pub struct HttpClient {
     address: SocketAddr,
     host: String,
@@ -51,7 +44,7 @@ pub struct HttpClient {
 }
 
 impl HttpClient {
-    /// Connects with its first request.
+    /// The first request opens the connection.
     pub fn new(address: SocketAddr) -> Self {
         Self { address, host: address.to_string(), connection: None }
     }
@@ -62,13 +55,12 @@ impl HttpClient {
         self.post("/likes", "application/json", body.into()).await
     }
 
-    /// POSTs a body.
     pub async fn post(&mut self, path: &str, content_type: &str, body: Bytes) -> Result<Response, HttpError> {
         let request = Request::post(path).header(header::CONTENT_TYPE, content_type).body(Full::new(body))?;
         self.send(request).await
     }
 
-    /// Sends any request. When that fails the next one gets a new connection.
+    /// Sends any request. After a failure the next one opens a new connection.
     pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Result<Response, HttpError> {
         let host = self.host.parse().map_err(hyper::http::Error::from)?;
         request.headers_mut().entry(header::HOST).or_insert(host);
@@ -92,7 +84,7 @@ impl HttpClient {
             timeout(TIMEOUT, TcpStream::connect(self.address)).await.map_err(|_| HttpError::Timeout)??;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // How it ends, the next request sees.
+        // Its error shows in the next request.
         tokio::spawn(connection);
         Ok(sender)
     }

@@ -1,4 +1,4 @@
-//! The simple design, for comparison: one INSERT, and so one transaction, a like.
+//! The simple design, for comparison: one INSERT, and so one transaction, per like.
 
 use std::{
     sync::{
@@ -8,16 +8,16 @@ use std::{
     time::Instant,
 };
 
+use devstack::postgres_server::connect;
 use thiserror::Error;
 use tokio::task::JoinSet;
-use tokio_postgres::NoTls;
 
 use crate::{load::Load, progress::Progress};
 
 const LIKES: u64 = 20_000;
 const CONNECTIONS: usize = 32;
 
-/// How the simple design did.
+/// Throughput of the simple design.
 pub(crate) struct InsertedEach {
     pub(crate) likes: u64,
     pub(crate) likes_per_second: f64,
@@ -31,18 +31,16 @@ pub(crate) enum InsertEachError {
     Crashed(#[from] tokio::task::JoinError),
 }
 
-/// Stores the first likes of the load into a table like the real one.
+/// Inserts the first likes of the load into a copy of the table.
 pub(crate) async fn run(load: Load, database_url: &str) -> Result<InsertedEach, InsertEachError> {
-    let (client, connection) = tokio_postgres::connect(database_url, NoTls).await?;
-    tokio::spawn(connection);
+    let client = connect(database_url).await?;
     client.batch_execute("CREATE TABLE likes_inserted_each (LIKE likes INCLUDING ALL)").await?;
 
     let likes = LIKES.min(load.likes);
     let next = Arc::new(AtomicU64::new(0));
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
-        let (client, connection) = tokio_postgres::connect(database_url, NoTls).await?;
-        tokio::spawn(connection);
+        let client = connect(database_url).await?;
         let insert = "INSERT INTO likes_inserted_each VALUES ($1, $2, now()) ON CONFLICT DO NOTHING";
         let insert = client.prepare(insert).await?;
         connections.push((client, insert));
@@ -65,11 +63,11 @@ pub(crate) async fn run(load: Load, database_url: &str) -> Result<InsertedEach, 
     }
     while let Some(written) = writers.join_next().await {
         written??;
-        progress.at(next.load(Ordering::Relaxed));
+        progress.update(next.load(Ordering::Relaxed));
     }
     let seconds = started.elapsed().as_secs_f64();
-    progress.at(likes);
-    progress.done();
+    progress.update(likes);
+    progress.finish();
     client.batch_execute("DROP TABLE likes_inserted_each").await?;
     Ok(InsertedEach { likes, likes_per_second: likes as f64 / seconds })
 }

@@ -1,11 +1,17 @@
-//! Private Redis and Postgres servers and the likestream programs, started as ordinary processes on free ports: for
-//! the demo, for `make up`, and for the tests.
+//! Private Redis, Postgres and PgBouncer servers and the likestream programs as ordinary processes on free ports.
 //!
-//! Calls block: they start processes and wait, with a bound, until those answer.
+//! Purpose: start real servers for the demo, `make up`, chaos runs, benchmarks and integration tests, and make sure
+//! that they end with the process that started them. May depend on `shared` and on the programs' executables. Must not
+//! depend on the ingest, consumer or likesctl crates: the programs are known by their settings, HTTP and metrics only.
+//!
+//! Calls that start, stop or wait for a process block, with a time limit.
+#![allow(missing_docs, reason = "the crate is not published")]
 
 pub mod admin;
+pub mod backlog;
 mod free_port;
 pub mod http_client;
+pub mod latency;
 pub mod pgbouncer_server;
 pub mod postgres_server;
 pub mod process;
@@ -13,7 +19,9 @@ pub mod program;
 pub mod redis_cluster;
 pub mod redis_sentinels;
 pub mod redis_server;
-pub mod slow_callers;
+pub mod signals;
+pub mod slow_clients;
+pub mod terminal;
 
 use std::{io, path::PathBuf};
 
@@ -21,54 +29,29 @@ use thiserror::Error;
 
 pub use crate::free_port::free_port;
 
-/// Something could not be started, or did not do what it should.
+/// A process could not be started or did not behave as expected.
 #[derive(Debug, Error)]
 pub enum StackError {
-    /// A program is not on this machine.
     #[error("{0} is not installed: run make, which installs what is missing")]
     Missing(&'static str),
-    /// A program can't be run.
     #[error("{program} can't be run")]
-    Spawn {
-        /// Which.
-        program: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// A program ended when it should not.
-    #[error("{program} ended: {last_words}")]
+    Spawn { program: String, source: io::Error },
+    #[error("{program} ended: {last_output}")]
     Ended {
-        /// Which.
         program: String,
-        /// The last line that it wrote.
-        last_words: String,
+        /// Last line of its log, or its standard error.
+        last_output: String,
     },
-    /// A program does not answer.
-    #[error("{program} did not {what} within {seconds} s, see {log}")]
-    Timeout {
-        /// Which.
-        program: String,
-        /// What it should have done.
-        what: &'static str,
-        /// How long it had.
-        seconds: u64,
-        /// What it wrote.
-        log: PathBuf,
-    },
-    /// A file or a socket failed.
-    #[error("{what}")]
-    Io {
-        /// What was to be done.
-        what: String,
-        /// Why it was not.
-        source: io::Error,
-    },
+    #[error("{program} did not {action} within {seconds} s, see {log}")]
+    Timeout { program: String, action: &'static str, seconds: u64, log: PathBuf },
+    #[error("{failure}")]
+    Io { failure: String, source: io::Error },
 }
 
 impl StackError {
-    /// An input or output error with what was to be done.
-    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
+    /// Describes what failed with an input or output error.
+    pub fn io(failure: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let failure = failure.into();
+        move |source| Self::Io { failure, source }
     }
 }

@@ -1,4 +1,4 @@
-//! The load: a celebrity posts, and everybody likes it at once.
+//! Load of a demo or chaos run: a celebrity posts, and everybody likes the post at once.
 
 use std::{
     net::SocketAddr,
@@ -9,9 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::http_client::{HttpClient, HttpError};
-use hdrhistogram::{CreationError, Histogram};
+use devstack::{
+    http_client::{HttpClient, HttpError},
+    latency::Latencies,
+};
 use hyper::StatusCode;
+use shared::wire::partition::mix;
 use thiserror::Error;
 use tokio::{
     task::JoinSet,
@@ -24,42 +27,42 @@ const CELEBRITY_POST: u64 = 1_000_000_007;
 const OTHER_POSTS: u64 = 1_000;
 const OTHER_POSTS_PERCENT: u64 = 10;
 
-/// A post that a table may be told to reject.
+/// Post that the table rejects in a chaos run.
 pub(crate) const REJECTED_POST: u64 = 2_000_000_011;
 
-/// A like is tried this often before its caller gives up, with this wait between.
+/// Attempts per like and the time between them.
 const TRIES: u32 = 300;
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 
-/// Which likes are sent. All of it follows from an index, so that nothing has to be kept in a list.
+/// Likes of a run. Each is computed from its index, so that no list has to be kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) likes: u64,
     pub(crate) duplicate_percent: u8,
-    /// How many of a thousand are for [`REJECTED_POST`].
+    /// Likes per thousand that are for [`REJECTED_POST`].
     pub(crate) rejected_per_mille: u16,
 }
 
-/// How fast a load is sent.
+/// Rate and concurrency of a load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// So many callers, each with one request at a time.
+    /// Number of clients, each with one request at a time.
     pub(crate) connections: u16,
-    /// At most so many likes a second, over all callers.
+    /// Maximum rate over all clients.
     pub(crate) per_second: Option<u32>,
-    /// When to send no new ones, though there be some left.
+    /// When to stop, even if likes are left.
     pub(crate) until: Option<Instant>,
 }
 
 impl Pace {
-    /// How long a caller waits from one like to its next.
+    /// Time between two likes of a client.
     fn interval(self) -> Duration {
         self.per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) * self.connections.into() / rate)
     }
 }
 
 impl Load {
-    /// The like with this index as the index of the first like of the same pair: itself, unless it is a duplicate.
+    /// Index of the first like with the same pair: the like itself, unless it is a duplicate.
     pub(crate) fn first_of_pair(self, mut index: u64) -> u64 {
         while index > 0 && mix(index) % 100 < self.duplicate_percent.into() {
             index = mix(index ^ u64::MAX) % index;
@@ -67,7 +70,7 @@ impl Load {
         index
     }
 
-    /// Who likes what in a first like.
+    /// User and post of a like that is not a duplicate.
     pub(crate) fn pair(self, first: u64) -> (u64, u64) {
         let draw = mix(first.wrapping_mul(31).wrapping_add(17));
         let post = if (draw >> 48) % 1_000 < self.rejected_per_mille.into() {
@@ -80,12 +83,12 @@ impl Load {
         (first + 1, post)
     }
 
-    /// Whether the pair with this first like is for [`REJECTED_POST`].
+    /// Tells whether the pair with this first like is for [`REJECTED_POST`].
     pub(crate) fn is_rejected(self, first: u64) -> bool {
         self.pair(first).1 == REJECTED_POST
     }
 
-    /// The first like with this pair, if the load has one.
+    /// Index of the first like with this pair, if the load contains one.
     pub(crate) fn first_with(self, user_id: i64, post_id: i64) -> Option<u64> {
         let first = u64::try_from(user_id).ok()?.checked_sub(1)?;
         let sent = first < self.likes && self.first_of_pair(first) == first;
@@ -93,15 +96,7 @@ impl Load {
     }
 }
 
-/// A bijection of 64 bits that looks like chance: the `SplitMix64` output function.
-fn mix(index: u64) -> u64 {
-    let mut z = index.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// A set of indexes.
+/// Concurrent set of indexes.
 pub(crate) struct IndexSet(Vec<AtomicU64>);
 
 impl IndexSet {
@@ -109,7 +104,7 @@ impl IndexSet {
         Self((0..=size / 64).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Whether it is new.
+    /// Adds an index and tells whether it is new.
     pub(crate) fn insert(&self, index: u64) -> bool {
         let (word, bit) = Self::place(index);
         self.0.get(word).is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
@@ -130,32 +125,33 @@ impl IndexSet {
     }
 }
 
-/// What the callers saw.
+/// Result of a load run.
 pub(crate) struct Sent {
-    /// 202s.
+    /// Number of 202 responses.
     pub(crate) accepted: u64,
-    /// The first likes of all pairs that got a 202.
+    /// First likes of all accepted pairs.
     pub(crate) pairs: IndexSet,
-    /// The first likes of pairs whose request got no answer at some time, so that they may be stored on no promise.
-    pub(crate) unsure: IndexSet,
-    /// Requests that were tried again.
+    /// First likes of pairs with a request that failed, so that they may be stored without having been accepted.
+    pub(crate) indeterminate: IndexSet,
+    /// Number of requests that were retried.
     pub(crate) retries: u64,
-    /// From request to 202, in microseconds, of the try that worked.
-    pub(crate) latency_us: Histogram<u64>,
+    /// From the last attempt to its 202.
+    pub(crate) latencies: Latencies,
     pub(crate) started: Instant,
     pub(crate) elapsed: Duration,
 }
 
 impl Sent {
-    /// Whether the pair with this first like was accepted, or may have been.
+    /// Tells whether the pair with this first like may be stored.
     pub(crate) fn may_have(&self, first: u64) -> bool {
-        self.pairs.contains(first) || self.unsure.contains(first)
+        self.pairs.contains(first) || self.indeterminate.contains(first)
     }
 
-    /// Pairs that are neither promised nor excluded.
-    pub(crate) fn unsure_pairs(&self, load: Load) -> u64 {
-        let unsure = |index: &u64| self.unsure.contains(*index) && !self.pairs.contains(*index);
-        (0..load.likes).filter(unsure).count() as u64
+    /// Number of pairs that may be stored without having been accepted.
+    pub(crate) fn indeterminate_pairs(&self, load: Load) -> u64 {
+        let is_indeterminate =
+            |index: &u64| self.indeterminate.contains(*index) && !self.pairs.contains(*index);
+        (0..load.likes).filter(is_indeterminate).count() as u64
     }
 }
 
@@ -163,11 +159,9 @@ impl Sent {
 pub(crate) enum LoadError {
     #[error("ingest answered {status}: {body}")]
     Refused { status: StatusCode, body: String },
-    #[error("ingest did not take a like in {TRIES} tries")]
+    #[error("ingest did not accept a like in {TRIES} attempts")]
     Exhausted(#[source] Option<HttpError>),
-    #[error("latencies can't be recorded")]
-    Histogram(#[from] CreationError),
-    #[error("a caller crashed")]
+    #[error("a client panicked")]
     Crashed(#[from] tokio::task::JoinError),
 }
 
@@ -177,10 +171,10 @@ struct Shared {
     accepted: AtomicU64,
     retries: AtomicU64,
     pairs: IndexSet,
-    unsure: IndexSet,
+    indeterminate: IndexSet,
 }
 
-/// Sends the load.
+/// Sends a load and waits for all responses.
 pub(crate) async fn send(load: Load, ingest: SocketAddr, pace: Pace) -> Result<Sent, LoadError> {
     let shared = Arc::new(Shared {
         load,
@@ -188,55 +182,49 @@ pub(crate) async fn send(load: Load, ingest: SocketAddr, pace: Pace) -> Result<S
         accepted: AtomicU64::new(0),
         retries: AtomicU64::new(0),
         pairs: IndexSet::new(load.likes),
-        unsure: IndexSet::new(load.likes),
+        indeterminate: IndexSet::new(load.likes),
     });
     let started = Instant::now();
-    let mut callers = JoinSet::new();
+    let mut clients = JoinSet::new();
     for _ in 0..pace.connections {
-        callers.spawn(call(Arc::clone(&shared), HttpClient::new(ingest), pace));
+        clients.spawn(run_client(Arc::clone(&shared), HttpClient::new(ingest), pace));
     }
     let mut progress = Progress::new("sending", load.likes);
-    let mut latency_us = new_histogram()?;
+    let mut latencies = Latencies::default();
     loop {
         tokio::select! {
-            caller = callers.join_next() => match caller {
-                Some(latencies) => latency_us += latencies??,
+            client = clients.join_next() => match client {
+                Some(client) => latencies += client??,
                 None => break,
             },
-            () = sleep(Duration::from_millis(100)) => progress.at(shared.accepted.load(Ordering::Relaxed)),
+            () = sleep(Duration::from_millis(100)) => progress.update(shared.accepted.load(Ordering::Relaxed)),
         }
     }
     let elapsed = started.elapsed();
-    progress.at(shared.accepted.load(Ordering::Relaxed));
-    progress.done();
     let accepted = shared.accepted.load(Ordering::Relaxed);
+    progress.update(accepted);
+    progress.finish();
     let retries = shared.retries.load(Ordering::Relaxed);
-    // Every caller has ended and let go of its share.
-    let empty = || IndexSet::new(0);
-    let (pairs, unsure) = Arc::into_inner(shared).map_or_else(|| (empty(), empty()), |s| (s.pairs, s.unsure));
-    Ok(Sent { accepted, pairs, unsure, retries, latency_us, started, elapsed })
+    #[expect(clippy::expect_used, reason = "every client has ended and dropped its reference")]
+    let Shared { pairs, indeterminate, .. } = Arc::into_inner(shared).expect("the only reference");
+    Ok(Sent { accepted, pairs, indeterminate, retries, latencies, started, elapsed })
 }
 
-fn new_histogram() -> Result<Histogram<u64>, CreationError> {
-    Histogram::new_with_bounds(1, 60_000_000, 3)
-}
-
-async fn call(shared: Arc<Shared>, mut client: HttpClient, pace: Pace) -> Result<Histogram<u64>, LoadError> {
-    let mut latency_us = new_histogram()?;
+async fn run_client(shared: Arc<Shared>, mut client: HttpClient, pace: Pace) -> Result<Latencies, LoadError> {
+    let mut latencies = Latencies::default();
     let mut next_at = Instant::now();
     loop {
         sleep_until(next_at.into()).await;
         next_at = Instant::now().max(next_at + pace.interval());
         if pace.until.is_some_and(|until| Instant::now() >= until) {
-            return Ok(latency_us);
+            return Ok(latencies);
         }
         let index = shared.next.fetch_add(1, Ordering::Relaxed);
         if index >= shared.load.likes {
-            return Ok(latency_us);
+            return Ok(latencies);
         }
         let first = shared.load.first_of_pair(index);
-        let elapsed = post_until_accepted(&shared, &mut client, first).await?;
-        latency_us.saturating_record(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
+        latencies.record(post_until_accepted(&shared, &mut client, first).await?);
         shared.pairs.insert(first);
         shared.accepted.fetch_add(1, Ordering::Relaxed);
     }
@@ -260,7 +248,7 @@ async fn post_until_accepted(
             }
             Err(error) => last_error = Some(error),
         }
-        shared.unsure.insert(first);
+        shared.indeterminate.insert(first);
         shared.retries.fetch_add(1, Ordering::Relaxed);
         sleep(RETRY_WAIT).await;
     }
@@ -272,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn duplicates_repeat_earlier_likes_in_the_asked_share() {
+    fn duplicates_repeat_earlier_likes_in_the_requested_proportion() {
         for percent in [0_u8, 5, 50, 100] {
             let load = Load { likes: 100_000, duplicate_percent: percent, rejected_per_mille: 0 };
             let mut duplicates = 0_u64;
@@ -287,11 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_leads_back_to_its_like_and_a_foreign_one_does_not() {
+    fn a_pair_identifies_its_like_and_an_unexpected_pair_identifies_none() {
         let load = Load { likes: 1_000, duplicate_percent: 20, rejected_per_mille: 3 };
         for first in (0..1_000).filter(|index| load.first_of_pair(*index) == *index) {
             let (user, post) = load.pair(first);
-            let (user, post) = (i64::try_from(user).unwrap(), i64::try_from(post).unwrap());
+            let user = i64::try_from(user).unwrap();
+            let post = i64::try_from(post).unwrap();
             assert_eq!(load.first_with(user, post), Some(first));
             assert_eq!(load.first_with(user, post + 1), None);
         }

@@ -1,4 +1,4 @@
-//! A private PgBouncer.
+//! Private PgBouncer server.
 
 use std::{fs, net::TcpStream, path::PathBuf};
 
@@ -8,38 +8,35 @@ use nix::{
 };
 
 use crate::{
-    StackError, free_port,
+    StackError,
+    free_port::start_on_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };
 
-const PORT_TRIES: usize = 5;
 const CONFIG: &str = "pgbouncer.ini";
 
-/// Where Debian has it, which is not on everybody's PATH.
-const DEBIANS: &str = "/usr/sbin/pgbouncer";
+/// Path on Debian, whose folder is not on every PATH.
+const DEBIAN_PROGRAM: &str = "/usr/sbin/pgbouncer";
 
-/// What it shares its server connections among.
+/// Unit that server connections are assigned to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolMode {
-    /// Clients: each has one for as long as it is connected.
+    /// A client, for as long as it is connected.
     Session,
-    /// Transactions.
     Transaction,
 }
 
-/// How to run it.
 #[derive(Clone, Copy, Debug)]
 pub struct PgbouncerOptions {
-    /// The Postgres behind it, on loopback.
+    /// Port of the Postgres behind it, on loopback.
     pub postgres_port: u16,
-    /// What they are shared among.
     pub pool_mode: PoolMode,
-    /// How many there are for each database.
+    /// Pool size of each database.
     pub server_connections: usize,
 }
 
-/// A running PgBouncer on loopback, which lets everybody in. Its folder goes with it. Where we are root it runs as
-/// another user, because it refuses to be root.
+/// Running PgBouncer on loopback without authentication. Its folder is removed with it. Started by root, it runs as
+/// another user, because it refuses to run as root.
 #[derive(Debug)]
 pub struct PgbouncerServer {
     process: ServerProcess,
@@ -49,34 +46,25 @@ pub struct PgbouncerServer {
 }
 
 impl PgbouncerServer {
-    /// Starts it and waits until it takes connections.
+    /// Starts it and waits until it accepts connections.
     pub fn start(options: PgbouncerOptions) -> Result<Self, StackError> {
         let user = process::unprivileged_user()?;
         let folder = ServerFolder::make("likestream-pgbouncer-", user.as_ref())?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let port = free_port()?;
-            match launch(options, port, &folder, user.as_ref()) {
-                Ok(process) => return Ok(Self { process, user, port, folder }),
-                // Somebody else may have taken the port meanwhile.
-                Err(StackError::Ended { .. }) if tries < PORT_TRIES => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let (process, port) = start_on_port(None, |port| launch(options, port, &folder, user.as_ref()))?;
+        Ok(Self { process, user, port, folder })
     }
 
-    /// Where a database behind it is, for the user `postgres`.
+    /// Connection string of a database behind it, for the user `postgres`.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Kills it, and with it the connections on both of its sides.
+    /// Kills it and so cuts the connections of clients and servers.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again, after [`PgbouncerServer::kill`], where it was.
+    /// Starts it on the same port after [`PgbouncerServer::kill`].
     pub fn start_again(&mut self, options: PgbouncerOptions) -> Result<(), StackError> {
         self.process = launch(options, self.port, &self.folder, self.user.as_ref())?;
         Ok(())
@@ -125,15 +113,15 @@ fn launch(
     let arguments = vec![program()?.display().to_string(), CONFIG.to_owned()];
     let command =
         ServerCommand { arguments, folder: folder.path(), log: &log, stop_signal: Signal::SIGTERM, user };
-    ServerProcess::start_answering(&command, Lifetime::Leashed, || {
+    ServerProcess::start_answering(&command, Lifetime::Attached, || {
         TcpStream::connect(("127.0.0.1", port)).is_ok()
     })
 }
 
 fn program() -> Result<PathBuf, StackError> {
-    let debians = PathBuf::from(DEBIANS);
-    if debians.is_file() {
-        Ok(debians)
+    let debian_program = PathBuf::from(DEBIAN_PROGRAM);
+    if debian_program.is_file() {
+        Ok(debian_program)
     } else if process::is_on_path("pgbouncer") {
         Ok(PathBuf::from("pgbouncer"))
     } else {

@@ -1,4 +1,4 @@
-//! A private Postgres.
+//! Private Postgres server.
 
 use std::{
     env,
@@ -15,30 +15,29 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, User, chown},
 };
+use tokio_postgres::{Client, NoTls};
 
 use crate::{
-    StackError, free_port,
+    StackError,
+    free_port::start_on_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
 };
 
-const PORT_TRIES: usize = 5;
+/// Folders of Postgres installations that are not on the PATH: Debian's and Red Hat's.
+const INSTALLATIONS: [&str; 2] = ["/usr/lib/postgresql", "/usr"];
 
-/// Known homes of Postgres programs that are not on the PATH: Debian's and Red Hat's.
-const HOMES: [&str; 2] = ["/usr/lib/postgresql", "/usr"];
-
-/// How to run it.
 #[derive(Clone, Debug, Default)]
 pub struct PostgresOptions {
-    /// A certain port, or any free one.
+    /// Fixed port; any free one by default.
     pub port: Option<u16>,
-    /// Settings over the defaults, like `("max_connections", "20")`.
+    /// Settings that override the defaults, like `("max_connections", "20")`.
     pub settings: Vec<(String, String)>,
-    /// Files of its data folder, with their text, like a `pg_hba.conf` that doesn't let everybody in.
+    /// Names and texts of files for the data folder, like a `pg_hba.conf` that requires passwords.
     pub files: Vec<(String, String)>,
 }
 
-/// A running Postgres on loopback, with commit timestamps, open to its superuser `postgres`. Its folder goes with it.
-/// Where we are root it runs as another user, because it refuses to be root.
+/// Running Postgres on loopback with commit timestamps and trust authentication. Its folder is removed with it.
+/// Started by root, it runs as another user, because it refuses to run as root.
 #[derive(Debug)]
 pub struct PostgresServer {
     process: ServerProcess,
@@ -50,20 +49,21 @@ pub struct PostgresServer {
 }
 
 impl PostgresServer {
-    /// Makes a new database cluster, starts it and waits until it takes connections.
+    /// Creates a database cluster, starts it and waits until it accepts connections.
     pub fn start(options: PostgresOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let programs = programs()?;
         let user = process::unprivileged_user()?;
         let folder = ServerFolder::make("likestream-postgres-", user.as_ref())?;
         init(&programs, folder.path(), user.as_ref())?;
         for (name, text) in &options.files {
-            own_file(&folder.path().join("data").join(name), text, user.as_ref())?;
+            write_private_file(&folder.path().join("data").join(name), text, user.as_ref())?;
         }
-        let (process, port) = first_launch(&options, &programs, folder.path(), user.as_ref(), lifetime)?;
+        let launch = |port| launch(&options, port, &programs, folder.path(), user.as_ref(), lifetime);
+        let (process, port) = start_on_port(options.port, launch)?;
         Ok(Self { process, options, programs, user, port, folder })
     }
 
-    /// Where a database of it is: by its socket, if it doesn't let everybody in from the network.
+    /// Connection string of a database: by Unix socket if the server has a `pg_hba.conf` of its own.
     pub fn url(&self, database: &str) -> String {
         if self.options.files.iter().any(|(name, _)| name == "pg_hba.conf") {
             let folder = self.folder.path().display().to_string().replace('/', "%2F");
@@ -72,34 +72,33 @@ impl PostgresServer {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Where it listens, on loopback.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its first process.
+    /// Process id of the postmaster.
     pub fn pid(&self) -> i32 {
         self.process.pid().as_raw()
     }
 
-    /// Its data and its log.
+    /// Folder of its data and its log.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Its last words, if it has ended.
-    pub fn last_words_if_ended(&self) -> Option<String> {
-        (!self.process.is_running()).then(|| process::last_words(&self.folder.path().join("postgres.log")))
+    /// Last line of its log, if it has ended.
+    pub fn last_output_if_ended(&self) -> Option<String> {
+        (!self.process.is_running()).then(|| process::last_line(&self.folder.path().join("postgres.log")))
     }
 
-    /// Ends it in good order, with its connections. Its data stay.
+    /// Fast shutdown, which closes all connections. The data stay.
     pub fn stop(&mut self) {
         self.process.stop();
     }
 
-    /// Kills all of its processes at once, as a power cut would. Its data stay.
+    /// Kills all processes at once, as a power failure would. The data stay.
     pub fn kill(&mut self) {
-        // So that it makes no more children.
+        // A stopped postmaster forks no more children.
         self.pause();
         let mut processes = self.children();
         processes.push(self.process.pid());
@@ -110,31 +109,31 @@ impl PostgresServer {
         wait_until(Duration::from_secs(10), || !processes.iter().any(|pid| process::is_running(*pid)));
     }
 
-    /// Starts it again, after [`PostgresServer::stop`] or [`PostgresServer::kill`], where it was.
+    /// Starts it on the same port after [`PostgresServer::stop`] or [`PostgresServer::kill`].
     pub fn start_again(&mut self) -> Result<(), StackError> {
-        let (programs, user) = (&self.programs, self.user.as_ref());
+        let user = self.user.as_ref();
         let folder = self.folder.path();
-        self.process = launch(&self.options, self.port, programs, folder, user, Lifetime::Leashed)?;
+        self.process = launch(&self.options, self.port, &self.programs, folder, user, Lifetime::Attached)?;
         Ok(())
     }
 
-    /// Lets a detached one live on after this value.
+    /// Leaves a detached server running when this value is dropped.
     pub fn detach(mut self) {
         self.process.release();
         self.folder.release();
     }
 
-    /// Freezes all of its processes: connections stay, nothing is answered.
+    /// Freezes all processes (SIGSTOP): connections stay open and get no answers.
     pub fn pause(&self) {
         self.signal_all(Signal::SIGSTOP);
     }
 
-    /// Lets it go on.
+    /// Continues a frozen server.
     pub fn resume(&self) {
         self.signal_all(Signal::SIGCONT);
     }
 
-    /// The first process first: a frozen one makes no more children.
+    /// Signals the postmaster first: a frozen one forks no more children.
     fn signal_all(&self, signal: Signal) {
         self.process.signal(signal);
         for pid in self.children() {
@@ -142,7 +141,7 @@ impl PostgresServer {
         }
     }
 
-    /// Of the first process; they are in sessions of their own.
+    /// Children of the postmaster, which run in sessions of their own.
     fn children(&self) -> Vec<Pid> {
         let first = self.process.pid();
         let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
@@ -152,29 +151,16 @@ impl PostgresServer {
 
 impl Drop for PostgresServer {
     fn drop(&mut self) {
-        // A frozen one could not end.
+        // A frozen process does not handle SIGINT.
         self.resume();
     }
 }
 
-fn first_launch(
-    options: &PostgresOptions,
-    programs: &Path,
-    folder: &Path,
-    user: Option<&User>,
-    lifetime: Lifetime,
-) -> Result<(ServerProcess, u16), StackError> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let port = options.port.map_or_else(free_port, Ok)?;
-        match launch(options, port, programs, folder, user, lifetime) {
-            Ok(process) => return Ok((process, port)),
-            // Somebody else may have taken the port meanwhile.
-            Err(StackError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
-            Err(error) => return Err(error),
-        }
-    }
+/// Connects to a database and drives the connection in a task of its own.
+pub async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 fn launch(
@@ -186,7 +172,7 @@ fn launch(
     lifetime: Lifetime,
 ) -> Result<ServerProcess, StackError> {
     let log = folder.join("postgres.log");
-    let own = [
+    let defaults = [
         ("listen_addresses", "127.0.0.1".to_owned()),
         ("port", port.to_string()),
         ("unix_socket_directories", folder.display().to_string()),
@@ -194,13 +180,13 @@ fn launch(
         ("max_connections", "200".to_owned()),
         ("logging_collector", "off".to_owned()),
     ];
-    let own = own.iter().map(|(name, value)| format!("{name}={value}"));
-    let given = options.settings.iter().map(|(name, value)| format!("{name}={value}"));
+    let defaults = defaults.iter().map(|(name, value)| format!("{name}={value}"));
+    let overrides = options.settings.iter().map(|(name, value)| format!("{name}={value}"));
     let mut arguments =
         vec![programs.join("postgres").display().to_string(), "-D".to_owned(), "data".to_owned()];
-    arguments.extend(own.chain(given).flat_map(|setting| ["-c".to_owned(), setting]));
+    arguments.extend(defaults.chain(overrides).flat_map(|setting| ["-c".to_owned(), setting]));
     let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGINT, user };
-    ServerProcess::start_answering(&command, lifetime, || answers(port))
+    ServerProcess::start_answering(&command, lifetime, || accepts_connections(port))
 }
 
 fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), StackError> {
@@ -218,15 +204,15 @@ fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), Stack
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let says_why = |line: &&str| ["error:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
-    let last = || said.lines().rfind(|line| !line.is_empty());
-    let last_words = said.lines().find(says_why).or_else(last).unwrap_or_default().to_owned();
-    Err(StackError::Ended { program: "initdb".to_owned(), last_words })
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let is_error = |line: &&str| ["error:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
+    let last = || stderr.lines().rfind(|line| !line.is_empty());
+    let last_output = stderr.lines().find(is_error).or_else(last).unwrap_or_default().to_owned();
+    Err(StackError::Ended { program: "initdb".to_owned(), last_output })
 }
 
-/// A file that nobody but Postgres can read, as it wants its keys to be.
-fn own_file(path: &Path, text: &str, user: Option<&User>) -> Result<(), StackError> {
+/// Writes a file that only the server's user can read, as Postgres requires of private keys.
+fn write_private_file(path: &Path, text: &str, user: Option<&User>) -> Result<(), StackError> {
     let written = fs::write(path, text).and_then(|()| {
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         user.map_or(Ok(()), |user| Ok(chown(path, Some(user.uid), Some(user.gid))?))
@@ -234,26 +220,26 @@ fn own_file(path: &Path, text: &str, user: Option<&User>) -> Result<(), StackErr
     written.map_err(StackError::io("a file for Postgres can't be written"))
 }
 
-/// Where the newest Postgres has its programs.
+/// Folder of the newest `postgres` and `initdb`.
 fn programs() -> Result<PathBuf, StackError> {
     let has_server = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
     let version = |folder: &PathBuf| -> u32 {
         let digits = folder.iter().rev().nth(1).map(|name| name.to_string_lossy().replace("pgsql-", ""));
         digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
     };
-    let homes = HOMES.iter().filter_map(|home| fs::read_dir(home).ok()).flatten().flatten();
-    let newest = homes.map(|entry| entry.path().join("bin")).filter(has_server).max_by_key(version);
+    let folders = INSTALLATIONS.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let newest = folders.map(|entry| entry.path().join("bin")).filter(has_server).max_by_key(version);
     let on_path = || env::split_paths(&env::var_os("PATH").unwrap_or_default()).find(has_server);
     newest.or_else(on_path).ok_or(StackError::Missing("Postgres (initdb and postgres)"))
 }
 
-/// Whether it takes connections: sends a startup packet for its superuser and looks for the answer "authentication
-/// ok", or that it doesn't let this one in: it gives neither while it starts up or shuts down.
+/// Tells whether the server accepts connections. A startup packet for the superuser is answered with
+/// "authentication ok" or with an authorization error, and with neither during startup and shutdown.
 ///
 /// Source: Postgres manual, "Message Formats".
-fn answers(port: u16) -> bool {
+fn accepts_connections(port: u16) -> bool {
     let parameters = b"user\0postgres\0database\0postgres\0\0";
-    let ask = || -> std::io::Result<bool> {
+    let connect = || -> std::io::Result<bool> {
         let mut connection = TcpStream::connect(("127.0.0.1", port))?;
         connection.set_read_timeout(Some(Duration::from_secs(1)))?;
         let length = u32::try_from(8 + parameters.len()).unwrap_or_default();
@@ -262,8 +248,8 @@ fn answers(port: u16) -> bool {
         let mut answer = [0; 64];
         let length = connection.read(&mut answer)?;
         let answer = &answer[..length];
-        // An error has fields that end with a zero, its SQLSTATE after a C.
+        // Fields of an error end with a zero byte; the SQLSTATE follows the letter C.
         Ok(answer.starts_with(b"R") || answer.split(|byte| *byte == 0).any(|field| field == b"C28000"))
     };
-    ask().unwrap_or(false)
+    connect().unwrap_or(false)
 }

@@ -1,4 +1,4 @@
-//! Server processes that can't be left behind.
+//! Server processes that never outlive the process that started them, unless they are detached.
 
 use std::{
     env,
@@ -22,45 +22,45 @@ use nix::{
 
 use crate::StackError;
 
-/// Runs a server beside a shell that waits on a pipe from us. When the pipe closes, however this process ended, the
-/// shell ends the server and removes its folder, unless it was told to keep it.
+/// Supervisor shell of an attached server. It starts the server and reads a pipe from this process. When the pipe
+/// closes, however this process has ended, it ends the server and removes its folder, unless it has read `keep`.
 ///
-/// Arguments: the signal to end it with, the folder, the server and its arguments.
-const LEASH: &str = r#"
-# The system hangs up on us when whoever started us dies while the server is frozen: just then we are needed.
+/// Arguments: the stop signal, the folder, the server and its arguments.
+const SUPERVISOR: &str = r#"
+# When the parent dies while the server is frozen, the kernel sends SIGHUP to the orphaned process group.
 trap : HUP
 signal=$1 folder=$2; shift 2
 "$@" </dev/null & server=$!
 echo "$server"
 read -r word || word=remove
-# One that was frozen could not end.
+# A frozen process does not handle the stop signal.
 kill -s CONT "$server" $(cat "/proc/$server/task/$server/children" 2>/dev/null) 2>/dev/null
 kill -s "$signal" "$server" 2>/dev/null
 wait "$server"
 [ "$word" = keep ] || rm -rf "$folder"
 "#;
 
-/// Waits on a pipe from us beside a process that is our own child, and kills it when the pipe closes unless it was
-/// told that nothing is left to be killed.
+/// Watchdog shell of a child process. It reads a pipe from this process and kills the child when the pipe closes,
+/// unless it has read `done`.
 ///
-/// Arguments: the process.
+/// Arguments: the process id.
 const WATCHDOG: &str = r#"read -r word; [ "$word" = done ] || kill -s KILL "$1" 2>/dev/null"#;
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// How long a server may take until it answers.
+/// Time limit for a server to answer after its start.
 const START_SECONDS: u64 = 60;
 
-/// How a server lives.
+/// What the lifetime of a server is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// No longer than this process.
-    Leashed,
-    /// On its own, until somebody ends it.
+    /// It ends with this process at the latest.
+    Attached,
+    /// It runs until it is stopped.
     Detached,
 }
 
-/// What to run, and where.
+/// Command line and environment of a server.
 pub(crate) struct ServerCommand<'a> {
     pub(crate) arguments: Vec<String>,
     pub(crate) folder: &'a Path,
@@ -69,14 +69,14 @@ pub(crate) struct ServerCommand<'a> {
     pub(crate) user: Option<&'a User>,
 }
 
-/// A running server. Dropped, it ends, unless it was let go.
+/// Running server. Dropped, it ends, unless it was released.
 #[derive(Debug)]
 pub(crate) struct ServerProcess {
     child: Child,
-    leash: Option<ChildStdin>,
+    supervisor: Option<ChildStdin>,
     pid: Pid,
     stop_signal: Signal,
-    /// Whether nothing is left to be ended: it has ended, or was let go.
+    /// Whether there is nothing to end: the server has ended or was released.
     released: bool,
 }
 
@@ -85,9 +85,10 @@ impl ServerProcess {
         let log = append_to(command.log)?;
         let program = command.arguments.first().cloned().unwrap_or_default();
         let mut process = match lifetime {
-            Lifetime::Leashed => {
+            Lifetime::Attached => {
                 let mut shell = Command::new("sh");
-                shell.args(["-c", LEASH, "leash", command.stop_signal.as_str().trim_start_matches("SIG")]);
+                let stop_signal = command.stop_signal.as_str().trim_start_matches("SIG");
+                shell.args(["-c", SUPERVISOR, "supervisor", stop_signal]);
                 shell.arg(command.folder).args(&command.arguments);
                 shell.stdin(Stdio::piped()).stdout(Stdio::piped());
                 shell
@@ -105,17 +106,18 @@ impl ServerProcess {
         }
         let mut child =
             process.spawn().map_err(|source| StackError::Spawn { program: program.clone(), source })?;
-        let leash = child.stdin.take();
+        let supervisor = child.stdin.take();
         let pid = match child.stdout.take() {
             None => child.id().cast_signed(),
             Some(stdout) => {
                 let mut line = String::new();
-                BufReader::new(stdout).read_line(&mut line).map_err(StackError::io("the leash is broken"))?;
+                let read = BufReader::new(stdout).read_line(&mut line);
+                read.map_err(StackError::io("the supervisor shell did not report a process id"))?;
                 line.trim().parse().map_err(|_| StackError::Missing("sh"))?
             }
         };
         let pid = Pid::from_raw(pid);
-        Ok(Self { child, leash, pid, stop_signal: command.stop_signal, released: false })
+        Ok(Self { child, supervisor, pid, stop_signal: command.stop_signal, released: false })
     }
 
     /// Starts a server and waits until it answers.
@@ -131,12 +133,12 @@ impl ServerProcess {
         let log = command.log.to_owned();
         if !server.is_running() {
             server.kill();
-            return Err(StackError::Ended { program, last_words: last_words(&log) });
+            return Err(StackError::Ended { program, last_output: last_line(&log) });
         }
         if up {
             Ok(server)
         } else {
-            Err(StackError::Timeout { program, what: "answer", seconds: START_SECONDS, log })
+            Err(StackError::Timeout { program, action: "answer", seconds: START_SECONDS, log })
         }
     }
 
@@ -149,21 +151,21 @@ impl ServerProcess {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        // One that is gone has nothing to obey.
+        // The process may have ended.
         let _ = kill(self.pid, signal);
     }
 
-    /// Ends the server in good order.
+    /// Sends the stop signal and waits for the end.
     pub(crate) fn stop(&mut self) {
         self.end(self.stop_signal);
     }
 
-    /// Kills the server.
+    /// Sends SIGKILL and waits for the end.
     pub(crate) fn kill(&mut self) {
         self.end(Signal::SIGKILL);
     }
 
-    /// Lets a server without a leash live on after this value.
+    /// Leaves a detached server running when this value is dropped.
     pub(crate) fn release(&mut self) {
         self.released = true;
     }
@@ -173,9 +175,12 @@ impl ServerProcess {
             return;
         }
         self.signal(signal);
-        if let Some(mut leash) = self.leash.take() {
-            // The folder is not the leash's to remove while we are here. A leash that is gone has done so already.
-            let _ = leash.write_all(b"keep\n");
+        if let Some(mut supervisor) = self.supervisor.take() {
+            // While this process runs, the folder is removed by its owner. A supervisor that has ended has removed it.
+            let _ = supervisor.write_all(
+                b"keep
+            ",
+            );
         }
         let _ = self.child.wait();
         self.released = true;
@@ -188,7 +193,7 @@ impl Drop for ServerProcess {
     }
 }
 
-/// Kills a child of ours when we end without a word, however that is. Dropped, it does nothing any more.
+/// Kills a child of this process if this process ends without dropping the value.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     shell: Child,
@@ -213,14 +218,14 @@ impl Watchdog {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         if let Some(mut pipe) = self.pipe.take() {
-            // One that is gone needs no word.
+            // The shell may have ended.
             let _ = pipe.write_all(b"done\n");
         }
         let _ = self.shell.wait();
     }
 }
 
-/// A private folder for a server's data. Dropped, it is removed, unless it was let go.
+/// Private folder for a server's data. Dropped, it is removed, unless it was released.
 #[derive(Debug)]
 pub(crate) struct ServerFolder {
     path: PathBuf,
@@ -228,7 +233,7 @@ pub(crate) struct ServerFolder {
 }
 
 impl ServerFolder {
-    /// Makes one that the server's user may work in.
+    /// Makes a folder that belongs to the server's user.
     pub(crate) fn make(prefix: &str, user: Option<&User>) -> Result<Self, StackError> {
         let made = tempfile::Builder::new().prefix(prefix).tempdir();
         let path = made.map_err(StackError::io("no temporary folder can be made"))?.keep();
@@ -244,7 +249,7 @@ impl ServerFolder {
         &self.path
     }
 
-    /// Lets it stay after this value.
+    /// Keeps the folder when this value is dropped.
     pub(crate) fn release(&mut self) {
         self.released = true;
     }
@@ -253,25 +258,25 @@ impl ServerFolder {
 impl Drop for ServerFolder {
     fn drop(&mut self) {
         if !self.released {
-            // One that is gone needs no removing.
+            // It may have been removed.
             let _ = fs::remove_dir_all(&self.path);
         }
     }
 }
 
-/// Whether there is such a program.
+/// Tells whether a program is on the PATH.
 pub(crate) fn is_on_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// Whether a process is there and not a zombie.
+/// Tells whether a process exists and is not a zombie.
 pub fn is_running(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X'])))
 }
 
-/// When a process was started, in clock ticks since boot: with its id, that names a process for ever.
+/// Start time of a process in clock ticks since boot, which together with its id identifies it uniquely.
 ///
 /// Source: `proc_pid_stat(5)`, field 22.
 pub fn started_at_ticks(pid: Pid) -> Option<u64> {
@@ -279,7 +284,8 @@ pub fn started_at_ticks(pid: Pid) -> Option<u64> {
     stat.rsplit(") ").next()?.split(' ').nth(19)?.parse().ok()
 }
 
-/// Ends a process that is not our child: the signal, then SIGKILL when the time is up. Tells whether it is gone.
+/// Ends a process that is not a child of this one: sends the signal and, after the time limit, SIGKILL. Tells whether it
+/// has ended.
 pub fn end_by_pid(pid: Pid, signal: Signal, limit: Duration) -> bool {
     for signal in [signal, Signal::SIGKILL] {
         if kill(pid, signal) == Err(Errno::ESRCH) {
@@ -292,19 +298,19 @@ pub fn end_by_pid(pid: Pid, signal: Signal, limit: Duration) -> bool {
     false
 }
 
-/// Lets this process, and those that it starts from now on, have as many open files as the system allows it at most.
+/// Raises the limit of open files of this process, and of those that it starts from now on, to the hard limit.
 pub fn raise_open_files() -> Result<(), StackError> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)
+    let (_, hard_limit) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(|errno| StackError::io("the limit of open files is not known")(errno.into()))?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)
+    setrlimit(Resource::RLIMIT_NOFILE, hard_limit, hard_limit)
         .map_err(|errno| StackError::io("the limit of open files can't be raised")(errno.into()))
 }
 
-/// Polls until it is so, or the time is up.
-pub fn wait_until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+/// Polls a condition until it holds or the time is up, and tells which.
+pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let give_up_at = Instant::now() + limit;
     loop {
-        if is_so() {
+        if condition() {
             return true;
         }
         if Instant::now() >= give_up_at {
@@ -314,7 +320,7 @@ pub fn wait_until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Whom a server runs as that refuses to be root: nobody else unless we are root.
+/// User for a server that refuses to run as root; none unless this process runs as root.
 pub(crate) fn unprivileged_user() -> Result<Option<User>, StackError> {
     if !geteuid().is_root() {
         return Ok(None);
@@ -323,10 +329,10 @@ pub(crate) fn unprivileged_user() -> Result<Option<User>, StackError> {
     user.map(Some).ok_or(StackError::Missing("a user postgres or nobody"))
 }
 
-/// The last line of a log that isn't empty.
-pub(crate) fn last_words(log: &Path) -> String {
+/// Last line of a log that is not empty.
+pub(crate) fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("without any output").to_owned()
 }
 
 pub(crate) fn append_to(log: &Path) -> Result<File, StackError> {

@@ -1,4 +1,4 @@
-//! The likestream programs as processes.
+//! The likestream programs as child processes.
 
 use std::{
     env, fs,
@@ -18,12 +18,16 @@ use serde::Deserialize;
 use crate::{
     StackError,
     admin::{self, Metrics},
-    process::{Watchdog, append_to, is_running, last_words, wait_until},
+    process::{Watchdog, append_to, is_running, last_line, wait_until},
 };
 
+/// Time limit for a program to report its addresses after its start.
 const START_SECONDS: u64 = 60;
 
-/// Ends with the value, by SIGKILL, unless it was let go; and with this process, however that ends.
+/// Time limit for a graceful shutdown.
+const STOP_LIMIT: Duration = Duration::from_secs(40);
+
+/// Running program. Dropped, it is killed, unless it was detached; a watchdog kills it if this process ends first.
 #[derive(Debug)]
 pub struct Program {
     name: String,
@@ -34,7 +38,7 @@ pub struct Program {
     addresses: Addresses,
 }
 
-/// What a program says of itself when it listens.
+/// Addresses that a program logs when it listens.
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct Addresses {
     #[serde(default)]
@@ -42,7 +46,7 @@ struct Addresses {
     admin_listen: SocketAddr,
 }
 
-/// The folder of the likestream programs: that of the running program, or the one above for a test.
+/// Folder of the likestream programs: the folder of this executable, or its parent for a test.
 pub fn programs_folder() -> Result<PathBuf, StackError> {
     let own = env::current_exe().map_err(StackError::io("the folder of this program is not known"))?;
     let folders = own.ancestors().skip(1).take(2);
@@ -50,7 +54,7 @@ pub fn programs_folder() -> Result<PathBuf, StackError> {
     found.ok_or(StackError::Missing("ingest, consumer and likesctl beside this program"))
 }
 
-/// A command of a likestream program, in an environment of nothing but these settings.
+/// Command of a likestream program whose environment consists of these settings and the PATH.
 pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, StackError> {
     let mut command = Command::new(programs_folder()?.join(name));
     command.env_clear().envs(settings.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
@@ -60,23 +64,23 @@ pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, Stack
     Ok(command)
 }
 
-/// Runs a program to its end, which has to be a good one.
+/// Runs a program, which must succeed.
 pub fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Result<(), StackError> {
     let output = command(name, settings)?.args(arguments).output();
     let output = output.map_err(|source| StackError::Spawn { program: name.to_owned(), source })?;
     if output.status.success() {
         return Ok(());
     }
-    let last_words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(StackError::Ended { program: format!("{name} {}", arguments.join(" ")), last_words })
+    let last_output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(StackError::Ended { program: format!("{name} {}", arguments.join(" ")), last_output })
 }
 
 impl Program {
-    /// Starts a service in a process group of its own and waits until it says where it listens. It writes its log,
-    /// as JSON, to the file.
+    /// Starts a service in a process group of its own and waits until it reports its addresses. Its log is appended
+    /// to the file as JSON.
     pub fn start(name: &str, settings: &[(&str, String)], log: &Path) -> Result<Self, StackError> {
-        // The file may hold the words of an earlier process.
-        let old_words = fs::metadata(log).map_or(0, |file| file.len());
+        // The file may contain the log of an earlier process.
+        let offset = fs::metadata(log).map_or(0, |file| file.len());
         let mut command = command(name, settings)?;
         command.env("LOG_FORMAT", "json").stdout(Stdio::null()).stderr(append_to(log)?).process_group(0);
         let child =
@@ -84,60 +88,56 @@ impl Program {
         let pid = Pid::from_raw(child.id().cast_signed());
         let mut started = Unstarted { name, child: Some(child), log };
         let watchdog = Some(Watchdog::start(pid)?);
-        let addresses = started.addresses(usize::try_from(old_words).unwrap_or_default())?;
+        let addresses = started.addresses(usize::try_from(offset).unwrap_or_default())?;
         let child = started.child.take();
         Ok(Self { name: name.to_owned(), child, watchdog, pid, log: log.to_owned(), addresses })
     }
 
-    /// Where callers reach it; only ingest has that.
+    /// Address for clients, which only ingest has.
     ///
     /// # Panics
     /// For another program.
     pub fn listen(&self) -> SocketAddr {
-        #[expect(clippy::expect_used, reason = "a mistake in the code that asks, for developers to see")]
-        self.addresses.listen.expect("only ingest listens for callers")
+        #[expect(clippy::expect_used, reason = "a mistake of the calling code")]
+        self.addresses.listen.expect("only ingest listens for clients")
     }
 
-    /// Where its admin port is.
+    /// Address of its admin port.
     pub fn admin(&self) -> SocketAddr {
         self.addresses.admin_listen
     }
 
-    /// Its process.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw()
     }
 
-    /// Its last words, if it has ended.
-    pub fn last_words_if_ended(&self) -> Option<String> {
-        (!is_running(self.pid)).then(|| last_words(&self.log))
+    /// Last line of its log, if it has ended.
+    pub fn last_output_if_ended(&self) -> Option<String> {
+        (!is_running(self.pid)).then(|| last_line(&self.log))
     }
 
-    /// What it wrote so far.
+    /// Its log so far.
     pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until it is ready.
+    /// Waits until `/readyz` answers 200.
     pub fn wait_ready(&self, limit: Duration) -> Result<(), StackError> {
         let ready =
             wait_until(limit, || admin::get(self.admin(), "/readyz").is_ok_and(|(status, _)| status == 200));
         if ready { Ok(()) } else { Err(self.timeout("become ready", limit)) }
     }
 
-    /// Its metrics.
     pub fn metrics(&self) -> Result<Metrics, StackError> {
         Metrics::read(self.admin())
-            .map_err(StackError::io(format!("{} does not tell its metrics", self.name)))
+            .map_err(StackError::io(format!("the metrics of {} can't be read", self.name)))
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        // One that is gone has nothing to obey.
+        // The process may have ended.
         let _ = kill(self.pid, signal);
     }
 
-    /// Waits until it ends.
     pub fn wait_exit(&mut self, limit: Duration) -> Result<ExitStatus, StackError> {
         let mut status = None;
         if let Some(child) = &mut self.child {
@@ -152,13 +152,23 @@ impl Program {
         status.ok_or_else(|| self.timeout("end", limit))
     }
 
-    /// SIGTERM, and then it has to end in time.
+    /// Sends SIGTERM and waits until it ends.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus, StackError> {
         self.signal(Signal::SIGTERM);
         self.wait_exit(limit)
     }
 
-    /// SIGKILL.
+    /// Sends SIGTERM, after which it must end in time with exit code 0.
+    pub fn stop(&mut self) -> Result<(), StackError> {
+        let status = self.terminate(STOP_LIMIT)?;
+        if status.success() {
+            return Ok(());
+        }
+        let program = format!("{}, with {status},", self.name);
+        Err(StackError::Ended { program, last_output: last_line(&self.log) })
+    }
+
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.kill();
@@ -167,7 +177,7 @@ impl Program {
         self.watchdog = None;
     }
 
-    /// The most memory that it has had in RAM, in bytes.
+    /// Peak resident set size in bytes.
     ///
     /// Source: `proc_pid_status(5)`, `VmHWM`.
     pub fn peak_resident_bytes(&self) -> Option<u64> {
@@ -176,21 +186,21 @@ impl Program {
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
     }
 
-    /// How many files and sockets it has open.
+    /// Number of its open files and sockets.
     pub fn open_files(&self) -> Option<usize> {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).ok().map(Iterator::count)
     }
 
-    /// Lets it live on after this value.
+    /// Leaves it running when this value is dropped.
     pub fn detach(mut self) {
         self.child = None;
         self.watchdog = None;
     }
 
-    fn timeout(&self, what: &'static str, limit: Duration) -> StackError {
+    fn timeout(&self, action: &'static str, limit: Duration) -> StackError {
         StackError::Timeout {
             program: self.name.clone(),
-            what,
+            action,
             seconds: limit.as_secs(),
             log: self.log.clone(),
         }
@@ -203,7 +213,7 @@ impl Drop for Program {
     }
 }
 
-/// A process that has not said where it listens. It is killed if it never does.
+/// Process that has not reported its addresses. Dropped, it is killed.
 struct Unstarted<'a> {
     name: &'a str,
     child: Option<Child>,
@@ -211,21 +221,21 @@ struct Unstarted<'a> {
 }
 
 impl Unstarted<'_> {
-    fn addresses(&mut self, old_words: usize) -> Result<Addresses, StackError> {
+    fn addresses(&mut self, offset: usize) -> Result<Addresses, StackError> {
         let mut found = None;
         let mut ended = false;
         wait_until(Duration::from_secs(START_SECONDS), || {
             ended = self.child.as_mut().is_some_and(|child| child.try_wait().ok().flatten().is_some());
-            found = listening(fs::read(self.log).unwrap_or_default().get(old_words..).unwrap_or_default());
+            found = listening(fs::read(self.log).unwrap_or_default().get(offset..).unwrap_or_default());
             ended || found.is_some()
         });
         let program = self.name.to_owned();
         match found {
             Some(addresses) if !ended => Ok(addresses),
-            _ if ended => Err(StackError::Ended { program, last_words: last_words(self.log) }),
+            _ if ended => Err(StackError::Ended { program, last_output: last_line(self.log) }),
             _ => Err(StackError::Timeout {
                 program,
-                what: "listen",
+                action: "listen",
                 seconds: START_SECONDS,
                 log: self.log.to_owned(),
             }),

@@ -1,55 +1,51 @@
-//! A bar on a terminal, a line now and then elsewhere.
+//! Progress of a long operation: a bar on a terminal, a line now and then elsewhere.
 
 use std::{
     fmt,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     time::{Duration, Instant},
 };
 
+use devstack::terminal::eprint_line;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How far something is.
+/// Progress display.
 pub(crate) struct Progress {
-    what: &'static str,
+    label: &'static str,
     total: u64,
     bar: Option<ProgressBar>,
     next_line: Instant,
 }
 
 impl Progress {
-    pub(crate) fn new(what: &'static str, total: u64) -> Self {
+    pub(crate) fn new(label: &'static str, total: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            // 80 columns are enough for a hundred million.
+            // Fits into 80 columns up to a hundred million.
             let template = "{prefix:>8} {bar:24} {human_pos}/{human_len} {rate} {elapsed}";
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
                 .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
                     let _ = write!(out, "{:.0}/s", state.per_sec());
                 });
-            ProgressBar::new(total).with_style(style).with_prefix(what)
+            ProgressBar::new(total).with_style(style).with_prefix(label)
         });
-        Self { what, total, bar, next_line: Instant::now() + LINE_INTERVAL }
+        Self { label, total, bar, next_line: Instant::now() + LINE_INTERVAL }
     }
 
-    pub(crate) fn at(&mut self, done: u64) {
+    pub(crate) fn update(&mut self, done: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(done.min(self.total));
         } else if Instant::now() >= self.next_line {
             self.next_line = Instant::now() + LINE_INTERVAL;
-            say(&format!("{:>8} {done} of {}", self.what, self.total));
+            eprint_line(&format!("{:>8} {done} of {}", self.label, self.total));
         }
     }
 
-    pub(crate) fn done(self) {
+    pub(crate) fn finish(self) {
         if let Some(bar) = &self.bar {
             bar.finish();
         }
     }
-}
-
-/// A line for people, apart from the figures.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! A private Redis with a replica, and three sentinels that watch over them.
+//! Private Redis with a replica and three sentinels.
 
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ use crate::{
 const SENTINELS: usize = 3;
 const READY_SECONDS: u64 = 90;
 
-/// What the sentinels call the master.
+/// Service name of the master.
 const MASTER: &str = "likestream";
 
-/// How long the master may be silent before another one is made, and how long that may take.
+/// Silence of the master after which a failover begins, and the time limit of the failover.
 const DOWN_AFTER_MS: &str = "1000";
 const FAILOVER_TIMEOUT_MS: &str = "3000";
 
 /// Five servers on loopback.
 #[derive(Debug)]
 pub struct RedisSentinels {
-    /// Two: at first the first one is the master.
+    /// Two servers, of which the first starts as the master.
     pub servers: Vec<RedisServer>,
     sentinels: Vec<RedisServer>,
 }
 
 impl RedisSentinels {
-    /// Starts all of them and waits until the sentinels know one another and the replica.
+    /// Starts all servers and waits until the sentinels have discovered one another and the replica.
     ///
     /// # Errors
-    /// When that does not happen in time.
+    /// When they do not in time.
     pub fn start() -> Result<Self, StackError> {
         let server = |arguments: &[&str]| {
             let arguments = [&["--appendonly", "yes"], arguments].concat();
             let arguments = arguments.into_iter().map(str::to_owned).collect();
-            RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed)
+            RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Attached)
         };
         let master = server(&[])?;
         let port = master.port().to_string();
@@ -52,22 +52,30 @@ impl RedisSentinels {
                 config: Some(config.clone()),
                 ..RedisOptions::default()
             };
-            sentinels.push(RedisServer::start(options, Lifetime::Leashed)?);
+            sentinels.push(RedisServer::start(options, Lifetime::Attached)?);
         }
         let all = Self { servers: vec![master, replica], sentinels };
         let others = format!("num-other-sentinels\n{}\n", SENTINELS - 1);
         let up = wait_until(Duration::from_secs(READY_SECONDS), || {
             all.sentinels.iter().all(|sentinel| {
-                let about = sentinel.command(&["SENTINEL", "MASTER", MASTER]).unwrap_or_default();
-                about.contains(&others)
-                    && about.contains("num-slaves\n1\n")
-                    && about.contains("flags\nmaster\n")
+                let info = sentinel.command(&["SENTINEL", "MASTER", MASTER]).unwrap_or_default();
+                info.contains(&others)
+                    && info.contains(
+                        "num-slaves
+                    1
+                    ",
+                    )
+                    && info.contains(
+                        "flags
+                    master
+                    ",
+                    )
             })
         });
-        if up { Ok(all) } else { Err(all.trouble("know one another")) }
+        if up { Ok(all) } else { Err(all.timeout("discover one another")) }
     }
 
-    /// Where it is, by the sentinels.
+    /// Connection URL with all sentinels.
     pub fn url(&self) -> String {
         let ports: Vec<u16> = self.sentinels.iter().map(RedisServer::port).collect();
         format!(
@@ -76,23 +84,23 @@ impl RedisSentinels {
         )
     }
 
-    /// Which server is the master by now, by what most sentinels say.
+    /// Index in [`RedisSentinels::servers`] of the current master according to a majority of the sentinels.
     ///
     /// # Errors
-    /// When they don't agree.
+    /// When there is no majority.
     pub fn master(&self) -> Result<usize, StackError> {
-        let says = |sentinel: &RedisServer, server: &RedisServer| {
-            let told = sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]);
-            told.is_ok_and(|told| told.lines().nth(1) == Some(&server.port().to_string()))
+        let names = |sentinel: &RedisServer, server: &RedisServer| {
+            let address = sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]);
+            address.is_ok_and(|address| address.lines().nth(1) == Some(&server.port().to_string()))
         };
-        let most = |server: &&RedisServer| {
-            self.sentinels.iter().filter(|sentinel| says(sentinel, server)).count() > SENTINELS / 2
+        let is_master = |server: &&RedisServer| {
+            self.sentinels.iter().filter(|sentinel| names(sentinel, server)).count() > SENTINELS / 2
         };
-        self.servers.iter().position(|server| most(&server)).ok_or_else(|| self.trouble("agree"))
+        self.servers.iter().position(|server| is_master(&server)).ok_or_else(|| self.timeout("agree"))
     }
 
-    fn trouble(&self, what: &'static str) -> StackError {
+    fn timeout(&self, action: &'static str) -> StackError {
         let log = self.sentinels[0].folder().join("redis.log");
-        StackError::Timeout { program: "the sentinels".to_owned(), what, seconds: READY_SECONDS, log }
+        StackError::Timeout { program: "the sentinels".to_owned(), action, seconds: READY_SECONDS, log }
     }
 }

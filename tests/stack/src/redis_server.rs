@@ -1,4 +1,4 @@
-//! A private Redis, or a Valkey in its place.
+//! Private Redis or Valkey server.
 
 use std::{
     env, fs,
@@ -12,51 +12,48 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    StackError, free_port,
+    StackError,
+    free_port::start_on_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };
 
-const PORT_TRIES: usize = 5;
-
-/// How to run it.
 #[derive(Clone, Debug, Default)]
 pub struct RedisOptions {
-    /// A certain port, or any free one.
+    /// Fixed port; any free one by default.
     pub port: Option<u16>,
-    /// More arguments for `redis-server`, like `--appendonly yes`.
+    /// Additional arguments of `redis-server`, like `--appendonly yes`.
     pub arguments: Vec<String>,
-    /// The text of a configuration file, where the server needs one to write to.
+    /// Text of a configuration file, for servers that rewrite theirs.
     pub config: Option<String>,
-    /// TLS, and no plain text.
+    /// TLS instead of plain text.
     pub tls: Option<RedisTls>,
 }
 
-/// Files in PEM for a Redis with TLS.
+/// PEM files of a Redis with TLS.
 #[derive(Clone, Debug)]
 pub struct RedisTls {
-    /// The authority of its certificate, and of those of its clients.
+    /// Certificate authority of the server and of its clients.
     pub ca: PathBuf,
-    /// Its certificate, which its own command line shows it, too.
+    /// Server certificate, which `redis-cli` presents as its client certificate, too.
     pub certificate: PathBuf,
-    /// The key of that.
     pub key: PathBuf,
-    /// Whether it asks clients for one.
-    pub asks_clients: bool,
+    /// Whether clients must present a certificate.
+    pub require_client_certificates: bool,
 }
 
-/// The server program: `redis-server`, or what `REDIS_SERVER` names, like `valkey-server`.
+/// Program named by `REDIS_SERVER`, like `valkey-server`; `redis-server` by default.
 fn server_program() -> String {
     env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
-/// The command line that comes with the server program.
+/// Command-line client that belongs to the server program.
 fn cli_program() -> String {
     let server = server_program();
     server.strip_suffix("-server").map_or_else(|| "redis-cli".to_owned(), |name| format!("{name}-cli"))
 }
 
-/// A running Redis on loopback, without persistence unless asked for, which never drops keys to make room. Its folder
-/// goes with it.
+/// Running Redis on loopback, without persistence by default and with the `noeviction` policy. Its folder is removed
+/// with it.
 #[derive(Debug)]
 pub struct RedisServer {
     process: ServerProcess,
@@ -73,81 +70,71 @@ impl RedisServer {
             return Err(StackError::Missing("redis-server"));
         }
         let folder = ServerFolder::make("likestream-redis-", None)?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let port = options.port.map_or_else(free_port, Ok)?;
-            match launch(&options, port, folder.path(), lifetime) {
-                Ok(process) => return Ok(Self { process, options, port, folder }),
-                // Somebody else may have taken the port meanwhile.
-                Err(StackError::Ended { .. }) if options.port.is_none() && tries < PORT_TRIES => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let launch = |port| launch(&options, port, folder.path(), lifetime);
+        let (process, port) = start_on_port(options.port, launch)?;
+        Ok(Self { process, options, port, folder })
     }
 
-    /// Where it is.
+    /// Connection URL.
     pub fn url(&self) -> String {
         let scheme = if self.options.tls.is_some() { "rediss" } else { "redis" };
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
-    /// Where it listens, on loopback.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its process.
     pub fn pid(&self) -> i32 {
         self.process.pid().as_raw()
     }
 
-    /// Its data and its log.
+    /// Folder of its data and its log.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Its last words, if it has ended.
-    pub fn last_words_if_ended(&self) -> Option<String> {
-        (!self.process.is_running()).then(|| process::last_words(&self.folder.path().join("redis.log")))
+    /// Last line of its log, if it has ended.
+    pub fn last_output_if_ended(&self) -> Option<String> {
+        (!self.process.is_running()).then(|| process::last_line(&self.folder.path().join("redis.log")))
     }
 
-    /// Ends it in good order. Its data stay.
+    /// Graceful shutdown. The data stay.
     pub fn stop(&mut self) {
         self.process.stop();
     }
 
-    /// Kills it. Its data stay.
+    /// Kills it. The data stay.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again, after [`RedisServer::stop`] or [`RedisServer::kill`], where it was.
+    /// Starts it on the same port after [`RedisServer::stop`] or [`RedisServer::kill`].
     pub fn start_again(&mut self) -> Result<(), StackError> {
-        self.process = launch(&self.options, self.port, self.folder.path(), Lifetime::Leashed)?;
+        self.process = launch(&self.options, self.port, self.folder.path(), Lifetime::Attached)?;
         Ok(())
     }
 
-    /// Lets a detached one live on after this value.
+    /// Leaves a detached server running when this value is dropped.
     pub fn detach(mut self) {
         self.process.release();
         self.folder.release();
     }
 
-    /// Sends it a command by its own command line, and returns what that prints.
+    /// Sends a command by `redis-cli` and returns its output.
     ///
     /// # Errors
-    /// When there is no answer, or an error.
+    /// When the server does not answer, or answers with an error.
     pub fn command(&self, words: &[&str]) -> Result<String, StackError> {
         cli(&self.options, self.port, words)
     }
 
-    /// Freezes it: connections stay, nothing is answered.
+    /// Freezes it (SIGSTOP): connections stay open and get no answers.
     pub fn pause(&self) {
         self.process.signal(Signal::SIGSTOP);
     }
 
-    /// Lets it go on.
+    /// Continues a frozen server.
     pub fn resume(&self) {
         self.process.signal(Signal::SIGCONT);
     }
@@ -155,7 +142,7 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // A frozen one could not end.
+        // A frozen process does not handle SIGTERM.
         self.resume();
     }
 }
@@ -170,7 +157,7 @@ fn launch(
     let mut arguments = vec![server_program()];
     if let Some(config) = &options.config {
         let file = folder.join("redis.conf");
-        // One that was started before has written to it.
+        // A server that is started again has rewritten it.
         if !file.exists() {
             fs::write(&file, config).map_err(StackError::io("the configuration can't be written"))?;
         }
@@ -182,18 +169,18 @@ fn launch(
         None => &["--port", &port_text],
     };
     let common = ["--bind", "127.0.0.1", "--dir", ".", "--save", "", "--maxmemory-policy", "noeviction"];
-    // There is one replica at most: nobody else comes whom it could wait for.
+    // There is one replica at most, so waiting for others to join a transfer is pointless.
     let more = ["--repl-diskless-sync-delay", "0", "--logfile", "redis.log"];
-    let common = ports.iter().chain(&common).chain(&more);
-    arguments.extend(common.map(|&word| word.to_owned()));
-    if let Some(RedisTls { ca, certificate, key, asks_clients }) = &options.tls {
+    let defaults = ports.iter().chain(&common).chain(&more);
+    arguments.extend(defaults.map(|&word| word.to_owned()));
+    if let Some(RedisTls { ca, certificate, key, require_client_certificates }) = &options.tls {
         for (option, file) in
             [("--tls-ca-cert-file", ca), ("--tls-cert-file", certificate), ("--tls-key-file", key)]
         {
             arguments.extend([option.to_owned(), file.display().to_string()]);
         }
-        let asks = if *asks_clients { "yes" } else { "no" };
-        arguments.extend(["--tls-auth-clients", asks].map(str::to_owned));
+        let clients = if *require_client_certificates { "yes" } else { "no" };
+        arguments.extend(["--tls-auth-clients", clients].map(str::to_owned));
     }
     arguments.extend(options.arguments.iter().cloned());
     let command = ServerCommand { arguments, folder, log: &log, stop_signal: Signal::SIGTERM, user: None };
@@ -202,7 +189,7 @@ fn launch(
     ServerProcess::start_answering(&command, lifetime, answers)
 }
 
-/// Sends a command by the command line of Redis.
+/// Runs `redis-cli`.
 fn cli(options: &RedisOptions, port: u16, words: &[&str]) -> Result<String, StackError> {
     let program = cli_program();
     let mut command = Command::new(&program);
@@ -215,20 +202,20 @@ fn cli(options: &RedisOptions, port: u16, words: &[&str]) -> Result<String, Stac
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let last_words = [output.stdout, output.stderr].concat();
-    let last_words = String::from_utf8_lossy(&last_words).trim().to_owned();
-    Err(StackError::Ended { program: format!("{program} {}", words.join(" ")), last_words })
+    let text = [output.stdout, output.stderr].concat();
+    let last_output = String::from_utf8_lossy(&text).trim().to_owned();
+    Err(StackError::Ended { program: format!("{program} {}", words.join(" ")), last_output })
 }
 
 fn answers(port: u16) -> bool {
-    let ask = || -> std::io::Result<bool> {
+    let ping = || -> std::io::Result<bool> {
         let mut connection = TcpStream::connect(("127.0.0.1", port))?;
         connection.set_read_timeout(Some(Duration::from_secs(1)))?;
         connection.write_all(b"PING\r\n")?;
         let mut pong = [0; 5];
         connection.read_exact(&mut pong)?;
-        // One that wants a password first is there all the same.
+        // A server that requires a password answers, too.
         Ok(&pong == b"+PONG" || &pong == b"-NOAU")
     };
-    ask().unwrap_or(false)
+    ping().unwrap_or(false)
 }

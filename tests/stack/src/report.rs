@@ -1,20 +1,20 @@
-//! What the demo has found, for people and as JSON.
+//! Result of a demo run, for people and as JSON.
 
-use std::io::{self, Write};
-
+use devstack::terminal::{group_thousands, print_line};
 use serde::Serialize;
 
-/// All figures. Rates are likes a second; `in` ends with the last 202, `out` when all is stored and acknowledged.
+/// All figures. Rates are likes per second; `in` ends with the last 202, `out` when everything is stored and
+/// acknowledged.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) accepted: u64,
     pub(crate) distinct: u64,
     pub(crate) rows: u64,
     pub(crate) lost: u64,
-    pub(crate) doubled: u64,
-    pub(crate) foreign: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) unexpected: u64,
     pub(crate) retries: u64,
-    pub(crate) unsure: u64,
+    pub(crate) indeterminate: u64,
     pub(crate) transactions: u64,
     pub(crate) likes_per_transaction: f64,
     pub(crate) likes_per_entry: f64,
@@ -31,82 +31,77 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Whether the promise was kept.
+    /// Tells whether every guarantee held.
     pub(crate) fn passed(&self) -> bool {
-        let expected = self.distinct..=self.distinct + self.unsure;
+        let expected = self.distinct..=self.distinct + self.indeterminate;
         self.accepted > 0
             && self.lost == 0
-            && self.doubled == 0
-            && self.foreign == 0
+            && self.duplicated == 0
+            && self.unexpected == 0
             && expected.contains(&self.rows)
     }
 
     pub(crate) fn print(&self) {
-        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-        let lines = [
+        for (name, value) in self.counts().into_iter().chain(self.rates()) {
+            print_line(&format!("{name:>15}  {value}"));
+        }
+        print_line(&self.verdict());
+    }
+
+    fn counts(&self) -> [(&'static str, String); 6] {
+        let transactions = format!(
+            "{}, {:.0} likes each ({:.1} likes per stream entry)",
+            grouped(self.transactions),
+            self.likes_per_transaction,
+            self.likes_per_entry
+        );
+        [
             ("accepted", format!("{} likes, answered 202", grouped(self.accepted))),
             ("distinct", format!("{} pairs of user and post", grouped(self.distinct))),
             ("rows", format!("{} in Postgres", grouped(self.rows))),
             ("lost", grouped(self.lost)),
-            ("doubled", grouped(self.doubled)),
-            (
-                "transactions",
-                format!(
-                    "{}, {:.0} likes each ({:.1} likes per stream entry)",
-                    grouped(self.transactions),
-                    self.likes_per_transaction,
-                    self.likes_per_entry
-                ),
-            ),
-            (
-                "likes/s",
-                format!(
-                    "{} in, {} out",
-                    rounded(self.likes_per_second_in),
-                    rounded(self.likes_per_second_out)
-                ),
-            ),
+            ("duplicated", grouped(self.duplicated)),
+            ("transactions", transactions),
+        ]
+    }
+
+    fn rates(&self) -> [(&'static str, String); 5] {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let per_second_in = rounded(self.likes_per_second_in);
+        let per_second_out = rounded(self.likes_per_second_out);
+        let latency = format!(
+            "p50 {:.0} ms, p99 {:.0} ms from accept",
+            self.accept_to_commit_p50_ms, self.accept_to_commit_p99_ms
+        );
+        let memory = format!(
+            "peak of ingest {}, of the larger consumer {}",
+            mib(self.ingest_peak_rss_bytes),
+            mib(self.consumer_peak_rss_bytes)
+        );
+        let insert_each = format!(
+            "{} likes/s, {likes} transactions for {likes} likes, no HTTP",
+            rounded(self.insert_each_likes_per_second),
+            likes = grouped(self.insert_each_likes)
+        );
+        [
+            ("likes/s", format!("{per_second_in} in, {per_second_out} out")),
             ("POST", format!("p50 {:.1} ms, p99 {:.1} ms", self.post_p50_ms, self.post_p99_ms)),
-            (
-                "to commit",
-                format!(
-                    "p50 {:.0} ms, p99 {:.0} ms from receipt",
-                    self.accept_to_commit_p50_ms, self.accept_to_commit_p99_ms
-                ),
-            ),
-            (
-                "memory",
-                format!(
-                    "ingest {}, the larger consumer {} at most",
-                    mib(self.ingest_peak_rss_bytes),
-                    mib(self.consumer_peak_rss_bytes)
-                ),
-            ),
-            (
-                "one INSERT each",
-                format!(
-                    "{} likes/s, {} transactions for {} likes, no HTTP",
-                    rounded(self.insert_each_likes_per_second),
-                    grouped(self.insert_each_likes),
-                    grouped(self.insert_each_likes)
-                ),
-            ),
-        ];
-        let mut out = io::stdout().lock();
-        for (name, value) in lines {
-            let _ = writeln!(out, "{name:>15}  {value}");
+            ("to commit", latency),
+            ("memory", memory),
+            ("one INSERT each", insert_each),
+        ]
+    }
+
+    fn verdict(&self) -> String {
+        if self.passed() {
+            return "PASS: every accepted like is in the table, once".to_owned();
         }
-        let line = if self.passed() {
-            "PASS: every accepted like is in the table, once".to_owned()
-        } else {
-            format!(
-                "FAIL: {} lost, {} doubled, {} rows that nobody sent",
-                grouped(self.lost),
-                grouped(self.doubled),
-                grouped(self.foreign)
-            )
-        };
-        let _ = writeln!(out, "{line}");
+        format!(
+            "FAIL: {} lost, {} duplicated, {} unexpected rows",
+            grouped(self.lost),
+            grouped(self.duplicated),
+            grouped(self.unexpected)
+        )
     }
 }
 
@@ -115,17 +110,8 @@ fn rounded(rate: f64) -> String {
     grouped(rate.round() as u64)
 }
 
-/// 1234567 as 1,234,567.
 fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    group_thousands(&number.to_string())
 }
 
 #[cfg(test)]
@@ -138,10 +124,10 @@ mod tests {
             distinct: 8,
             rows: 8,
             lost: 0,
-            doubled: 0,
-            foreign: 0,
+            duplicated: 0,
+            unexpected: 0,
             retries: 0,
-            unsure: 0,
+            indeterminate: 0,
             transactions: 1,
             likes_per_transaction: 10.0,
             likes_per_entry: 1.0,
@@ -159,23 +145,18 @@ mod tests {
     }
 
     #[test]
-    fn the_demo_fails_on_any_broken_promise() {
+    fn any_violated_guarantee_fails_the_demo() {
         assert!(report().passed());
-        assert!(Report { unsure: 1, rows: 9, ..report() }.passed());
-        for broken in [
+        assert!(Report { indeterminate: 1, rows: 9, ..report() }.passed());
+        for violated in [
             Report { accepted: 0, ..report() },
             Report { lost: 1, ..report() },
-            Report { doubled: 1, ..report() },
-            Report { foreign: 1, ..report() },
+            Report { duplicated: 1, ..report() },
+            Report { unexpected: 1, ..report() },
             Report { rows: 7, ..report() },
             Report { rows: 9, ..report() },
         ] {
-            assert!(!broken.passed(), "{broken:?}");
+            assert!(!violated.passed(), "{violated:?}");
         }
-    }
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -1,4 +1,4 @@
-//! `run`: a command beside a private Redis and ingest.
+//! `devstack run`: a command beside a private Redis and ingest.
 
 use std::{
     error::Error,
@@ -20,18 +20,17 @@ use nix::{
 };
 use tokio::time::sleep;
 
-use crate::stack::{READY, end_well, loopback};
+use crate::stack::{READY, loopback};
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// What to run, and beside what.
 #[derive(clap::Args)]
 pub(crate) struct RunOptions {
-    /// A setting of ingest
+    /// Setting of ingest
     #[arg(long = "ingest", value_name = "NAME=VALUE", value_parser = setting)]
     ingest_settings: Vec<(String, String)>,
 
-    /// The command and its arguments. It finds ingest at LIKES_URL, its admin port at LIKES_ADMIN_URL, and Redis at
+    /// Command and its arguments. Its environment has LIKES_URL for ingest, LIKES_ADMIN_URL for its admin port and
     /// REDIS_URL
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -42,11 +41,11 @@ fn setting(text: &str) -> Result<(String, String), &'static str> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Runs the command to its end. Dropped, it ends all that it has started.
+/// Runs the command to its end. Dropped, it ends everything that it has started.
 pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>> {
     let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
     let logs = logs.map_err(StackError::io("no temporary folder can be made"))?;
-    let redis = RedisServer::start(RedisOptions::default(), Lifetime::Leashed)?;
+    let redis = RedisServer::start(RedisOptions::default(), Lifetime::Attached)?;
     let mut settings = vec![
         ("REDIS_URL", redis.url()),
         ("INGEST_LISTEN", loopback(0)),
@@ -66,19 +65,19 @@ pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>
         .stdin(Stdio::null())
         .process_group(0);
     let child = command.spawn().map_err(|source| StackError::Spawn { program: program.clone(), source })?;
-    let status = Group(child).ended().await?;
-    if let Some(last_words) = ingest.last_words_if_ended() {
-        return Err(StackError::Ended { program: "ingest".to_owned(), last_words }.into());
+    let status = ProcessGroup(child).wait().await?;
+    if let Some(last_output) = ingest.last_output_if_ended() {
+        return Err(StackError::Ended { program: "ingest".to_owned(), last_output }.into());
     }
-    end_well(&mut ingest)?;
+    ingest.stop()?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// A command and whatever it has started. Dropped, all of it is killed.
-struct Group(Child);
+/// Command and all processes of its group. Dropped, they are killed.
+struct ProcessGroup(Child);
 
-impl Group {
-    async fn ended(mut self) -> io::Result<ExitStatus> {
+impl ProcessGroup {
+    async fn wait(mut self) -> io::Result<ExitStatus> {
         loop {
             if let Some(status) = self.0.try_wait()? {
                 return Ok(status);
@@ -88,9 +87,9 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // One that is gone has nothing left to be killed.
+        // The group may have ended.
         let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
         let _ = self.0.wait();
     }

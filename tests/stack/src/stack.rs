@@ -1,4 +1,4 @@
-//! The whole of likestream on this machine, in the order in which it starts and stops.
+//! All servers and programs of a likestream, in the order in which they start and stop.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,30 +16,27 @@ use tempfile::TempDir;
 
 use crate::stack_redis::{Deployment, StackRedis};
 
-/// How long a program may take to be ready.
+/// Time limit for a program to become ready.
 pub(crate) const READY: Duration = Duration::from_mins(1);
-const STOP: Duration = Duration::from_secs(40);
 
-/// How it should be.
 #[derive(Default)]
 pub(crate) struct StackOptions {
-    /// Where its parts should listen; nothing or 0 for any free port.
+    /// Ports of the parts; none or 0 for any free one.
     pub(crate) redis_port: Option<u16>,
     pub(crate) postgres_port: Option<u16>,
     pub(crate) ingest_port: u16,
     pub(crate) ingest_admin_port: u16,
-    /// One a consumer.
+    /// One port per consumer.
     pub(crate) consumer_admin_ports: Vec<u16>,
-    /// How Redis is run.
     pub(crate) redis: Deployment,
-    /// More arguments for `redis-server`.
+    /// Additional arguments of `redis-server`.
     pub(crate) redis_arguments: Vec<String>,
-    /// More settings of ingest and of the consumers; later ones win.
+    /// Additional settings of ingest and of the consumers, which override the defaults.
     pub(crate) ingest_settings: Vec<(&'static str, String)>,
     pub(crate) consumer_settings: Vec<(&'static str, String)>,
 }
 
-/// All of it. Dropped, its parts end in this order.
+/// Running stack. Dropped, its parts end in this order.
 pub(crate) struct Stack {
     pub(crate) ingest: Program,
     pub(crate) consumers: Vec<Program>,
@@ -51,11 +48,11 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Starts it and waits until all of it is ready.
+    /// Starts all parts and waits until they are ready.
     pub(crate) fn start(options: StackOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
         let logs = logs.map_err(StackError::io("no temporary folder can be made"))?;
-        // A like that Redis has taken must survive a crash of Redis.
+        // An accepted like must survive a crash of Redis.
         let mut arguments = ["--appendonly", "yes"].map(str::to_owned).to_vec();
         arguments.extend(options.redis_arguments);
         let redis = RedisOptions { port: options.redis_port, arguments, ..RedisOptions::default() };
@@ -64,7 +61,7 @@ impl Stack {
         let postgres = PostgresServer::start(postgres, lifetime)?;
         program::run("likesctl", &["migrate"], &[("DATABASE_URL", postgres.url("postgres"))])?;
 
-        let ports = (options.ingest_port, options.ingest_admin_port);
+        let ports = [options.ingest_port, options.ingest_admin_port];
         let StackOptions { ingest_settings, consumer_settings, consumer_admin_ports, .. } = options;
         let ingest = start_ingest(&redis.url(), ports, &ingest_settings, logs.path())?;
         let consumers = Vec::new();
@@ -86,42 +83,40 @@ impl Stack {
             ("REDIS_URL", self.redis.url()),
             ("DATABASE_URL", self.postgres.url("postgres")),
             ("CONSUMER_ADMIN_LISTEN", loopback(admin_port)),
-            // All programs and the load share one machine, which may be slow: fewer and bigger transactions.
+            // All programs and the load share one machine, which may be slow: fewer, larger transactions.
             ("BATCH_LINGER", "150ms".to_owned()),
         ];
         settings.extend(self.consumer_settings.iter().cloned());
         Program::start("consumer", &settings, &log(self.logs.path(), number))
     }
 
-    /// Starts a consumer in the place of one that has ended.
+    /// Replaces a consumer that has ended.
     pub(crate) fn replace_consumer(&mut self, number: usize) -> Result<(), StackError> {
         let consumer = self.start_consumer(number, 0)?;
-        if let Some(place) = self.consumers.get_mut(number) {
-            *place = consumer;
-        }
+        self.consumers[number] = consumer;
         Ok(())
     }
 
-    /// Starts ingest in the place of one that has ended, where its callers know it.
+    /// Replaces an ingest that has ended by one on the same ports.
     pub(crate) fn replace_ingest(&mut self) -> Result<(), StackError> {
-        let ports = (self.ingest.listen().port(), self.ingest.admin().port());
+        let ports = [self.ingest.listen().port(), self.ingest.admin().port()];
         self.ingest = start_ingest(&self.redis.url(), ports, &self.ingest_settings, self.logs.path())?;
         Ok(())
     }
 
-    /// A part that has ended by itself, with its last words.
+    /// Reports a part that has ended by itself, with the last line of its log.
     pub(crate) fn ended_part(&self) -> Option<StackError> {
         let programs = [("ingest", &self.ingest)].into_iter();
         let programs = programs.chain(self.consumers.iter().map(|consumer| ("a consumer", consumer)));
-        let redis = self.redis.servers().iter().map(|server| ("redis-server", server.last_words_if_ended()));
-        let servers = redis.chain([("postgres", self.postgres.last_words_if_ended())]);
-        let parts = servers.chain(programs.map(|(name, p)| (name, p.last_words_if_ended())));
-        let mut ended = parts.filter_map(|(name, words)| Some((name.to_owned(), words?)));
-        ended.next().map(|(program, last_words)| StackError::Ended { program, last_words })
+        let redis = self.redis.servers().iter().map(|server| ("redis-server", server.last_output_if_ended()));
+        let servers = redis.chain([("postgres", self.postgres.last_output_if_ended())]);
+        let parts = servers.chain(programs.map(|(name, program)| (name, program.last_output_if_ended())));
+        let mut ended = parts.filter_map(|(name, output)| Some((name.to_owned(), output?)));
+        ended.next().map(|(program, last_output)| StackError::Ended { program, last_output })
     }
 
-    /// Lets all of it live on after this value.
-    pub(crate) fn let_go(self) {
+    /// Leaves all parts running when this value is dropped.
+    pub(crate) fn detach(self) {
         let Self { ingest, consumers, redis, postgres, logs, .. } = self;
         consumers.into_iter().chain([ingest]).for_each(Program::detach);
         redis.detach();
@@ -129,37 +124,27 @@ impl Stack {
         let _ = logs.keep();
     }
 
-    /// SIGTERM to the programs, ingest first, and each has to end well; then the servers.
+    /// Stops the programs, ingest first, each of which must end gracefully, and then the servers.
     pub(crate) fn stop(mut self) -> Result<(), StackError> {
         for program in [&mut self.ingest].into_iter().chain(&mut self.consumers) {
-            end_well(program)?;
+            program.stop()?;
         }
         Ok(())
     }
 }
 
-/// SIGTERM, after which a program has to end in time and with exit code 0.
-pub(crate) fn end_well(program: &mut Program) -> Result<(), StackError> {
-    let status = program.terminate(STOP)?;
-    if status.success() {
-        return Ok(());
-    }
-    let last_words = program.log_text().lines().last().unwrap_or_default().to_owned();
-    Err(StackError::Ended { program: format!("a program, with {status}"), last_words })
-}
-
 fn start_ingest(
     redis_url: &str,
-    ports: (u16, u16),
-    more: &[(&'static str, String)],
+    [port, admin_port]: [u16; 2],
+    overrides: &[(&'static str, String)],
     logs: &Path,
 ) -> Result<Program, StackError> {
     let mut settings = vec![
         ("REDIS_URL", redis_url.to_owned()),
-        ("INGEST_LISTEN", loopback(ports.0)),
-        ("INGEST_ADMIN_LISTEN", loopback(ports.1)),
+        ("INGEST_LISTEN", loopback(port)),
+        ("INGEST_ADMIN_LISTEN", loopback(admin_port)),
     ];
-    settings.extend(more.iter().cloned());
+    settings.extend(overrides.iter().cloned());
     Program::start("ingest", &settings, &logs.join("ingest.log"))
 }
 
@@ -167,7 +152,7 @@ pub(crate) fn loopback(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
 
-/// Where a consumer writes its log; they are counted from 0 here and from 1 there.
+/// Log file of a consumer, whose number is 0-based here and 1-based in the name.
 fn log(logs: &Path, consumer: usize) -> PathBuf {
     logs.join(format!("consumer-{}.log", consumer + 1))
 }

@@ -1,4 +1,4 @@
-//! The Redis of a stack: one server or a cluster.
+//! Redis of a stack: one server or a cluster.
 
 use std::{slice, thread, time::Duration};
 
@@ -9,24 +9,23 @@ use devstack::{
     redis_server::{RedisOptions, RedisServer},
 };
 
-/// How Redis is run.
+/// How Redis is deployed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Deployment {
     /// One server
     #[default]
     One,
-    /// Three masters with a replica each
+    /// Three masters with one replica each
     Cluster,
 }
 
-/// A running Redis.
 pub(crate) enum StackRedis {
     One(RedisServer),
     Cluster(RedisCluster),
 }
 
 impl StackRedis {
-    /// Starts it. A cluster ends with this process.
+    /// Starts it. A cluster always ends with this process.
     pub(crate) fn start(
         deployment: Deployment,
         options: RedisOptions,
@@ -36,14 +35,14 @@ impl StackRedis {
             Deployment::One => RedisServer::start(options, lifetime).map(Self::One),
             Deployment::Cluster => {
                 let arguments: Vec<&str> = options.arguments.iter().map(String::as_str).collect();
-                // A lost master is to cost its own slots only.
+                // Without a master, only its own slots are unavailable.
                 let arguments = [&["--cluster-require-full-coverage", "no"], &arguments[..]].concat();
                 RedisCluster::start(&arguments).map(Self::Cluster)
             }
         }
     }
 
-    /// Where it is.
+    /// Connection URL.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::One(server) => server.url(),
@@ -51,7 +50,6 @@ impl StackRedis {
         }
     }
 
-    /// All of its servers.
     pub(crate) fn servers(&self) -> &[RedisServer] {
         match self {
             Self::One(server) => slice::from_ref(server),
@@ -59,7 +57,7 @@ impl StackRedis {
         }
     }
 
-    /// The server that takes the writes to a key now.
+    /// Current master of a key.
     pub(crate) fn server_of(&mut self, key: &str) -> Result<&mut RedisServer, StackError> {
         match self {
             Self::One(server) => Ok(server),
@@ -70,7 +68,6 @@ impl StackRedis {
         }
     }
 
-    /// The server that listens on a port.
     pub(crate) fn server_at(&mut self, port: u16) -> Result<&mut RedisServer, StackError> {
         let servers = match self {
             Self::One(server) => slice::from_mut(server),
@@ -79,27 +76,27 @@ impl StackRedis {
         servers.iter_mut().find(|server| server.port() == port).ok_or(StackError::Missing("a server"))
     }
 
-    /// Moves the slot of a key to another master, and leaves it half way for a while, twice.
-    pub(crate) fn move_slot(&self, key: &str, half_way: Duration) -> Result<(), StackError> {
+    /// Moves the slot of a key to another master and pauses twice while it is divided between both.
+    pub(crate) fn move_slot(&self, key: &str, pause: Duration) -> Result<(), StackError> {
         let Self::Cluster(cluster) = self else { return Ok(()) };
         let to = cluster.other_master(cluster.master_of(key)?)?;
-        cluster.move_slot(cluster.slot_of(key)?, to, || thread::sleep(half_way))?;
-        cluster.wait_well()
+        cluster.move_slot(cluster.slot_of(key)?, to, || thread::sleep(pause))?;
+        cluster.wait_healthy()
     }
 
-    /// Waits until it can stand the loss of another server.
-    pub(crate) fn wait_well(&self) -> Result<(), StackError> {
+    /// Waits until it tolerates the loss of another server.
+    pub(crate) fn wait_healthy(&self) -> Result<(), StackError> {
         match self {
             Self::One(_) => Ok(()),
-            Self::Cluster(cluster) => cluster.wait_well(),
+            Self::Cluster(cluster) => cluster.wait_healthy(),
         }
     }
 
-    /// Lets it live on after this value.
+    /// Leaves a single server running when this value is dropped.
     pub(crate) fn detach(self) {
         match self {
             Self::One(server) => server.detach(),
-            // Its servers are on leashes: they end here.
+            // Its servers are attached to this process.
             Self::Cluster(_) => {}
         }
     }

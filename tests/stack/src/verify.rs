@@ -1,4 +1,4 @@
-//! Compares the table with what was accepted, row by row.
+//! Comparison of the table with the accepted likes, row by row.
 
 use futures_util::TryStreamExt;
 use thiserror::Error;
@@ -7,19 +7,19 @@ use tokio_postgres::{Client, types::ToSql};
 
 use crate::load::{IndexSet, Load, Sent};
 
-/// What the table holds.
+/// Result of the comparison.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) rows: u64,
-    /// Accepted, and neither there nor elsewhere.
+    /// Accepted pairs that are neither in the table nor among the dead letters.
     pub(crate) lost: u64,
-    /// There more than once.
-    pub(crate) doubled: u64,
-    /// There, and never sent, or sent and neither accepted nor in doubt.
-    pub(crate) foreign: u64,
-    /// Transactions that have left rows.
+    /// Rows of a pair that has a row already.
+    pub(crate) duplicated: u64,
+    /// Rows of pairs that were never sent, or for which every request was refused.
+    pub(crate) unexpected: u64,
+    /// Transactions that have inserted rows.
     pub(crate) writing_transactions: u64,
-    /// From receipt to commit, by the commit timestamps of Postgres, in milliseconds.
+    /// End-to-end latency by the commit timestamps of Postgres, in milliseconds.
     pub(crate) accept_to_commit_p50_ms: f64,
     pub(crate) accept_to_commit_p99_ms: f64,
 }
@@ -28,28 +28,30 @@ pub(crate) struct Table {
 #[error("the table can't be read")]
 pub(crate) struct VerifyError(#[from] tokio_postgres::Error);
 
-/// Reads the table. `elsewhere` are pairs, by their first like, that are kept in another place.
+/// Reads the table. `dead_lettered` are pairs, by their first like, that the table has rejected.
 pub(crate) async fn read_table(
     client: &Client,
     load: Load,
     sent: &Sent,
-    elsewhere: &IndexSet,
+    dead_lettered: &IndexSet,
 ) -> Result<Table, VerifyError> {
     let found = IndexSet::new(load.likes);
-    let (mut rows, mut doubled, mut foreign) = (0, 0, 0);
+    let mut rows = 0;
+    let mut duplicated = 0;
+    let mut unexpected = 0;
     let none: [&(dyn ToSql + Sync); 0] = [];
     let likes = client.query_raw("SELECT user_id, post_id FROM likes", none).await?;
     pin!(likes);
     while let Some(row) = likes.try_next().await? {
         rows += 1;
         match load.first_with(row.try_get(0)?, row.try_get(1)?) {
-            Some(first) if !found.insert(first) => doubled += 1,
+            Some(first) if !found.insert(first) => duplicated += 1,
             Some(first) if sent.may_have(first) => {}
-            _ => foreign += 1,
+            _ => unexpected += 1,
         }
     }
-    let nowhere = |index: &u64| !found.contains(*index) && !elsewhere.contains(*index);
-    let lost = (0..load.likes).filter(|index| sent.pairs.contains(*index) && nowhere(index)).count();
+    let is_missing = |index: &u64| !found.contains(*index) && !dead_lettered.contains(*index);
+    let lost = (0..load.likes).filter(|index| sent.pairs.contains(*index) && is_missing(index)).count();
     let summary = client
         .query_one(
             "SELECT count(DISTINCT xmin::text::bigint),
@@ -65,8 +67,8 @@ pub(crate) async fn read_table(
     Ok(Table {
         rows,
         lost: lost as u64,
-        doubled,
-        foreign,
+        duplicated,
+        unexpected,
         writing_transactions: writing_transactions.unsigned_abs(),
         accept_to_commit_p50_ms: quantile(0),
         accept_to_commit_p99_ms: quantile(1),

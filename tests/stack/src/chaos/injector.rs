@@ -1,4 +1,4 @@
-//! Does harm to a running stack, and mends it.
+//! Injection of faults into a running stack, and recovery from them.
 
 use std::{
     collections::BTreeMap,
@@ -6,63 +6,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::StackError;
+use devstack::{StackError, backlog::Keys, postgres_server, terminal::eprint_line};
 use fred::prelude::Value;
-use shared::{redis::Connections, wire::partition::Partition};
+use shared::redis::Connections;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backlog::Keys,
     chaos::{
         malformed::Malformed,
-        plan::{Fault, Kind, Plan},
+        plan::{Fault, FaultKind, Plan},
     },
-    progress::say,
-    stack::{self, Stack},
+    stack::Stack,
 };
 
-/// After a fault all programs have to be ready again within this time.
-const RECOVERY: Duration = Duration::from_mins(1);
+/// Time limit for all programs to be ready after the last fault.
+const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
 
-const SLICE: Duration = Duration::from_millis(100);
+const PAUSE_SLICE: Duration = Duration::from_millis(100);
 
-/// What should have been well was not.
+/// A fault could not be injected, or the stack did not recover from it.
 #[derive(Debug, Error)]
 pub(crate) enum InjectorError {
-    #[error("the stack did not stand it")]
+    #[error("the stack did not recover from a fault")]
     Stack(#[from] StackError),
-    #[error("Redis did not take an order of the test")]
+    #[error("Redis rejected a command of the fault injector")]
     Redis(#[from] fred::error::Error),
-    #[error("Postgres did not take an order of the test")]
+    #[error("Postgres rejected a command of the fault injector")]
     Postgres(#[from] tokio_postgres::Error),
 }
 
-/// The stream of the partition that a fault is about.
-fn key_of(fault: Fault) -> String {
-    let keys = Keys::default();
-    let partitions: Vec<Partition> = keys.partitions().collect();
-    keys.stream(partitions[fault.which % partitions.len()])
-}
-
-/// A stack, and what is done to it.
+/// Stack and the faults that were injected into it.
 pub(crate) struct Injector {
     pub(crate) stack: Stack,
     pub(crate) redis: Connections,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     pub(crate) malformed: Malformed,
-    /// How often each kind of fault was injected.
-    pub(crate) injected: BTreeMap<Kind, u32>,
+    /// Number of faults of each kind.
+    pub(crate) injected: BTreeMap<FaultKind, u32>,
 }
 
 impl Injector {
-    /// One fault after the other until the time is up. Blocks.
+    /// Injects one fault after the other until the time is up. Blocks.
     ///
     /// # Errors
-    /// When a program does not recover, or does not end well when it is asked to.
+    /// When a program does not recover, or does not shut down gracefully.
     pub(crate) fn run(mut self, plan: Plan, until: Instant) -> Result<Self, InjectorError> {
         let started = Instant::now();
         for fault in plan {
@@ -70,138 +60,179 @@ impl Injector {
             if Instant::now() >= until || self.stop.is_cancelled() {
                 break;
             }
-            say(&format!("{:>7.1} s  {}", started.elapsed().as_secs_f64(), fault.kind));
+            eprint_line(&format!("{:>7.1} s  {}", started.elapsed().as_secs_f64(), fault.kind));
             self.inject(fault)?;
             *self.injected.entry(fault.kind).or_default() += 1;
         }
         for program in self.stack.consumers.iter().chain([&self.stack.ingest]) {
-            program.wait_ready(RECOVERY)?;
+            program.wait_ready(RECOVERY_LIMIT)?;
         }
         Ok(self)
     }
 
-    /// Sleeps, but not beyond the end of all.
+    /// Sleeps until the time is up or the run is stopped.
     fn pause(&self, length: Duration) {
         let until = Instant::now() + length;
         while Instant::now() < until && !self.stop.is_cancelled() {
-            thread::sleep(SLICE.min(until.saturating_duration_since(Instant::now())));
+            thread::sleep(PAUSE_SLICE.min(until.saturating_duration_since(Instant::now())));
         }
     }
 
     fn inject(&mut self, fault: Fault) -> Result<(), InjectorError> {
-        let consumer = fault.which % self.stack.consumers.len();
         match fault.kind {
-            Kind::KillConsumer => {
-                self.stack.consumers[consumer].kill();
-                self.pause(fault.outage);
-                self.stack.replace_consumer(consumer)?;
-            }
-            Kind::KillIngest => {
-                self.stack.ingest.kill();
-                self.stack.replace_ingest()?;
-            }
-            Kind::RollOutConsumers => {
-                for consumer in 0..self.stack.consumers.len() {
-                    stack::end_well(&mut self.stack.consumers[consumer])?;
-                    self.stack.replace_consumer(consumer)?;
-                }
-            }
-            Kind::RollOutIngest => {
-                stack::end_well(&mut self.stack.ingest)?;
-                self.stack.replace_ingest()?;
-            }
-            Kind::RestartPostgres | Kind::KillPostgres => {
-                if fault.kind == Kind::KillPostgres {
-                    self.stack.postgres.kill();
-                } else {
-                    self.stack.postgres.stop();
-                }
-                self.pause(fault.outage);
-                self.stack.postgres.start_again()?;
-            }
-            Kind::RestartRedis | Kind::KillRedis => {
-                self.at_redis(fault, |injector, key| {
-                    let server = injector.stack.redis.server_of(key)?;
-                    if fault.kind == Kind::KillRedis {
-                        server.kill();
-                    } else {
-                        server.stop();
-                    }
-                    let port = server.port();
-                    injector.pause(fault.outage);
-                    injector.stack.redis.server_at(port)?.start_again()
-                })?;
-            }
-            Kind::FreezePostgres => {
-                self.stack.postgres.pause();
-                self.pause(fault.outage);
-                self.stack.postgres.resume();
-            }
-            Kind::FreezeRedis => self.freeze_redis(fault, |_| Ok(()))?,
-            Kind::KillConsumerAtFrozenPostgres => {
-                self.stack.postgres.pause();
-                self.pause(fault.outage);
-                self.stack.consumers[consumer].kill();
-                self.stack.postgres.resume();
-                self.stack.replace_consumer(consumer)?;
-            }
-            Kind::KillConsumerAtFrozenRedis => {
-                self.freeze_redis(fault, |injector| {
-                    injector.stack.consumers[consumer].kill();
-                    Ok(())
-                })?;
-                self.stack.replace_consumer(consumer)?;
-            }
-            Kind::MoveSlot => self.stack.redis.move_slot(&key_of(fault), fault.outage / 4)?,
-            Kind::CutRedisConnections => {
-                self.redis_command("CLIENT", &["KILL", "TYPE", "normal", "SKIPME", "yes"])?;
-            }
-            Kind::CutPostgresConnections => self.runtime.block_on(self.cut_postgres_connections())?,
-            Kind::FillRedis => {
-                self.redis_command("CONFIG", &["SET", "maxmemory", "1"])?;
-                self.pause(fault.outage);
-                self.redis_command("CONFIG", &["SET", "maxmemory", "0"])?;
-            }
-            Kind::Malformed => {
-                let keys = Keys::default();
-                let (runtime, redis) = (self.runtime.clone(), self.redis.clone());
-                runtime.block_on(async {
-                    for _ in 0..fault.malformed {
-                        self.malformed.append(&redis, &keys).await;
-                    }
-                });
-            }
+            FaultKind::KillConsumer => self.kill_consumer(fault)?,
+            FaultKind::KillIngest => self.kill_ingest()?,
+            FaultKind::RollOutConsumers => self.roll_out_consumers()?,
+            FaultKind::RollOutIngest => self.roll_out_ingest()?,
+            FaultKind::RestartPostgres => self.restart_postgres(fault)?,
+            FaultKind::KillPostgres => self.kill_postgres(fault)?,
+            FaultKind::FreezePostgres => self.freeze_postgres(fault),
+            FaultKind::RestartRedis => self.restart_redis(fault)?,
+            FaultKind::KillRedis => self.kill_redis(fault)?,
+            FaultKind::FreezeRedis => self.freeze_redis(fault, |_| ())?,
+            FaultKind::KillConsumerAtFrozenPostgres => self.kill_consumer_at_frozen_postgres(fault)?,
+            FaultKind::KillConsumerAtFrozenRedis => self.kill_consumer_at_frozen_redis(fault)?,
+            FaultKind::MoveSlot => self.move_slot(fault)?,
+            FaultKind::CutRedisConnections => self.cut_redis_connections()?,
+            FaultKind::CutPostgresConnections => self.cut_postgres_connections()?,
+            FaultKind::FillRedis => self.fill_redis(fault)?,
+            FaultKind::Malformed => self.append_malformed(fault),
         }
         Ok(())
     }
 
-    /// Does something to the server of a partition, and waits until Redis is well again.
-    fn at_redis(
-        &mut self,
-        fault: Fault,
-        harm: impl FnOnce(&mut Self, &str) -> Result<(), StackError>,
-    ) -> Result<(), StackError> {
-        harm(self, &key_of(fault))?;
-        self.stack.redis.wait_well()
+    /// Index of the consumer that a fault is about.
+    fn consumer_of(&self, fault: Fault) -> usize {
+        fault.target % self.stack.consumers.len()
     }
 
-    /// Freezes the server of a partition for a while, and does something more just before it goes on.
+    fn kill_consumer(&mut self, fault: Fault) -> Result<(), StackError> {
+        let consumer = self.consumer_of(fault);
+        self.stack.consumers[consumer].kill();
+        self.pause(fault.outage);
+        self.stack.replace_consumer(consumer)
+    }
+
+    fn kill_ingest(&mut self) -> Result<(), StackError> {
+        self.stack.ingest.kill();
+        self.stack.replace_ingest()
+    }
+
+    fn roll_out_consumers(&mut self) -> Result<(), StackError> {
+        for consumer in 0..self.stack.consumers.len() {
+            self.stack.consumers[consumer].stop()?;
+            self.stack.replace_consumer(consumer)?;
+        }
+        Ok(())
+    }
+
+    fn roll_out_ingest(&mut self) -> Result<(), StackError> {
+        self.stack.ingest.stop()?;
+        self.stack.replace_ingest()
+    }
+
+    fn restart_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
+        self.stack.postgres.stop();
+        self.pause(fault.outage);
+        self.stack.postgres.start_again()
+    }
+
+    fn kill_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
+        self.stack.postgres.kill();
+        self.pause(fault.outage);
+        self.stack.postgres.start_again()
+    }
+
+    fn freeze_postgres(&self, fault: Fault) {
+        self.stack.postgres.pause();
+        self.pause(fault.outage);
+        self.stack.postgres.resume();
+    }
+
+    fn restart_redis(&mut self, fault: Fault) -> Result<(), StackError> {
+        let server = self.stack.redis.server_of(&stream_of(fault))?;
+        server.stop();
+        let port = server.port();
+        self.start_redis_again(port, fault)
+    }
+
+    fn kill_redis(&mut self, fault: Fault) -> Result<(), StackError> {
+        let server = self.stack.redis.server_of(&stream_of(fault))?;
+        server.kill();
+        let port = server.port();
+        self.start_redis_again(port, fault)
+    }
+
+    /// Starts a server after the outage and waits until Redis is healthy.
+    fn start_redis_again(&mut self, port: u16, fault: Fault) -> Result<(), StackError> {
+        self.pause(fault.outage);
+        self.stack.redis.server_at(port)?.start_again()?;
+        self.stack.redis.wait_healthy()
+    }
+
+    /// Freezes the server of a partition and calls `before_resume` just before it continues.
     fn freeze_redis(
         &mut self,
         fault: Fault,
-        more: impl FnOnce(&mut Self) -> Result<(), StackError>,
+        before_resume: impl FnOnce(&mut Self),
     ) -> Result<(), StackError> {
-        self.at_redis(fault, |injector, key| {
-            let server = injector.stack.redis.server_of(key)?;
-            server.pause();
-            let port = server.port();
-            injector.pause(fault.outage);
-            more(injector)?;
-            injector.stack.redis.server_at(port)?.resume();
-            Ok(())
-        })
+        let server = self.stack.redis.server_of(&stream_of(fault))?;
+        server.pause();
+        let port = server.port();
+        self.pause(fault.outage);
+        before_resume(self);
+        self.stack.redis.server_at(port)?.resume();
+        self.stack.redis.wait_healthy()
     }
 
+    fn kill_consumer_at_frozen_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
+        let consumer = self.consumer_of(fault);
+        self.stack.postgres.pause();
+        self.pause(fault.outage);
+        self.stack.consumers[consumer].kill();
+        self.stack.postgres.resume();
+        self.stack.replace_consumer(consumer)
+    }
+
+    fn kill_consumer_at_frozen_redis(&mut self, fault: Fault) -> Result<(), StackError> {
+        let consumer = self.consumer_of(fault);
+        self.freeze_redis(fault, |injector| injector.stack.consumers[consumer].kill())?;
+        self.stack.replace_consumer(consumer)
+    }
+
+    fn move_slot(&self, fault: Fault) -> Result<(), StackError> {
+        self.stack.redis.move_slot(&stream_of(fault), fault.outage / 4)
+    }
+
+    fn cut_redis_connections(&self) -> Result<(), fred::error::Error> {
+        self.redis_command("CLIENT", &["KILL", "TYPE", "normal", "SKIPME", "yes"])
+    }
+
+    fn cut_postgres_connections(&self) -> Result<(), tokio_postgres::Error> {
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE application_name LIKE 'likestream%' AND pid <> pg_backend_pid()";
+        let url = self.stack.postgres.url("postgres");
+        self.runtime
+            .block_on(async { postgres_server::connect(&url).await?.execute(sql, &[]).await.map(drop) })
+    }
+
+    fn fill_redis(&self, fault: Fault) -> Result<(), fred::error::Error> {
+        self.redis_command("CONFIG", &["SET", "maxmemory", "1"])?;
+        self.pause(fault.outage);
+        self.redis_command("CONFIG", &["SET", "maxmemory", "0"])
+    }
+
+    fn append_malformed(&mut self, fault: Fault) {
+        let keys = Keys::default();
+        let Self { runtime, redis, malformed, .. } = self;
+        runtime.block_on(async {
+            for _ in 0..fault.malformed {
+                malformed.append(redis, &keys).await;
+            }
+        });
+    }
+
+    /// Sends a command to all servers.
     fn redis_command(&self, name: &'static str, arguments: &[&str]) -> Result<(), fred::error::Error> {
         for server in self.redis.servers() {
             let arguments = arguments.iter().map(|argument| Value::from(*argument)).collect();
@@ -209,13 +240,10 @@ impl Injector {
         }
         Ok(())
     }
+}
 
-    async fn cut_postgres_connections(&self) -> Result<(), tokio_postgres::Error> {
-        let url = self.stack.postgres.url("postgres");
-        let (client, connection) = tokio_postgres::connect(&url, NoTls).await?;
-        tokio::spawn(connection);
-        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                   WHERE application_name LIKE 'likestream%' AND pid <> pg_backend_pid()";
-        client.execute(sql, &[]).await.map(drop)
-    }
+/// Stream of the partition that a fault is about.
+fn stream_of(fault: Fault) -> String {
+    let streams: Vec<String> = Keys::default().streams().collect();
+    streams[fault.target % streams.len()].clone()
 }

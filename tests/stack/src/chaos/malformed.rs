@@ -1,96 +1,115 @@
-//! Entries that can't be stored, or not all of them, and what has to become of them.
+//! Entries with likes that can't be stored, and the dead letters and rows that must result from them.
 
 use std::collections::HashMap;
 
+use devstack::backlog::Keys;
 use fred::bytes::Bytes;
 use shared::{
     redis::{Connections, Retry},
-    wire::{codec, like::Like, partition::Partition},
+    wire::{codec, like::Like},
 };
 
-use crate::backlog::Keys;
-
-/// Good likes in entries with a bad one are for this post.
+/// Valid likes that share an entry with an invalid one are for this post.
 pub(crate) const NEIGHBOUR_POST: u64 = 2_000_000_012;
 
-/// All malformed entries that were, or may have been, appended.
+/// All malformed entries whose append succeeded or may have succeeded.
 #[derive(Default)]
 pub(crate) struct Malformed {
-    /// The payload of a dead letter → whether it must be there, or only may, because the answer to its append was lost.
-    letters: HashMap<Bytes, Certainty>,
-    /// The users of good neighbours that must be in the table, and those that may.
+    /// Payloads of dead letters.
+    dead_letters: HashMap<Bytes, Certainty>,
+    /// Users of valid likes in the same entry, which must be in the table.
     neighbours: HashMap<i64, Certainty>,
-    made: u32,
+    count: u32,
 }
 
+/// Whether an entry was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Certainty {
-    Must,
-    May,
+enum Certainty {
+    Appended,
+    /// The response of the append was lost.
+    Indeterminate,
+}
+
+/// Malformed entry with its expected results.
+struct Entry {
+    payload: Bytes,
+    dead_letter: Bytes,
+    neighbour: Option<i64>,
+}
+
+impl Entry {
+    /// Builds one of three sorts of malformed entries; the payload is unique.
+    fn new(number: u32) -> Self {
+        match number % 3 {
+            0 => {
+                let garbage = [b"\xc1 malformed ".as_slice(), &number.to_be_bytes()].concat();
+                Self::rejected_as_a_whole(garbage)
+            }
+            1 => {
+                // [250, number]: an unknown version
+                let future = [&[0x92, 0xcc, 250, 0xce], &number.to_be_bytes()[..]].concat();
+                Self::rejected_as_a_whole(future)
+            }
+            _ => Self::with_invalid_like(number),
+        }
+    }
+
+    fn rejected_as_a_whole(payload: Vec<u8>) -> Self {
+        let payload = Bytes::from(payload);
+        Self { dead_letter: payload.clone(), payload, neighbour: None }
+    }
+
+    /// [1, [number, NEIGHBOUR_POST, 1], [0, number, 1]]: the user of the second like is invalid.
+    fn with_invalid_like(number: u32) -> Self {
+        let invalid = [&[0x93, 0x00, 0xce], &number.to_be_bytes()[..], &[0x01]].concat();
+        let valid = Like::new(number.into(), NEIGHBOUR_POST.into(), 1).map(|like| codec::encode(&[like]));
+        let mut payload = valid.unwrap_or_default();
+        payload.extend_from_slice(&invalid);
+        if let Some(array) = payload.first_mut() {
+            *array += 1;
+        }
+        let dead_letter = codec::frame(&[&invalid]).into();
+        Self { payload: payload.into(), dead_letter, neighbour: Some(number.into()) }
+    }
 }
 
 impl Malformed {
-    /// Appends a malformed entry of another sort each time, with bytes that no other has.
+    /// Appends a malformed entry.
     pub(crate) async fn append(&mut self, redis: &Connections, keys: &Keys) {
-        self.made += 1;
-        let number = self.made;
-        let (payload, letter, neighbour) = match number % 3 {
-            0 => {
-                let garbage = Bytes::from([b"\xc1 malformed ".as_slice(), &number.to_be_bytes()].concat());
-                (garbage.clone(), garbage, None)
-            }
-            1 => {
-                // [250, number]: a version from the future
-                let future = Bytes::from([&[0x92, 0xcc, 250, 0xce], &number.to_be_bytes()[..]].concat());
-                (future.clone(), future, None)
-            }
-            _ => {
-                // [1, [number, NEIGHBOUR_POST, 1], [0, number, 1]]: the second has a user that there can't be
-                let bad = [&[0x93, 0x00, 0xce], &number.to_be_bytes()[..], &[0x01]].concat();
-                let good =
-                    Like::new(number.into(), NEIGHBOUR_POST.into(), 1).map(|like| codec::encode(&[like]));
-                let mut payload = good.unwrap_or_default();
-                payload.extend_from_slice(&bad);
-                if let Some(array) = payload.first_mut() {
-                    *array += 1;
-                }
-                (Bytes::from(payload), Bytes::from(codec::frame(&[&bad])), Some(i64::from(number)))
-            }
-        };
-        let partitions: Vec<Partition> = keys.partitions().collect();
-        let partition = partitions[number as usize % partitions.len()];
-        let stream = keys.stream(partition);
-        let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
-        let appended = redis.run::<String>(&stream, Retry::NonIdempotent, "XADD", args).await;
-        let certainty = if appended.is_ok() { Certainty::Must } else { Certainty::May };
-        self.letters.insert(letter, certainty);
-        if let Some(user) = neighbour {
+        self.count += 1;
+        let entry = Entry::new(self.count);
+        let streams: Vec<String> = keys.streams().collect();
+        let stream = &streams[self.count as usize % streams.len()];
+        let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), entry.payload.into()];
+        let appended = redis.run::<String>(stream, Retry::NonIdempotent, "XADD", args).await;
+        let certainty = if appended.is_ok() { Certainty::Appended } else { Certainty::Indeterminate };
+        self.dead_letters.insert(entry.dead_letter, certainty);
+        if let Some(user) = entry.neighbour {
             self.neighbours.insert(user, certainty);
         }
     }
 
-    /// How many have been made.
-    pub(crate) fn made(&self) -> u32 {
-        self.made
+    pub(crate) fn count(&self) -> u32 {
+        self.count
     }
 
-    /// What is expected of a dead letter with this payload; nothing if it is no malformed.
-    pub(crate) fn letter(&self, payload: &Bytes) -> Option<Certainty> {
-        self.letters.get(payload).copied()
+    /// Tells whether a malformed entry results in a dead letter with this payload.
+    pub(crate) fn is_dead_letter(&self, payload: &Bytes) -> bool {
+        self.dead_letters.contains_key(payload)
     }
 
-    /// How many letters and neighbours must be there and are not, and how many are there that must not be.
-    pub(crate) fn missing_and_foreign(
-        &self,
-        letters: &HashMap<Bytes, u32>,
-        neighbours: &[i64],
-    ) -> (u64, u64) {
-        let must = |certainty: &Certainty| *certainty == Certainty::Must;
-        let letters_missing =
-            self.letters.iter().filter(|(payload, c)| must(c) && !letters.contains_key(*payload)).count();
-        let neighbours_missing =
-            self.neighbours.iter().filter(|(user, c)| must(c) && !neighbours.contains(user)).count();
-        let foreign = neighbours.iter().filter(|user| !self.neighbours.contains_key(user)).count();
-        ((letters_missing + neighbours_missing) as u64, foreign as u64)
+    /// Counts required dead letters and rows that were not found.
+    pub(crate) fn missing(&self, dead_letters: &HashMap<Bytes, u32>, neighbours: &[i64]) -> u64 {
+        let required = |certainty: &Certainty| *certainty == Certainty::Appended;
+        let letters = self.dead_letters.iter().filter(|(_, certainty)| required(certainty));
+        let missing_letters = letters.filter(|(payload, _)| !dead_letters.contains_key(*payload)).count();
+        let rows = self.neighbours.iter().filter(|(_, certainty)| required(certainty));
+        let missing_rows = rows.filter(|(user, _)| !neighbours.contains(user)).count();
+        (missing_letters + missing_rows) as u64
+    }
+
+    /// Counts rows that no malformed entry results in.
+    pub(crate) fn unexpected_neighbours(&self, neighbours: &[i64]) -> u64 {
+        neighbours.iter().filter(|user| !self.neighbours.contains_key(user)).count() as u64
     }
 }

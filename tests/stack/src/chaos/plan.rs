@@ -1,4 +1,4 @@
-//! Which faults come when: all of it follows from a seed.
+//! Sequence of faults, determined by a seed.
 
 use std::{fmt, time::Duration};
 
@@ -6,26 +6,26 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::stack_redis::Deployment;
 
-/// Between two faults, in milliseconds.
+/// Time between two faults in milliseconds.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 500..=2_500;
 
-/// How long something is frozen or away, in milliseconds.
+/// Duration of an outage in milliseconds.
 const OUTAGE_MS: std::ops::RangeInclusive<u64> = 300..=3_000;
 
-/// How many malformed entries come at once.
+/// Number of malformed entries per fault.
 const MALFORMED: std::ops::RangeInclusive<u32> = 1..=20;
 
-/// What goes wrong.
+/// FaultKind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    /// SIGKILL, and a new one in its place.
+pub(crate) enum FaultKind {
+    /// SIGKILL and a replacement.
     KillConsumer,
     KillIngest,
-    /// SIGTERM, which has to end well, and a new one in its place; one after the other.
+    /// A graceful shutdown, which must succeed, and a replacement; one process after the other.
     RollOutConsumers,
     RollOutIngest,
     RestartPostgres,
-    /// All of its processes at once.
+    /// SIGKILL of all processes at once.
     KillPostgres,
     FreezePostgres,
     RestartRedis,
@@ -36,16 +36,16 @@ pub(crate) enum Kind {
     /// A consumer is killed while the server is frozen.
     KillConsumerAtFrozenPostgres,
     KillConsumerAtFrozenRedis,
-    /// Redis takes no more writes.
+    /// Redis refuses writes.
     FillRedis,
-    /// Entries that can't be stored, or not all of them.
+    /// Entries with likes that can't be stored.
     Malformed,
-    /// A partition's slot of a cluster goes to another master.
+    /// The slot of a partition moves to another master.
     MoveSlot,
 }
 
-impl Kind {
-    /// What can happen with one Redis.
+impl FaultKind {
+    /// Kinds that need no Redis Cluster.
     pub(crate) const COMMON: [Self; 16] = [
         Self::KillConsumer,
         Self::KillIngest,
@@ -65,16 +65,16 @@ impl Kind {
         Self::Malformed,
     ];
 
-    /// What can happen with a Redis that is run so.
+    /// Kinds for a deployment of Redis.
     pub(crate) fn all(redis: Deployment) -> Vec<Self> {
-        let of_clusters = [Self::MoveSlot].into_iter().filter(|_| redis == Deployment::Cluster);
-        Self::COMMON.into_iter().chain(of_clusters).collect()
+        let cluster_kinds = [Self::MoveSlot].into_iter().filter(|_| redis == Deployment::Cluster);
+        Self::COMMON.into_iter().chain(cluster_kinds).collect()
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = match self {
+        let name = match self {
             Self::KillConsumer => "kill -9 of a consumer",
             Self::KillIngest => "kill -9 of ingest",
             Self::RollOutConsumers => "roll-out of the consumers",
@@ -93,33 +93,33 @@ impl fmt::Display for Kind {
             Self::Malformed => "malformed entries",
             Self::MoveSlot => "move of a slot",
         };
-        f.pad(words)
+        f.pad(name)
     }
 }
 
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
-    pub(crate) kind: Kind,
-    /// How long to wait before it.
+    pub(crate) kind: FaultKind,
+    /// Pause before the fault.
     pub(crate) after: Duration,
-    /// How long it lasts, where that makes sense.
+    /// Duration, for kinds that have one.
     pub(crate) outage: Duration,
-    /// Which consumer or partition, where it is about one; counted over all, to be taken modulo their number.
-    pub(crate) which: usize,
-    /// How many malformed entries.
+    /// Number of a consumer or partition, to be taken modulo their count.
+    pub(crate) target: usize,
+    /// Number of malformed entries.
     pub(crate) malformed: u32,
 }
 
-/// Faults without end. Every kind comes once before any comes twice.
+/// Endless sequence of faults. Every kind comes once before any comes again.
 pub(crate) struct Plan {
     random: StdRng,
-    kinds: Vec<Kind>,
-    deck: Vec<Kind>,
+    kinds: Vec<FaultKind>,
+    deck: Vec<FaultKind>,
 }
 
 impl Plan {
-    pub(crate) fn new(seed: u64, kinds: Vec<Kind>) -> Self {
+    pub(crate) fn new(seed: u64, kinds: Vec<FaultKind>) -> Self {
         Self { random: StdRng::seed_from_u64(seed), kinds, deck: Vec::new() }
     }
 }
@@ -137,7 +137,7 @@ impl Iterator for Plan {
             kind,
             after: Duration::from_millis(self.random.random_range(PAUSE_MS)),
             outage: Duration::from_millis(self.random.random_range(OUTAGE_MS)),
-            which: self.random.random_range(0..usize::from(u16::MAX)),
+            target: self.random.random_range(0..usize::from(u16::MAX)),
             malformed: self.random.random_range(MALFORMED),
         })
     }
@@ -148,17 +148,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_always_makes_the_same_plan_and_another_one_another() {
-        let plan = |seed| Plan::new(seed, Kind::all(Deployment::One)).take(100).collect::<Vec<_>>();
+    fn plans_are_determined_by_their_seed() {
+        let plan = |seed| Plan::new(seed, FaultKind::all(Deployment::One)).take(100).collect::<Vec<_>>();
         assert_eq!(plan(7), plan(7));
         assert_ne!(plan(7), plan(8));
     }
 
     #[test]
     fn every_kind_comes_before_any_comes_again() {
-        let all = Kind::all(Deployment::Cluster);
+        let all = FaultKind::all(Deployment::Cluster);
         let plan = Plan::new(1, all.clone());
-        let mut kinds: Vec<Kind> = plan.take(all.len()).map(|fault| fault.kind).collect();
+        let mut kinds: Vec<FaultKind> = plan.take(all.len()).map(|fault| fault.kind).collect();
         kinds.sort_unstable();
         assert_eq!(kinds, all);
     }

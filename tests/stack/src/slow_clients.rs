@@ -1,4 +1,4 @@
-//! Callers that hold a connection and never come to the end of a request (slow loris).
+//! Clients that hold a connection and never complete a request (slow loris).
 
 use std::{
     net::SocketAddr,
@@ -17,38 +17,37 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-/// Between two bytes of a caller.
+/// Time between two bytes of a client.
 const BYTE_EVERY_MS: std::ops::Range<u64> = 500..2_000;
 
-/// Within which all of them come, and those that were closed come again.
-const COME_WITHIN_MS: std::ops::Range<u64> = 0..1_000;
+/// Delay before a client connects or reconnects.
+const CONNECT_WITHIN_MS: std::ops::Range<u64> = 0..1_000;
 
-/// The longest header block that one frame may announce unasked.
+/// Largest frame that a server must accept without negotiation.
 const CONTINUATION_BYTES: u32 = 16_384;
 
-/// How a caller is slow.
+/// What a slow client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slowness {
-    /// It sends nothing.
+    /// Nothing.
     Silent,
-    /// It sends a byte of a header now and then.
+    /// A byte of a header now and then.
     Head,
-    /// It sends a byte of a body now and then.
+    /// A byte of a body now and then.
     Body,
-    /// It says that it speaks HTTP/2, and nothing more.
+    /// The HTTP/2 preface and nothing more.
     Http2Silent,
-    /// It sends a byte of an HTTP/2 header block now and then.
+    /// A byte of an HTTP/2 header block now and then.
     Http2Head,
 }
 
 impl Slowness {
-    /// Those of HTTP/1.1.
+    /// All modes of HTTP/1.1.
     pub const HTTP1: [Self; 3] = [Self::Silent, Self::Head, Self::Body];
 
-    /// All there are.
     pub const ALL: [Self; 5] = [Self::Silent, Self::Head, Self::Body, Self::Http2Silent, Self::Http2Head];
 
-    /// What it sends at once.
+    /// Bytes that are sent at once.
     fn opening(self) -> Vec<u8> {
         match self {
             Self::Silent => Vec::new(),
@@ -60,7 +59,7 @@ impl Slowness {
             Self::Http2Silent => http2_preface(),
             Self::Http2Head => {
                 let mut opening = http2_preface();
-                // HEADERS without END_HEADERS on stream 1, of ":method: GET" alone; then a CONTINUATION begins.
+                // HEADERS without END_HEADERS on stream 1, with ":method: GET" alone; then a CONTINUATION begins.
                 opening.extend(http2_frame(1, 0x1, 1));
                 opening.push(0x82);
                 opening.extend(http2_frame(CONTINUATION_BYTES, 0x9, 1));
@@ -69,7 +68,7 @@ impl Slowness {
         }
     }
 
-    /// What it goes on with.
+    /// Byte that is repeated afterwards.
     fn byte(self) -> Option<u8> {
         match self {
             Self::Silent | Self::Http2Silent => None,
@@ -79,7 +78,7 @@ impl Slowness {
     }
 }
 
-/// The client's preface and an empty SETTINGS.
+/// Client preface and an empty SETTINGS frame.
 ///
 /// Source: RFC 9113, sections 3.4 and 4.1.
 fn http2_preface() -> Vec<u8> {
@@ -88,94 +87,94 @@ fn http2_preface() -> Vec<u8> {
     preface
 }
 
-/// The head of a frame without flags.
+/// Header of a frame without flags.
 fn http2_frame(bytes: u32, kind: u8, stream: u32) -> [u8; 9] {
     let [_, high, middle, low] = bytes.to_be_bytes();
     let [a, b, c, d] = stream.to_be_bytes();
     [high, middle, low, kind, 0, a, b, c, d]
 }
 
-/// Slow callers at work. Dropped, they close their connections.
-pub struct SlowCallers {
-    seen: Arc<Seen>,
-    callers: JoinSet<()>,
+/// Running slow clients. Dropped, they close their connections.
+pub struct SlowClients {
+    counters: Arc<Counters>,
+    clients: JoinSet<()>,
 }
 
-/// What they have seen.
+/// State that all clients share.
 #[derive(Default)]
-struct Seen {
+struct Counters {
     open: AtomicU64,
     closed: AtomicU64,
-    come_no_more: AtomicBool,
+    no_more_connects: AtomicBool,
 }
 
-impl SlowCallers {
-    /// Starts so many of them, as many of each kind. A caller whose connection is closed comes again.
-    pub fn start(address: SocketAddr, callers: u32, kinds: &'static [Slowness]) -> Self {
-        let seen = Arc::new(Seen::default());
-        let kinds = kinds.iter().copied().cycle().take(callers as usize);
-        let callers = kinds.map(|kind| be_slow(address, kind, Arc::clone(&seen))).collect();
-        Self { seen, callers }
+impl SlowClients {
+    /// Starts clients of these modes in turn. A client whose connection is closed reconnects.
+    pub fn start(address: SocketAddr, clients: u32, modes: &'static [Slowness]) -> Self {
+        let counters = Arc::new(Counters::default());
+        let modes = modes.iter().copied().cycle().take(clients as usize);
+        let clients = modes.map(|mode| run_client(address, mode, Arc::clone(&counters))).collect();
+        Self { counters, clients }
     }
 
-    /// Connections that are open now.
+    /// Number of open connections.
     pub fn open(&self) -> u64 {
-        self.seen.open.load(Ordering::Relaxed)
+        self.counters.open.load(Ordering::Relaxed)
     }
 
-    /// Connections that the server has closed so far.
+    /// Number of connections that the server has closed so far.
     pub fn closed(&self) -> u64 {
-        self.seen.closed.load(Ordering::Relaxed)
+        self.counters.closed.load(Ordering::Relaxed)
     }
 
-    /// Waits until the server has closed every connection. From now on nobody comes again.
+    /// Stops reconnecting and waits until the server has closed every connection.
     pub async fn all_closed(&mut self) {
-        self.seen.come_no_more.store(true, Ordering::Relaxed);
-        while self.callers.join_next().await.is_some() {}
+        self.counters.no_more_connects.store(true, Ordering::Relaxed);
+        while self.clients.join_next().await.is_some() {}
     }
 
     /// Closes all connections.
     pub async fn stop(mut self) {
-        self.callers.shutdown().await;
+        self.clients.shutdown().await;
     }
 }
 
-async fn be_slow(address: SocketAddr, kind: Slowness, seen: Arc<Seen>) {
+async fn run_client(address: SocketAddr, mode: Slowness, counters: Arc<Counters>) {
     loop {
-        let pause = rand::rng().random_range(COME_WITHIN_MS);
+        let pause = rand::rng().random_range(CONNECT_WITHIN_MS);
         sleep(Duration::from_millis(pause)).await;
-        if seen.come_no_more.load(Ordering::Relaxed) {
+        if counters.no_more_connects.load(Ordering::Relaxed) {
             return;
         }
-        // Nobody there is as good as closed at once.
+        // A refused connection counts as one that was closed at once.
         if let Ok(connection) = TcpStream::connect(address).await {
-            let open = Open::new(&seen);
-            hold(connection, kind).await;
+            let open = OpenGuard::new(&counters);
+            hold(connection, mode).await;
             drop(open);
-            seen.closed.fetch_add(1, Ordering::Relaxed);
+            counters.closed.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Counts a connection for as long as it is there.
-struct Open<'a>(&'a Seen);
+/// RAII guard that counts an open connection.
+struct OpenGuard<'a>(&'a Counters);
 
-impl<'a> Open<'a> {
-    fn new(seen: &'a Seen) -> Self {
-        seen.open.fetch_add(1, Ordering::Relaxed);
-        Self(seen)
+impl<'a> OpenGuard<'a> {
+    fn new(counters: &'a Counters) -> Self {
+        counters.open.fetch_add(1, Ordering::Relaxed);
+        Self(counters)
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for OpenGuard<'_> {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Returns when the server has closed the connection.
-async fn hold(mut connection: TcpStream, kind: Slowness) {
-    if connection.write_all(&kind.opening()).await.is_err() {
+/// Sends slowly until the server closes the connection.
+async fn hold(mut connection: TcpStream, mode: Slowness) {
+    if connection.write_all(&mode.opening()).await.is_err() {
         return;
     }
     let (mut from_server, mut to_server) = connection.split();
@@ -184,11 +183,11 @@ async fn hold(mut connection: TcpStream, kind: Slowness) {
         while from_server.read(&mut answer).await.is_ok_and(|bytes| bytes > 0) {}
     };
     let dribble = async {
-        let Some(byte) = kind.byte() else { return std::future::pending().await };
+        let Some(byte) = mode.byte() else { return std::future::pending().await };
         loop {
             let pause = rand::rng().random_range(BYTE_EVERY_MS);
             sleep_until(Instant::now() + Duration::from_millis(pause)).await;
-            // A server that reads no more may have something to say yet.
+            // A server that has stopped reading may still send an answer.
             if to_server.write_all(&[byte]).await.is_err() {
                 return std::future::pending().await;
             }
@@ -208,11 +207,10 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(30);
 
-    /// Each holds its connection until the server closes it, and then comes again unless it is told not to.
     #[tokio::test]
-    async fn they_hold_and_come_again() {
+    async fn clients_hold_their_connection_and_reconnect_when_it_is_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut slow = SlowCallers::start(listener.local_addr().unwrap(), 5, &Slowness::ALL);
+        let mut slow = SlowClients::start(listener.local_addr().unwrap(), 5, &Slowness::ALL);
         let mut reads = JoinSet::new();
         for _ in 0..5 {
             let (mut connection, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
@@ -222,7 +220,8 @@ mod tests {
                 (connection, opening)
             });
         }
-        let (mut held, mut openings) = (Vec::new(), Vec::new());
+        let mut held = Vec::new();
+        let mut openings = Vec::new();
         for _ in 0..4 {
             let (connection, opening) = timeout(SOON, reads.join_next()).await.unwrap().unwrap().unwrap();
             held.push(connection);
