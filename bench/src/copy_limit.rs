@@ -1,4 +1,4 @@
-//! What Postgres can take: the same rows straight into the table, by binary COPY and nothing else.
+//! Upper limit of Postgres: the same rows copied into the table by binary COPY alone.
 
 use std::{
     sync::{
@@ -9,17 +9,18 @@ use std::{
 };
 
 use bytes::Bytes;
+use devstack::postgres_server::connect;
 use futures_util::SinkExt;
 use shared::{postgres::copy_format, wire::like::Like};
 use tokio::{pin, task::JoinSet};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use crate::BenchError;
 
 const COPY: &str = "COPY likes (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
-/// Writes rows, in the order in which they are given, in transactions of `batch_rows` over so many connections, and
-/// tells how long that took. Everything but the writing is done before.
+/// Writes rows in their order, in transactions of `batch_rows` over several connections, and returns the duration.
+/// Encoding and connecting are not measured.
 pub(crate) async fn run(
     database_url: &str,
     rows: &[Like],
@@ -29,9 +30,7 @@ pub(crate) async fn run(
     let batches: Arc<[Bytes]> = rows.chunks(batch_rows).map(copy_format::encode).collect();
     let mut clients = Vec::new();
     for _ in 0..connections {
-        let (client, connection) = tokio_postgres::connect(database_url, NoTls).await?;
-        tokio::spawn(connection);
-        clients.push(client);
+        clients.push(connect(database_url).await?);
     }
     let next = Arc::new(AtomicUsize::new(0));
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! A backlog, into the table: against plain COPY of the same rows.
+//! Draining a backlog into the table, compared with plain COPY of the same rows.
 
 use std::time::{Duration, Instant};
 
@@ -9,17 +9,17 @@ use crate::{
     cost::Cpu,
     figures::Figures,
     mib,
-    servers::{Servers, end_well},
+    servers::{Servers, stop},
     traffic::{self, PACKED, Posts, Traffic},
 };
 
 const ROW: &str = "drain";
 const HOT_POST: &str = "hot post";
 
-/// Rows of a transaction, of a consumer's and of the limit's.
+/// Rows per transaction, of the consumers and of the copy limit.
 const BATCH_ROWS: usize = 5_000;
 
-/// A backlog, and how many connections write it.
+/// Backlog and the number of consumers that drain it.
 struct Case {
     name: String,
     backlog: Backlog,
@@ -33,7 +33,7 @@ pub(crate) struct Backlog {
     pub(crate) per_entry: usize,
 }
 
-/// How a backlog went into the table.
+/// Result of draining a backlog.
 pub(crate) struct Drained {
     pub(crate) elapsed: Duration,
     pub(crate) cpu: Cpu,
@@ -48,12 +48,12 @@ fn case(kind: &str, writers: u16, likes: u64, per_entry: usize, duplicate_percen
         percent => format!(", {percent} % duplicates"),
     };
     let name = format!("{kind}, {writers} writer{plural}{duplicates}");
-    // Those before these are for 100 %.
+    // At 100 % all likes repeat those before the first one.
     let traffic = Traffic { first: likes, duplicate_percent, ..Traffic::new(likes) };
     Case { name, backlog: Backlog { traffic, per_entry }, writers }
 }
 
-/// With 1, 2 and 4 writer connections, packed and one like an entry, and with duplicates.
+/// Measures 1, 2 and 4 writers, packed entries and entries of one like, and duplicates.
 pub(crate) async fn run(
     settings: &Settings,
     servers: &Servers,
@@ -80,11 +80,12 @@ async fn measure(case: &Case, servers: &Servers, figures: &mut Figures) -> Resul
     if rows.is_empty() {
         let before = Traffic::new(traffic.likes).likes();
         copy_limit::run(&servers.database_url(), &before, 1, BATCH_ROWS).await?;
-        servers.settle().await?;
+        servers.checkpoint().await?;
     }
     let drained = drain(case.backlog, case.writers, servers).await?;
     servers.check_rows(if rows.is_empty() { traffic.likes } else { rows.len() as u64 }).await?;
-    let (likes, seconds) = (traffic.likes as f64, drained.elapsed.as_secs_f64());
+    let likes = traffic.likes as f64;
+    let seconds = drained.elapsed.as_secs_f64();
     let mut add = |measure, value| figures.add(ROW, &case.name, measure, value);
     add("likes/s", likes / seconds);
     add("consumer CPU s per million likes", drained.cpu.consumers / likes * 1e6);
@@ -99,12 +100,12 @@ async fn measure(case: &Case, servers: &Servers, figures: &mut Figures) -> Resul
     let copied = copy_limit::run(&servers.database_url(), &rows, case.writers.into(), BATCH_ROWS).await?;
     servers.check_rows(rows.len() as u64).await?;
     add("copy limit, rows/s", rows.len() as f64 / copied.as_secs_f64());
-    // Of the same backlog: its duplicates cost the limit nothing.
+    // For the same backlog: duplicates cost the copy limit nothing.
     add("of the copy limit", copied.as_secs_f64() / seconds);
     Ok(())
 }
 
-/// All likes to one post, and as many to recent ones in turn.
+/// Measures likes for one post and as many for recent posts in turn.
 pub(crate) async fn hot_post(
     settings: &Settings,
     servers: &Servers,
@@ -131,7 +132,7 @@ pub(crate) async fn hot_post(
     Ok(())
 }
 
-/// Appends a backlog and then starts the consumers that drain it. That they have to start is part of their time.
+/// Appends a backlog and then starts the consumers that drain it. Their start is part of the duration.
 pub(crate) async fn drain(backlog: Backlog, writers: u16, servers: &Servers) -> Result<Drained, BenchError> {
     servers.append(traffic::entries(&backlog.traffic.likes(), backlog.per_entry)).await?;
     let before = Cpu::now(None, &servers.redis, &[], &servers.postgres)?;
@@ -144,6 +145,6 @@ pub(crate) async fn drain(backlog: Backlog, writers: u16, servers: &Servers) -> 
     let cpu = Cpu::now(None, &servers.redis, &consumers, &servers.postgres)?.since(before);
     let wal_bytes = servers.wal_bytes().await? - wal_before;
     let resident_bytes = consumers.iter().filter_map(Program::peak_resident_bytes).max();
-    end_well(consumers)?;
+    stop(consumers)?;
     Ok(Drained { elapsed, cpu, wal_bytes, resident_bytes: resident_bytes.unwrap_or(0) })
 }

@@ -1,8 +1,8 @@
-//! Figures: what was measured, over several runs, and what it should be.
+//! Measured figures over several runs, and their targets.
 
 use serde::Serialize;
 
-/// One measure of one case, over all runs.
+/// One measure of one case over all runs.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Figure {
     pub(crate) row: &'static str,
@@ -14,20 +14,20 @@ pub(crate) struct Figure {
     pub(crate) runs: Vec<f64>,
 }
 
-/// All that was measured.
+/// All measured figures.
 #[derive(Debug, Default)]
 pub(crate) struct Figures(Vec<Figure>);
 
-/// A figure that was promised.
+/// Target of a figure and whether it is met.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Target {
-    pub(crate) what: String,
+    pub(crate) figure: String,
     pub(crate) bound: Bound,
     pub(crate) measured: f64,
     pub(crate) holds: bool,
 }
 
-/// What a figure must be.
+/// Bound of a figure.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
@@ -45,7 +45,7 @@ impl Bound {
 }
 
 impl Figures {
-    /// Adds one measure of a run.
+    /// Adds a measured value.
     pub(crate) fn add(&mut self, row: &'static str, case: &str, measure: &'static str, value: f64) {
         let same =
             |figure: &&mut Figure| figure.row == row && figure.case == case && figure.measure == measure;
@@ -53,7 +53,8 @@ impl Figures {
             figure.runs.push(value);
             figure.summarise();
         } else {
-            let (case, runs) = (case.to_owned(), vec![value]);
+            let case = case.to_owned();
+            let runs = vec![value];
             self.0.push(Figure { row, case, measure, median: value, min: value, max: value, runs });
         }
     }
@@ -62,19 +63,19 @@ impl Figures {
         &self.0
     }
 
-    /// The median of a measure, if it was measured.
+    /// Median of a measure, if it was measured.
     pub(crate) fn median(&self, row: &str, case: &str, measure: &str) -> Option<f64> {
         let wanted = |figure: &&Figure| figure.row == row && figure.case == case && figure.measure == measure;
         self.0.iter().find(wanted).map(|figure| figure.median)
     }
 
-    /// What was promised of that which was measured.
+    /// Targets of all figures that were measured.
     pub(crate) fn targets(&self) -> Vec<Target> {
         use crate::targets::TARGETS;
         let target = |&(row, case, measure, bound): &(&str, &str, &str, Bound)| {
             let measured = self.median(row, case, measure)?;
-            let what = format!("{row}, {case}: {measure}");
-            Some(Target { what, bound, measured, holds: bound.holds(measured) })
+            let figure = format!("{row}, {case}: {measure}");
+            Some(Target { figure, bound, measured, holds: bound.holds(measured) })
         };
         TARGETS.iter().filter_map(target).collect()
     }
@@ -85,7 +86,8 @@ impl Figure {
         let mut sorted = self.runs.clone();
         sorted.sort_by(f64::total_cmp);
         let middle = |at: usize| sorted.get(at).copied().unwrap_or(f64::NAN);
-        let (low, high) = ((sorted.len() - 1) / 2, sorted.len() / 2);
+        let low = (sorted.len() - 1) / 2;
+        let high = sorted.len() / 2;
         self.median = f64::midpoint(middle(low), middle(high));
         self.min = middle(0);
         self.max = middle(sorted.len() - 1);

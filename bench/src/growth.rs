@@ -1,10 +1,11 @@
-//! How fast a backlog drains into a table that has grown: against an empty one, in both orders of the key.
+//! Draining a backlog into a large table, compared with an empty one, with both column orders of the key.
+
+use devstack::terminal::eprint_line;
 
 use crate::{
     BenchError, Settings,
     drain::{Backlog, drain},
     figures::Figures,
-    progress::say,
     servers::Servers,
     traffic::{self, PACKED, Traffic},
 };
@@ -12,10 +13,10 @@ use crate::{
 const ROW: &str = "growth";
 const WRITERS: u16 = 2;
 
-/// The key that the schema has, and the other way round.
+/// Primary key of the schema, and the opposite column order.
 const KEYS: [&str; 2] = ["post_id, user_id", "user_id, post_id"];
 
-/// Two tables are there, and each is called likes in its turn.
+/// Measures an empty and a large table, which are renamed to `likes` in turn.
 pub(crate) async fn run(
     settings: &Settings,
     servers: &Servers,
@@ -32,15 +33,15 @@ pub(crate) async fn run(
             if !case.contains(&settings.case) {
                 continue;
             }
-            say(&format!("{ROW}, {case}: filling the table"));
+            eprint_line(&format!("{ROW}, {case}: filling the table"));
             grow(servers, key, grown, rows).await?;
             grown = rows;
             for run in 1..=settings.runs {
                 settings.begins(ROW, &case, run);
                 servers.sql.batch_execute("TRUNCATE likes").await?;
-                let into_empty = likes_a_second(settings, servers, grown).await?;
+                let into_empty = likes_per_second(settings, servers, grown).await?;
                 swap(servers).await?;
-                let into_grown = likes_a_second(settings, servers, grown).await?;
+                let into_grown = likes_per_second(settings, servers, grown).await?;
                 swap(servers).await?;
                 grown += settings.likes;
                 figures.add(ROW, &case, "likes/s", into_grown);
@@ -49,15 +50,15 @@ pub(crate) async fn run(
             }
         }
         servers.empty().await?;
-        let as_before = format!("DROP TABLE likes_grown; {}", with_key("likes", KEYS[0]));
-        servers.sql.batch_execute(&as_before).await?;
+        let restore = format!("DROP TABLE likes_grown; {}", with_key("likes", KEYS[0]));
+        servers.sql.batch_execute(&restore).await?;
     }
     Ok(())
 }
 
-async fn likes_a_second(settings: &Settings, servers: &Servers, first: u64) -> Result<f64, BenchError> {
+async fn likes_per_second(settings: &Settings, servers: &Servers, first: u64) -> Result<f64, BenchError> {
     servers.empty_streams().await?;
-    servers.settle().await?;
+    servers.checkpoint().await?;
     let traffic = Traffic { first, ..Traffic::new(settings.likes) };
     let rows_before = servers.rows().await?;
     let drained = drain(Backlog { traffic, per_entry: PACKED }, WRITERS, servers).await?;
@@ -65,7 +66,7 @@ async fn likes_a_second(settings: &Settings, servers: &Servers, first: u64) -> R
     Ok(traffic.likes as f64 / drained.elapsed.as_secs_f64())
 }
 
-/// Fills the grown table up to so many rows. The key is made afterwards, which is much faster.
+/// Fills the large table. The key is created afterwards, which is much faster.
 async fn grow(servers: &Servers, key: &str, from: u64, to: u64) -> Result<(), BenchError> {
     let fill = format!(
         "ALTER TABLE likes_grown DROP CONSTRAINT IF EXISTS likes_grown_pkey;
@@ -74,7 +75,7 @@ async fn grow(servers: &Servers, key: &str, from: u64, to: u64) -> Result<(), Be
          VACUUM (FREEZE, ANALYZE) likes_grown",
         traffic::rows_in_sql(from, to)
     );
-    // VACUUM can't share a transaction.
+    // VACUUM can't run in a transaction.
     for statement in fill.split(';') {
         servers.sql.batch_execute(statement).await?;
     }

@@ -1,4 +1,4 @@
-//! Callers of `POST /likes` and `POST /likes/batch`.
+//! HTTP clients of `POST /likes` and `POST /likes/batch`.
 
 use std::{
     fmt::Write,
@@ -10,8 +10,7 @@ use std::{
     time::Duration,
 };
 
-use devstack::http_client::HttpClient;
-use hdrhistogram::Histogram;
+use devstack::{http_client::HttpClient, latency::Latencies};
 use hyper::StatusCode;
 use shared::wire::partition::mix;
 use tokio::{
@@ -21,19 +20,19 @@ use tokio::{
 
 use crate::BenchError;
 
-/// How many callers there are, and how many likes they send with each request.
+/// Number of clients and of likes in each request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Callers {
+pub(crate) struct Clients {
     pub(crate) connections: u32,
     pub(crate) likes_per_request: u32,
 }
 
-impl Callers {
+impl Clients {
     pub(crate) const fn new(connections: u32, likes_per_request: u32) -> Self {
         Self { connections, likes_per_request }
     }
 
-    /// As cases are called.
+    /// Name of the case with these clients.
     pub(crate) fn name(self) -> String {
         let connections = if self.connections == 1 { "connection" } else { "connections" };
         let name = format!("{} {connections}", self.connections);
@@ -45,72 +44,70 @@ impl Callers {
     }
 }
 
-/// How callers call.
+/// Requests of a load run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    /// By `POST /likes/batch` where they send several likes with a request.
-    pub(crate) callers: Callers,
-    /// Requests a second in all, whether earlier ones are answered or not; or else each caller sends its next like when it
-    /// has an answer.
+    /// With several likes per request they use `POST /likes/batch`.
+    pub(crate) clients: Clients,
+    /// Open loop: total requests per second, independent of responses. Without it a closed loop, in which each client
+    /// waits for a response before its next request.
     pub(crate) per_second: Option<f64>,
     pub(crate) duration: Duration,
-    /// Where the ids of users begin: no pair is sent twice.
+    /// First user id: no pair is sent twice.
     pub(crate) first_user: u64,
 }
 
-/// What callers saw.
-pub(crate) struct Answers {
-    pub(crate) accepted: u64,
-    pub(crate) elapsed: Duration,
-    /// From when a like was due, in microseconds.
-    pub(crate) latency_us: Histogram<u64>,
+impl Load {
+    pub(crate) const fn closed_loop(clients: Clients, duration: Duration) -> Self {
+        Self { clients, per_second: None, duration, first_user: 1 }
+    }
 }
 
-impl Answers {
+/// Result of a load run.
+pub(crate) struct Responses {
+    pub(crate) accepted: u64,
+    pub(crate) elapsed: Duration,
+    /// Measured from the time at which a request was due.
+    pub(crate) latencies: Latencies,
+}
+
+impl Responses {
     pub(crate) fn per_second(&self) -> f64 {
         self.accepted as f64 / self.elapsed.as_secs_f64()
-    }
-
-    pub(crate) fn latency_ms(&self, quantile: f64) -> f64 {
-        self.latency_us.value_at_quantile(quantile) as f64 / 1e3
     }
 }
 
 /// Sends likes, all of which must be accepted.
-pub(crate) async fn send(address: SocketAddr, load: Load) -> Result<Answers, BenchError> {
+pub(crate) async fn send(address: SocketAddr, load: Load) -> Result<Responses, BenchError> {
     let next = Arc::new(AtomicU64::new(0));
-    let mut callers = JoinSet::new();
+    let mut clients = JoinSet::new();
     let started = Instant::now();
-    for _ in 0..load.callers.connections {
-        callers.spawn(call(address, load, Arc::clone(&next), started));
+    for _ in 0..load.clients.connections {
+        clients.spawn(run_client(address, load, Arc::clone(&next), started));
     }
-    let mut latency_us = histogram()?;
-    while let Some(called) = callers.join_next().await {
-        latency_us.add(called??)?;
+    let mut latencies = Latencies::default();
+    while let Some(client) = clients.join_next().await {
+        latencies += client??;
     }
-    let accepted = latency_us.len() * u64::from(load.callers.likes_per_request);
-    Ok(Answers { accepted, elapsed: started.elapsed(), latency_us })
+    let accepted = latencies.count() * u64::from(load.clients.likes_per_request);
+    Ok(Responses { accepted, elapsed: started.elapsed(), latencies })
 }
 
-fn histogram() -> Result<Histogram<u64>, BenchError> {
-    Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
-}
-
-async fn call(
+async fn run_client(
     address: SocketAddr,
     load: Load,
     next: Arc<AtomicU64>,
     started: Instant,
-) -> Result<Histogram<u64>, BenchError> {
+) -> Result<Latencies, BenchError> {
     let mut client = HttpClient::new(address);
-    let mut latency_us = histogram()?;
+    let mut latencies = Latencies::default();
     loop {
         let index = next.fetch_add(1, Ordering::Relaxed);
         let mut due = Instant::now();
         if let Some(per_second) = load.per_second {
             let scheduled = started + Duration::from_secs_f64(index as f64 / per_second);
             if due < scheduled {
-                // That the timer is late is not the server's fault; that this caller was still busy is.
+                // A late timer is not charged to the server; a client that was still busy is.
                 sleep_until(scheduled).await;
                 due = Instant::now();
             } else {
@@ -118,9 +115,9 @@ async fn call(
             }
         }
         if started.elapsed() >= load.duration {
-            return Ok(latency_us);
+            return Ok(latencies);
         }
-        let response = if load.callers.likes_per_request == 1 {
+        let response = if load.clients.likes_per_request == 1 {
             client.post_like(load.first_user + index, post_of(index)).await?
         } else {
             client.post("/likes/batch", "application/x-ndjson", lines(load, index).into()).await?
@@ -128,7 +125,7 @@ async fn call(
         if response.status != StatusCode::ACCEPTED {
             return Err(BenchError::Refused(response.status));
         }
-        latency_us.saturating_record(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
+        latencies.record(due.elapsed());
     }
 }
 
@@ -136,13 +133,14 @@ fn post_of(index: u64) -> u64 {
     1 + mix(index) % 1_000
 }
 
-/// The body of a request of several likes, each a line.
+/// Body of a batch request with one like per line.
 fn lines(load: Load, request: u64) -> String {
-    let likes = u64::from(load.callers.likes_per_request);
+    let likes = u64::from(load.clients.likes_per_request);
     let mut body = String::new();
     for index in request * likes..(request + 1) * likes {
-        let (user, post) = (load.first_user + index, post_of(index));
-        // A String takes every write.
+        let user = load.first_user + index;
+        let post = post_of(index);
+        // Writing to a String never fails.
         let _ = writeln!(body, r#"{{"user_id":{user},"post_id":{post}}}"#);
     }
     body

@@ -1,4 +1,4 @@
-//! What the figures were measured on.
+//! Machine and software versions of the figures.
 
 use std::{process::Command, thread};
 
@@ -11,7 +11,7 @@ use crate::{
     servers::{POSTGRES_SETTINGS, REDIS_ARGUMENTS, Servers},
 };
 
-/// Absolute figures mean nothing without it.
+/// Environment that absolute figures depend on.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
@@ -26,6 +26,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    pub(crate) fn summary(&self) -> String {
+        let Self { processor, cores, memory_gib, system, redis, postgres, .. } = self;
+        format!("{processor}, {cores} cores, {memory_gib} GiB, {system}, Redis {redis}, Postgres {postgres}")
+    }
+
     pub(crate) async fn describe(servers: &Servers) -> Result<Self, BenchError> {
         let processors = CpuInfo::current()?;
         let memory_bytes = Meminfo::current()?.mem_total;
@@ -51,7 +56,7 @@ async fn postgres_version(sql: &Client) -> Result<String, BenchError> {
     Ok(sql.query_one("SELECT current_setting('server_version')", &[]).await?.try_get(0)?)
 }
 
-/// Which code was measured, where that is known.
+/// Measured commit, in a Git checkout.
 fn commit() -> Option<String> {
     let described =
         Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;

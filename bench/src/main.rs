@@ -1,5 +1,8 @@
-//! How fast likestream is, side by side with what the machine could do at best and with the simple design: real
-//! servers and programs, in turn, several runs.
+//! Benchmarks of likestream beside the limits of the machine and the simple design of one INSERT per like.
+//!
+//! Purpose: measure real servers and programs over several runs, and write tables, JSON and a chart. May depend on
+//! `shared`, on `devstack`, which starts everything, and, in `bench-server` alone, on the HTTP layer of `ingest`. Must
+//! not know the internals of the programs: they are measured by their HTTP, their metrics and their processes.
 
 mod copy_limit;
 mod cost;
@@ -12,7 +15,6 @@ mod load;
 mod machine;
 mod pipeline;
 mod plot;
-mod progress;
 mod report;
 mod servers;
 mod slow_connections;
@@ -20,38 +22,31 @@ mod targets;
 mod telemetry;
 mod traffic;
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use devstack::{StackError, http_client::HttpError, process};
+use devstack::{
+    StackError,
+    http_client::HttpError,
+    process,
+    signals::{EXIT_INTERRUPTED, Interrupts},
+    terminal::{eprint_line, print_line},
+};
 use procfs::ProcError;
 use shared::{
     error_chain::one_line,
     settings::{self, SettingError},
-    wire::partition::InvalidKeyPrefix,
 };
 use thiserror::Error;
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-    task::JoinError,
-};
+use tokio::{runtime::Runtime, task::JoinError};
 
-use crate::{figures::Figures, machine::Machine, progress::say, servers::Servers};
+use crate::{figures::Figures, machine::Machine, servers::Servers};
 
-const EXIT_INTERRUPTED: u8 = 130;
-
-/// Measures how fast likestream is, side by side with what the machine could do at best
+/// Measure likestream beside the limits of the machine and the simple design
 #[derive(Parser, Debug)]
 #[command(name = "bench")]
 struct Settings {
-    /// What to measure: all of it, or some rows
+    /// Rows to measure
     #[arg(
         long,
         value_delimiter = ',',
@@ -59,31 +54,31 @@ struct Settings {
     )]
     rows: Vec<Row>,
 
-    /// Only cases whose name has this in it, like "2 writers"
+    /// Text in the names of the cases to measure, like "2 writers"
     #[arg(long, default_value = "", value_name = "TEXT")]
     case: String,
 
-    /// How often each case is measured
+    /// Number of runs of each case
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
 
-    /// Likes of a backlog to be drained
+    /// Likes of a backlog
     #[arg(long, default_value = "2000000", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     likes: u64,
 
-    /// How long callers call in each run
+    /// Duration of the load of each run
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     duration: Duration,
 
-    /// How many slow connections are open beside those of honest callers
+    /// Number of slow connections beside those of the measured clients
     #[arg(long, default_value = "5000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     slow_connections: u32,
 
-    /// Rows that are in the table before it grows on, rising
+    /// Ascending row counts of the large table
     #[arg(long, value_delimiter = ',', default_value = "5000000,20000000")]
     growth_rows: Vec<u64>,
 
-    /// The folder for results.json and results.svg
+    /// Folder for results.json and results.svg
     #[arg(long, default_value = "target/bench", value_name = "FOLDER")]
     out: PathBuf,
 }
@@ -103,49 +98,41 @@ enum Row {
 impl settings::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
         if !self.growth_rows.is_sorted() {
-            return Err(SettingError::new("--growth-rows", "allowed are numbers that rise"));
+            return Err(SettingError::new("--growth-rows", "expected ascending numbers"));
         }
         Ok(())
     }
 }
 
-/// Nothing was measured.
+/// The measurement failed.
 #[derive(Debug, Error)]
 enum BenchError {
     #[error(transparent)]
-    Local(#[from] StackError),
+    Stack(#[from] StackError),
     #[error(transparent)]
     Setting(#[from] SettingError),
-    #[error(transparent)]
-    Keys(#[from] InvalidKeyPrefix),
     #[error("Postgres failed")]
     Postgres(#[from] tokio_postgres::Error),
     #[error("Redis failed")]
     Redis(#[from] fred::error::Error),
-    #[error("a process can't be looked at")]
+    #[error("a process can't be inspected")]
     Process(#[from] ProcError),
     #[error("a request failed")]
     Http(#[from] HttpError),
-    #[error("a like was answered {0}")]
+    #[error("a like was refused with {0}")]
     Refused(hyper::StatusCode),
-    #[error("a part of the measuring crashed")]
+    #[error("a client panicked")]
     Crashed(#[from] JoinError),
-    #[error("latencies can't be counted")]
-    Histogram(#[from] hdrhistogram::CreationError),
-    #[error("latencies can't be added")]
-    HistogramAddition(#[from] hdrhistogram::AdditionError),
-    #[error("the table has {rows} rows and should have {expected}: nothing of this counts")]
+    #[error("the table has {rows} rows instead of {expected}: the run is invalid")]
     Rows { rows: u64, expected: u64 },
     #[error(
-        "{entries} entries are left and nothing has moved for a minute; the consumers' last words: {last_words:?}"
+        "{entries} entries are left, without progress for a minute; last log lines of the consumers: {last_lines:?}"
     )]
-    Stalled { entries: u64, last_words: Vec<String> },
-    #[error("a program did not end well: {last_words}")]
-    Ended { last_words: String },
-    #[error("of {wanted} slow connections {open} are open, closed by ingest so far: {closed}")]
+    Stalled { entries: u64, last_lines: Vec<String> },
+    #[error("{open} of {wanted} slow connections are open, closed by ingest so far: {closed}")]
     SlowConnections { wanted: u32, open: u64, closed: u64 },
     #[error("{0}")]
-    Answer(&'static str),
+    Unknown(&'static str),
     #[error("a file can't be written or read")]
     Io(#[from] io::Error),
     #[error("the figures can't be written as JSON")]
@@ -158,27 +145,25 @@ fn main() -> ExitCode {
     let settings: Settings = settings::parse();
     let measured = Runtime::new().map_err(BenchError::from).and_then(|runtime| {
         runtime.block_on(async {
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut terminate = signal(SignalKind::terminate())?;
-            // What was started ends with the future.
+            let mut interrupts = Interrupts::install()?;
+            // All servers and programs end with the dropped future.
             tokio::select! {
                 measured = measure(&settings) => measured.map(|()| ExitCode::SUCCESS),
-                _ = interrupt.recv() => Ok(ExitCode::from(EXIT_INTERRUPTED)),
-                _ = terminate.recv() => Ok(ExitCode::from(EXIT_INTERRUPTED)),
+                () = interrupts.recv() => Ok(ExitCode::from(EXIT_INTERRUPTED)),
             }
         })
     });
     measured.unwrap_or_else(|error| {
-        let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
+        eprint_line(&format!("error: {}", one_line(&error)));
         ExitCode::FAILURE
     })
 }
 
 async fn measure(settings: &Settings) -> Result<(), BenchError> {
     fs::create_dir_all(&settings.out)?;
-    // For the callers, who are in this process.
+    // Thousands of clients run in this process.
     process::raise_open_files()?;
-    say("starting private Redis and Postgres");
+    eprint_line("starting private Redis and Postgres");
     let servers = Servers::start().await?;
     let machine = Machine::describe(&servers).await?;
     let mut figures = Figures::default();
@@ -193,21 +178,21 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
             Row::SlowConnections => slow_connections::run(settings, &servers, &mut figures).await?,
             Row::Growth => growth::run(settings, &servers, &mut figures).await?,
         }
-        // After each row: what is measured by then outlives an interruption.
+        // After each row, so that an interruption loses no measured one.
         report::write_json(&settings.out.join("results.json"), settings, &machine, &figures)?;
         plot::draw(&settings.out.join("results.svg"), &machine, &figures)?;
     }
     drop(servers);
-    writeln!(io::stdout(), "{}", report::tables(&machine, &figures))?;
+    print_line(&report::tables(&machine, &figures));
     Ok(())
 }
 
 impl Settings {
-    /// Whether a case is to be measured. Says so.
+    /// Tells whether a case is to be measured, and prints it.
     fn begins(&self, row: &str, case: &str, run: u32) -> bool {
         let wanted = case.contains(&self.case);
         if wanted {
-            say(&format!("{row}, {case}: run {run} of {}", self.runs));
+            eprint_line(&format!("{row}, {case}: run {run} of {}", self.runs));
         }
         wanted
     }

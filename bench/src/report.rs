@@ -1,8 +1,9 @@
-//! Figures for people, and for other programs.
+//! Figures as tables and as JSON.
 
 use std::{fs, path::Path};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use devstack::terminal::group_thousands;
 use serde::Serialize;
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     machine::Machine,
 };
 
-/// The file for other programs.
+/// Content of `results.json`.
 #[derive(Serialize)]
 struct Results<'a> {
     measured_at: String,
@@ -41,38 +42,51 @@ pub(crate) fn write_json(
     Ok(fs::write(file, serde_json::to_string_pretty(&results)? + "\n")?)
 }
 
-/// All figures, then what was promised.
+/// Table of all figures and table of the targets.
 pub(crate) fn tables(machine: &Machine, figures: &Figures) -> String {
-    let mut table = table(["row", "case", "measure", "median", "least", "most"]);
-    let mut before = ("", "");
+    let mut table = table(["row", "case", "measure", "median", "min", "max"]);
+    let mut previous = ("", "");
     for figure in figures.all() {
-        let repeats_row = before.0 == figure.row;
-        let repeats_case = repeats_row && before.1 == figure.case;
-        let named = |repeats: bool, name: &str| if repeats { String::new() } else { name.to_owned() };
+        let repeats_row = previous.0 == figure.row;
+        let repeats_case = repeats_row && previous.1 == figure.case;
+        let unless_repeated =
+            |repeats: bool, name: &str| if repeats { String::new() } else { name.to_owned() };
         table.add_row([
-            named(repeats_row, figure.row),
-            named(repeats_case, &figure.case),
+            unless_repeated(repeats_row, figure.row),
+            unless_repeated(repeats_case, &figure.case),
             figure.measure.to_owned(),
             number(figure.median),
             number(figure.min),
             number(figure.max),
         ]);
-        before = (figure.row, &figure.case);
+        previous = (figure.row, &figure.case);
     }
-    right(&mut table, 3..6);
-    format!("{}\n{table}\n\n{}", described(machine), targets(&figures.targets()))
+    align_right(&mut table, 3..6);
+    format!(
+        "{}
+    {table}
+
+    {}",
+        machine.summary(),
+        targets(&figures.targets())
+    )
 }
 
 fn targets(targets: &[Target]) -> String {
-    let mut table = table(["promised", "bound", "measured", "holds"]);
-    for Target { what, bound, measured, holds } in targets {
+    let mut table = table(["target", "bound", "measured", "met"]);
+    for Target { figure, bound, measured, holds } in targets {
         let bound = match bound {
             Bound::AtLeast(bound) => format!("≥ {}", number(*bound)),
             Bound::AtMost(bound) => format!("≤ {}", number(*bound)),
         };
-        table.add_row([what.clone(), bound, number(*measured), if *holds { "yes" } else { "NO" }.to_owned()]);
+        table.add_row([
+            figure.clone(),
+            bound,
+            number(*measured),
+            if *holds { "yes" } else { "NO" }.to_owned(),
+        ]);
     }
-    right(&mut table, 1..3);
+    align_right(&mut table, 1..3);
     table.to_string()
 }
 
@@ -82,7 +96,7 @@ fn table<const COLUMNS: usize>(head: [&str; COLUMNS]) -> Table {
     table
 }
 
-fn right(table: &mut Table, columns: std::ops::Range<usize>) {
+fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
     for column in columns {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -90,12 +104,7 @@ fn right(table: &mut Table, columns: std::ops::Range<usize>) {
     }
 }
 
-pub(crate) fn described(machine: &Machine) -> String {
-    let Machine { processor, cores, memory_gib, system, redis, postgres, .. } = machine;
-    format!("{processor}, {cores} cores, {memory_gib} GiB, {system}, Redis {redis}, Postgres {postgres}")
-}
-
-/// Three digits that count, and all before the point.
+/// Formats a number with at least three significant digits and all integer digits.
 fn number(value: f64) -> String {
     let digits = match value.abs() {
         size if size >= 100.0 => 0,
@@ -106,14 +115,7 @@ fn number(value: f64) -> String {
     };
     let text = format!("{value:.digits$}");
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
-    let mut grouped = String::new();
-    for (place, digit) in whole.chars().enumerate() {
-        if place > 0 && (whole.len() - place) % 3 == 0 {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped + rest
+    group_thousands(whole) + rest
 }
 
 #[cfg(test)]
@@ -121,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_three_digits_that_count() {
+    fn numbers_have_three_significant_digits() {
         let texts = [1_234_567.8, 161_000.0, 99.44, 1.234_5, 0.712_3, 0.000_51].map(number);
         assert_eq!(texts, ["1,234,568", "161,000", "99.4", "1.23", "0.712", "0.00051"]);
     }

@@ -1,4 +1,4 @@
-//! The servers that everything is measured on, and their state between two runs.
+//! Servers under measurement and their state between two runs.
 
 use std::{
     path::Path,
@@ -7,28 +7,25 @@ use std::{
 
 use bytes::Bytes;
 use devstack::{
-    postgres_server::{PostgresOptions, PostgresServer},
+    StackError,
+    backlog::{self, Keys},
+    postgres_server::{self, PostgresOptions, PostgresServer},
     process::Lifetime,
     program::{self, Program},
     redis_server::{RedisOptions, RedisServer},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use shared::{
-    backlog,
     redis::{Connections, Redis, Retry},
-    wire::{
-        codec,
-        partition::{KeyPrefix, Partition, PartitionCount},
-    },
+    wire::{codec, partition::Partition},
 };
 use tempfile::TempDir;
 use tokio::time::sleep;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use crate::BenchError;
 
-/// Settings of Postgres other than the defaults: memory as a small production server would have it, and checkpoints
-/// that don't come in the middle of a run.
+/// Settings of Postgres: memory of a small production server, and no checkpoint in the middle of a run.
 pub(crate) const POSTGRES_SETTINGS: [(&str, &str); 4] = [
     ("shared_buffers", "1GB"),
     ("max_wal_size", "16GB"),
@@ -40,22 +37,21 @@ pub(crate) const POSTGRES_SETTINGS: [(&str, &str); 4] = [
 pub(crate) const REDIS_ARGUMENTS: [&str; 4] = ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"];
 
 const READY: Duration = Duration::from_secs(20);
-const STOP: Duration = Duration::from_secs(40);
 
-/// How often it is looked whether all is stored, and how long nothing may move.
+/// Time between two checks of the backlog, and time without progress after which draining fails.
 const DRAINED_POLL: Duration = Duration::from_millis(10);
 const STALLED: Duration = Duration::from_mins(1);
 
-/// Entries on their way to Redis at a time.
+/// Concurrent appends.
 const APPENDS_IN_FLIGHT: usize = 512;
 
-/// Redis, Postgres with the schema, and a connection to each.
+/// Redis, Postgres with the schema, and connections to both.
 pub(crate) struct Servers {
     pub(crate) redis: RedisServer,
     pub(crate) postgres: PostgresServer,
     pub(crate) sql: Client,
     connections: Connections,
-    keys: KeyPrefix,
+    keys: Keys,
     logs: TempDir,
 }
 
@@ -63,41 +59,39 @@ impl Servers {
     pub(crate) async fn start() -> Result<Self, BenchError> {
         let arguments = REDIS_ARGUMENTS.map(str::to_owned).to_vec();
         let redis =
-            RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Leashed)?;
+            RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Attached)?;
         let settings = POSTGRES_SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let postgres = PostgresServer::start(
             PostgresOptions { settings, ..PostgresOptions::default() },
-            Lifetime::Leashed,
+            Lifetime::Attached,
         )?;
         let url = postgres.url("postgres");
         program::run("likesctl", &["migrate"], &[("DATABASE_URL", url.clone())])?;
-        let (sql, connection) = tokio_postgres::connect(&url, NoTls).await?;
-        tokio::spawn(connection);
+        let sql = postgres_server::connect(&url).await?;
         let connections = Redis::at(&redis.url(), Duration::from_secs(30))?.connect().await?;
         let logs = tempfile::Builder::new().prefix("likestream-bench-").tempdir()?;
-        let keys = "likes".parse()?;
-        Ok(Self { redis, postgres, sql, connections, keys, logs })
+        Ok(Self { redis, postgres, sql, connections, keys: Keys::default(), logs })
     }
 
     pub(crate) fn database_url(&self) -> String {
         self.postgres.url("postgres")
     }
 
-    /// No likes anywhere, and nothing left to be written to the disk.
+    /// Removes all likes and completes all writes to disk.
     pub(crate) async fn empty(&self) -> Result<(), BenchError> {
         self.empty_streams().await?;
         self.sql.batch_execute("TRUNCATE likes").await?;
-        self.settle().await
+        self.checkpoint().await
     }
 
-    /// What earlier runs left to be written to the disk must not be written in the next one.
-    pub(crate) async fn settle(&self) -> Result<(), BenchError> {
+    /// Completes the writes of earlier runs, so that they don't disturb the next one.
+    pub(crate) async fn checkpoint(&self) -> Result<(), BenchError> {
         Ok(self.sql.batch_execute("CHECKPOINT").await?)
     }
 
-    /// No entries, and no groups either.
+    /// Removes all entries and consumer groups.
     pub(crate) async fn empty_streams(&self) -> Result<(), BenchError> {
-        for partition in PartitionCount::DEFAULT.partitions() {
+        for partition in self.keys.partitions() {
             let stream = self.keys.stream(partition);
             let keys = vec![stream.as_str().into(), self.keys.dead_letters(partition).into()];
             self.connections.run::<u64>(&stream, Retry::Idempotent, "DEL", keys).await?;
@@ -115,38 +109,31 @@ impl Servers {
         Ok(appends.buffer_unordered(APPENDS_IN_FLIGHT).try_collect::<()>().await?)
     }
 
-    /// Undelivered and pending entries.
-    pub(crate) async fn backlog(&self) -> Result<u64, BenchError> {
-        let mut entries = 0;
-        for partition in PartitionCount::DEFAULT.partitions() {
-            entries += backlog::of_stream(&self.connections, &self.keys.stream(partition)).await?;
-        }
-        Ok(entries)
-    }
-
-    /// Waits until nothing is left to be stored.
+    /// Waits until the backlog is empty.
     pub(crate) async fn drained(&self, consumers: &[Program]) -> Result<(), BenchError> {
-        let (mut least, mut moved_at) = (u64::MAX, Instant::now());
+        let mut least = u64::MAX;
+        let mut progressed_at = Instant::now();
         loop {
-            if let Some(last_words) = consumers.iter().find_map(Program::last_words_if_ended) {
-                return Err(BenchError::Ended { last_words });
+            if let Some(last_output) = consumers.iter().find_map(Program::last_output_if_ended) {
+                return Err(StackError::Ended { program: "consumer".to_owned(), last_output }.into());
             }
-            let entries = self.backlog().await?;
+            let entries = backlog::entries(&self.connections, self.keys.streams()).await?;
             if entries == 0 {
                 return Ok(());
             }
             if entries < least {
-                (least, moved_at) = (entries, Instant::now());
-            } else if moved_at.elapsed() > STALLED {
+                least = entries;
+                progressed_at = Instant::now();
+            } else if progressed_at.elapsed() > STALLED {
                 let logs = consumers.iter().map(Program::log_text);
-                let last_words = logs.map(|log| log.lines().last().unwrap_or_default().to_owned()).collect();
-                return Err(BenchError::Stalled { entries, last_words });
+                let last_lines = logs.map(|log| log.lines().last().unwrap_or_default().to_owned()).collect();
+                return Err(BenchError::Stalled { entries, last_lines });
             }
             sleep(DRAINED_POLL).await;
         }
     }
 
-    /// Starts consumers that share the partitions in a fixed way, so that none has to find out who else is there.
+    /// Starts consumers with a static assignment, so that none waits for a rebalance.
     pub(crate) fn start_consumers(
         &self,
         count: u16,
@@ -171,7 +158,7 @@ impl Servers {
             ("REDIS_URL", self.redis.url()),
             ("INGEST_LISTEN", "127.0.0.1:0".to_owned()),
             ("INGEST_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
-            // The streams may get as long as a run needs.
+            // No backpressure: the streams may get as long as a run needs.
             ("INGEST_BACKLOG_LIMIT", "1000000000".to_owned()),
         ];
         all.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
@@ -180,10 +167,10 @@ impl Servers {
         Ok(ingest)
     }
 
-    /// Starts the same HTTP service over another keeper: `nobody` or `insert`.
-    pub(crate) fn start_bench_server(&self, keeper: &str) -> Result<Program, BenchError> {
-        let settings = [("BENCH_KEEPER", keeper.to_owned()), ("DATABASE_URL", self.database_url())];
-        Ok(Program::start("bench-server", &settings, &self.log(&format!("{keeper}.log")))?)
+    /// Starts the HTTP service of ingest with another sink: `discard` or `insert`.
+    pub(crate) fn start_bench_server(&self, sink: &str) -> Result<Program, BenchError> {
+        let settings = [("BENCH_SINK", sink.to_owned()), ("DATABASE_URL", self.database_url())];
+        Ok(Program::start("bench-server", &settings, &self.log(&format!("{sink}.log")))?)
     }
 
     fn log(&self, name: &str) -> std::path::PathBuf {
@@ -195,7 +182,7 @@ impl Servers {
         Ok(row.try_get::<_, i64>(0)?.unsigned_abs())
     }
 
-    /// The table must hold what it should, or the run was none.
+    /// Invalidates a run after which the table does not have the expected number of rows.
     pub(crate) async fn check_rows(&self, expected: u64) -> Result<(), BenchError> {
         let rows = self.rows().await?;
         if rows == expected { Ok(()) } else { Err(BenchError::Rows { rows, expected }) }
@@ -207,27 +194,23 @@ impl Servers {
         Ok(self.sql.query_one(sql, &[]).await?.try_get(0)?)
     }
 
-    /// Transactions so far that have written something. Asking is one.
+    /// Number of writing transactions so far, including this query.
     pub(crate) async fn transactions(&self) -> Result<f64, BenchError> {
         Ok(self.sql.query_one("SELECT txid_current()::float8", &[]).await?.try_get(0)?)
     }
 
-    /// Bytes that Redis has in use.
+    /// Memory in use by Redis, in bytes.
     pub(crate) fn redis_bytes(&self) -> Result<f64, BenchError> {
         let memory = self.redis.command(&["INFO", "memory"])?;
         let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
-        used.ok_or(BenchError::Answer("Redis does not say how much memory it uses"))
+        used.ok_or(BenchError::Unknown("the memory use of Redis is unknown"))
     }
 }
 
-/// Ends programs in good order, as all of them must.
-pub(crate) fn end_well(programs: impl IntoIterator<Item = Program>) -> Result<(), BenchError> {
+/// Shuts programs down gracefully, which must succeed.
+pub(crate) fn stop(programs: impl IntoIterator<Item = Program>) -> Result<(), BenchError> {
     for mut program in programs {
-        let status = program.terminate(STOP)?;
-        if !status.success() {
-            let last_words = program.log_text().lines().last().unwrap_or_default().to_owned();
-            return Err(BenchError::Ended { last_words });
-        }
+        program.stop()?;
     }
     Ok(())
 }

@@ -1,33 +1,33 @@
-//! `POST /likes` while thousands of connections send next to nothing, against the same without them.
+//! `POST /likes` beside thousands of connections that send next to nothing, compared with the same without them.
 
 use std::time::{Duration, Instant};
 
 use devstack::{
     program::Program,
-    slow_callers::{SlowCallers, Slowness},
+    slow_clients::{SlowClients, Slowness},
 };
 use tokio::time::sleep;
 
 use crate::{
     BenchError, Settings,
     figures::Figures,
-    load::{self, Answers, Callers, Load},
+    load::{self, Clients, Load, Responses},
     mib,
-    servers::{Servers, end_well},
+    servers::{Servers, stop},
 };
 
 const ROW: &str = "slow connections";
-const CALLERS: Callers = Callers::new(32, 1);
+const CLIENTS: Clients = Clients::new(32, 1);
 const LIKES_PER_SECOND: f64 = 2_000.0;
 
-/// Ingest closes slow connections after some seconds: callers are measured for so many durations, to see that, too.
+/// Measured durations: long enough that ingest closes slow connections meanwhile.
 const DURATIONS: u32 = 3;
 
-/// How long it may take until slow connections are open, and until nothing is left of them.
-const SETTLE: Duration = Duration::from_mins(1);
+/// Time limit for slow connections to open, and to disappear.
+const SETTLE_LIMIT: Duration = Duration::from_mins(1);
 const SETTLE_POLL: Duration = Duration::from_millis(20);
 
-/// In turn undisturbed, with slow connections, and after them.
+/// Measures without slow connections, beside them, and after them.
 pub(crate) async fn run(
     settings: &Settings,
     servers: &Servers,
@@ -41,60 +41,63 @@ pub(crate) async fn run(
             continue;
         }
         servers.empty().await?;
-        // What it has had in memory at most is known since its start only.
+        // Peak memory is known since the start of a process only.
         let ingest = servers.start_ingest(&[])?;
-        let undisturbed = honest(settings, &ingest, &mut users).await?;
+        let undisturbed = measure(settings, &ingest, &mut users).await?;
         let files_before = open_files(&ingest)?;
         let mut add = |case: &str, measure, value| figures.add(ROW, case, measure, value);
         add("none", "MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
 
-        let callers = SlowCallers::start(ingest.listen(), slow, &Slowness::HTTP1);
-        all_open(&callers, slow).await?;
-        let disturbed = honest(settings, &ingest, &mut users).await?;
+        let slow_clients = SlowClients::start(ingest.listen(), slow, &Slowness::HTTP1);
+        wait_open(&slow_clients, slow).await?;
+        let disturbed = measure(settings, &ingest, &mut users).await?;
         add(&disturbed_case, "MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
-        add(&disturbed_case, "open at the end", callers.open() as f64);
-        add(&disturbed_case, "closed by ingest", callers.closed() as f64);
-        callers.stop().await;
+        add(&disturbed_case, "open at the end", slow_clients.open() as f64);
+        add(&disturbed_case, "closed by ingest", slow_clients.closed() as f64);
+        slow_clients.stop().await;
         let left = files_left(&ingest, files_before).await?;
-        let after = honest(settings, &ingest, &mut users).await?;
+        let after = measure(settings, &ingest, &mut users).await?;
         add("afterwards", "open files more than before", left);
-        for (case, answers) in
+        for (case, responses) in
             [("none", &undisturbed), (disturbed_case.as_str(), &disturbed), ("afterwards", &after)]
         {
-            add(case, "p50 ms", answers.latency_ms(0.5));
-            add(case, "p99 ms", answers.latency_ms(0.99));
-            add(case, "p99.9 ms", answers.latency_ms(0.999));
+            add(case, "p50 ms", responses.latencies.quantile_ms(0.5));
+            add(case, "p99 ms", responses.latencies.quantile_ms(0.99));
+            add(case, "p99.9 ms", responses.latencies.quantile_ms(0.999));
             if case != "none" {
-                let times = |quantile| answers.latency_ms(quantile) / undisturbed.latency_ms(quantile);
+                let times = |quantile| {
+                    responses.latencies.quantile_ms(quantile) / undisturbed.latencies.quantile_ms(quantile)
+                };
                 add(case, "times the undisturbed p50", times(0.5));
                 add(case, "times the undisturbed p99", times(0.99));
                 add(case, "times the undisturbed p99.9", times(0.999));
             }
         }
-        end_well([ingest])?;
+        stop([ingest])?;
     }
     Ok(())
 }
 
-/// Honest callers, all of whose likes must be taken, after a warm-up.
-async fn honest(settings: &Settings, ingest: &Program, users: &mut u64) -> Result<Answers, BenchError> {
-    let mut answers = None;
+/// Measures clients, all of whose likes must be accepted, after a warm-up.
+async fn measure(settings: &Settings, ingest: &Program, users: &mut u64) -> Result<Responses, BenchError> {
+    let mut responses = None;
     for duration in [settings.duration / 5, settings.duration * DURATIONS] {
         let per_second = Some(LIKES_PER_SECOND);
-        let load = Load { callers: CALLERS, per_second, duration, first_user: *users };
+        let load = Load { clients: CLIENTS, per_second, duration, first_user: *users };
         let sent = load::send(ingest.listen(), load).await?;
         *users += sent.accepted;
-        answers = Some(sent);
+        responses = Some(sent);
     }
-    answers.ok_or(BenchError::Answer("no like was sent"))
+    responses.ok_or(BenchError::Unknown("no like was sent"))
 }
 
-/// Waits until nearly all slow connections are open: those that ingest has just closed are on their way back.
-async fn all_open(callers: &SlowCallers, wanted: u32) -> Result<(), BenchError> {
-    let give_up_at = Instant::now() + SETTLE;
-    while callers.open() < u64::from(wanted - wanted / 10) {
-        if Instant::now() > give_up_at {
-            let (open, closed) = (callers.open(), callers.closed());
+/// Waits until nearly all slow connections are open: those that ingest has just closed are reconnecting.
+async fn wait_open(slow_clients: &SlowClients, wanted: u32) -> Result<(), BenchError> {
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    while slow_clients.open() < u64::from(wanted - wanted / 10) {
+        if Instant::now() > deadline {
+            let open = slow_clients.open();
+            let closed = slow_clients.closed();
             return Err(BenchError::SlowConnections { wanted, open, closed });
         }
         sleep(SETTLE_POLL).await;
@@ -102,12 +105,12 @@ async fn all_open(callers: &SlowCallers, wanted: u32) -> Result<(), BenchError> 
     Ok(())
 }
 
-/// How many more files ingest has open than before, once that is none or has not become so in time.
+/// Waits until ingest has no more files open than before, and returns how many are left when the time is up.
 async fn files_left(ingest: &Program, before: usize) -> Result<f64, BenchError> {
-    let give_up_at = Instant::now() + SETTLE;
+    let deadline = Instant::now() + SETTLE_LIMIT;
     loop {
         let left = open_files(ingest)?.saturating_sub(before);
-        if left == 0 || Instant::now() > give_up_at {
+        if left == 0 || Instant::now() > deadline {
             return Ok(left as f64);
         }
         sleep(SETTLE_POLL).await;
@@ -115,5 +118,5 @@ async fn files_left(ingest: &Program, before: usize) -> Result<f64, BenchError> 
 }
 
 fn open_files(ingest: &Program) -> Result<usize, BenchError> {
-    ingest.open_files().ok_or(BenchError::Answer("the open files of ingest can't be counted"))
+    ingest.open_files().ok_or(BenchError::Unknown("the open files of ingest can't be counted"))
 }

@@ -1,4 +1,4 @@
-//! What was promised: row, case, measure, bound.
+//! Targets: row, case, measure, bound.
 
 use crate::figures::Bound::{self, AtLeast, AtMost};
 

@@ -1,4 +1,4 @@
-//! Which likes there are: the same ones in every run.
+//! Deterministic likes, the same in every run.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,41 +9,41 @@ use shared::wire::{
     partition::{Partition, PartitionCount, mix},
 };
 
-/// Users are spread over a prime's worth of ids: the index of a like times a factor, modulo it, so that no two likes
-/// have the same user unless they should.
+/// Prime number of user ids. The user of a like is its index times a factor modulo the prime, so that only duplicates
+/// have the same user.
 const USERS: u64 = 1_099_511_627_689;
 const USER_FACTOR: u64 = 190_359_128_657;
 
-/// Posts that are still liked, and likes from one new post to the next.
-const LIVE_POSTS: u64 = 100_000;
-const LIKES_A_POST: u64 = 200;
+/// Number of recent posts, and likes between one new post and the next.
+const RECENT_POSTS: u64 = 100_000;
+const LIKES_PER_POST: u64 = 200;
 
-/// Likes that one entry holds when entries are packed: what ingest makes of a storm on 16 partitions.
+/// Likes of a packed entry: what ingest groups under high load on 16 partitions.
 pub(crate) const PACKED: usize = 32;
 
-/// Likes in the order of their arrival.
+/// Sequence of likes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Traffic {
-    /// The index of the first one: what was before it was liked before.
+    /// Index of the first like: likes before it were sent earlier.
     pub(crate) first: u64,
     pub(crate) likes: u64,
-    /// How many of a hundred repeat an earlier one of these.
+    /// Percentage of likes that repeat an earlier one of this sequence.
     pub(crate) duplicate_percent: u64,
     pub(crate) posts: Posts,
 }
 
-/// What is liked.
+/// Distribution of the liked posts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Posts {
-    /// Recent posts, the newer the more: half of the likes are for the newest 300 of 100,000 posts, a new one
-    /// every 200 likes.
+    /// Recent posts, newer ones more often: half of the likes are for the newest 300 of 100,000 posts, and a new post
+    /// appears every 200 likes.
     Recent,
-    /// One post.
+    /// A single post.
     One,
 }
 
 impl Traffic {
-    /// The likes of a storm with nothing before it.
+    /// Likes for recent posts without earlier ones and without duplicates.
     pub(crate) fn new(likes: u64) -> Self {
         Self { first: 0, likes, duplicate_percent: 0, posts: Posts::Recent }
     }
@@ -55,14 +55,14 @@ impl Traffic {
         likes.filter_map(|index| self.like(self.first_of_pair(index), now).ok()).collect()
     }
 
-    /// Those that make a row each.
+    /// Likes without the duplicates.
     pub(crate) fn distinct_likes(self) -> Vec<Like> {
         let likes = (self.first..).zip(self.likes());
         likes.filter(|(index, _)| self.first_of_pair(*index) == *index).map(|(_, like)| like).collect()
     }
 
-    /// The like with this index as that of the first like of the same pair: itself, unless it is a duplicate. At
-    /// 100 % all likes are duplicates of what was before these.
+    /// Index of the first like with the same pair: the like itself, unless it is a duplicate. At 100 % all likes
+    /// duplicate likes of an earlier sequence.
     fn first_of_pair(self, mut index: u64) -> u64 {
         if self.duplicate_percent == 100 {
             return index - self.first;
@@ -79,8 +79,8 @@ impl Traffic {
             Posts::Recent => {
                 let uniform = mix(index ^ (1 << 63)) as f64 / u64::MAX as f64;
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 100,000")]
-                let age = (LIVE_POSTS as f64).powf(uniform) as u64;
-                LIVE_POSTS + 1 + index / LIKES_A_POST - age
+                let age = (RECENT_POSTS as f64).powf(uniform) as u64;
+                RECENT_POSTS + 1 + index / LIKES_PER_POST - age
             }
             Posts::One => 1,
         };
@@ -88,18 +88,18 @@ impl Traffic {
     }
 }
 
-/// The rows of the first `likes` likes of [`Posts::Recent`], made by Postgres itself. Which of the posts is liked is drawn
-/// by its own generator.
+/// SQL query that generates the rows of a range of likes for [`Posts::Recent`]. The post is drawn by the random
+/// generator of Postgres.
 pub(crate) fn rows_in_sql(from: u64, to: u64) -> String {
     format!(
         "SELECT 1 + (i * {USER_FACTOR}) % {USERS},
-                {LIVE_POSTS} + 1 + i / {LIKES_A_POST} - floor(power({LIVE_POSTS}.0, random()))::bigint,
+                {RECENT_POSTS} + 1 + i / {LIKES_PER_POST} - floor(power({RECENT_POSTS}.0, random()))::bigint,
                 now()
          FROM generate_series({from}::bigint, {to} - 1) AS i"
     )
 }
 
-/// The payloads of entries with so many likes each, as ingest would append them.
+/// Groups likes into the payloads of entries as ingest would append them.
 pub(crate) fn entries(likes: &[Like], per_entry: usize) -> Vec<(Partition, Bytes)> {
     let partitions = PartitionCount::DEFAULT;
     let mut groups: Vec<Vec<Like>> = vec![Vec::new(); usize::from(partitions.get())];
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn likes_are_as_distinct_as_they_should_be() {
+    fn likes_repeat_in_the_requested_proportion() {
         for duplicate_percent in [0, 5, 50] {
             let traffic = Traffic { duplicate_percent, first: 1_000_000, ..Traffic::new(20_000) };
             assert_eq!(traffic.likes().len(), 20_000);

@@ -41,7 +41,7 @@ fn all_rows_are_measured() {
     // Those of growth are for 20 M rows, two of slow connections for 5000 of them.
     assert_eq!(results["targets"].as_array().unwrap().len(), 23);
     let table = String::from_utf8(ended.stdout).unwrap();
-    assert!(table.contains("promised") && table.contains("of the HTTP limit"), "{table}");
+    assert!(table.contains("target") && table.contains("of the HTTP limit"), "{table}");
     assert!(fs::read_to_string(out.path().join("results.svg")).unwrap().contains("of the copy limit"));
 }
 

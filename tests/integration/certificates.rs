@@ -100,7 +100,12 @@ impl Authority {
     }
 
     /// A Redis with nothing but TLS.
-    pub(crate) fn redis(&self, names: &[&str], require_client_certificates: bool, arguments: &[&str]) -> RedisServer {
+    pub(crate) fn redis(
+        &self,
+        names: &[&str],
+        require_client_certificates: bool,
+        arguments: &[&str],
+    ) -> RedisServer {
         self.redis_with(names, require_client_certificates, arguments, None)
     }
 
@@ -113,8 +118,12 @@ impl Authority {
         config: Option<String>,
     ) -> RedisServer {
         let issued = self.issue("redis", names);
-        let tls =
-            RedisTls { ca: self.file(), certificate: issued.certificate, key: issued.key, require_client_certificates };
+        let tls = RedisTls {
+            ca: self.file(),
+            certificate: issued.certificate,
+            key: issued.key,
+            require_client_certificates,
+        };
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let options = RedisOptions { arguments, config, tls: Some(tls), ..RedisOptions::default() };
         RedisServer::start(options, Lifetime::Attached).unwrap()

@@ -12,8 +12,9 @@ use std::{
 };
 
 use devstack::{
+    backlog,
     http_client::{HttpClient, Response},
-    postgres_server::{PostgresOptions, PostgresServer},
+    postgres_server::{self, PostgresOptions, PostgresServer},
     process::Lifetime,
     program::{self, Program},
     redis_server::{RedisOptions, RedisServer},
@@ -27,7 +28,6 @@ use shared::{
     wire::{codec, like::Like},
 };
 use tempfile::TempDir;
-use tokio_postgres::NoTls;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) const GROUP: &str = "likes-writers";
@@ -261,9 +261,7 @@ impl Setup {
 }
 
 pub(crate) async fn postgres_client(url: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
+    postgres_server::connect(url).await.unwrap()
 }
 
 pub(crate) fn stream(partition: u16) -> String {
@@ -317,7 +315,8 @@ pub(crate) async fn pending_or_none(client: &Client) -> u64 {
 /// Waits until nothing is undelivered or pending in any partition of this Redis.
 pub(crate) async fn wait_until_drained(redis_url: &str) {
     let redis = connections(redis_url).await;
-    eventually("drained", async || backlog(&redis).await == 0).await;
+    let backlog = async || backlog::entries(&redis, (0..PARTITIONS).map(stream)).await.unwrap();
+    eventually("drained", async || backlog().await == 0).await;
 }
 
 /// Connections to whatever Redis is at the URL.
@@ -338,15 +337,6 @@ pub(crate) fn beat_for(client: Client, consumer: &'static str) -> AbortOnDropHan
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }))
-}
-
-/// Undelivered and pending entries over all partitions.
-async fn backlog(redis: &Connections) -> u64 {
-    let mut backlog = 0;
-    for partition in 0..PARTITIONS {
-        backlog += shared::backlog::of_stream(redis, &stream(partition)).await.unwrap();
-    }
-    backlog
 }
 
 /// Polls until it is so.

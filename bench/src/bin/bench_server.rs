@@ -1,4 +1,4 @@
-//! What ingest is compared with: the same HTTP service over another keeper of likes.
+//! The HTTP service of ingest with another sink, to compare ingest with.
 
 use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
@@ -24,19 +24,19 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Where the simple design keeps likes.
+/// Statement of the simple design.
 const INSERT: &str =
     "INSERT INTO likes (user_id, post_id, created_at) VALUES ($1, $2, now()) ON CONFLICT DO NOTHING";
 
-/// Serves POST /likes as ingest does, without Redis
+/// Serve POST /likes as ingest does, without Redis
 #[derive(Parser, Debug)]
 #[command(name = "bench-server")]
 struct Settings {
-    /// What to do with a like
-    #[arg(long, env = "BENCH_KEEPER")]
-    keeper: Keeper,
+    /// What happens to a like
+    #[arg(long, env = "BENCH_SINK")]
+    sink: Sink,
 
-    /// How many connections to Postgres there are
+    /// Number of connections to Postgres
     #[arg(long, env = "BENCH_CONNECTIONS", default_value = "32")]
     connections: usize,
 
@@ -48,10 +48,10 @@ struct Settings {
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
-enum Keeper {
-    /// Nothing: the answer leaves at once
-    Nobody,
-    /// One INSERT, and so one transaction, through a pool
+enum Sink {
+    /// Nothing: the response is sent at once
+    Discard,
+    /// One INSERT, and so one transaction, through a connection pool
     Insert,
 }
 
@@ -67,7 +67,7 @@ enum BenchServerError {
     Setting(#[from] SettingError),
     #[error("can't listen")]
     Listen(#[from] io::Error),
-    #[error("the connection pool can't be made")]
+    #[error("the connection pool can't be created")]
     Pool(#[from] BuildError),
 }
 
@@ -77,12 +77,12 @@ impl Failure for BenchServerError {
     }
 }
 
-/// Answers at once.
-struct AtOnce {
+/// Sink that discards likes.
+struct Discard {
     entry_id: Arc<str>,
 }
 
-impl Keep for AtOnce {
+impl Keep for Discard {
     async fn keep(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
         Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
     }
@@ -92,7 +92,7 @@ impl Keep for AtOnce {
     }
 }
 
-/// The simple design.
+/// Sink of the simple design.
 struct InsertEach {
     pool: Pool,
     entry_id: Arc<str>,
@@ -123,7 +123,7 @@ fn partition(like: Like) -> Partition {
     PartitionCount::DEFAULT.of_user(like.user_id())
 }
 
-/// As in ingest.
+/// The allocator of ingest.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -141,15 +141,17 @@ async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), BenchServerError> {
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let (listener, admin_listener) = (TcpListener::bind(loopback).await?, TcpListener::bind(loopback).await?);
-    let (listen, admin_listen) = (listener.local_addr()?, admin_listener.local_addr()?);
+    let listener = TcpListener::bind(loopback).await?;
+    let admin_listener = TcpListener::bind(loopback).await?;
+    let listen = listener.local_addr()?;
+    let admin_listen = admin_listener.local_addr()?;
     tracing::info!(%listen, %admin_listen, "listening");
     tokio::spawn(admin::serve(admin_listener, Health::default(), telemetry.clone(), shutdown.clone()));
-    // As long as one of Redis.
+    // As long as an entry id of Redis.
     let entry_id: Arc<str> = "1700000000000-0".into();
-    match settings.keeper {
-        Keeper::Nobody => ingest::serve_with(listener, AtOnce { entry_id }, &telemetry, shutdown).await,
-        Keeper::Insert => {
+    match settings.sink {
+        Sink::Discard => ingest::serve_with(listener, Discard { entry_id }, &telemetry, shutdown).await,
+        Sink::Insert => {
             let postgres = Postgres::new(&settings.postgres, "likestream bench")?;
             let pool = postgres.pool(settings.connections, String::new())?;
             pool.timeouts().wait.get_or_insert(Duration::from_secs(30));
