@@ -37,8 +37,13 @@ install: # Redis, Postgres, PgBouncer and a linker, where they are missing
 build: install ## Build all programs (release) into target/release
 	$(BUILD)
 
+# Without --package, features are unified over the whole workspace, as for `build`: nothing is compiled twice.
+.PHONY: build-stack
+build-stack: install # The programs of a stack, without bench
+	$(BUILD) $(addprefix --bin ,ingest consumer likesctl devstack)
+
 .PHONY: demo
-demo: build ## A storm of likes on a private stack, with a verdict (LIKES=1000000 DUPLICATES=5)
+demo: build-stack ## Send likes to a private stack and verify that none is lost or duplicated (LIKES=1000000 DUPLICATES=5)
 	@$(DEVSTACK) demo --likes $(LIKES) --duplicates $(DUPLICATES)
 
 .PHONY: test
@@ -60,11 +65,11 @@ test-valkey: build ## The integration tests on Valkey 8 in place of Redis
 	REDIS_SERVER=$$server $(CARGO) test --locked --release --package likestream-tests
 
 .PHONY: chaos
-chaos: build ## Faults of every kind under load, with a verdict (SEED=7 MINUTES=10 REDIS=one|cluster)
+chaos: build-stack ## Inject faults of every kind under load and verify every like (SEED=7 MINUTES=10 REDIS=one|cluster)
 	@$(DEVSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m --redis $(REDIS)
 
 .PHONY: bench
-bench: build ## Figures side by side with what the machine can do at best (ROWS=drain,ingest RUNS=3)
+bench: build ## Measure likestream beside the limits of the machine (ROWS=drain,ingest RUNS=3)
 	@$(TARGET)/release/bench --runs $(RUNS) $(if $(ROWS),--rows $(ROWS),--out bench)
 
 .PHONY: test-http
@@ -118,17 +123,17 @@ sbom: install ## Write what each program consists of, as CycloneDX, into target/
 	@deploy/sbom.sh $(abspath $(TARGET))
 
 .PHONY: up down status logs
-up: build ## Start the same stack and keep it running
+up: build-stack ## Start the same stack and leave it running
 	@$(DEVSTACK) up
-# What is up can be looked at and stopped whatever state the code is in.
-down: $(DEVSTACK) ## Stop it and remove its data
+# A running stack can be inspected and stopped even if the code does not compile.
+down: $(DEVSTACK) ## Stop the stack and remove its data
 	@$(DEVSTACK) down
-status: $(DEVSTACK) ## Tell how it is
+status: $(DEVSTACK) ## Show the state of the stack
 	@$(DEVSTACK) status
-logs: $(DEVSTACK) ## Show its logs and follow them
+logs: $(DEVSTACK) ## Show the logs of the stack and follow them
 	@$(DEVSTACK) logs --follow
 $(DEVSTACK):
-	@$(MAKE) build
+	@$(MAKE) build-stack
 
 .PHONY: lint
 lint: install ## Check the formatting, run clippy, warnings denied, and ruff

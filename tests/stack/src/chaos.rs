@@ -1,4 +1,7 @@
 //! `devstack chaos`: faults under load, reproducible by a seed, and a check of every like.
+//!
+//! Purpose: prove that no fault loses or duplicates an accepted like. May depend on `stack`, `load`, `verify` and the
+//! library. Must not know how the programs recover: it only sees their processes, Redis and the table.
 
 mod check;
 mod injector;

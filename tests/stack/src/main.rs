@@ -1,4 +1,7 @@
 //! `devstack`: demo and chaos runs on a private stack, and a stack that stays up for a developer.
+//!
+//! Purpose: the commands of the program. May depend on the library of this crate and on `shared`; the commands `demo`,
+//! `chaos`, `run` and `daemon` don't depend on one another.
 
 mod chaos;
 mod daemon;
