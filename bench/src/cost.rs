@@ -1,21 +1,30 @@
 //! Processor time of processes.
 
-use std::fs;
+use std::{fs, io};
 
 use devstack::{postgres_server::PostgresServer, program::Program, redis_server::RedisServer};
-use procfs::{ProcError, process::Process};
+
+/// Unit of the times in `/proc/<pid>/stat`: `USER_HZ`, which is 100 on all architectures with the generic ABI of Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Processor time in seconds of a process and of its running and ended children.
-pub(crate) fn cpu_seconds(pid: i32) -> Result<f64, ProcError> {
-    let stat = Process::new(pid)?.stat()?;
-    let gone_children = stat.cutime.max(0).unsigned_abs() + stat.cstime.max(0).unsigned_abs();
+pub(crate) fn cpu_seconds(pid: i32) -> io::Result<f64> {
+    let times = ticks(pid)?;
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     // A child that ends meanwhile is counted with its parent the next time.
-    let children =
-        children.split_whitespace().filter_map(|pid| Process::new(pid.parse().ok()?).ok()?.stat().ok());
-    let children: u64 = children.map(|stat| stat.utime + stat.stime).sum();
-    let ticks = stat.utime + stat.stime + gone_children + children;
-    Ok(ticks as f64 / procfs::ticks_per_second() as f64)
+    let children = children.split_whitespace().filter_map(|child| ticks(child.parse().ok()?).ok());
+    let children: i64 = children.map(|[user, system, ..]| user + system).sum();
+    Ok((times.iter().sum::<i64>() + children) as f64 / TICKS_PER_SECOND)
+}
+
+/// User and system time of a process, and of the children that it has waited for.
+///
+/// Source: `proc_pid_stat(5)`, fields 14 to 17.
+fn ticks(pid: i32) -> io::Result<[i64; 4]> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let times: Vec<i64> = fields.skip(11).take(4).filter_map(|ticks| ticks.parse().ok()).collect();
+    times.try_into().map_err(|_| io::Error::other("unexpected content of /proc/<pid>/stat"))
 }
 
 /// Processor time in seconds of the parts of the pipeline.
@@ -34,7 +43,7 @@ impl Cpu {
         redis: &RedisServer,
         consumers: &[Program],
         postgres: &PostgresServer,
-    ) -> Result<Self, ProcError> {
+    ) -> io::Result<Self> {
         Ok(Self {
             http_server: http_server.map(|program| cpu_seconds(program.pid())).transpose()?.unwrap_or(0.0),
             redis: cpu_seconds(redis.pid())?,
@@ -50,5 +59,17 @@ impl Cpu {
             consumers: self.consumers - before.consumers,
             postgres: self.postgres - before.postgres,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_grows_while_a_process_works() {
+        let pid = std::process::id().cast_signed();
+        let before = cpu_seconds(pid).unwrap();
+        while cpu_seconds(pid).unwrap() < before + 0.05 {}
     }
 }

@@ -1,8 +1,7 @@
 //! Machine and software versions of the figures.
 
-use std::{process::Command, thread};
+use std::{fs, io, process::Command, thread};
 
-use procfs::{CpuInfo, Current, Meminfo};
 use serde::Serialize;
 use tokio_postgres::Client;
 
@@ -32,16 +31,16 @@ impl Machine {
     }
 
     pub(crate) async fn describe(servers: &Servers) -> Result<Self, BenchError> {
-        let processors = CpuInfo::current()?;
-        let memory_bytes = Meminfo::current()?.mem_total;
+        let memory = proc_field("meminfo", "MemTotal")?;
+        let memory_kib = memory.and_then(|memory| memory.strip_suffix(" kB")?.parse::<u64>().ok());
         let info = servers.redis.command(&["INFO", "server"])?;
         let field =
             |name: &str| info.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
         let settings = POSTGRES_SETTINGS.map(|(name, value)| format!("{name}={value}"));
         Ok(Self {
-            processor: processors.model_name(0).unwrap_or("unknown").to_owned(),
+            processor: proc_field("cpuinfo", "model name")?.unwrap_or_else(|| "unknown".to_owned()),
             cores: thread::available_parallelism()?.get(),
-            memory_gib: memory_bytes.div_ceil(1 << 30),
+            memory_gib: memory_kib.unwrap_or_default().div_ceil(1 << 20),
             system: field("os:").unwrap_or_default(),
             redis: field("redis_version:").unwrap_or_default(),
             postgres: postgres_version(&servers.sql).await?,
@@ -50,6 +49,14 @@ impl Machine {
             commit: commit(),
         })
     }
+}
+
+/// Value of the first `name: value` line in a file of `/proc`.
+fn proc_field(file: &str, name: &str) -> io::Result<Option<String>> {
+    let text = fs::read_to_string(format!("/proc/{file}"))?;
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    let value = fields.find(|(found, _)| found.trim() == name).map(|(_, value)| value.trim().to_owned());
+    Ok(value)
 }
 
 async fn postgres_version(sql: &Client) -> Result<String, BenchError> {

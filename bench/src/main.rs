@@ -32,7 +32,6 @@ use devstack::{
     signals::{EXIT_INTERRUPTED, Interrupts},
     terminal::{eprint_line, print_line},
 };
-use procfs::ProcError;
 use shared::{
     error_chain::one_line,
     settings::{self, SettingError},
@@ -115,8 +114,6 @@ enum BenchError {
     Postgres(#[from] tokio_postgres::Error),
     #[error("Redis failed")]
     Redis(#[from] fred::error::Error),
-    #[error("a process can't be inspected")]
-    Process(#[from] ProcError),
     #[error("a request failed")]
     Http(#[from] HttpError),
     #[error("a like was refused with {0}")]
@@ -133,7 +130,7 @@ enum BenchError {
     SlowConnections { wanted: u32, open: u64, closed: u64 },
     #[error("{0}")]
     Unknown(&'static str),
-    #[error("a file can't be written or read")]
+    #[error("a file can't be read or written")]
     Io(#[from] io::Error),
     #[error("the figures can't be written as JSON")]
     Json(#[from] serde_json::Error),
