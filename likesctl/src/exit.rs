@@ -88,8 +88,7 @@ fails!(
     tokio_postgres::Error,
     shared::runtime::service::Unreachable<fred::error::Error>,
     shared::runtime::service::Unreachable<tokio_postgres::Error>,
-    serde_json::Error,
-    serde_saphyr::ser::Error
+    serde_json::Error
 );
 
 impl From<fred::error::Error> for CliError {

@@ -59,9 +59,6 @@ enum Command {
     #[command(after_help = "Examples:\n  likesctl status\n  likesctl status --watch=5s\n  \
         likesctl status --check --backlog 10000,100000 --oldest-age 30s,5m")]
     Status(Box<status::StatusOptions>),
-    /// Shows how far the group is behind, as ids
-    #[command(after_help = "Example: likesctl lag -o json")]
-    Lag(status::ViewOptions),
     /// Shows everything on one screen that keeps itself up to date
     #[command(
         after_help = "Keys: s or arrows left and right sort, arrows up and down choose, Enter opens the oldest pending entry, q ends.\n\n\
@@ -182,7 +179,6 @@ impl Command {
             // What it does is one transaction.
             Self::Migrate(_)
             | Self::Status(_)
-            | Self::Lag(_)
             | Self::Doctor(_)
             | Self::Verify(_)
             | Self::Audit(_)
@@ -196,7 +192,6 @@ impl Command {
 async fn dispatch(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     match command {
         Command::Status(options) => status::status(*options, interrupt).await,
-        Command::Lag(options) => status::lag(options).await,
         Command::Top(options) => top::run(options, interrupt).await,
         Command::Doctor(options) => doctor::run(options).await,
         Command::Pending(command) => Box::pin(pending::run(*command, interrupt)).await,

@@ -17,7 +17,7 @@ use crate::{action::say, exit::CliError};
 const TABLE_PAGE: usize = 500;
 
 /// So long names, and other texts, may be in a table that should fit into 80 columns.
-const NAME_CHARS: usize = 24;
+const NAME_CHARS: usize = 20;
 const PROSE_CHARS: usize = 32;
 
 /// Between two columns.
@@ -34,8 +34,6 @@ pub(crate) enum Format {
     Json,
     /// A JSON document a line
     Ndjson,
-    /// One YAML document
-    Yaml,
 }
 
 #[derive(Args, Clone, Copy)]
@@ -128,7 +126,6 @@ impl<T: Row> Rows<T> {
                 write!(self.out, "{}", if self.printed == 1 { "[\n  " } else { ",\n  " })?;
                 serde_json::to_writer(&mut self.out, row).map_err(io::Error::from)?;
             }
-            Format::Yaml => write!(self.out, "{}", serde_saphyr::to_string(&[row])?)?,
         }
         Ok(())
     }
@@ -138,9 +135,9 @@ impl<T: Row> Rows<T> {
         match (self.format, self.printed) {
             (Format::Table | Format::Wide, 0) => say(none),
             (Format::Table | Format::Wide, _) => self.print_page()?,
-            (Format::Json | Format::Yaml, 0) => writeln!(self.out, "[]")?,
+            (Format::Json, 0) => writeln!(self.out, "[]")?,
             (Format::Json, _) => writeln!(self.out, "\n]")?,
-            (Format::Ndjson | Format::Yaml, _) => {}
+            (Format::Ndjson, _) => {}
         }
         Ok(self.out.flush()?)
     }
@@ -168,7 +165,6 @@ pub(crate) fn print_document<T: Serialize>(
         Format::Table | Format::Wide => text(format == Format::Wide),
         Format::Json => serde_json::to_string_pretty(document)?,
         Format::Ndjson => lines(serde_json::to_value(document)?),
-        Format::Yaml => serde_saphyr::to_string(document)?,
     };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", printed.trim_end())?;
@@ -321,7 +317,7 @@ mod tests {
     fn long_names_keep_their_ends_and_other_texts_their_beginnings() {
         let name = |text: &str| shortened(text.to_owned(), Kind::Name);
         assert_eq!(name("consumer"), "consumer");
-        assert_eq!(name("likestream-consumer-7f9c6d5b4-x2v8z"), "…onsumer-7f9c6d5b4-x2v8z");
+        assert_eq!(name("likestream-consumer-7f9c6d5b4-x2v8z"), "…mer-7f9c6d5b4-x2v8z");
         let prose = "db error: ERROR: duplicate key value".to_owned();
         assert_eq!(shortened(prose, Kind::Prose), "db error: ERROR: duplicate key …");
     }

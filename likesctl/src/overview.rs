@@ -1,4 +1,4 @@
-//! How everything stands, from one look: what `status`, `lag`, `consumers`, `top` and the checks are made of.
+//! How everything stands, from one look: what `status`, `consumers`, `top` and the checks are made of.
 
 use std::collections::BTreeMap;
 

@@ -352,7 +352,6 @@ async fn use_likesctl(guarded: &Guarded) {
     let file = setup.folder().join("letters.ndjson").display().to_string();
     for (arguments, code) in [
         (&["status"][..], Some(0)),
-        (&["lag"], None),
         (&["doctor"], None),
         (&["consumers", "list"], Some(0)),
         (&["pending", "list"], Some(0)),

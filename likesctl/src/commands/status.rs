@@ -1,4 +1,4 @@
-//! `likesctl status`, `lag` and `consumers list`
+//! `likesctl status` and `consumers list`
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -7,7 +7,6 @@ use std::{
 
 use clap::Args;
 use consumer::group::static_assignment::StaticAssignment;
-use serde::Serialize;
 use shared::settings::args::positive_duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -190,12 +189,14 @@ impl Row for PartitionOverview {
         Column::number("P"),
         Column::text("OWNER"),
         Column::number("BACKLOG"),
-        Column::number("LAG").wide(),
+        Column::number("LAG"),
         Column::number("PENDING"),
         Column::number("OLDEST"),
         Column::number("IDLE"),
         Column::number("COMMIT"),
         Column::text("OLDEST PENDING").wide(),
+        Column::text("DELIVERED").wide(),
+        Column::text("GENERATED").wide(),
         Column::number("LENGTH").wide(),
         Column::number("DEAD"),
     ];
@@ -211,63 +212,12 @@ impl Row for PartitionOverview {
             age_or_none(self.oldest_pending_idle_ms),
             age_or_none(self.last_commit_ms_ago),
             self.oldest_pending.clone().unwrap_or_else(|| "-".to_owned()),
+            self.last_delivered_id.clone().unwrap_or_else(|| "no group".to_owned()),
+            self.last_generated_id.clone(),
             self.length.to_string(),
             self.dead.to_string(),
         ]
     }
-}
-
-/// What `lag` says of a partition.
-#[derive(Serialize)]
-struct LagRow {
-    partition: u16,
-    owners: Vec<String>,
-    last_delivered_id: Option<String>,
-    last_generated_id: String,
-    lag: Option<u64>,
-    pending: u64,
-    backlog: Option<u64>,
-}
-
-impl Row for LagRow {
-    const COLUMNS: &'static [Column] = &[
-        Column::number("P"),
-        Column::text("OWNER").wide(),
-        Column::text("DELIVERED"),
-        Column::text("GENERATED"),
-        Column::number("LAG"),
-        Column::number("PENDING"),
-        Column::number("BACKLOG"),
-    ];
-
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.partition.to_string(),
-            self.owners.join(","),
-            self.last_delivered_id.clone().unwrap_or_else(|| "no group".to_owned()),
-            self.last_generated_id.clone(),
-            known(self.lag),
-            self.pending.to_string(),
-            known(self.backlog),
-        ]
-    }
-}
-
-pub(crate) async fn lag(ViewOptions { partition, output, redis }: ViewOptions) -> Result<Exit, CliError> {
-    let context = redis.open().await?;
-    let overview = context.overview(&context.partitions_of(partition.as_ref())?).await?;
-    let row = |row: PartitionOverview| LagRow {
-        partition: row.partition,
-        owners: row.owners,
-        last_delivered_id: row.last_delivered_id,
-        last_generated_id: row.last_generated_id,
-        lag: row.lag,
-        pending: row.pending,
-        backlog: row.backlog,
-    };
-    let rows: Vec<LagRow> = overview.partitions.into_iter().map(row).collect();
-    print_document(output, &rows, |wide| table(&rows, wide))?;
-    Ok(Exit::Done)
 }
 
 impl Row for ConsumerOverview {
