@@ -13,6 +13,7 @@ pub mod postgres;
 pub mod redis;
 pub mod runtime;
 pub mod settings;
+pub mod stderr;
 pub mod telemetry;
 mod tls;
 pub mod wire;

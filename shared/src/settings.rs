@@ -5,18 +5,15 @@
 
 pub mod args;
 
-use std::{
-    borrow::Cow,
-    fmt,
-    io::{self, Write},
-    process,
-};
+use std::{borrow::Cow, fmt, process};
 
 use clap::{
     Parser,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use thiserror::Error;
+
+use crate::stderr::eprint_line;
 
 /// The exit code of a bad setting or a bad command line.
 pub const EXIT_USAGE: u8 = 2;
@@ -59,8 +56,7 @@ pub fn parse<S: Settings>() -> S {
 /// Ends the program over a setting.
 pub fn refuse(error: &dyn fmt::Display) -> ! {
     let line = error.to_string().replace(char::is_control, " ");
-    // Nothing is left to do should stderr be gone.
-    let _ = writeln!(io::stderr(), "error: {line}");
+    eprint_line(format_args!("error: {line}"));
     process::exit(EXIT_USAGE.into())
 }
 

@@ -1,13 +1,6 @@
 //! The life of a service: telemetry, signals, run, flush, exit code.
 
-use std::{
-    error::Error,
-    fmt,
-    future::Future,
-    io::{self, Write},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{error::Error, fmt, future::Future, io, process::ExitCode, time::Duration};
 
 use tokio::{
     runtime::Builder,
@@ -19,6 +12,7 @@ use crate::{
     error_chain::one_line,
     runtime::shutdown,
     settings,
+    stderr::eprint_line,
     telemetry::{Telemetry, TelemetryArgs},
 };
 
@@ -57,7 +51,7 @@ where
         Ok(()) => ExitCode::SUCCESS,
         Err((line, true)) => settings::refuse(&line),
         Err((line, false)) => {
-            let _ = writeln!(io::stderr(), "error: {line}");
+            eprint_line(format_args!("error: {line}"));
             ExitCode::FAILURE
         }
     }
