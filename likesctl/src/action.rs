@@ -1,56 +1,52 @@
-//! How anything is changed: first shown, then agreed to, then done in chunks that can be stopped and gone on with, and
-//! noted in the audit before and after.
+//! Changes made by operators: preview, confirmation, audit, application in chunks.
+//!
+//! Purpose: run every change the same way (`Action::run` for the entries of a scan, `Action::once` for anything else).
+//! `preview` collects what a scan matches, `confirm` asks, `chunks` applies, `export` keeps removed entries in a file,
+//! `pace` limits the rate, `report` says what was done. May depend on `scan`, `audit`, `output`, `exit` and `context`.
+//! Must not know any command.
 
-use std::{
-    collections::BTreeMap,
-    fs::{File, OpenOptions},
-    future::Future,
-    io::{self, BufWriter, IsTerminal, Write},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod chunks;
+mod confirm;
+mod export;
+mod pace;
+mod preview;
+mod report;
 
 use clap::Args;
-use dialoguer::Confirm;
 use fred::prelude::Error;
+use futures_util::future::LocalBoxFuture;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use shared::wire::partition::Partition;
-use tokio::time::{Instant, sleep_until};
+use shared::{stderr::eprint_line, wire::partition::Partition};
 use tokio_util::sync::CancellationToken;
 
+use self::{chunks::Chunks, export::Export, preview::preview};
+pub(crate) use self::{
+    export::{ExportArgs, ExportTarget},
+    pace::{Pace, PaceArgs},
+    report::Report,
+};
 use crate::{
     audit::{self, Intent},
     context::Context,
-    dead_letter_record::DeadLetterRecord,
     exit::{CliError, Exit},
-    output::{OutputArgs, count, file_time, print_document},
+    output::{OutputArgs, count},
     scan::{Item, Scan, ScanBound},
     selection::EntryRef,
 };
 
-/// So many entries are changed at once: what an interruption or a crash can leave half known.
-const CHUNK: usize = 100;
-
-/// So many are shown before anything is done.
-const SAMPLES: usize = 5;
-
-/// So many that were skipped are named.
-const NAMED_SKIPS: u64 = 20;
-
-/// How to act.
+/// Flags of every action.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Safety")]
 pub(crate) struct ActionArgs {
-    /// Show what would be done, and do nothing
+    /// Preview only, without any change
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// Don't ask; needed where no terminal is
+    /// No confirmation; required without a terminal
     #[arg(short, long)]
     pub(crate) yes: bool,
 
-    /// Why, for the audit
+    /// Reason for the audit log
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason_text: Option<String>,
 
@@ -58,193 +54,127 @@ pub(crate) struct ActionArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// How fast to act on many.
-#[derive(Args, Clone, Copy)]
-pub(crate) struct PaceArgs {
-    /// So many a second at most
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Safety")]
-    rate: Option<u32>,
-}
-
-/// Where to keep what is removed.
-#[derive(Args, Clone)]
-pub(crate) struct ExportArgs {
-    /// Where what is removed is written first, as NDJSON [default: a new file in this folder]
-    #[arg(long, value_name = "FILE", conflicts_with = "no_export", help_heading = "Safety")]
-    export: Option<PathBuf>,
-
-    /// Don't keep what is removed
-    #[arg(long, help_heading = "Safety")]
-    no_export: bool,
-}
-
-/// Where to keep what is removed, and what is kept of it.
-pub(crate) type ExportTarget<'a, T> = (&'a ExportArgs, &'a dyn Fn(&T) -> DeadLetterRecord);
-
-/// What an action is.
+/// An action and its circumstances.
 pub(crate) struct Action<'a> {
-    /// The command, like `dead purge`.
+    /// Name of the command, like `dead purge`.
     pub(crate) command: &'static str,
-    /// What it is done to, like "dead letters", and one of them.
-    pub(crate) what: (&'static str, &'static str),
-    /// What it does, like "removed for good".
+    /// Plural and singular of the items, like "dead letters" and "dead letter".
+    pub(crate) items: (&'static str, &'static str),
+    /// Effect on the items, like "removed for good".
     pub(crate) effect: String,
-    /// What was chosen, as people wrote it.
+    /// Selection as the operator wrote it.
     pub(crate) selection: &'a str,
     pub(crate) args: &'a ActionArgs,
-    /// Nothing for what is no matter of entries.
     pub(crate) pace: Option<PaceArgs>,
     pub(crate) interrupt: &'a CancellationToken,
 }
 
-/// What became of a chunk.
+/// A change to the entries that a scan finds.
+pub(crate) struct Change<'a, T> {
+    /// Starts the scan.
+    pub(crate) scan: &'a dyn Fn(Option<ScanBound>) -> Box<dyn Scan<Item = T> + 'a>,
+    /// Changes a chunk of one partition.
+    pub(crate) apply: &'a dyn Fn(Partition, Vec<T>) -> LocalBoxFuture<'a, Result<ActionResult, CliError>>,
+    /// Destination of entries that are removed.
+    pub(crate) export: Option<ExportTarget<'a, T>>,
+}
+
+/// Result of a chunk. Entries that are neither done nor skipped no longer matched.
 #[derive(Default)]
 pub(crate) struct ActionResult {
     pub(crate) done: u64,
-    /// What was left alone, and why. What is neither was gone by itself.
     pub(crate) skipped: Vec<(EntryRef, &'static str)>,
 }
 
 impl ActionResult {
-    /// So many are done, and those that are to be left alone are so for this reason.
-    pub(crate) fn but<T: Item>(
+    /// Counts `done`, and the items that `is_skipped` as skipped for one reason.
+    pub(crate) fn with_skipped<T: Item>(
         done: usize,
         items: &[T],
-        is_left: impl Fn(&T) -> bool,
-        why: &'static str,
+        is_skipped: impl Fn(&T) -> bool,
+        reason: &'static str,
     ) -> Self {
-        let left = items.iter().filter(|item| is_left(item));
-        Self { done: done as u64, skipped: left.map(|item| (item.entry(), why)).collect() }
+        let skipped = items.iter().filter(|item| is_skipped(item));
+        Self { done: done as u64, skipped: skipped.map(|item| (item.entry(), reason)).collect() }
     }
-}
-
-/// What an action would touch.
-#[derive(Default)]
-struct Preview {
-    count: u64,
-    partitions: BTreeMap<u16, u64>,
-    bound: ScanBound,
-    first: Option<EntryRef>,
-    last: Option<EntryRef>,
-    samples: Vec<String>,
-}
-
-/// What an action did, for programs.
-#[derive(Serialize)]
-pub(crate) struct Report {
-    pub(crate) command: &'static str,
-    pub(crate) dry_run: bool,
-    pub(crate) matched: u64,
-    pub(crate) done: u64,
-    /// Left alone, for a reason.
-    pub(crate) skipped: u64,
-    /// Matched before, and was done with by itself meanwhile.
-    pub(crate) gone: u64,
-    pub(crate) interrupted: bool,
-    /// How far it got.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) last: Option<EntryRef>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) export: Option<PathBuf>,
 }
 
 impl Action<'_> {
-    /// As [`Action::apply`], and prints what was done.
-    pub(crate) async fn run<S: Scan>(
+    /// Applies a change and prints the report.
+    pub(crate) async fn run<T: Item>(
         &self,
         context: &Context,
-        scan: impl Fn(Option<&ScanBound>) -> S,
-        export: Option<ExportTarget<'_, S::Item>>,
-        apply: impl AsyncFnMut(Partition, &[S::Item]) -> Result<ActionResult, CliError>,
+        change: Change<'_, T>,
     ) -> Result<Exit, CliError> {
-        let report = self.apply(context, scan, export, apply).await?;
-        self.tell(&report)
+        let report = Box::pin(self.apply(context, change)).await?;
+        self.print(&report)
     }
 
-    /// Shows what a scan brings, asks, and applies the change to all of it. `scan` starts from the beginning.
-    pub(crate) async fn apply<S: Scan>(
+    /// Shows a preview of a change, asks for confirmation, and applies it to the previewed entries.
+    pub(crate) async fn apply<T: Item>(
         &self,
         context: &Context,
-        scan: impl Fn(Option<&ScanBound>) -> S,
-        export: Option<ExportTarget<'_, S::Item>>,
-        mut apply: impl AsyncFnMut(Partition, &[S::Item]) -> Result<ActionResult, CliError>,
+        change: Change<'_, T>,
     ) -> Result<Report, CliError> {
         let mut report = self.report(0);
-        let Some(preview) = self.interrupt.run_until_cancelled(preview(scan(None))).await else {
+        let Some(preview) = self.interrupt.run_until_cancelled(preview((change.scan)(None))).await else {
             return Ok(Report { interrupted: true, ..report });
         };
         let preview = preview?;
-        self.show(&preview);
+        eprint_line(preview.text(self));
         report.matched = preview.count;
         if preview.count == 0 || self.args.dry_run {
             return Ok(report);
         }
         self.confirm(preview.count).await?;
-        let mut kept = match export {
-            Some((ExportArgs { no_export: false, export: file }, record)) => {
-                let file = file.clone().unwrap_or_else(|| self.default_file());
-                Some((Export::create(&file)?, record))
-            }
-            _ => None,
-        };
-        report.export = kept.as_ref().map(|(export, _)| export.path.clone());
-        let audit = Box::pin(audit::begin(context, &self.intent(preview.count))).await?;
-        let progress = self.progress(preview.count);
-        let mut seen = 0;
-        let mut pace = Pace::new(self.pace);
-        let mut pages = scan(Some(&preview.bound));
-        let mut stopped = false;
-        let ended = async {
-            while let Some(page) = pages.next_page().await? {
-                for chunk in page.chunks(CHUNK.min(pace.chunk())) {
-                    // More may match by now: no more is done than was agreed to.
-                    let left = usize::try_from(preview.count - seen).unwrap_or(usize::MAX);
-                    let chunk = chunk.get(..left).unwrap_or(chunk);
-                    let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else {
-                        return Ok::<_, CliError>(());
-                    };
-                    stopped = self.interrupt.is_cancelled();
-                    if stopped {
-                        return Ok(());
-                    }
-                    if let Some((export, record)) = &mut kept {
-                        export.keep(chunk.iter().map(record))?;
-                    }
-                    let applied = apply(first.partition(), chunk).await?;
-                    seen += chunk.len() as u64;
-                    report.done += applied.done;
-                    report.last = Some(last.entry());
-                    for (entry, why) in applied.skipped {
-                        report.skipped += 1;
-                        if report.skipped <= NAMED_SKIPS {
-                            progress.suspend(|| say(&format!("skipped {entry}: {why}")));
-                        }
-                    }
-                    progress.inc(chunk.len() as u64);
-                    self.interrupt.run_until_cancelled(pace.wait(chunk.len())).await;
-                }
-            }
-            Ok(())
-        }
-        .await;
-        progress.finish_and_clear();
-        report.interrupted = stopped;
-        if ended.is_ok() && !stopped {
-            report.gone = preview.count.saturating_sub(report.done + report.skipped);
-        }
-        self.note_end(context, &audit, &report, ended.as_ref().err()).await;
-        if let Err(error) = ended {
-            say(&report.text());
+        let export = change.export.as_ref().map(|(args, _)| Export::create(args, self.command));
+        let export = export.transpose()?.flatten();
+        report.export = export.as_ref().map(|export| export.path.clone());
+        let audit_id = self.begin_audit(context, preview.count).await?;
+        let mut chunks = Chunks::new(self, &change, export, report);
+        let applied = chunks.apply_all((change.scan)(Some(preview.bound))).await;
+        let report = chunks.finish(applied.is_ok());
+        self.end_audit(context, &audit_id, &report, applied.as_ref().err()).await;
+        if let Err(error) = applied {
+            eprint_line(report.text());
             return Err(error);
         }
         Ok(report)
     }
 
-    /// Notes in the audit how it has ended. That this can't be noted is said: the work is done all the same.
-    pub(crate) async fn note_end(
+    /// Makes one change that is not about entries: shows it, asks for confirmation, and records it in the audit log.
+    /// Returns nothing in a dry run.
+    pub(crate) async fn once<T>(
         &self,
         context: &Context,
-        begun: &str,
+        matched: u64,
+        work: LocalBoxFuture<'_, Result<T, Error>>,
+    ) -> Result<Option<T>, CliError> {
+        eprint_line(format_args!("{}: {}", self.command, self.effect));
+        if self.args.dry_run {
+            eprint_line("dry run: nothing was changed");
+            return Ok(None);
+        }
+        self.confirm(matched).await?;
+        let audit_id = self.begin_audit(context, matched).await?;
+        let done = work.await;
+        let outcome = done.as_ref().map_or_else(|error| format!("failed: {error}"), |_| "done".to_owned());
+        self.record_outcome(context, &audit_id, &outcome).await;
+        Ok(Some(done?))
+    }
+
+    /// Records the intent in the audit log and returns its id.
+    pub(crate) async fn begin_audit(&self, context: &Context, matched: u64) -> Result<String, CliError> {
+        let reason = self.args.reason_text.as_deref().unwrap_or_default();
+        let intent = Intent { command: self.command, selection: self.selection, reason, matched };
+        Box::pin(audit::begin(context, &intent)).await
+    }
+
+    /// Records the report in the audit log, and the error if there was one.
+    pub(crate) async fn end_audit(
+        &self,
+        context: &Context,
+        audit_id: &str,
         report: &Report,
         error: Option<&CliError>,
     ) {
@@ -252,236 +182,24 @@ impl Action<'_> {
             None => report.text(),
             Some(error) => format!("failed: {error}; {}", report.text()),
         };
-        self.note_outcome(context, begun, &outcome).await;
+        self.record_outcome(context, audit_id, &outcome).await;
     }
 
-    pub(crate) fn intent(&self, matched: u64) -> Intent<'_> {
-        let reason = self.args.reason_text.as_deref().unwrap_or_default();
-        Intent { command: self.command, selection: self.selection, reason, matched }
-    }
-
-    async fn note_outcome(&self, context: &Context, begun: &str, outcome: &str) {
-        if let Err(error) = Box::pin(audit::end(context, begun, outcome)).await {
-            say(&format!("warning: how this has ended is not in the audit: {error}"));
+    /// Records an outcome. A failure is only a warning: the change is already made.
+    async fn record_outcome(&self, context: &Context, audit_id: &str, outcome: &str) {
+        if let Err(error) = Box::pin(audit::end(context, audit_id, outcome)).await {
+            eprint_line(format_args!("warning: the outcome is not in the audit log: {error}"));
         }
     }
 
-    /// What there is to say before anything is done.
-    pub(crate) fn report(&self, matched: u64) -> Report {
-        let (command, dry_run) = (self.command, self.args.dry_run);
-        Report {
-            command,
-            dry_run,
-            matched,
-            done: 0,
-            skipped: 0,
-            gone: 0,
-            interrupted: false,
-            last: None,
-            export: None,
-        }
-    }
-
-    /// Shows one thing that is to be done, asks, and does it, noted in the audit. For what is no matter of entries.
-    pub(crate) async fn once<T>(
-        &self,
-        context: &Context,
-        number: u64,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<Option<T>, CliError> {
-        say(&format!("{}: {}", self.command, self.effect));
-        if self.args.dry_run {
-            say("dry run: nothing was changed");
-            return Ok(None);
-        }
-        self.confirm(number).await?;
-        let audit = Box::pin(audit::begin(context, &self.intent(number))).await?;
-        let done = work.await;
-        let outcome = done.as_ref().map_or_else(|error| format!("failed: {error}"), |_| "done".to_owned());
-        self.note_outcome(context, &audit, &outcome).await;
-        Ok(Some(done?))
-    }
-
-    fn show(&self, preview: &Preview) {
-        let (many, one) = self.what;
-        if preview.count == 0 {
-            return say(&format!("{}: no {many} match", self.command));
-        }
-        let what = if preview.count == 1 { one } else { many };
-        let mut lines =
-            vec![format!("{}: {} {what} will be {}", self.command, count(preview.count), self.effect)];
-        let partitions = preview
-            .partitions
-            .iter()
-            .map(|(partition, entries)| format!("{partition} ({})", count(*entries)));
-        lines.push(format!("  partitions  {}", partitions.collect::<Vec<_>>().join(", ")));
-        if let (Some(first), Some(last)) = (preview.first, preview.last) {
-            lines.push(format!("  ids         {first} to {last}"));
-        }
-        for (at, sample) in preview.samples.iter().enumerate() {
-            let title = if at == 0 { "samples" } else { "" };
-            lines.push(format!("  {title:<10}  {sample}"));
-        }
-        say(&lines.join("\n"));
-    }
-
-    pub(crate) async fn confirm(&self, number: u64) -> Result<(), CliError> {
-        if self.args.yes {
-            return Ok(());
-        }
-        if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-            let line = "nothing was changed: there is no terminal to ask on; look at it with --dry-run, do it with --yes";
-            return Err(CliError::Refused(line.to_owned()));
-        }
-        let question =
-            if number == 1 { "Do this?".to_owned() } else { format!("Do this to all {}?", count(number)) };
-        // Signals are heard meanwhile.
-        let asked = tokio::task::spawn_blocking(move || {
-            let answer = Confirm::new().with_prompt(question).default(false).interact_opt();
-            if answer.is_err() {
-                let _ = dialoguer::console::Term::stderr().show_cursor();
-            }
-            answer
-        });
-        match self.interrupt.run_until_cancelled(asked).await {
-            Some(Ok(Ok(Some(true)))) => Ok(()),
-            Some(Ok(Ok(_))) => Err(CliError::Refused("nothing was changed".to_owned())),
-            Some(Ok(Err(dialoguer::Error::IO(why)))) if why.kind() == io::ErrorKind::Interrupted => {
-                Err(CliError::Interrupted)
-            }
-            None => Err(CliError::Interrupted),
-            Some(Ok(Err(error))) => Err(CliError::failed(format!("the question can't be asked: {error}"))),
-            Some(Err(error)) => Err(CliError::failed(error.to_string())),
-        }
-    }
-
-    fn default_file(&self) -> PathBuf {
-        PathBuf::from(format!(
-            "likesctl-{}-{}-{}.ndjson",
-            self.command.replace(' ', "-"),
-            file_time(),
-            std::process::id()
-        ))
-    }
-
-    pub(crate) fn progress(&self, number: u64) -> ProgressBar {
+    pub(crate) fn progress(&self, matched: u64) -> ProgressBar {
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta}");
-        let bar = ProgressBar::new(number).with_prefix(self.command);
+        let bar = ProgressBar::new(matched).with_prefix(self.command);
         style.map_or(bar.clone(), |style| bar.with_style(style))
     }
 
-    pub(crate) fn tell(&self, report: &Report) -> Result<Exit, CliError> {
-        print_document(self.args.output, report, |_| report.text())?;
-        Ok(report.exit())
-    }
-}
-
-impl Report {
-    /// For people.
-    fn text(&self) -> String {
-        let Self { matched, done, skipped, gone, .. } = self;
-        if self.dry_run {
-            return "dry run: nothing was changed".to_owned();
-        }
-        let mut parts = vec![format!("{} done", count(*done))];
-        if *skipped > 0 {
-            parts.push(format!("{} skipped", count(*skipped)));
-        }
-        if *gone > 0 {
-            parts.push(format!("{} gone by themselves", count(*gone)));
-        }
-        let mut text = parts.join(", ");
-        if self.interrupted {
-            let last = self.last.map_or_else(String::new, |last| format!(", up to {last}"));
-            text = format!("interrupted: {text} of {}{last}", count(*matched));
-        }
-        match &self.export {
-            Some(export) => format!("{text}; kept in {}", export.display()),
-            None => text,
-        }
-    }
-
-    pub(crate) fn exit(&self) -> Exit {
-        match self {
-            Self { interrupted: true, .. } => Exit::Interrupted,
-            Self { dry_run: false, skipped: 1.., .. } => Exit::Partial,
-            _ => Exit::Done,
-        }
-    }
-}
-
-async fn preview<S: Scan>(mut scan: S) -> Result<Preview, CliError> {
-    let mut preview = Preview::default();
-    while let Some(page) = scan.next_page().await? {
-        for item in &page {
-            let entry = item.entry();
-            preview.count += 1;
-            *preview.partitions.entry(entry.partition).or_default() += 1;
-            preview.bound.insert(entry.partition, entry.id);
-            preview.first.get_or_insert(entry);
-            preview.last = Some(entry);
-            if preview.samples.len() < SAMPLES {
-                preview.samples.push(item.line());
-            }
-        }
-    }
-    Ok(preview)
-}
-
-/// For people: on standard error.
-pub(crate) fn say(line: &str) {
-    // Nobody is left to tell should it be gone.
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// No more than so many a second.
-pub(crate) struct Pace {
-    per_second: Option<u32>,
-    next: Instant,
-}
-
-impl Pace {
-    pub(crate) fn new(pace: Option<PaceArgs>) -> Self {
-        Self { per_second: pace.and_then(|pace| pace.rate), next: Instant::now() }
-    }
-
-    /// How many may go at once: no more than in a tenth of a second.
-    fn chunk(&self) -> usize {
-        self.per_second.map_or(usize::MAX, |rate| usize::try_from(rate.div_ceil(10)).unwrap_or(usize::MAX))
-    }
-
-    pub(crate) async fn wait(&mut self, done: usize) {
-        if let Some(rate) = self.per_second {
-            // Time that was lost is not made up for.
-            self.next =
-                self.next.max(Instant::now()) + Duration::from_secs_f64(done as f64 / f64::from(rate));
-            sleep_until(self.next).await;
-        }
-    }
-}
-
-/// What is removed, on its way into a file that was not there.
-struct Export {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
-
-impl Export {
-    fn create(path: &Path) -> Result<Self, CliError> {
-        let file = OpenOptions::new().write(true).create_new(true).open(path);
-        let file = file.map_err(|why| {
-            CliError::Refused(format!("nothing was changed: '{}' can't be made: {why}", path.display()))
-        })?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
-    }
-
-    /// Returns when they are on the disk.
-    fn keep(&mut self, records: impl Iterator<Item = DeadLetterRecord>) -> Result<(), CliError> {
-        for record in records {
-            serde_json::to_writer(&mut self.file, &record).map_err(io::Error::from)?;
-            writeln!(self.file)?;
-        }
-        self.file.flush()?;
-        Ok(self.file.get_ref().sync_data()?)
+    fn items(&self, number: u64) -> String {
+        let (plural, singular) = self.items;
+        format!("{} {}", count(number), if number == 1 { singular } else { plural })
     }
 }

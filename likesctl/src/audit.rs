@@ -1,10 +1,10 @@
-//! The audit log of changes by `likesctl`, in Redis.
+//! The audit log in Redis: a record before each change, and one with its outcome.
 
 use std::env;
 
 use crate::{context::Context, exit::CliError};
 
-/// What is about to be changed.
+/// A change that is about to be made.
 pub(crate) struct Intent<'a> {
     /// The command, like `dead purge`.
     pub(crate) command: &'a str,
@@ -16,9 +16,9 @@ pub(crate) struct Intent<'a> {
     pub(crate) matched: u64,
 }
 
-/// Records an intent and returns its id. What can't be recorded is not done.
+/// Records an intent and returns its id. The change is not made if this fails.
 pub(crate) async fn begin(context: &Context, intent: &Intent<'_>) -> Result<String, CliError> {
-    let who = who();
+    let who = user_at_host();
     let matched = intent.matched.to_string();
     let record = [
         ("who", who.as_str()),
@@ -33,14 +33,14 @@ pub(crate) async fn begin(context: &Context, intent: &Intent<'_>) -> Result<Stri
 }
 
 /// Records the outcome of an intent.
-pub(crate) async fn end(context: &Context, begun: &str, outcome: &str) -> Result<(), CliError> {
-    let record = ["of", begun, "outcome", outcome].map(str::to_owned).into();
+pub(crate) async fn end(context: &Context, id: &str, outcome: &str) -> Result<(), CliError> {
+    let record = ["of", id, "outcome", outcome].map(str::to_owned).into();
     context.streams.audit(record).await?;
     Ok(())
 }
 
-/// Returns the user as far as the system knows it.
-fn who() -> String {
+/// Returns the operator as `user@host`.
+fn user_at_host() -> String {
     let names = ["SUDO_USER", "USER", "LOGNAME"];
     let user = names.iter().find_map(|name| env::var(name).ok()).filter(|user| !user.is_empty());
     let host = gethostname::gethostname();

@@ -1,10 +1,14 @@
-//! One file per command, or per family of commands.
+//! The commands: one file or folder per command, or per family of commands.
+//!
+//! Purpose: parse the options of a command, and run it. May depend on every other module of this crate. Must not know
+//! each other: pieces that two commands share are outside (`verifier`, `reassign`, `pending_detail`).
 
 pub(crate) mod audit;
 pub(crate) mod consumers;
 pub(crate) mod container;
 pub(crate) mod dead;
 pub(crate) mod doctor;
+pub(crate) mod drain;
 pub(crate) mod migrate;
 pub(crate) mod partitions;
 pub(crate) mod pause;

@@ -1,9 +1,10 @@
-//! The way to the streams and to the table.
+//! Connections to the streams and to the table, and lookups that several commands need.
 
 use std::time::Duration;
 
 use clap::Args;
 use consumer::{config::group_name, group::static_assignment::StaticAssignment, stream::Streams};
+use fred::prelude::Error;
 use futures_util::future::try_join_all;
 use shared::{
     cluster_settings,
@@ -19,47 +20,46 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::CliError;
 
-/// What entries are given to that whoever has their partition should take at once: it is never a member.
+/// Consumer name that never belongs to a member, so that partition readers claim its entries at once.
 pub(crate) const REASSIGN_CONSUMER: &str = "likesctl";
 
-/// How long Postgres may take for one answer.
+/// Maximum time for one answer of Postgres.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where the streams are.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct RedisAccess {
     #[command(flatten)]
     redis: RedisArgs,
 
-    /// The prefix of all keys in Redis
+    /// Prefix of all keys in Redis
     #[arg(long, env = "LIKES_STREAM", default_value = "likes", value_name = "PREFIX")]
     likes_stream: KeyPrefix,
 
-    /// The consumer group
+    /// Consumer group
     #[arg(long, env = "LIKES_GROUP", default_value = "likes-writers", value_name = "NAME", value_parser = group_name)]
     likes_group: String,
 
-    /// How long to wait for a server
+    /// Maximum time to wait for a server
     #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) startup_timeout: Duration,
 }
 
-/// The streams of one likestream, with a group.
+/// The streams of one likestream, and one of their groups.
 pub(crate) struct Context {
     pub(crate) redis: Connections,
     pub(crate) streams: Streams,
     pub(crate) keys: KeyPrefix,
     pub(crate) partitions: PartitionCount,
-    /// The name of Redis, with its address.
+    /// `Redis at <address>`.
     pub(crate) server: String,
 }
 
 impl RedisAccess {
-    /// Connects, and finds out how many partitions there are.
+    /// Connects, and reads the number of partitions.
     ///
     /// # Errors
-    /// When Redis can't be reached, or nobody has ever started likestream there.
+    /// When Redis can't be reached, or has no cluster settings.
     pub(crate) async fn open(&self) -> Result<Context, CliError> {
         let redis = Redis::new(&self.redis).map_err(|error| CliError::Usage(error.to_string()))?;
         let server = format!("Redis at {}", redis.address());
@@ -67,29 +67,28 @@ impl RedisAccess {
         let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
         let keys = self.likes_stream.clone();
         if !cluster_settings::is_recorded(&redis, &keys).await? {
-            let what = format!("no likestream with LIKES_STREAM '{keys}' has ever started on {server}");
-            return Err(CliError::failed(what));
+            let line = format!("no likestream with LIKES_STREAM '{keys}' has ever started on {server}");
+            return Err(CliError::failed(line));
         }
-        let by_record = StreamArgs { likes_stream: keys.clone(), likes_partitions: None };
-        let settled = cluster_settings::negotiate_within(limit, &server, &redis, &by_record).await?;
-        let partitions = settled.map_err(|error| CliError::Usage(one_line(&error)))?;
+        let recorded = StreamArgs { likes_stream: keys.clone(), likes_partitions: None };
+        let negotiated = cluster_settings::negotiate_within(limit, &server, &redis, &recorded).await?;
+        let partitions = negotiated.map_err(|error| CliError::Usage(one_line(&error)))?;
         let streams =
             Streams::new(redis.clone(), keys.clone(), self.likes_group.clone(), REASSIGN_CONSUMER.to_owned());
         Ok(Context { redis, streams, keys, partitions, server })
     }
 
-    /// As [`RedisAccess::open`], for commands that do something with the group: it has to be there. An interruption is heard
-    /// meanwhile.
+    /// Like [`RedisAccess::open`], for commands that need the group. Can be interrupted.
     ///
     /// # Errors
     /// Also when no partition has the group.
     pub(crate) async fn open_group(&self, interrupt: &CancellationToken) -> Result<Context, CliError> {
         let open = async {
             let context = self.open().await?;
-            let looks = context.partitions.partitions().map(|partition| context.streams.look(partition));
-            if try_join_all(looks).await?.iter().all(|look| look.group.is_none()) {
+            let inspected = context.partitions.partitions().map(|partition| context.streams.look(partition));
+            if try_join_all(inspected).await?.iter().all(|partition| partition.group.is_none()) {
                 return Err(CliError::failed(format!(
-                    "no partition has a group {}: correct LIKES_GROUP, or start a consumer, which makes it",
+                    "no partition has a group {}: correct LIKES_GROUP, or start a consumer, which creates it",
                     self.likes_group
                 )));
             }
@@ -100,23 +99,26 @@ impl RedisAccess {
 }
 
 impl Context {
-    /// All partitions that there are by now, or those that were asked for.
-    ///
-    /// # Errors
-    /// When Redis fails.
+    /// Returns the current time of Redis.
+    pub(crate) async fn now_ms(&self) -> Result<u64, Error> {
+        let first = self.partitions.of_user(1);
+        Ok(self.streams.look(first).await?.now_ms)
+    }
+
+    /// Returns the wanted partitions, or all that exist by now.
     pub(crate) async fn partitions_now(
         &self,
         wanted: Option<&StaticAssignment>,
-    ) -> Result<Vec<Partition>, fred::error::Error> {
+    ) -> Result<Vec<Partition>, Error> {
         let partitions =
             cluster_settings::recorded(&self.redis, &self.keys).await?.unwrap_or(self.partitions);
         Ok(wanted.map_or_else(|| partitions.partitions().collect(), |wanted| wanted.of(partitions)))
     }
 
-    /// All partitions, or those that were asked for.
+    /// Returns the wanted partitions, or all.
     ///
     /// # Errors
-    /// When one of those isn't there.
+    /// When a wanted partition does not exist.
     pub(crate) fn partitions_of(
         &self,
         wanted: Option<&StaticAssignment>,
@@ -128,28 +130,47 @@ impl Context {
         Ok(wanted.of(self.partitions))
     }
 
-    /// The partition of a number.
+    /// Returns the partition with a number.
     ///
     /// # Errors
-    /// When it isn't there.
+    /// When it does not exist.
     pub(crate) fn partition(&self, number: u16) -> Result<Partition, CliError> {
         let last = self.partitions.get() - 1;
         let found = self.partitions.partitions().nth(number.into());
         found.ok_or_else(|| CliError::failed(format!("there is no partition {number}: they are 0 to {last}")))
     }
+
+    /// Whether a consumer is a member, or in the group in any partition.
+    pub(crate) async fn has_consumer(&self, name: &str) -> Result<bool, Error> {
+        if self.streams.members().await?.iter().any(|info| info.member.name == name) {
+            return Ok(true);
+        }
+        let in_group = try_join_all(self.partitions.partitions().map(|p| self.streams.consumers(p))).await?;
+        Ok(in_group.iter().flatten().any(|consumer| consumer.name == name))
+    }
+
+    /// # Errors
+    /// When the group has no such consumer, or Redis fails.
+    pub(crate) async fn check_consumer(&self, name: &str) -> Result<(), CliError> {
+        if self.has_consumer(name).await? { Ok(()) } else { Err(self.unknown_consumer(name)) }
+    }
+
+    pub(crate) fn unknown_consumer(&self, name: &str) -> CliError {
+        CliError::failed(format!("the group {} has no consumer '{name}'", self.streams.group()))
+    }
 }
 
-/// Waits for an answer of Postgres, with a bound.
+/// Waits for an answer of Postgres.
 ///
 /// # Errors
-/// When there is none in time, as when the table is locked.
+/// When there is none in time, for example since the table is locked.
 pub(crate) async fn answer<T, E: Into<CliError>>(
-    asked: impl Future<Output = Result<T, E>>,
+    request: impl Future<Output = Result<T, E>>,
 ) -> Result<T, CliError> {
-    match timeout(ANSWER_TIMEOUT, asked).await {
+    match timeout(ANSWER_TIMEOUT, request).await {
         Ok(answer) => answer.map_err(Into::into),
         Err(_) => Err(CliError::failed(format!(
-            "Postgres did not answer within {} s: see whether something locks the table, or it is overloaded",
+            "Postgres did not answer within {} s: check for locks on the table, and for overload",
             ANSWER_TIMEOUT.as_secs()
         ))),
     }
@@ -158,7 +179,7 @@ pub(crate) async fn answer<T, E: Into<CliError>>(
 /// Connects to Postgres.
 ///
 /// # Errors
-/// When it can't be reached within the time.
+/// When it can't be reached within `limit`.
 pub(crate) async fn postgres(
     args: &PostgresArgs,
     command: &str,

@@ -1,5 +1,4 @@
-//! Dead letters as lines of JSON: what `dead export` writes and `dead import` reads, and what is kept of anything that is
-//! removed.
+//! Dead letters as lines of JSON: written by `dead export`, `dead purge` and `pending drop`, read by `dead import`.
 
 use std::{
     fmt,
@@ -19,10 +18,10 @@ use crate::{
     context::Context,
     output::time,
     scan::{self, DeadLetterEntry, Item, Pending},
-    selection::EntryRef,
+    selection::{EntryRef, InvalidEntryRef},
 };
 
-/// A like for people and programs.
+/// A like in the output.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LikeRecord {
     user_id: i64,
@@ -43,56 +42,56 @@ impl fmt::Display for LikeRecord {
     }
 }
 
-/// A dead letter, with all that is needed to make it again.
+/// A dead letter, complete enough to be imported again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct DeadLetterRecord {
-    /// Its place among the dead letters, or in the stream for what was dropped.
+    /// Id of the dead letter, or of the dropped entry.
     pub(crate) entry: String,
     pub(crate) reason: String,
     pub(crate) detail: String,
-    /// The stream and the entry that it was.
+    /// Stream and id of the original entry.
     pub(crate) origin: String,
     pub(crate) deliveries: u64,
     pub(crate) consumer: String,
-    /// In Unix milliseconds.
+    /// Unix milliseconds.
     pub(crate) dead_at: u64,
-    /// The good likes in it, for people: not read back.
+    /// Valid likes, for people: ignored by imports.
     #[serde(skip_deserializing)]
     pub(crate) likes: Vec<LikeRecord>,
-    /// The payload, in base64.
+    /// Payload in base64.
     pub(crate) l: String,
-    /// The fields of an entry that had no payload, in base64.
+    /// Fields of an entry without a payload, in base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) original: Option<String>,
 }
 
 impl From<&DeadLetterEntry> for DeadLetterRecord {
-    fn from(letter: &DeadLetterEntry) -> Self {
+    fn from(dead_letter: &DeadLetterEntry) -> Self {
         let bytes = |name: &str| {
-            let found = letter.fields.iter().find(|(field, _)| field == name.as_bytes());
+            let found = dead_letter.fields.iter().find(|(field, _)| field == name.as_bytes());
             found.map(|(_, value)| BASE64_STANDARD.encode(value))
         };
         Self {
-            entry: letter.entry().to_string(),
-            reason: letter.text("reason"),
-            detail: letter.text("detail"),
-            origin: letter.text("origin"),
-            deliveries: letter.number("deliveries").unwrap_or(0),
-            consumer: letter.text("consumer"),
-            dead_at: letter.number("dead_at").unwrap_or(letter.id.ms),
-            likes: scan::likes(&letter.fields).iter().map(LikeRecord::from).collect(),
+            entry: dead_letter.entry().to_string(),
+            reason: dead_letter.text("reason"),
+            detail: dead_letter.text("detail"),
+            origin: dead_letter.text("origin"),
+            deliveries: dead_letter.number("deliveries").unwrap_or(0),
+            consumer: dead_letter.text("consumer"),
+            dead_at: dead_letter.number("dead_at").unwrap_or(dead_letter.id.ms),
+            likes: scan::likes(&dead_letter.fields).iter().map(LikeRecord::from).collect(),
             l: bytes(codec::FIELD).unwrap_or_default(),
             original: bytes("original"),
         }
     }
 }
 
-/// What is kept of a pending entry that is given up: a dead letter to be.
+/// Returns the dead letter that a dropped pending entry can be imported as.
 pub(crate) fn dropped(context: &Context, pending: &Pending) -> DeadLetterRecord {
     let fields = pending.fields.as_deref().unwrap_or_default();
-    let detail = "given up by likesctl pending drop".to_owned();
-    let letter = DeadLetter::of_entry(Reason::Dropped, detail, fields).fields();
-    let mut letter: Vec<(Bytes, Bytes)> = letter
+    let detail = "dropped by likesctl pending drop".to_owned();
+    let dead_letter = DeadLetter::of_entry(Reason::Dropped, detail, fields).fields();
+    let mut dead_letter: Vec<(Bytes, Bytes)> = dead_letter
         .chunks_exact(2)
         .filter_map(|pair| Some((pair.first()?.clone(), pair.last()?.clone())))
         .collect();
@@ -104,28 +103,27 @@ pub(crate) fn dropped(context: &Context, pending: &Pending) -> DeadLetterRecord 
         ("consumer", pending.entry.consumer.clone()),
         ("dead_at", now_ms.to_string()),
     ];
-    letter.extend(more.map(|(name, value)| (Bytes::from_static(name.as_bytes()), Bytes::from(value))));
+    dead_letter.extend(more.map(|(name, value)| (Bytes::from_static(name.as_bytes()), Bytes::from(value))));
     DeadLetterRecord::from(&DeadLetterEntry {
         partition: pending.partition,
         id: pending.entry.id,
-        fields: letter,
+        fields: dead_letter,
     })
 }
 
-/// A line that is no dead letter.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InvalidRecord {
-    #[error("it is not the JSON of a dead letter: {0}")]
+    #[error("not the JSON of a dead letter: {0}")]
     Json(#[from] serde_json::Error),
     #[error("{0} is not base64")]
     Base64(&'static str),
     #[error("entry: {0}")]
-    Entry(#[from] super::selection::InvalidEntryRef),
+    Entry(#[from] InvalidEntryRef),
 }
 
 impl DeadLetterRecord {
-    /// Reads a line: the entry that it was, and the fields of the letter.
-    pub(crate) fn read(line: &str) -> Result<(EntryRef, Vec<(Bytes, Bytes)>), InvalidRecord> {
+    /// Parses a line into the entry and the fields of its dead letter.
+    pub(crate) fn parse(line: &str) -> Result<(EntryRef, Vec<(Bytes, Bytes)>), InvalidRecord> {
         let record: Self = serde_json::from_str(line)?;
         let bytes = |name, text: &str| {
             BASE64_STANDARD.decode(text).map(Bytes::from).map_err(|_| InvalidRecord::Base64(name))

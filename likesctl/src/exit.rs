@@ -1,32 +1,32 @@
-//! How `likesctl` ends.
+//! Exit codes and errors of `likesctl`.
 
 use std::{error::Error, io};
 
 use shared::{error_chain::one_line, redis, settings::EXIT_USAGE};
 use thiserror::Error;
 
-/// How a command ended that could do its work.
+/// Outcome of a command that ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// All is as it should be.
+    /// Everything was done.
     Done,
-    /// Some of it was not done: skipped, or no longer there.
+    /// Some entries were skipped.
     Partial,
-    /// The table and the streams differ.
+    /// Likes of the streams are missing in the table.
     Differs,
-    /// By Ctrl-C or SIGTERM.
+    /// Interrupted by SIGINT or SIGTERM.
     Interrupted,
-    /// What a monitoring system wants to hear: 0 ok, 1 warning, 2 critical, 3 unknown.
+    /// Status of a monitoring check: 0 ok, 1 warning, 2 critical, 3 unknown.
     Check(u8),
-    /// Something is wrong, and was said.
-    Unwell,
+    /// The command ran and reported a failure.
+    Failure,
 }
 
 impl Exit {
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
-            Self::Unwell => 1,
+            Self::Failure => 1,
             Self::Partial => 4,
             Self::Differs => 5,
             Self::Interrupted => 130,
@@ -35,34 +35,32 @@ impl Exit {
     }
 }
 
-/// Why a command could not do its work.
+/// Reason why a command could not run to its end.
 #[derive(Debug, Error)]
 pub(crate) enum CliError {
-    /// Something failed.
     #[error(transparent)]
     Failed(Box<dyn Error>),
-    /// What was asked for makes no sense.
+    /// The command line is wrong.
     #[error("{0}")]
     Usage(String),
-    /// Nothing was changed, since nobody said yes, or since it would do harm.
+    /// Nothing was changed: the change was not confirmed, or would do harm.
     #[error("{0}")]
     Refused(String),
-    /// By Ctrl-C, at a question.
+    /// Interrupted before anything was changed.
     #[error("interrupted: nothing was changed")]
     Interrupted,
-    /// Nobody reads the output any more.
-    #[error("nobody reads the output")]
+    /// The reader of standard output has closed it.
+    #[error("standard output is closed")]
     Closed,
 }
 
 impl CliError {
-    /// For people.
     pub(crate) fn failed(line: impl Into<String>) -> Self {
         Self::Failed(line.into().into())
     }
 
-    /// What to say, and the exit code.
-    pub(crate) fn end(&self) -> (Option<String>, u8) {
+    /// Returns the line to print, and the exit code.
+    pub(crate) fn line_and_code(&self) -> (Option<String>, u8) {
         match self {
             Self::Failed(error) => (Some(one_line(&**error)), 1),
             Self::Usage(line) => (Some(line.clone()), EXIT_USAGE),
@@ -73,7 +71,7 @@ impl CliError {
     }
 }
 
-macro_rules! fails {
+macro_rules! impl_from {
     ($($error:ty),*) => {
         $(impl From<$error> for CliError {
             fn from(error: $error) -> Self {
@@ -83,7 +81,7 @@ macro_rules! fails {
     };
 }
 
-fails!(
+impl_from!(
     Box<dyn Error>,
     tokio_postgres::Error,
     shared::runtime::service::Unreachable<fred::error::Error>,
@@ -94,10 +92,10 @@ fails!(
 impl From<fred::error::Error> for CliError {
     fn from(error: fred::error::Error) -> Self {
         if redis::error_code(&error) == Some("OOM") {
-            return Self::failed("Redis is out of memory and takes nothing new: runbook, Redis memory");
+            return Self::failed("Redis is out of memory and refuses writes: see the runbook, Redis memory");
         }
         if redis::is_away(&error) {
-            return Self::failed(format!("Redis does not answer as it should: {}", error.details()));
+            return Self::failed(format!("Redis does not answer as expected: {}", error.details()));
         }
         Self::Failed(error.into())
     }

@@ -1,51 +1,53 @@
 //! `likesctl`, the command line for operators, on top of the consumer's library.
 //!
-//! `commands` has one file per command or family of commands. `context` connects to the streams and the table, `overview`
-//! collects the state of the whole pipeline, `selection` and `scan` find the entries that a command is about, `action`
-//! is how anything is changed (preview, confirm, do, audit), `output` and `exit` report it.
+//! This file has the clap tree and the dispatch to `commands`, one file or folder per command. Dependencies point
+//! downwards: `commands` → `reassign`, `verifier`, `pending_detail`, `overview` → `action` → `scan`, `audit`,
+//! `dead_letter_record`, `likes_table` → `selection` → `context` → `output` → `exit`. Every change goes through `action`:
+//! preview, confirmation, audit, application.
 
 mod action;
 mod audit;
-mod check;
 mod commands;
 mod context;
 mod dead_letter_record;
 mod exit;
+mod likes_table;
 mod output;
 mod overview;
+mod pending_detail;
+mod reassign;
 mod scan;
 mod selection;
-mod table;
+mod verifier;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use futures_util::future::LocalBoxFuture;
 use shared::{
     runtime::shutdown,
     settings::{self, SettingError, Settings},
+    stderr::eprint_line,
 };
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     commands::{
-        consumers, container, dead, doctor, migrate, partitions, pause, pending, reprocess, shell, status,
-        top, verify,
+        audit as audit_log, consumers, container, dead, doctor, drain, migrate, partitions, pause, pending,
+        reprocess, shell, status, top, verify,
     },
     exit::{CliError, Exit},
 };
 
-/// Looks after likestream: shows how it stands, and mends it.
+/// Operate likestream: inspect, diagnose and repair the pipeline
 #[derive(Parser)]
 #[command(
     name = "likesctl",
     version,
     arg_required_else_help = true,
-    after_help = "Begin with: likesctl status, then likesctl doctor. What to do about an alarm: docs/runbook.md\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 4 not all of it was done, 5 table and streams differ, 6 refused, \
+    after_help = "Begin with: likesctl status, then likesctl doctor. What to do about an alert: docs/runbook.md\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 4 some entries skipped, 5 likes missing in the table, 6 refused, \
         130 interrupted; status --check: 0 ok, 1 warning, 2 critical, 3 unknown"
 )]
 struct Likesctl {
@@ -55,70 +57,70 @@ struct Likesctl {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Shows how everything stands, partition by partition
+    /// Show the state of the pipeline, partition by partition
     #[command(after_help = "Examples:\n  likesctl status\n  likesctl status --watch=5s\n  \
         likesctl status --check --backlog 10000,100000 --oldest-age 30s,5m")]
-    Status(Box<status::StatusOptions>),
-    /// Shows everything on one screen that keeps itself up to date
+    Status(Box<status::Options>),
+    /// Show the pipeline on one live screen
     #[command(
-        after_help = "Keys: s or arrows left and right sort, arrows up and down choose, Enter opens the oldest pending entry, q ends.\n\n\
+        after_help = "Keys: s or arrows left and right sort, arrows up and down select, Enter opens the oldest pending entry, q quits.\n\n\
         Example: likesctl top"
     )]
     Top(top::Options),
-    /// Looks for everything that can be wrong, and says what to do
-    #[command(after_help = "Ends with 1 if anything fails.\n\nExample: likesctl doctor")]
+    /// Diagnose the pipeline and say what to do about each problem
+    #[command(after_help = "Exits with 1 if a check fails.\n\nExample: likesctl doctor")]
     Doctor(doctor::Options),
-    /// Entries that were delivered and are not acknowledged
+    /// List and change pending entries
     #[command(subcommand, arg_required_else_help = true)]
     Pending(Box<pending::Command>),
-    /// The consumers of the group
+    /// List and remove consumers of the group
     #[command(subcommand, arg_required_else_help = true)]
     Consumers(consumers::Command),
-    /// What could not be stored
+    /// List, retry, purge, export and import dead letters
     #[command(subcommand, arg_required_else_help = true)]
     Dead(Box<dead::Command>),
-    /// Compares the streams and the dead letters with the table
+    /// Compare the streams and the dead letters with the table
     #[command(
-        after_help = "Only what is still in the streams can be compared: acknowledged entries stay for STREAM_RETENTION. \
-        Ends with 5 if a like is missing.\n\nExamples:\n  likesctl verify --from 1h\n  likesctl verify --sample 1000"
+        after_help = "Only entries that are still in the streams can be compared: acknowledged ones stay for STREAM_RETENTION. \
+        Exits with 5 if a like is missing.\n\nExamples:\n  likesctl verify --from 1h\n  likesctl verify --sample 1000"
     )]
     Verify(verify::Options),
-    /// Writes a range of the streams once more into the table; the group stays where it is
+    /// Write a range of the streams into the table again, without moving the group
     #[command(
-        after_help = "Only what is still in the streams can be read: acknowledged entries stay for STREAM_RETENTION. \
-        What the table has stays as it is.\n\nExample: likesctl reprocess --from 2h --to 1h -p 3"
+        after_help = "Only entries that are still in the streams can be read: acknowledged ones stay for STREAM_RETENTION. \
+        Existing rows stay as they are.\n\nExample: likesctl reprocess --from 2h --to 1h -p 3"
     )]
     Reprocess(reprocess::Options),
-    /// Has consumers read nothing, of all partitions or some, until resume
+    /// Stop consumers from reading all or some partitions, until resume
     #[command(
-        after_help = "Callers are served on: likes wait in Redis.\n\nExample: likesctl pause -p 3 --reason-text 'ticket 7'"
+        after_help = "Ingest still accepts likes: they wait in Redis.\n\nExample: likesctl pause -p 3 --reason-text 'ticket 7'"
     )]
-    Pause(pause::PauseOptions),
-    /// Has consumers read again
+    Pause(pause::Options),
+    /// Let consumers read paused partitions again
     #[command(after_help = "Example: likesctl resume")]
-    Resume(pause::PauseOptions),
-    /// Waits until nothing is left to be stored
-    #[command(after_help = "Ends with 1 when the time is over.\n\nExample: likesctl drain --timeout 5m")]
-    Drain(pause::DrainOptions),
-    /// Shows who has changed what by likesctl
+    Resume(pause::Options),
+    /// Wait until the backlog is 0
+    #[command(after_help = "Exits with 1 on timeout.\n\nExample: likesctl drain --timeout 5m")]
+    Drain(drain::Options),
+    /// List changes made with likesctl
     #[command(after_help = "Example: likesctl audit -o wide")]
-    Audit(commands::audit::Options),
-    /// Brings the schema in Postgres up to date
+    Audit(audit_log::Options),
+    /// Apply pending migrations to the Postgres schema
     #[command(after_help = "Example: likesctl migrate")]
     Migrate(migrate::Options),
-    /// Changes how many streams the likes are spread over
+    /// Change the number of partitions
     #[command(subcommand, arg_required_else_help = true)]
     Partitions(partitions::Command),
-    /// Asks a service whether it is ready, for a container's health check
-    #[command(after_help = "Ends with 1 if it isn't.\n\nExample: likesctl ready 127.0.0.1:8081")]
+    /// Check whether a service is ready, for the health check of a container
+    #[command(after_help = "Exits with 1 if it is not.\n\nExample: likesctl ready 127.0.0.1:8081")]
     Ready(container::ReadyOptions),
-    /// Does nothing until it is told to end: for a container to run likesctl in
+    /// Wait for a signal, as the main process of a container to run likesctl in
     #[command(after_help = "Example: likesctl idle")]
     Idle,
-    /// Prints what a shell needs to complete commands
+    /// Print a completion script for a shell
     #[command(after_help = "Example: likesctl completions bash > /etc/bash_completion.d/likesctl")]
     Completions(shell::CompletionsOptions),
-    /// Prints the manual page
+    /// Print the manual page
     #[command(after_help = "Example: likesctl man --out /usr/local/share/man/man1")]
     Man(shell::ManOptions),
 }
@@ -129,46 +131,49 @@ impl Settings for Likesctl {
     }
 }
 
-/// Runs the command line. How it ends is in its help.
+/// Runs the command line. The exit codes are in its help.
 pub fn main() -> ExitCode {
     let Likesctl { command } = settings::parse();
-    let ended =
-        Builder::new_current_thread().enable_all().build().map_err(CliError::from).and_then(|runtime| {
-            let ended = runtime.block_on(async {
-                let interrupt = shutdown::on_signal()?;
-                Box::pin(run(command, &interrupt)).await
-            });
-            runtime.shutdown_background();
-            ended
-        });
-    match ended {
+    match block_on(command) {
         Ok(exit) => exit.code().into(),
         Err(error) => {
-            let (line, code) = error.end();
+            let (line, code) = error.line_and_code();
             if let Some(line) = line {
-                let _ = writeln!(io::stderr(), "error: {}", output::printable(&line));
+                eprint_line(format_args!("error: {}", output::printable(&line)));
             }
             code.into()
         }
     }
 }
 
-/// What only looks ends at once when it is interrupted; what changes something ends by itself, between two steps.
+fn block_on(command: Command) -> Result<Exit, CliError> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let interrupt = shutdown::on_signal()?;
+        run(command, &interrupt).await
+    });
+    // A read of standard input may still block a thread.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Runs a command. An interruption ends one that only reads; others end between two steps.
 async fn run(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
-    if command.ends_by_itself() {
-        return Box::pin(dispatch(command, interrupt)).await;
+    let handles_interrupt = command.handles_interrupt();
+    let ended = dispatch(command, interrupt);
+    if handles_interrupt {
+        return ended.await;
     }
-    let looked = interrupt.run_until_cancelled(Box::pin(dispatch(command, interrupt))).await;
-    looked.unwrap_or(Ok(Exit::Interrupted))
+    interrupt.run_until_cancelled(ended).await.unwrap_or(Ok(Exit::Interrupted))
 }
 
 impl Command {
-    fn ends_by_itself(&self) -> bool {
+    fn handles_interrupt(&self) -> bool {
         match self {
-            Self::Pending(command) => command.changes_something(),
-            Self::Consumers(command) => command.changes_something(),
-            Self::Dead(command) => command.changes_something(),
-            // The last two have a screen to put in order, or tell how far they got.
+            Self::Pending(command) => command.is_change(),
+            Self::Consumers(command) => command.is_change(),
+            Self::Dead(command) => command.is_change(),
+            // The last three restore the terminal, print a report, or wait for the signal.
             Self::Reprocess(_)
             | Self::Pause(_)
             | Self::Resume(_)
@@ -176,7 +181,7 @@ impl Command {
             | Self::Top(_)
             | Self::Drain(_)
             | Self::Idle => true,
-            // What it does is one transaction.
+            // All changes of migrate are one transaction.
             Self::Migrate(_)
             | Self::Status(_)
             | Self::Doctor(_)
@@ -189,25 +194,28 @@ impl Command {
     }
 }
 
-async fn dispatch(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+/// Returns the command's future, boxed: each command is compiled on its own, and none is part of another's state.
+fn dispatch(command: Command, interrupt: &CancellationToken) -> LocalBoxFuture<'_, Result<Exit, CliError>> {
     match command {
-        Command::Status(options) => status::status(*options, interrupt).await,
-        Command::Top(options) => top::run(options, interrupt).await,
-        Command::Doctor(options) => doctor::run(options).await,
-        Command::Pending(command) => Box::pin(pending::run(*command, interrupt)).await,
-        Command::Consumers(command) => consumers::run(command, interrupt).await,
-        Command::Dead(command) => dead::run(*command, interrupt).await,
-        Command::Verify(options) => verify::run(options).await,
-        Command::Reprocess(options) => reprocess::run(options, interrupt).await,
-        Command::Pause(options) => pause::pause(options, interrupt).await,
-        Command::Resume(options) => pause::resume(options, interrupt).await,
-        Command::Drain(options) => pause::drain(options, interrupt).await,
-        Command::Audit(options) => commands::audit::run(options).await,
-        Command::Migrate(options) => migrate::run(options).await,
-        Command::Partitions(command) => partitions::run(command, interrupt).await,
-        Command::Ready(options) => container::ready(options).await,
-        Command::Idle => Ok(container::idle(interrupt).await),
-        Command::Completions(options) => shell::completions(&options, Likesctl::command()),
-        Command::Man(options) => shell::man(options, Likesctl::command()),
+        Command::Status(options) => Box::pin(status::run(*options, interrupt)),
+        Command::Top(options) => Box::pin(top::run(options, interrupt)),
+        Command::Doctor(options) => Box::pin(doctor::run(options)),
+        Command::Pending(command) => Box::pin(pending::run(*command, interrupt)),
+        Command::Consumers(command) => Box::pin(consumers::run(command, interrupt)),
+        Command::Dead(command) => Box::pin(dead::run(*command, interrupt)),
+        Command::Verify(options) => Box::pin(verify::run(options)),
+        Command::Reprocess(options) => Box::pin(reprocess::run(options, interrupt)),
+        Command::Pause(options) => Box::pin(pause::pause(options, interrupt)),
+        Command::Resume(options) => Box::pin(pause::resume(options, interrupt)),
+        Command::Drain(options) => Box::pin(drain::run(options, interrupt)),
+        Command::Audit(options) => Box::pin(audit_log::run(options)),
+        Command::Migrate(options) => Box::pin(migrate::run(options)),
+        Command::Partitions(command) => Box::pin(partitions::run(command, interrupt)),
+        Command::Ready(options) => Box::pin(container::ready(options)),
+        Command::Idle => Box::pin(async { Ok(container::idle(interrupt).await) }),
+        Command::Completions(options) => {
+            Box::pin(async move { shell::completions(&options, Likesctl::command()) })
+        }
+        Command::Man(options) => Box::pin(async move { shell::man(options, Likesctl::command()) }),
     }
 }

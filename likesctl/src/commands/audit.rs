@@ -1,4 +1,4 @@
-//! `likesctl audit`: lists who changed what, and why.
+//! `likesctl audit`: lists changes made with likesctl.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,12 @@ use crate::{
     output::{Column, OutputArgs, Row, Rows, time},
 };
 
-/// So many records are read at once.
+/// Number of records per request.
 const PAGE: usize = 500;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// So many at most, the newest first
+    /// Maximum number of changes, newest first
     #[arg(long, value_name = "COUNT", default_value = "100", value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 
@@ -28,7 +28,7 @@ pub(crate) struct Options {
     redis: RedisAccess,
 }
 
-/// One action.
+/// One change.
 #[derive(Serialize)]
 struct AuditRow {
     at: String,
@@ -36,7 +36,7 @@ struct AuditRow {
     command: String,
     selection: String,
     matched: u64,
-    /// Nothing when it did not come to an end.
+    /// Absent if the change did not end.
     outcome: Option<String>,
     reason: String,
 }
@@ -68,10 +68,12 @@ impl Row for AuditRow {
 
 pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     let context = options.redis.open().await?;
-    let mut rows = Rows::new(options.output);
-    let (mut outcomes, mut before, mut left) = (BTreeMap::new(), None::<String>, options.limit);
-    // Newest first: how something has ended comes before that it has begun.
-    while left > 0 {
+    let mut rows = Rows::new(options.output, AuditRow::COLUMNS);
+    // Newest first: the outcome of a change comes before its intent.
+    let mut outcomes = BTreeMap::new();
+    let mut before: Option<String> = None;
+    let mut remaining = options.limit;
+    while remaining > 0 {
         let records = context.streams.audit_records(before.as_deref(), PAGE).await?;
         let Some((last, _)) = records.last() else { break };
         before = Some(last.clone());
@@ -82,10 +84,10 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
                 outcomes.insert(of, field("outcome"));
                 continue;
             }
-            if left == 0 {
+            if remaining == 0 {
                 break;
             }
-            left -= 1;
+            remaining -= 1;
             rows.push(&AuditRow {
                 at: time(id.parse::<EntryId>().unwrap_or_default().ms),
                 who: field("who"),
@@ -97,6 +99,6 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
             })?;
         }
     }
-    rows.finish("nothing was ever changed by likesctl here")?;
+    rows.finish("likesctl has not changed anything here")?;
     Ok(Exit::Done)
 }

@@ -1,37 +1,50 @@
-//! `likesctl consumers`
+//! `likesctl consumers`: lists and removes consumers of the group.
 
 use clap::{Args, Subcommand};
+use consumer::group::static_assignment::StaticAssignment;
 use fred::prelude::Error;
 use serde::Serialize;
+use shared::stderr::eprint_line;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    action::{Action, ActionArgs, PaceArgs, say},
-    commands::{
-        pending::retry_matching,
-        status::{self, ViewOptions},
-    },
+    action::{Action, ActionArgs, PaceArgs},
     context::{Context, REASSIGN_CONSUMER, RedisAccess},
     exit::{CliError, Exit},
-    output::{many, print_document},
+    output::{Column, OutputArgs, Row, age_or_none, many, print_document, table},
+    overview::ConsumerOverview,
+    reassign::reassign,
     selection::Filter,
 };
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Lists the consumers of the group, dead ones with entries as well
+    /// List the consumers of the group, dead ones with pending entries included
     #[command(after_help = "Example: likesctl consumers list -o wide")]
-    List(ViewOptions),
-    /// Takes a dead consumer out of the group; its pending entries go to those that live
+    List(ListOptions),
+    /// Remove a dead consumer from the group and reassign its pending entries
     #[command(
-        after_help = "One that lives is not removed: stop it first.\n\nExample: likesctl consumers remove host-1-77-0a1b2c3d"
+        after_help = "A living consumer is not removed: stop it first.\n\nExample: likesctl consumers remove host-1-77-0a1b2c3d"
     )]
     Remove(RemoveOptions),
 }
 
 #[derive(Args)]
+pub(crate) struct ListOptions {
+    /// Partitions, like 3 or 0-3,8
+    #[arg(short, long, value_name = "PARTITIONS")]
+    partition: Option<StaticAssignment>,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    redis: RedisAccess,
+}
+
+#[derive(Args)]
 pub(crate) struct RemoveOptions {
-    /// Its name
+    /// Name of the consumer
     #[arg(value_name = "NAME")]
     name: String,
 
@@ -50,105 +63,152 @@ struct RemoveReport {
     command: &'static str,
     dry_run: bool,
     interrupted: bool,
-    /// Pending entries that others have now.
-    given: u64,
+    /// Number of pending entries that were reassigned.
+    reassigned: u64,
     removed: bool,
 }
 
 impl Command {
-    pub(crate) fn changes_something(&self) -> bool {
+    pub(crate) fn is_change(&self) -> bool {
         matches!(self, Self::Remove(_))
+    }
+}
+
+impl Row for ConsumerOverview {
+    const COLUMNS: &'static [Column] = &[
+        Column::text("CONSUMER"),
+        Column::text("STATE"),
+        Column::text("PARTITIONS"),
+        Column::number("PENDING"),
+        Column::number("HEARTBEAT"),
+        Column::number("IDLE"),
+        Column::text("STATIC").wide(),
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let partitions: Vec<String> = self.partitions.iter().map(u16::to_string).collect();
+        vec![
+            self.name.clone(),
+            self.state.to_owned(),
+            if partitions.is_empty() { "-".to_owned() } else { partitions.join(",") },
+            self.pending.to_string(),
+            age_or_none(self.heartbeat_ms_ago),
+            age_or_none(self.idle_ms),
+            self.static_assignment.clone().unwrap_or_else(|| "-".to_owned()),
+        ]
     }
 }
 
 pub(crate) async fn run(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     match command {
-        Command::List(options) => status::consumers(options).await,
+        Command::List(options) => list(options).await,
         Command::Remove(options) => remove(options, interrupt).await,
     }
 }
 
+async fn list(ListOptions { partition, output, redis }: ListOptions) -> Result<Exit, CliError> {
+    let context = redis.open().await?;
+    let partitions = context.partitions_of(partition.as_ref())?;
+    let mut rows = context.overview(&partitions).await?.consumers;
+    if partition.is_some() {
+        let wanted: Vec<u16> = partitions.iter().map(|partition| partition.number()).collect();
+        rows.retain(|row| row.pending > 0 || row.partitions.iter().any(|own| wanted.contains(own)));
+    }
+    print_document(output, &rows, |wide| {
+        if rows.is_empty() { "the group has no consumers".to_owned() } else { table(&rows, wide) }
+    })?;
+    Ok(Exit::Done)
+}
+
 async fn remove(
-    RemoveOptions { name, pace, action, redis }: RemoveOptions,
+    RemoveOptions { name, pace, action: args, redis }: RemoveOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let context = redis.open_group(interrupt).await?;
-    let all: Vec<_> = context.partitions.partitions().collect();
-    let overview = context.overview(&all).await?;
+    let partitions: Vec<_> = context.partitions.partitions().collect();
+    let overview = context.overview(&partitions).await?;
     let Some(consumer) = overview.consumers.into_iter().find(|consumer| consumer.name == name) else {
         return Err(context.unknown_consumer(&name));
     };
+    check_removable(&consumer)?;
+    let mut action = Action {
+        command: "consumers remove",
+        items: ("pending entries", "pending entry"),
+        effect: format!("reassigned to the owners of their partitions, and {name} removed"),
+        selection: &name,
+        args: &args,
+        pace: Some(pace),
+        interrupt,
+    };
+    let mut reassigned = None;
+    if consumer.pending > 0 {
+        let filter = Filter { consumer: Some(name.clone()), ..Filter::all_of(partitions) };
+        // Delivery counts stay: an entry may have killed this consumer.
+        let report = reassign(&context, &filter, &action, REASSIGN_CONSUMER, None).await?;
+        if report.interrupted || args.dry_run {
+            return print_report(&args, report.done, report.interrupted, false);
+        }
+        reassigned = Some(report.done).filter(|_| report.matched > 0);
+    }
+    let removed = if reassigned.is_some() {
+        remove_everywhere(&context, &name).await?
+    } else {
+        // Not confirmed yet: nothing was pending, or others have claimed it meanwhile.
+        action.effect = format!("{name}, which has nothing pending, will be removed");
+        let removed = action.once(&context, 1, Box::pin(remove_everywhere(&context, &name))).await?;
+        removed.unwrap_or(false)
+    };
+    print_report(&args, reassigned.unwrap_or(0), false, removed)
+}
+
+fn check_removable(consumer: &ConsumerOverview) -> Result<(), CliError> {
+    let name = &consumer.name;
     if consumer.is_alive() {
         return Err(CliError::Refused(format!("{name} is alive: stop it, then it leaves by itself")));
     }
     if consumer.pending > 0 && name == REASSIGN_CONSUMER {
         let line =
-            "what it has waits to be claimed by those that read the partitions: start consumers".to_owned();
-        return Err(CliError::Refused(line));
+            "its entries are waiting for the owners of their partitions to claim them: start consumers";
+        return Err(CliError::Refused(line.to_owned()));
     }
-    let mut act = Action {
-        command: "consumers remove",
-        what: ("pending entries", "pending entry"),
-        effect: format!("given to whoever reads their partitions, and {name} removed"),
-        selection: &name,
-        args: &action,
-        pace: Some(pace),
-        interrupt,
-    };
-    let mut given = None;
-    if consumer.pending > 0 {
-        let filter = Filter { partitions: all, consumer: Some(name.clone()), ..Filter::everything() };
-        // How often an entry was delivered stays on record: it may be what killed this one.
-        let report = retry_matching(&context, &filter, &act, None).await?;
-        if report.interrupted || action.dry_run {
-            return tell(&action, report.done, report.interrupted, false);
-        }
-        given = Some(report.done).filter(|_| report.matched > 0);
-    }
-    let removed = if given.is_some() {
-        take_out(&context, &name).await?
-    } else {
-        // Nothing was pending, or others have claimed it meanwhile: this was not asked about yet.
-        act.effect = format!("{name}, which has nothing pending, will be removed");
-        let removed = act.once(&context, 1, Box::pin(take_out(&context, &name))).await?;
-        removed.unwrap_or(false)
-    };
-    tell(&action, given.unwrap_or(0), false, removed)
+    Ok(())
 }
 
-/// Takes a consumer out wherever it has nothing pending; says whether that is everywhere.
-async fn take_out(context: &Context, name: &str) -> Result<bool, Error> {
+/// Removes a consumer wherever it has nothing pending, and returns whether that was everywhere.
+async fn remove_everywhere(context: &Context, name: &str) -> Result<bool, Error> {
     if !context.streams.forget_member(name).await? {
         return Ok(false);
     }
     for partition in context.partitions.partitions() {
         context.streams.remove_consumer(partition, name).await?;
     }
-    Ok(!context.knows_consumer(name).await?)
+    Ok(!context.has_consumer(name).await?)
 }
 
-fn tell(action: &ActionArgs, given: u64, interrupted: bool, removed: bool) -> Result<Exit, CliError> {
-    let dry_run = action.dry_run;
-    let report = RemoveReport { command: "consumers remove", dry_run, interrupted, given, removed };
-    print_document(action.output, &report, |_| match report {
-        RemoveReport { dry_run: true, .. } => "dry run: nothing was changed".to_owned(),
-        RemoveReport { interrupted: true, .. } => "interrupted: run it again to go on".to_owned(),
+fn print_report(
+    args: &ActionArgs,
+    reassigned: u64,
+    interrupted: bool,
+    removed: bool,
+) -> Result<Exit, CliError> {
+    let dry_run = args.dry_run;
+    let report = RemoveReport { command: "consumers remove", dry_run, interrupted, reassigned, removed };
+    let (exit, text) = match report {
+        RemoveReport { interrupted: true, .. } => {
+            (Exit::Interrupted, "interrupted: run the command again to continue".to_owned())
+        }
+        RemoveReport { dry_run: true, .. } => (Exit::Done, "dry run: nothing was changed".to_owned()),
         RemoveReport { removed: true, .. } => {
-            format!(
-                "removed; {} given to whoever reads the partitions",
-                many(given, "pending entry", "pending entries")
-            )
+            let entries = many(reassigned, "pending entry", "pending entries");
+            (Exit::Done, format!("removed; {entries} reassigned to the owners of the partitions"))
         }
-        RemoveReport { .. } => "not removed".to_owned(),
-    })?;
-    Ok(match report {
-        RemoveReport { interrupted: true, .. } => Exit::Interrupted,
-        RemoveReport { dry_run: false, removed: false, .. } => {
-            say(
-                "it has come to life, or has entries that were deleted from their streams: likesctl pending drop --consumer NAME takes those off",
-            );
-            Exit::Partial
-        }
-        RemoveReport { .. } => Exit::Done,
-    })
+        RemoveReport { .. } => (Exit::Partial, "not removed".to_owned()),
+    };
+    print_document(args.output, &report, |_| text)?;
+    if exit == Exit::Partial {
+        eprint_line(
+            "it is alive again, or has entries that were deleted from their streams: likesctl pending drop --consumer NAME drops those",
+        );
+    }
+    Ok(exit)
 }

@@ -1,4 +1,4 @@
-//! `likesctl ready` and `likesctl idle`: for containers, whose image has no shell.
+//! `likesctl ready` and `likesctl idle`, for containers without a shell.
 
 use std::{
     io::{self, Write},
@@ -19,21 +19,21 @@ use crate::{
     output::printable,
 };
 
-/// More than any admin port says.
+/// Maximum length of an answer, more than any admin port sends.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 #[derive(Args)]
 pub(crate) struct ReadyOptions {
-    /// The admin port of ingest or of a consumer, like 127.0.0.1:8081
+    /// Admin port of ingest or of a consumer, like 127.0.0.1:8081
     #[arg(value_name = "ADDRESS", value_parser = address)]
     address: SocketAddr,
 
-    /// How long it may take to answer
+    /// Maximum time to wait for the answer
     #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = positive_duration)]
     timeout: Duration,
 }
 
-/// Tells what `/readyz` says.
+/// Prints the answer of `/readyz`.
 pub(crate) async fn ready(ReadyOptions { address, timeout }: ReadyOptions) -> Result<Exit, CliError> {
     let failed = |error: reqwest::Error| {
         CliError::failed(format!("{address} does not answer: {}", one_line(&error.without_url())))
@@ -51,8 +51,8 @@ pub(crate) async fn ready(ReadyOptions { address, timeout }: ReadyOptions) -> Re
     let text = String::from_utf8_lossy(&text);
     let exit = match (status, text.lines().last()) {
         (StatusCode::OK, Some("ready")) => Exit::Done,
-        (StatusCode::SERVICE_UNAVAILABLE, Some("not ready")) => Exit::Unwell,
-        _ => return Err(CliError::failed(format!("{address} answers {status}: it is no admin port"))),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("not ready")) => Exit::Failure,
+        _ => return Err(CliError::failed(format!("{address} answers {status}: it is not an admin port"))),
     };
     for line in text.lines() {
         writeln!(io::stdout(), "{}", printable(line))?;
@@ -60,7 +60,7 @@ pub(crate) async fn ready(ReadyOptions { address, timeout }: ReadyOptions) -> Re
     Ok(exit)
 }
 
-/// Does nothing until told to end.
+/// Waits for a signal.
 pub(crate) async fn idle(interrupt: &CancellationToken) -> Exit {
     interrupt.cancelled().await;
     Exit::Done

@@ -1,55 +1,47 @@
-//! `likesctl dead`
+//! `likesctl dead`: lists, retries, purges, exports and imports dead letters.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fmt,
-    fs::File,
-    hash::{BuildHasher, RandomState},
-    io::{self, BufRead, BufReader},
-    path::{Path, PathBuf},
-};
+mod import;
 
-use bytes::Bytes;
 use clap::{Args, Subcommand};
 use consumer::entry::EntryId;
+use futures_util::FutureExt;
 use serde::Serialize;
-use shared::wire::{codec, partition::Partition};
+use shared::{stderr::eprint_line, wire::codec};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    action::{Action, ActionArgs, ActionResult, ExportArgs, Pace, PaceArgs, Report, say},
-    audit,
+    action::{Action, ActionArgs, ActionResult, Change, ExportArgs, PaceArgs},
     context::{Context, RedisAccess},
     dead_letter_record::DeadLetterRecord,
     exit::{CliError, Exit},
     output::{Column, Format, OutputArgs, Row, Rows, age, many, print_document, printable, time},
-    scan::{DeadLetterEntry, DeadScan, Item, PAGE, Scan},
-    selection::{DeadSelection, EntryRef, Everything, Filter},
+    scan::{DeadLetterEntry, DeadScan, Item, Scan},
+    selection::{AllArg, DeadSelection, EntryRef, Filter},
 };
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Lists dead letters: what could not be stored, and why
+    /// List dead letters: likes that could not be stored, with the reason
     #[command(
         after_help = "Examples:\n  likesctl dead list\n  likesctl dead list --reason rejected --since 1h -o wide"
     )]
     List(ListOptions),
-    /// Shows dead letters with their likes
+    /// Show dead letters with their likes
     #[command(after_help = "Example: likesctl dead show 7/1700000000000-0")]
     Show(ShowOptions),
-    /// Appends what is in dead letters to the streams again, and removes the letters
-    #[command(after_help = "What still can't be stored becomes a dead letter again.\n\n\
+    /// Append the payloads of dead letters to the streams again, and remove the dead letters
+    #[command(after_help = "A like that still can't be stored becomes a dead letter again.\n\n\
         Example: likesctl dead retry --reason rejected --reason-text 'constraint dropped'")]
-    Retry(ActOptions),
-    /// Removes dead letters for good; they are kept in a file
+    Retry(ChangeOptions),
+    /// Remove dead letters for good; a file keeps them
     #[command(after_help = "Example: likesctl dead purge --reason undecodable --until 7d")]
     Purge(PurgeOptions),
-    /// Writes dead letters to standard output, as lines of JSON
+    /// Write dead letters to standard output, as NDJSON
     #[command(after_help = "Example: likesctl dead export --reason rejected > rejected.ndjson")]
     Export(ExportOptions),
-    /// Makes dead letters of what export, purge or pending drop have written; those that are there already are left out
+    /// Import dead letters that export, purge or pending drop have written, except existing ones
     #[command(after_help = "Example: likesctl dead import rejected.ndjson")]
-    Import(ImportOptions),
+    Import(import::Options),
 }
 
 #[derive(Args)]
@@ -64,7 +56,7 @@ pub(crate) struct ListOptions {
 
 #[derive(Args)]
 pub(crate) struct ShowOptions {
-    /// The letters
+    /// Dead letters to show
     #[arg(value_name = "PARTITION/ID", required = true)]
     ids: Vec<EntryRef>,
     #[command(flatten)]
@@ -74,11 +66,11 @@ pub(crate) struct ShowOptions {
 }
 
 #[derive(Args)]
-pub(crate) struct ActOptions {
+pub(crate) struct ChangeOptions {
     #[command(flatten)]
     dead: DeadSelection,
     #[command(flatten)]
-    everything: Everything,
+    all: AllArg,
     #[command(flatten)]
     pace: PaceArgs,
     #[command(flatten)]
@@ -90,7 +82,7 @@ pub(crate) struct ActOptions {
 #[derive(Args)]
 pub(crate) struct PurgeOptions {
     #[command(flatten)]
-    act: ActOptions,
+    change: ChangeOptions,
     #[command(flatten)]
     export: ExportArgs,
 }
@@ -99,19 +91,6 @@ pub(crate) struct PurgeOptions {
 pub(crate) struct ExportOptions {
     #[command(flatten)]
     dead: DeadSelection,
-    #[command(flatten)]
-    redis: RedisAccess,
-}
-
-#[derive(Args)]
-pub(crate) struct ImportOptions {
-    /// The file
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
-    #[command(flatten)]
-    pace: PaceArgs,
-    #[command(flatten)]
-    action: ActionArgs,
     #[command(flatten)]
     redis: RedisAccess,
 }
@@ -137,14 +116,21 @@ impl Row for DeadRow {
 
     fn cells(&self) -> Vec<String> {
         let DeadLetterRecord { entry, reason, detail, origin, deliveries, consumer, .. } = &self.record;
-        let (age, deliveries) = (age(self.age_ms), deliveries.to_string());
-        vec![entry.clone(), reason.clone(), age, deliveries, consumer.clone(), origin.clone(), detail.clone()]
+        vec![
+            entry.clone(),
+            reason.clone(),
+            age(self.age_ms),
+            deliveries.to_string(),
+            consumer.clone(),
+            origin.clone(),
+            detail.clone(),
+        ]
     }
 }
 
 impl DeadRow {
-    fn new(letter: &DeadLetterEntry, now_ms: u64) -> Self {
-        let record = DeadLetterRecord::from(letter);
+    fn new(dead_letter: &DeadLetterEntry, now_ms: u64) -> Self {
+        let record = DeadLetterRecord::from(dead_letter);
         Self { age_ms: now_ms.saturating_sub(record.dead_at), record }
     }
 
@@ -152,7 +138,7 @@ impl DeadRow {
         let DeadLetterRecord { entry, reason, detail, origin, deliveries, consumer, dead_at, likes, .. } =
             &self.record;
         let mut lines = vec![
-            format!("letter      {entry}"),
+            format!("dead letter {entry}"),
             format!("reason      {}", printable(reason)),
             format!("detail      {}", printable(detail)),
             format!("origin      {}", printable(origin)),
@@ -166,7 +152,7 @@ impl DeadRow {
 }
 
 impl Command {
-    pub(crate) fn changes_something(&self) -> bool {
+    pub(crate) fn is_change(&self) -> bool {
         matches!(self, Self::Retry(_) | Self::Purge(_) | Self::Import(_))
     }
 }
@@ -178,18 +164,19 @@ pub(crate) async fn run(command: Command, interrupt: &CancellationToken) -> Resu
         Command::Retry(options) => retry(options, interrupt).await,
         Command::Purge(options) => purge(options, interrupt).await,
         Command::Export(options) => export(options).await,
-        Command::Import(options) => import(options, interrupt).await,
+        Command::Import(options) => import::run(options, interrupt).await,
     }
 }
 
 async fn list(ListOptions { dead, output, redis }: ListOptions) -> Result<Exit, CliError> {
     let context = redis.open().await?;
-    let (filter, now_ms) = (dead.resolve(&context).await?, context.now_ms().await?);
+    let filter = dead.resolve(&context).await?;
+    let now_ms = context.now_ms().await?;
     let mut scan = DeadScan::new(&context, &filter, None);
-    let mut rows = Rows::new(output);
+    let mut rows = Rows::new(output, DeadRow::COLUMNS);
     while let Some(page) = scan.next_page().await? {
-        for letter in &page {
-            rows.push(&DeadRow::new(letter, now_ms))?;
+        for dead_letter in &page {
+            rows.push(&DeadRow::new(dead_letter, now_ms))?;
         }
     }
     rows.finish("no dead letters match")?;
@@ -201,13 +188,13 @@ async fn show(ShowOptions { ids, output, redis }: ShowOptions) -> Result<Exit, C
     let now_ms = context.now_ms().await?;
     let mut rows = Vec::new();
     for id in ids {
-        rows.push(DeadRow::new(&letter(&context, id).await?, now_ms));
+        rows.push(DeadRow::new(&read(&context, id).await?, now_ms));
     }
     print_document(output, &rows, |_| rows.iter().map(DeadRow::text).collect::<Vec<_>>().join("\n\n"))?;
     Ok(Exit::Done)
 }
 
-async fn letter(context: &Context, at: EntryRef) -> Result<DeadLetterEntry, CliError> {
+async fn read(context: &Context, at: EntryRef) -> Result<DeadLetterEntry, CliError> {
     let partition = context.partition(at.partition)?;
     let found = context.streams.dead_letters(partition, (at.id, at.id), 1).await?;
     let fields = found.into_iter().find_map(|raw| raw.fields);
@@ -215,27 +202,26 @@ async fn letter(context: &Context, at: EntryRef) -> Result<DeadLetterEntry, CliE
     Ok(DeadLetterEntry { partition, id: at.id, fields })
 }
 
-impl ActOptions {
+impl ChangeOptions {
     async fn open(&self, interrupt: &CancellationToken) -> Result<(Context, Filter), CliError> {
         let context = self.redis.open_group(interrupt).await?;
-        let filter = self.dead.resolve(&context).await?.or_all(self.everything)?;
+        let filter = self.dead.resolve(&context).await?.or_all(self.all)?;
         for named in &filter.named {
-            letter(&context, *named).await?;
+            read(&context, *named).await?;
         }
         Ok((context, filter))
     }
 
-    fn act<'a>(
+    fn action<'a>(
         &'a self,
         command: &'static str,
         effect: &str,
         filter: &'a Filter,
         interrupt: &'a CancellationToken,
     ) -> Action<'a> {
-        let what = ("dead letters", "dead letter");
         Action {
             command,
-            what,
+            items: ("dead letters", "dead letter"),
             effect: effect.to_owned(),
             selection: &filter.text,
             args: &self.action,
@@ -245,208 +231,78 @@ impl ActOptions {
     }
 }
 
-async fn retry(options: ActOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+async fn retry(options: ChangeOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let act = options.act("dead retry", "appended to the streams again, and removed", &filter, interrupt);
-    act.run(
-        &context,
-        |bound| DeadScan::new(&context, &filter, bound.cloned()),
-        None,
-        async |partition, letters| {
-            let ids: Vec<EntryId> = letters.iter().map(Item::id).collect();
-            let retried = context.streams.retry_dead_letters(partition, &ids).await?;
-            let has_none = |letter: &DeadLetterEntry| {
-                codec::payload(&letter.fields).is_none_or(|payload| payload.is_empty())
-            };
-            let why = "it has no payload that could be tried again";
-            Ok(ActionResult::but(retried.len(), letters, has_none, why))
+    let action =
+        options.action("dead retry", "appended to the streams again, and removed", &filter, interrupt);
+    let context = &context;
+    let change = Change {
+        scan: &|bound| Box::new(DeadScan::new(context, &filter, bound)),
+        apply: &|partition, dead_letters| {
+            async move {
+                let ids: Vec<EntryId> = dead_letters.iter().map(Item::id).collect();
+                let retried = context.streams.retry_dead_letters(partition, &ids).await?;
+                let has_no_payload = |dead_letter: &DeadLetterEntry| {
+                    codec::payload(&dead_letter.fields).is_none_or(|payload| payload.is_empty())
+                };
+                let reason = "it has no payload to retry";
+                Ok(ActionResult::with_skipped(retried.len(), &dead_letters, has_no_payload, reason))
+            }
+            .boxed_local()
         },
-    )
-    .await
+        export: None,
+    };
+    action.run(context, change).await
 }
 
 async fn purge(
-    PurgeOptions { act: options, export }: PurgeOptions,
+    PurgeOptions { change: options, export }: PurgeOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let act = options.act("dead purge", "removed for good", &filter, interrupt);
-    act.run(
-        &context,
-        |bound| DeadScan::new(&context, &filter, bound.cloned()),
-        Some((&export, &|letter| DeadLetterRecord::from(letter))),
-        async |partition, letters| {
-            let ids: Vec<EntryId> = letters.iter().map(Item::id).collect();
-            let purged = context.streams.purge_dead_letters(partition, &ids).await?;
-            Ok(ActionResult { done: purged.len() as u64, skipped: Vec::new() })
+    let action = options.action("dead purge", "removed for good", &filter, interrupt);
+    let context = &context;
+    let change = Change {
+        scan: &|bound| Box::new(DeadScan::new(context, &filter, bound)),
+        apply: &|partition, dead_letters: Vec<DeadLetterEntry>| {
+            async move {
+                let ids: Vec<EntryId> = dead_letters.iter().map(Item::id).collect();
+                let purged = context.streams.purge_dead_letters(partition, &ids).await?;
+                Ok(ActionResult { done: purged.len() as u64, skipped: Vec::new() })
+            }
+            .boxed_local()
         },
-    )
-    .await
+        export: Some((&export, &|dead_letter| DeadLetterRecord::from(dead_letter))),
+    };
+    action.run(context, change).await
 }
 
 async fn export(ExportOptions { dead, redis }: ExportOptions) -> Result<Exit, CliError> {
     let context = redis.open().await?;
     let filter = dead.resolve(&context).await?;
     let mut scan = DeadScan::new(&context, &filter, None);
-    let mut rows = Rows::new(OutputArgs { output: Format::Ndjson });
-    let mut letters = 0;
+    let mut rows = Rows::new(OutputArgs { output: Format::Ndjson }, &[]);
+    let mut exported = 0;
     while let Some(page) = scan.next_page().await? {
-        for letter in &page {
-            rows.push(&Exported(DeadLetterRecord::from(letter)))?;
+        for dead_letter in &page {
+            rows.push(&ExportRow(DeadLetterRecord::from(dead_letter)))?;
         }
-        letters += page.len() as u64;
+        exported += page.len() as u64;
     }
     rows.finish("")?;
-    say(&format!("{} exported", many(letters, "dead letter", "dead letters")));
+    eprint_line(format_args!("{} exported", many(exported, "dead letter", "dead letters")));
     Ok(Exit::Done)
 }
 
-/// A letter in an export has no table.
+/// An exported dead letter, which is never in a table.
 #[derive(Serialize)]
 #[serde(transparent)]
-struct Exported(DeadLetterRecord);
+struct ExportRow(DeadLetterRecord);
 
-impl Row for Exported {
+impl Row for ExportRow {
     const COLUMNS: &'static [Column] = &[];
 
     fn cells(&self) -> Vec<String> {
         Vec::new()
     }
-}
-
-/// Tells letters apart. Of one entry a like is never twice among the dead for the same reason.
-struct Known {
-    hasher: RandomState,
-    letters: BTreeMap<u16, HashSet<u64>>,
-}
-
-impl Known {
-    fn new() -> Self {
-        Self { hasher: RandomState::new(), letters: BTreeMap::new() }
-    }
-
-    fn fingerprint(&self, fields: &[(Bytes, Bytes)]) -> u64 {
-        let field =
-            |name: &str| fields.iter().find(|(field, _)| field == name.as_bytes()).map(|(_, value)| value);
-        self.hasher.hash_one(["origin", "reason", codec::FIELD, "original"].map(field))
-    }
-
-    /// Whether a letter is new. It is known from then on.
-    async fn is_new(
-        &mut self,
-        context: &Context,
-        partition: Partition,
-        fields: &[(Bytes, Bytes)],
-    ) -> Result<bool, CliError> {
-        let number = partition.number();
-        if !self.letters.contains_key(&number) {
-            let filter = Filter::all_of(partition);
-            let mut scan = DeadScan::new(context, &filter, None);
-            let mut known = HashSet::new();
-            while let Some(page) = scan.next_page().await? {
-                known.extend(page.iter().map(|letter| self.fingerprint(&letter.fields)));
-            }
-            self.letters.insert(number, known);
-        }
-        let fingerprint = self.fingerprint(fields);
-        Ok(self.letters.entry(number).or_default().insert(fingerprint))
-    }
-}
-
-async fn import(
-    ImportOptions { file, pace, action, redis }: ImportOptions,
-    interrupt: &CancellationToken,
-) -> Result<Exit, CliError> {
-    let context = redis.open().await?;
-    // All of it is read before anything is changed.
-    let mut letters = 0;
-    for record in read_records(&context, &file)? {
-        record?;
-        letters += 1;
-    }
-    let name = file.display().to_string();
-    let act = Action {
-        command: "dead import",
-        what: ("dead letters", "dead letter"),
-        effect: format!(
-            "{} of {name} will be made dead letters, but for those that are there already",
-            many(letters, "letter", "letters")
-        ),
-        selection: &name,
-        args: &action,
-        pace: Some(pace),
-        interrupt,
-    };
-    say(&format!("{}: {}", act.command, act.effect));
-    let mut report = act.report(letters);
-    if letters == 0 || action.dry_run {
-        return act.tell(&report);
-    }
-    act.confirm(letters).await?;
-    let begun = audit::begin(&context, &act.intent(letters)).await?;
-    let imported = import_all(&context, &file, &act, &mut report).await;
-    act.note_end(&context, &begun, &report, imported.as_ref().err()).await;
-    let there = imported?;
-    if there > 0 {
-        say(&format!("{} there already", many(there, "letter was", "letters were")));
-    }
-    act.tell(&report)
-}
-
-/// Returns how many were there already.
-async fn import_all(
-    context: &Context,
-    file: &Path,
-    act: &Action<'_>,
-    report: &mut Report,
-) -> Result<u64, CliError> {
-    let mut there = 0;
-    let (mut known, mut pace) = (Known::new(), Pace::new(act.pace));
-    let progress = act.progress(report.matched);
-    for record in read_records(context, file)? {
-        report.interrupted = act.interrupt.is_cancelled();
-        if report.interrupted {
-            break;
-        }
-        let (partition, fields) = record?;
-        if known.is_new(context, partition, &fields).await? {
-            context.streams.import_letter(partition, fields).await?;
-            report.done += 1;
-            act.interrupt.run_until_cancelled(pace.wait(1)).await;
-        } else {
-            there += 1;
-        }
-        progress.inc(1);
-    }
-    progress.finish_and_clear();
-    Ok(there)
-}
-
-type Record = (Partition, Vec<(Bytes, Bytes)>);
-
-fn read_records<'a>(
-    context: &'a Context,
-    file: &'a Path,
-) -> Result<impl Iterator<Item = Result<Record, CliError>> + 'a, CliError> {
-    let failed = |why: &dyn fmt::Display| {
-        CliError::failed(format!("nothing was changed: '{}' can't be read: {why}", file.display()))
-    };
-    let opened = File::open(file).map_err(|why| failed(&why))?;
-    if !opened.metadata().map_err(|why| failed(&why))?.is_file() {
-        return Err(failed(&"it is read twice, and so has to be an ordinary file"));
-    }
-    let lines = BufReader::with_capacity(PAGE * 1_024, opened).lines().enumerate();
-    let record = move |(number, line): (usize, io::Result<String>)| {
-        let failed = |why: &dyn fmt::Display| {
-            let (line, file) = (number + 1, file.display());
-            CliError::failed(format!("nothing was changed: line {line} of '{file}': {why}"))
-        };
-        let line = line.map_err(|why| failed(&why))?;
-        if line.trim().is_empty() {
-            return Ok(None);
-        }
-        let (entry, fields) = DeadLetterRecord::read(&line).map_err(|why| failed(&why))?;
-        Ok(Some((context.partition(entry.partition)?, fields)))
-    };
-    Ok(lines.map(record).filter_map(Result::transpose))
 }

@@ -1,4 +1,4 @@
-//! `likesctl migrate`
+//! `likesctl migrate`: applies pending migrations.
 
 use std::{
     io::{self, Write},
@@ -22,7 +22,7 @@ pub(crate) struct Options {
     #[command(flatten)]
     postgres: PostgresArgs,
 
-    /// How long to wait for Postgres
+    /// Maximum time to wait for Postgres
     #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     startup_timeout: Duration,
 }
@@ -33,7 +33,7 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     if session::shares_sessions(&postgres, &client).await {
         let error = SettingError::new(
             "DATABASE_URL",
-            "leads to a pooler that shares sessions, and the lock for migrations needs one: allowed is Postgres itself",
+            "leads to a pooler in transaction mode, but the migration lock needs a session; expected Postgres itself",
         );
         return Err(CliError::Usage(error.to_string()));
     }
@@ -42,7 +42,7 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     if applied.is_empty() {
         lines.push(format!("nothing to do: the schema is at version {}", schema::VERSION));
     }
-    // It is done, whether or not anybody hears of it.
+    // Ignored: the migrations are applied.
     let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
     Ok(Exit::Done)
 }

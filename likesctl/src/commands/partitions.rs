@@ -1,23 +1,25 @@
-//! `likesctl partitions`
+//! `likesctl partitions`: changes the number of partitions.
 
 use clap::{Args, Subcommand};
+use consumer::stream::GroupError;
+use fred::prelude::Error;
 use serde::Serialize;
 use shared::{cluster_settings, wire::partition::PartitionCount};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     action::{Action, ActionArgs},
-    context::RedisAccess,
+    context::{Context, RedisAccess},
     exit::{CliError, Exit},
     output::print_document,
 };
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Raises the number of partitions while everything runs; it can't be lowered
+    /// Increase the number of partitions of a running system; it can't be decreased
     #[command(
-        after_help = "Running programs follow within seconds. LIKES_PARTITIONS should be set to the new number, or to \
-                            nothing, wherever it is set: who starts with the old number follows, too, and warns.\n\n\
+        after_help = "Running programs follow within seconds. Set LIKES_PARTITIONS to the new number, or to nothing, \
+                            wherever it is set: a program that starts with the old number follows as well, with a warning.\n\n\
                             Example: likesctl partitions grow 32"
     )]
     Grow(GrowOptions),
@@ -25,7 +27,7 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct GrowOptions {
-    /// How many there should be
+    /// New number of partitions
     #[arg(value_name = "COUNT")]
     count: PartitionCount,
 
@@ -36,14 +38,12 @@ pub(crate) struct GrowOptions {
     redis: RedisAccess,
 }
 
-/// What growing did.
 #[derive(Serialize)]
 struct GrowReport {
     command: &'static str,
     dry_run: bool,
     from: u16,
     to: u16,
-    /// Whether there are more now than before.
     changed: bool,
 }
 
@@ -54,50 +54,49 @@ pub(crate) async fn run(command: Command, interrupt: &CancellationToken) -> Resu
 }
 
 async fn grow(
-    GrowOptions { count: wanted, action, redis }: GrowOptions,
+    GrowOptions { count: wanted, action: args, redis }: GrowOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let context = redis.open().await?;
     let now = context.partitions;
     if wanted < now {
         return Err(CliError::Usage(format!(
-            "COUNT: '{wanted}' is less than the {now} partitions that there are: allowed is more"
+            "COUNT: '{wanted}' is less than the present {now} partitions; expected a larger number"
         )));
     }
-    let command = "partitions grow";
-    let mut report =
-        GrowReport { command, dry_run: action.dry_run, from: now.get(), to: wanted.get(), changed: false };
-    if wanted > now {
-        let act = Action {
-            command,
-            what: ("partitions", "partition"),
-            effect: format!("from {now} to {wanted}; this can't be undone"),
-            selection: &format!("from {now} to {wanted}"),
-            args: &action,
-            pace: None,
-            interrupt,
-        };
-        // Groups early: a Redis that is out of memory makes none.
-        let work = async {
-            match context.streams.ensure_groups(wanted).await {
-                Ok(()) => cluster_settings::increase_partitions(&context.redis, &context.keys, now, wanted)
-                    .await
-                    .map(Ok),
-                Err(error) => Ok(Err(error)),
-            }
-        };
-        report.changed = match act.once(&context, u64::from(wanted.get() - now.get()), Box::pin(work)).await?
-        {
+    let action = Action {
+        command: "partitions grow",
+        items: ("partitions", "partition"),
+        effect: format!("from {now} to {wanted}; this can't be undone"),
+        selection: &format!("from {now} to {wanted}"),
+        args: &args,
+        pace: None,
+        interrupt,
+    };
+    let changed = if wanted > now {
+        let added = u64::from(wanted.get() - now.get());
+        match action.once(&context, added, Box::pin(increase(&context, wanted))).await? {
             None => false,
-            Some(Err(error)) => return Err(CliError::Failed(error.into())),
             Some(Ok(true)) => true,
             Some(Ok(false)) => {
-                let what = format!("somebody else has changed the {now} partitions just now: look again");
-                return Err(CliError::failed(what));
+                let line = format!(
+                    "the number of partitions has changed from {now} meanwhile: run the command again"
+                );
+                return Err(CliError::failed(line));
             }
-        };
-    }
-    print_document(action.output, &report, |_| match (report.changed, report.dry_run) {
+            Some(Err(error)) => return Err(CliError::Failed(error.into())),
+        }
+    } else {
+        false
+    };
+    let report = GrowReport {
+        command: action.command,
+        dry_run: args.dry_run,
+        from: now.get(),
+        to: wanted.get(),
+        changed,
+    };
+    print_document(args.output, &report, |_| match (changed, args.dry_run) {
         (true, _) => {
             format!("grown from {now} to {wanted} partitions: running programs follow within seconds")
         }
@@ -105,4 +104,13 @@ async fn grow(
         (false, _) => format!("nothing to do: there are {now} partitions"),
     })?;
     Ok(Exit::Done)
+}
+
+/// Creates the groups of new partitions, then records the number. Groups first: Redis may be out of memory.
+async fn increase(context: &Context, wanted: PartitionCount) -> Result<Result<bool, GroupError>, Error> {
+    if let Err(error) = context.streams.ensure_groups(wanted).await {
+        return Ok(Err(error));
+    }
+    let now = context.partitions;
+    cluster_settings::increase_partitions(&context.redis, &context.keys, now, wanted).await.map(Ok)
 }

@@ -1,57 +1,57 @@
-//! `likesctl pending`
+//! `likesctl pending`: lists and changes pending entries.
 
 use std::collections::HashSet;
 
 use clap::{Args, Subcommand};
 use consumer::{config::group_name, entry::EntryId};
-use serde::Serialize;
-use shared::{
-    settings::args::PostgresArgs,
-    wire::{codec, partition::Partition},
-};
+use futures_util::FutureExt;
+use shared::{settings::args::PostgresArgs, wire::codec};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    action::{Action, ActionArgs, ActionResult, ExportArgs, PaceArgs, Report},
+    action::{Action, ActionArgs, ActionResult, Change, ExportArgs, PaceArgs},
     context::{self, Context, REASSIGN_CONSUMER, RedisAccess},
-    dead_letter_record::{LikeRecord, dropped},
+    dead_letter_record::dropped,
     exit::{CliError, Exit},
-    output::{Column, OutputArgs, Row, Rows, age, print_document, printable, time},
+    likes_table,
+    output::{OutputArgs, Row, Rows, print_document},
+    pending_detail::{PendingDetail, PendingRow},
+    reassign::reassign,
     scan::{Item, Pending, PendingScan, Scan},
-    selection::{EntryRef, Everything, Filter, PendingSelection},
-    table,
+    selection::{AllArg, EntryRef, Filter, PendingSelection},
 };
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Lists pending entries: delivered to a consumer and not yet acknowledged
+    /// List pending entries: delivered to a consumer, not acknowledged
     #[command(after_help = "Examples:\n  \
         likesctl pending list --min-idle 5m\n  \
         likesctl pending list -p 3 --min-deliveries 5 -o ndjson")]
     List(ListOptions),
-    /// Shows pending entries with their likes
+    /// Show pending entries with their likes
     #[command(after_help = "Example: likesctl pending show 7/1700000000000-0")]
     Show(ShowOptions),
-    /// Makes entries another consumer's
+    /// Reassign pending entries to another consumer
     #[command(
-        after_help = "The entries are idle for 0 s then, and that consumer takes them up after CLAIM_MIN_IDLE at the \
-        latest. To have them stored soon, by whoever reads the partition: likesctl pending retry\n\n\
+        after_help = "Their idle time restarts at 0, and that consumer processes them after CLAIM_MIN_IDLE at the \
+        latest. To have them stored soon, by the owner of the partition: likesctl pending retry\n\n\
         Example: likesctl pending claim --consumer host-1-77 --to host-2-12"
     )]
     Claim(ClaimOptions),
-    /// Has entries tried again within seconds, as if they had never been delivered
+    /// Retry pending entries within seconds, as if never delivered
     #[command(
-        after_help = "Whoever reads the partition claims them with the next look; what an entry counts as deliveries \
-        starts anew. Safe for entries that are just being stored: a like is stored once.\n\n\
+        after_help = "The owner of the partition claims them at once; their deliveries are counted from 0 again. Safe \
+        for entries that are being stored: a like is stored once.\n\n\
         Example: likesctl pending retry --min-idle 10m"
     )]
-    Retry(ActOptions),
-    /// Acknowledges entries whose likes are all in the table
+    Retry(ChangeOptions),
+    /// Acknowledge entries whose likes are all in the table
     #[command(
-        after_help = "Others are skipped (exit code 4).\n\nExample: likesctl pending ack --consumer host-1-77"
+        after_help = "Other entries are skipped (exit code 4).\n\nExample: likesctl pending ack --consumer host-1-77"
     )]
     Ack(AckOptions),
-    /// Gives entries up, unstored; they are kept in a file, from which likesctl dead import brings them back
+    /// Drop entries without storing them; a file keeps them for likesctl dead import
     #[command(
         after_help = "Example: likesctl pending drop 7/1700000000000-0 --reason-text 'kills consumers, ticket 7'"
     )]
@@ -70,7 +70,7 @@ pub(crate) struct ListOptions {
 
 #[derive(Args)]
 pub(crate) struct ShowOptions {
-    /// The entries
+    /// Entries to show
     #[arg(value_name = "PARTITION/ID", required = true)]
     ids: Vec<EntryRef>,
     #[command(flatten)]
@@ -80,11 +80,11 @@ pub(crate) struct ShowOptions {
 }
 
 #[derive(Args)]
-pub(crate) struct ActOptions {
+pub(crate) struct ChangeOptions {
     #[command(flatten)]
     pending: PendingSelection,
     #[command(flatten)]
-    everything: Everything,
+    all: AllArg,
     #[command(flatten)]
     pace: PaceArgs,
     #[command(flatten)]
@@ -95,17 +95,17 @@ pub(crate) struct ActOptions {
 
 #[derive(Args)]
 pub(crate) struct ClaimOptions {
-    /// Whose they should be
+    /// New consumer of the entries
     #[arg(long, value_name = "NAME", value_parser = group_name)]
     to: String,
     #[command(flatten)]
-    act: ActOptions,
+    change: ChangeOptions,
 }
 
 #[derive(Args)]
 pub(crate) struct AckOptions {
     #[command(flatten)]
-    act: ActOptions,
+    change: ChangeOptions,
     #[command(flatten)]
     postgres: PostgresArgs,
 }
@@ -113,63 +113,13 @@ pub(crate) struct AckOptions {
 #[derive(Args)]
 pub(crate) struct DropOptions {
     #[command(flatten)]
-    act: ActOptions,
+    change: ChangeOptions,
     #[command(flatten)]
     export: ExportArgs,
 }
 
-/// A pending entry in a list.
-#[derive(Serialize)]
-struct PendingRow {
-    entry: EntryRef,
-    consumer: String,
-    idle_ms: u64,
-    deliveries: u64,
-    age_ms: u64,
-}
-
-impl PendingRow {
-    fn new(pending: &Pending, now_ms: u64) -> Self {
-        Self {
-            entry: pending.entry(),
-            consumer: pending.entry.consumer.clone(),
-            idle_ms: pending.entry.idle_ms,
-            deliveries: pending.entry.deliveries,
-            age_ms: now_ms.saturating_sub(pending.entry.id.ms),
-        }
-    }
-}
-
-impl Row for PendingRow {
-    const COLUMNS: &'static [Column] = &[
-        Column::whole("ENTRY"),
-        Column::text("CONSUMER"),
-        Column::number("IDLE"),
-        Column::number("DELIVERIES"),
-        Column::number("AGE"),
-    ];
-
-    fn cells(&self) -> Vec<String> {
-        let Self { entry, consumer, idle_ms, deliveries, age_ms } = self;
-        vec![entry.to_string(), consumer.clone(), age(*idle_ms), deliveries.to_string(), age(*age_ms)]
-    }
-}
-
-/// A pending entry with what is in it.
-#[derive(Serialize)]
-struct PendingDetail {
-    #[serde(flatten)]
-    row: PendingRow,
-    accepted_at: String,
-    /// Whether it is still in the stream.
-    is_in_stream: bool,
-    likes: Vec<LikeRecord>,
-    /// What can't be read of it.
-    problem: Option<String>,
-}
-
 impl Command {
-    pub(crate) fn changes_something(&self) -> bool {
+    pub(crate) fn is_change(&self) -> bool {
         !matches!(self, Self::List(_) | Self::Show(_))
     }
 }
@@ -190,10 +140,11 @@ async fn list(
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let context = redis.open_group(interrupt).await?;
-    let (filter, now_ms) = (pending.resolve(&context).await?, context.now_ms().await?);
-    check_known(&context, &filter).await?;
+    let filter = pending.resolve(&context).await?;
+    let now_ms = context.now_ms().await?;
+    check_exists(&context, &filter).await?;
     let mut scan = PendingScan::new(&context, &filter, None, false);
-    let mut rows = Rows::new(output);
+    let mut rows = Rows::new(output, PendingRow::COLUMNS);
     while let Some(page) = scan.next_page().await? {
         for pending in &page {
             rows.push(&PendingRow::new(pending, now_ms))?;
@@ -207,87 +158,32 @@ async fn show(ShowOptions { ids, output, redis }: ShowOptions) -> Result<Exit, C
     let context = redis.open().await?;
     let mut details = Vec::new();
     for id in ids {
-        details.push(look_at(&context, id).await?);
+        details.push(PendingDetail::read(&context, id).await?);
     }
-    print_document(output, &details, |_| details.iter().map(text_of).collect::<Vec<_>>().join("\n\n"))?;
+    print_document(output, &details, |_| {
+        details.iter().map(PendingDetail::text).collect::<Vec<_>>().join("\n\n")
+    })?;
     Ok(Exit::Done)
 }
 
-async fn look_at(context: &Context, at: EntryRef) -> Result<PendingDetail, CliError> {
-    let partition = context.partition(at.partition)?;
-    let found = context.streams.pending(partition, (at.id, at.id), None, 0, 1).await?;
-    let Some(entry) = found.into_iter().next() else {
-        return Err(CliError::failed(format!(
-            "{at} is not pending: it was never delivered, or is acknowledged"
-        )));
-    };
-    let fields = context.streams.entry(partition, at.id).await?.and_then(|raw| raw.fields);
-    Ok(detail(&Pending { partition, entry, fields }, context.now_ms().await?))
-}
-
-/// A pending entry as text, or why there is none.
-pub(crate) async fn described(context: &Context, at: EntryRef) -> Result<String, CliError> {
-    look_at(context, at).await.map(|detail| text_of(&detail))
-}
-
-fn detail(pending: &Pending, now_ms: u64) -> PendingDetail {
-    let mut detail = PendingDetail {
-        row: PendingRow::new(pending, now_ms),
-        accepted_at: time(pending.entry.id.ms),
-        is_in_stream: pending.fields.is_some(),
-        likes: Vec::new(),
-        problem: None,
-    };
-    let Some(fields) = &pending.fields else {
-        detail.problem = Some("it was deleted from the stream: its likes are lost".to_owned());
-        return detail;
-    };
-    match codec::payload(fields).map(|payload| codec::decode(&payload)) {
-        None => detail.problem = Some(format!("it has no field {}", codec::FIELD)),
-        Some(Err(error)) => detail.problem = Some(error.to_string()),
-        Some(Ok(decoded)) => {
-            detail.likes = decoded.likes.iter().map(LikeRecord::from).collect();
-            detail.problem = decoded.bad.first().map(|bad| format!("like {}: {}", bad.index, bad.why));
-        }
-    }
-    detail
-}
-
-fn text_of(detail: &PendingDetail) -> String {
-    let row = &detail.row;
-    let mut lines = vec![
-        format!("entry       {}", row.entry),
-        format!("accepted    {}, {} ago", detail.accepted_at, age(row.age_ms)),
-        format!("consumer    {}, idle for {}", printable(&row.consumer), age(row.idle_ms)),
-        format!("deliveries  {}", row.deliveries),
-    ];
-    if let Some(problem) = &detail.problem {
-        lines.push(format!("problem     {}", printable(problem)));
-    }
-    lines.push(format!("likes       {}", detail.likes.len()));
-    lines.extend(detail.likes.iter().map(|like| format!("  {like}")));
-    lines.join("\n")
-}
-
-impl ActOptions {
+impl ChangeOptions {
     async fn open(&self, interrupt: &CancellationToken) -> Result<(Context, Filter), CliError> {
         let context = self.redis.open_group(interrupt).await?;
-        let filter = self.pending.resolve(&context).await?.or_all(self.everything)?;
-        check_known(&context, &filter).await?;
+        let filter = self.pending.resolve(&context).await?.or_all(self.all)?;
+        check_exists(&context, &filter).await?;
         Ok((context, filter))
     }
 
-    fn act<'a>(
+    fn action<'a>(
         &'a self,
         command: &'static str,
         effect: impl Into<String>,
         filter: &'a Filter,
         interrupt: &'a CancellationToken,
     ) -> Action<'a> {
-        let what = ("pending entries", "pending entry");
         Action {
             command,
-            what,
+            items: ("pending entries", "pending entry"),
             effect: effect.into(),
             selection: &filter.text,
             args: &self.action,
@@ -297,8 +193,8 @@ impl ActOptions {
     }
 }
 
-/// A name that nobody has is a mistake, and so is an entry that is named and isn't pending.
-async fn check_known(context: &Context, filter: &Filter) -> Result<(), CliError> {
+/// Checks that a selected consumer and entries on the command line exist.
+async fn check_exists(context: &Context, filter: &Filter) -> Result<(), CliError> {
     if let Some(name) = &filter.consumer {
         context.check_consumer(name).await?;
     }
@@ -311,90 +207,62 @@ async fn check_known(context: &Context, filter: &Filter) -> Result<(), CliError>
     Ok(())
 }
 
-async fn hand_over(
-    context: &Context,
-    partition: Partition,
-    entries: &[Pending],
-    to: &str,
-    deliveries: Option<u64>,
-) -> Result<ActionResult, CliError> {
-    let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
-    let (taken, deleted) = context.streams.hand_over(partition, &ids, to, deliveries).await?;
-    let why = "it was deleted from the stream: its likes are lost";
-    Ok(ActionResult::but(taken.len(), entries, |entry| deleted.contains(&entry.id()), why))
-}
-
 async fn claim(
-    ClaimOptions { to, act: options }: ClaimOptions,
+    ClaimOptions { to, change: options }: ClaimOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
     context.check_consumer(&to).await?;
-    let act = options.act("pending claim", format!("made those of {to}"), &filter, interrupt);
-    act.run(
-        &context,
-        |bound| PendingScan::new(&context, &filter, bound.cloned(), false),
-        None,
-        async |partition, entries| hand_over(&context, partition, entries, &to, None).await,
-    )
-    .await
+    let action = options.action("pending claim", format!("reassigned to {to}"), &filter, interrupt);
+    action.print(&reassign(&context, &filter, &action, &to, None).await?)
 }
 
-async fn retry(options: ActOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+async fn retry(options: ChangeOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let act = options.act("pending retry", "tried again", &filter, interrupt);
-    act.tell(&retry_matching(&context, &filter, &act, Some(0)).await?)
-}
-
-/// Has entries tried again by whoever reads their partition, with this number of deliveries or the one that they have.
-pub(crate) async fn retry_matching(
-    context: &Context,
-    filter: &Filter,
-    act: &Action<'_>,
-    deliveries: Option<u64>,
-) -> Result<Report, CliError> {
-    act.apply(
-        context,
-        |bound| PendingScan::new(context, filter, bound.cloned(), false),
-        None,
-        async |partition, entries| {
-            hand_over(context, partition, entries, REASSIGN_CONSUMER, deliveries).await
-        },
-    )
-    .await
+    let action = options.action("pending retry", "retried", &filter, interrupt);
+    action.print(&reassign(&context, &filter, &action, REASSIGN_CONSUMER, Some(0)).await?)
 }
 
 async fn ack(
-    AckOptions { act: options, postgres }: AckOptions,
+    AckOptions { change: options, postgres }: AckOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let (client, _) =
-        context::postgres(&postgres, "likesctl pending ack", options.redis.startup_timeout).await?;
-    let act = options.act("pending ack", "acknowledged, if the table has their likes", &filter, interrupt);
-    act.run(
-        &context,
-        |bound| PendingScan::new(&context, &filter, bound.cloned(), true),
-        None,
-        async |partition, entries| {
-            let stored = stored(&client, entries).await?;
-            let ids: Vec<EntryId> = stored.iter().copied().collect();
-            let acked =
-                if ids.is_empty() { 0 } else { context.streams.drop_pending(partition, &ids).await?.len() };
-            let why = "not all of its likes are in the table";
-            Ok(ActionResult::but(acked, entries, |entry| !stored.contains(&entry.id()), why))
+    let limit = options.redis.startup_timeout;
+    let (client, _) = context::postgres(&postgres, "likesctl pending ack", limit).await?;
+    let effect = "acknowledged, if the table has their likes";
+    let action = options.action("pending ack", effect, &filter, interrupt);
+    let context = &context;
+    let client = &client;
+    let change = Change {
+        scan: &|bound| Box::new(PendingScan::new(context, &filter, bound, true)),
+        apply: &|partition, entries| {
+            async move {
+                let stored = stored(client, &entries).await?;
+                let ids: Vec<EntryId> = stored.iter().copied().collect();
+                let acked = if ids.is_empty() {
+                    0
+                } else {
+                    context.streams.drop_pending(partition, &ids).await?.len()
+                };
+                let is_skipped = |entry: &Pending| !stored.contains(&entry.id());
+                let reason = "not all of its likes are in the table";
+                Ok(ActionResult::with_skipped(acked, &entries, is_skipped, reason))
+            }
+            .boxed_local()
         },
-    )
-    .await
+        export: None,
+    };
+    action.run(context, change).await
 }
 
-/// Those of the entries that can be read as a whole, and whose likes are all in the table.
-async fn stored(client: &tokio_postgres::Client, entries: &[Pending]) -> Result<HashSet<EntryId>, CliError> {
+/// Returns the entries that can be decoded completely, and whose likes are all in the table.
+async fn stored(client: &Client, entries: &[Pending]) -> Result<HashSet<EntryId>, CliError> {
     let mut stored = HashSet::new();
     for pending in entries {
         let payload = pending.fields.as_deref().and_then(codec::payload);
         let Some(Ok(decoded)) = payload.map(|payload| codec::decode(&payload)) else { continue };
-        if decoded.bad.is_empty() && table::missing(client, &decoded.likes).await?.is_empty() {
+        if decoded.bad.is_empty() && likes_table::missing(client, &decoded.likes).await?.is_empty() {
             stored.insert(pending.id());
         }
     }
@@ -402,21 +270,23 @@ async fn stored(client: &tokio_postgres::Client, entries: &[Pending]) -> Result<
 }
 
 async fn drop_entries(
-    DropOptions { act: options, export }: DropOptions,
+    DropOptions { change: options, export }: DropOptions,
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let act = options.act("pending drop", "given up, unstored", &filter, interrupt);
-    let record = |pending: &Pending| dropped(&context, pending);
-    act.run(
-        &context,
-        |bound| PendingScan::new(&context, &filter, bound.cloned(), true),
-        Some((&export, &record)),
-        async |partition, entries| {
-            let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
-            let dropped = context.streams.drop_pending(partition, &ids).await?;
-            Ok(ActionResult { done: dropped.len() as u64, skipped: Vec::new() })
+    let action = options.action("pending drop", "dropped without being stored", &filter, interrupt);
+    let context = &context;
+    let change = Change {
+        scan: &|bound| Box::new(PendingScan::new(context, &filter, bound, true)),
+        apply: &|partition, entries: Vec<Pending>| {
+            async move {
+                let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
+                let dropped = context.streams.drop_pending(partition, &ids).await?;
+                Ok(ActionResult { done: dropped.len() as u64, skipped: Vec::new() })
+            }
+            .boxed_local()
         },
-    )
-    .await
+        export: Some((&export, &|pending| dropped(context, pending))),
+    };
+    action.run(context, change).await
 }

@@ -1,4 +1,6 @@
-//! `likesctl status` and `consumers list`
+//! `likesctl status`: shows the state of the pipeline, partition by partition.
+
+mod check;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -7,16 +9,17 @@ use std::{
 
 use clap::Args;
 use consumer::group::static_assignment::StaticAssignment;
-use shared::settings::args::positive_duration;
+use shared::{settings::args::positive_duration, stderr::eprint_line};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use self::check::Thresholds;
 use crate::{
-    action::say,
-    check::{self, Thresholds},
     context::RedisAccess,
     exit::{CliError, Exit},
-    output::{Column, OutputArgs, Row, age, age_or_none, count, many, print_document, table},
+    output::{
+        Column, OutputArgs, Row, age, age_or_none, count, many, number_or_unknown, print_document, table,
+    },
     overview::{ConsumerOverview, Overview, PartitionOverview, Total},
 };
 
@@ -24,17 +27,17 @@ use crate::{
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 #[derive(Args)]
-pub(crate) struct StatusOptions {
-    /// Only these partitions, like 3 or 0-3,8
+pub(crate) struct Options {
+    /// Partitions, like 3 or 0-3,8
     #[arg(short, long, value_name = "PARTITIONS")]
     partition: Option<StaticAssignment>,
 
-    /// Again and again, with so long between
+    /// Repetition, with the time between two outputs
     #[arg(short, long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s",
           require_equals = true, value_parser = positive_duration, conflicts_with = "check")]
     watch: Option<Duration>,
 
-    /// One line for a monitoring system, and its exit codes: 0 ok, 1 warning, 2 critical, 3 unknown
+    /// One line and an exit code for a monitoring system: 0 ok, 1 warning, 2 critical, 3 unknown
     #[arg(long, conflicts_with = "output")]
     check: bool,
 
@@ -48,43 +51,25 @@ pub(crate) struct StatusOptions {
     redis: RedisAccess,
 }
 
-#[derive(Args)]
-pub(crate) struct ViewOptions {
-    /// Only these partitions, like 3 or 0-3,8
-    #[arg(short, long, value_name = "PARTITIONS")]
-    partition: Option<StaticAssignment>,
-
-    #[command(flatten)]
-    output: OutputArgs,
-
-    #[command(flatten)]
-    redis: RedisAccess,
-}
-
-pub(crate) async fn status(options: StatusOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
+pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     if options.check {
         return check::run(&options.redis, options.partition.as_ref(), &options.thresholds).await;
     }
     let context = options.redis.open().await?;
-    context.partitions_of(options.partition.as_ref())?;
+    let wanted = options.partition.as_ref();
+    context.partitions_of(wanted)?;
     loop {
-        let looked =
-            async { context.overview(&context.partitions_now(options.partition.as_ref()).await?).await };
-        let overview = match (looked.await, options.watch) {
-            (Ok(overview), _) => overview,
-            (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(interval)) => {
-                say(&format!("can't be looked at now: {error}"));
-                if interrupt.run_until_cancelled(sleep(interval)).await.is_none() {
-                    return Ok(Exit::Interrupted);
+        let overview = async { context.overview(&context.partitions_now(wanted).await?).await }.await;
+        match (overview, options.watch) {
+            (Ok(overview), watch) => {
+                if watch.is_some() && io::stdout().is_terminal() {
+                    write!(io::stdout(), "{CLEAR}")?;
                 }
-                continue;
+                print_document(options.output, &overview, |wide| text(&overview, wide))?;
             }
-        };
-        if options.watch.is_some() && io::stdout().is_terminal() {
-            write!(io::stdout(), "{CLEAR}")?;
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(_)) => eprint_line(format_args!("the status is unknown: {error}")),
         }
-        print_document(options.output, &overview, |wide| text(&overview, wide))?;
         let Some(interval) = options.watch else { return Ok(Exit::Done) };
         if interrupt.run_until_cancelled(sleep(interval)).await.is_none() {
             return Ok(Exit::Interrupted);
@@ -92,8 +77,7 @@ pub(crate) async fn status(options: StatusOptions, interrupt: &CancellationToken
     }
 }
 
-/// All of `status` as text.
-pub(crate) fn text(overview: &Overview, wide: bool) -> String {
+fn text(overview: &Overview, wide: bool) -> String {
     let Overview { stream, group, redis, total, partitions, consumers, .. } = overview;
     let alive = consumers.iter().filter(|consumer| consumer.is_alive()).count();
     let mut lines = vec![
@@ -102,57 +86,48 @@ pub(crate) fn text(overview: &Overview, wide: bool) -> String {
             "{}, {} alive{}",
             many(partitions.len() as u64, "partition", "partitions"),
             many(alive as u64, "consumer", "consumers"),
-            others(
-                &consumers
-                    .iter()
-                    .filter(|consumer| !consumer.is_alive() && consumer.pending > 0)
-                    .collect::<Vec<_>>()
-            )
+            others(consumers)
         ),
         summary(total),
     ];
-    let mut warn = |is_so: bool, line: String| {
-        if is_so {
-            lines.push(format!("! {line}"));
-        }
-    };
-    warn(
-        total.paused > 0,
-        format!("{} paused: likesctl resume", many(total.paused, "partition is", "partitions are")),
-    );
-    warn(
-        total.unowned > 0,
-        format!("nobody reads {}: likesctl doctor", many(total.unowned, "partition", "partitions")),
-    );
-    let groupless = partitions.iter().filter(|row| !row.has_group).count() as u64;
-    warn(
-        groupless > 0,
-        format!(
-            "{} no group {group}: start a consumer, it makes it",
-            many(groupless, "partition has", "partitions have")
-        ),
-    );
-    let stuck: Vec<&str> = consumers
-        .iter()
-        .filter(|consumer| consumer.state == "stuck")
-        .map(|consumer| consumer.name.as_str())
-        .collect();
-    warn(!stuck.is_empty(), format!("stuck, they can't store anything: {}", stuck.join(", ")));
+    lines.extend(warnings(overview).into_iter().map(|warning| format!("! {warning}")));
     lines.push(String::new());
     lines.push(table(partitions, wide));
     lines.join("\n")
 }
 
-fn others(with_pending: &[&ConsumerOverview]) -> String {
-    let entries: u64 = with_pending.iter().map(|consumer| consumer.pending).sum();
-    if with_pending.is_empty() {
+/// Counts the consumers that are not alive and have pending entries.
+fn others(consumers: &[ConsumerOverview]) -> String {
+    let others = || consumers.iter().filter(|consumer| !consumer.is_alive() && consumer.pending > 0);
+    let entries: u64 = others().map(|consumer| consumer.pending).sum();
+    if entries == 0 {
         return String::new();
     }
-    let (others, entries) = (
-        many(with_pending.len() as u64, "other", "others"),
-        many(entries, "pending entry", "pending entries"),
-    );
-    format!(", {others} with {entries}")
+    let others = many(others().count() as u64, "other", "others");
+    format!(", {others} with {}", many(entries, "pending entry", "pending entries"))
+}
+
+fn warnings(Overview { group, total, partitions, consumers, .. }: &Overview) -> Vec<String> {
+    let without_group = partitions.iter().filter(|row| !row.has_group).count() as u64;
+    let stuck = consumers.iter().filter(|consumer| consumer.state == "stuck");
+    let stuck: Vec<&str> = stuck.map(|consumer| consumer.name.as_str()).collect();
+    let mut warnings = Vec::new();
+    if total.paused > 0 {
+        let partitions = many(total.paused, "partition is", "partitions are");
+        warnings.push(format!("{partitions} paused: likesctl resume"));
+    }
+    if total.unowned > 0 {
+        let partitions = many(total.unowned, "partition has", "partitions have");
+        warnings.push(format!("{partitions} no owner: likesctl doctor"));
+    }
+    if without_group > 0 {
+        let partitions = many(without_group, "partition has", "partitions have");
+        warnings.push(format!("{partitions} no group {group}: start a consumer, which creates it"));
+    }
+    if !stuck.is_empty() {
+        warnings.push(format!("stuck, unable to write to Postgres: {}", stuck.join(", ")));
+    }
+    warnings
 }
 
 fn summary(total: &Total) -> String {
@@ -166,22 +141,6 @@ fn summary(total: &Total) -> String {
         total.last_commit_ms_ago.map_or_else(|| "-".to_owned(), |ms| format!("{} ago", age(ms))),
         count(total.dead),
     )
-}
-
-fn known(number: Option<u64>) -> String {
-    number.map_or_else(|| "unknown".to_owned(), |number| number.to_string())
-}
-
-impl PartitionOverview {
-    /// Who reads it, for people.
-    pub(crate) fn owner(&self) -> String {
-        match (&self.owners[..], self.paused) {
-            ([], true) => "paused".to_owned(),
-            ([], false) => "nobody".to_owned(),
-            (owners, true) => format!("{} (paused)", owners.join(",")),
-            (owners, false) => owners.join(","),
-        }
-    }
 }
 
 impl Row for PartitionOverview {
@@ -205,8 +164,8 @@ impl Row for PartitionOverview {
         vec![
             self.partition.to_string(),
             self.owner(),
-            known(self.backlog),
-            known(self.lag),
+            number_or_unknown(self.backlog),
+            number_or_unknown(self.lag),
             self.pending.to_string(),
             age_or_none(self.oldest_age_ms),
             age_or_none(self.oldest_pending_idle_ms),
@@ -218,45 +177,4 @@ impl Row for PartitionOverview {
             self.dead.to_string(),
         ]
     }
-}
-
-impl Row for ConsumerOverview {
-    const COLUMNS: &'static [Column] = &[
-        Column::text("CONSUMER"),
-        Column::text("STATE"),
-        Column::text("PARTITIONS"),
-        Column::number("PENDING"),
-        Column::number("HEARTBEAT"),
-        Column::number("IDLE"),
-        Column::text("FIXED").wide(),
-    ];
-
-    fn cells(&self) -> Vec<String> {
-        let partitions: Vec<String> = self.partitions.iter().map(u16::to_string).collect();
-        vec![
-            self.name.clone(),
-            self.state.to_owned(),
-            if partitions.is_empty() { "-".to_owned() } else { partitions.join(",") },
-            self.pending.to_string(),
-            age_or_none(self.beat_ms_ago),
-            age_or_none(self.idle_ms),
-            self.fixed.clone().unwrap_or_else(|| "-".to_owned()),
-        ]
-    }
-}
-
-pub(crate) async fn consumers(
-    ViewOptions { partition, output, redis }: ViewOptions,
-) -> Result<Exit, CliError> {
-    let context = redis.open().await?;
-    let partitions = context.partitions_of(partition.as_ref())?;
-    let mut rows = context.overview(&partitions).await?.consumers;
-    if partition.is_some() {
-        let asked: Vec<u16> = partitions.iter().map(|partition| partition.number()).collect();
-        rows.retain(|row| row.pending > 0 || row.partitions.iter().any(|own| asked.contains(own)));
-    }
-    print_document(output, &rows, |wide| {
-        if rows.is_empty() { "the group has no consumers".to_owned() } else { table(&rows, wide) }
-    })?;
-    Ok(Exit::Done)
 }

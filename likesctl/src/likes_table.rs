@@ -1,4 +1,4 @@
-//! What the table has of likes.
+//! Queries on the likes table.
 
 use shared::wire::like::Like;
 use tokio_postgres::{
@@ -8,12 +8,12 @@ use tokio_postgres::{
 
 use crate::{context::answer, exit::CliError};
 
-/// Source: a left join that finds nothing; the key has an index for both ids.
+/// Finds likes without a row. The unique key serves as the index.
 const MISSING: &str = "
 SELECT wanted.place FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS wanted (user_id, post_id, place)
 WHERE NOT EXISTS (SELECT FROM likes WHERE likes.user_id = wanted.user_id AND likes.post_id = wanted.post_id)";
 
-/// Those of the likes that the table has no row for.
+/// Returns the likes that have no row in the table.
 pub(crate) async fn missing(client: &Client, likes: &[Like]) -> Result<Vec<Like>, CliError> {
     if likes.is_empty() {
         return Ok(Vec::new());

@@ -19,18 +19,15 @@ use crate::{
     overview::Overview,
 };
 
-/// From which on it is a warning, and critical.
+/// Lower bounds of a warning and of a critical value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Threshold<T> {
     warning: T,
     critical: T,
 }
 
-/// Not two values, or the wrong way round.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "allowed are two values with a comma between, the first for a warning and the second, not less, for critical"
-)]
+#[error("expected WARN,CRIT: two values in ascending order")]
 pub(crate) struct InvalidThreshold;
 
 fn threshold<T: PartialOrd>(
@@ -58,19 +55,19 @@ impl FromStr for Threshold<Duration> {
     }
 }
 
-/// What is too much, each WARNING,CRITICAL.
+/// Thresholds, each for a warning and for a critical value.
 #[derive(Args)]
 #[command(next_help_heading = "Thresholds of --check")]
-pub(crate) struct Thresholds {
-    /// Entries to be done
+pub(super) struct Thresholds {
+    /// Undelivered and pending entries
     #[arg(long, value_name = "WARN,CRIT", default_value = "100000,1000000", requires = "check")]
     backlog: Threshold<u64>,
 
-    /// How long the oldest of them waits
+    /// Age of the oldest entry in the backlog
     #[arg(long, value_name = "WARN,CRIT", default_value = "1m,10m", requires = "check")]
     oldest_age: Threshold<Duration>,
 
-    /// How long the oldest pending one was not heard of
+    /// Time since the last delivery of the oldest pending entry
     #[arg(long, value_name = "WARN,CRIT", default_value = "2m,10m", requires = "check")]
     pending_idle: Threshold<Duration>,
 
@@ -78,23 +75,22 @@ pub(crate) struct Thresholds {
     #[arg(long, value_name = "WARN,CRIT", default_value = "1,1000", requires = "check")]
     dead: Threshold<u64>,
 
-    /// Partitions that nobody reads, paused ones among them
+    /// Partitions without an owner, or paused
     #[arg(long, value_name = "WARN,CRIT", default_value = "1,1", requires = "check")]
     unread: Threshold<u64>,
 }
 
-/// One thing that was measured.
+/// A measured value with its threshold.
 struct Measured {
     name: &'static str,
-    /// Nothing where it isn't known.
     value: Option<u64>,
     threshold: Threshold<u64>,
-    /// Milliseconds.
+    /// Whether the value is in milliseconds.
     is_time: bool,
 }
 
 impl Measured {
-    /// 0 ok, 1 warning, 2 critical, 3 unknown.
+    /// Returns 0 ok, 1 warning, 2 critical, 3 unknown.
     fn code(&self) -> u8 {
         match self.value {
             None => 3,
@@ -121,30 +117,30 @@ impl Measured {
     }
 }
 
-pub(crate) async fn run(
+pub(super) async fn run(
     redis: &RedisAccess,
     partitions: Option<&StaticAssignment>,
     thresholds: &Thresholds,
 ) -> Result<Exit, CliError> {
-    let looked = async {
+    let overview = async {
         let context = redis.open().await?;
         Ok::<_, CliError>(context.overview(&context.partitions_of(partitions)?).await?)
     };
-    let (line, code) = match looked.await {
-        Ok(overview) => tell(&overview, thresholds),
-        Err(error) => (format!("LIKESTREAM UNKNOWN - {}", error.end().0.unwrap_or_default()), 3),
+    let (line, code) = match overview.await {
+        Ok(overview) => evaluate(&overview, thresholds),
+        Err(error) => (format!("LIKESTREAM UNKNOWN - {}", error.line_and_code().0.unwrap_or_default()), 3),
     };
     writeln!(io::stdout(), "{line}")?;
     Ok(Exit::Check(code))
 }
 
-fn tell(overview: &Overview, thresholds: &Thresholds) -> (String, u8) {
+fn evaluate(overview: &Overview, thresholds: &Thresholds) -> (String, u8) {
     let total = &overview.total;
     let number = |name, value, threshold: Threshold<u64>| Measured { name, value, threshold, is_time: false };
     let time = |name, value: Option<u64>, threshold: Threshold<Duration>| {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let threshold = Threshold { warning: ms(threshold.warning), critical: ms(threshold.critical) };
-        // There is none when nothing waits.
+        // No entry has an age when the backlog is empty.
         Measured { name, value: Some(value.unwrap_or(0)), threshold, is_time: true }
     };
     let measured = [
@@ -154,7 +150,7 @@ fn tell(overview: &Overview, thresholds: &Thresholds) -> (String, u8) {
         number("dead", Some(total.dead), thresholds.dead),
         number("unread", Some(total.unowned + total.paused), thresholds.unread),
     ];
-    // Critical is worse than unknown, and that is worse than a warning.
+    // Ascending: ok, warning, unknown, critical.
     let severity = |code: &u8| [0, 1, 3, 2].iter().position(|known| known == code);
     let code = measured.iter().map(Measured::code).max_by_key(severity).unwrap_or(3);
     let word = ["OK", "WARNING", "CRITICAL", "UNKNOWN"].get(usize::from(code)).copied().unwrap_or("UNKNOWN");
@@ -169,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thresholds_are_two_values_that_rise() {
+    fn a_threshold_is_two_ascending_values() {
         assert_eq!("1,2".parse::<Threshold<u64>>().unwrap(), Threshold { warning: 1, critical: 2 });
         let times = Threshold { warning: Duration::from_secs(1), critical: Duration::from_mins(1) };
         assert_eq!("1s,1m".parse::<Threshold<Duration>>().unwrap(), times);
@@ -179,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_measured_has_a_code() {
+    fn a_measured_value_has_a_code() {
         let measured =
             |value| Measured { name: "backlog", value, threshold: "10,20".parse().unwrap(), is_time: false };
         let codes = [None, Some(9), Some(10), Some(19), Some(20)].map(|value| measured(value).code());

@@ -1,0 +1,66 @@
+//! Checks of Postgres, its schema, and the stored likes.
+
+use consumer::store::schema;
+use shared::error_chain::one_line;
+use tokio_postgres::Client;
+
+use super::findings::Findings;
+use crate::{
+    context::{Context, answer},
+    exit::CliError,
+    output::count,
+    verifier::Verifier,
+};
+
+/// Number of acknowledged entries per partition that are compared with the table, newest first.
+const COMPARED: usize = 1_000;
+
+const SERVER: &str = "
+SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('default_transaction_read_only')";
+
+pub(super) async fn check(findings: &mut Findings, client: &Client) -> Result<(), CliError> {
+    let rows = answer(client.query_typed(SERVER, &[])).await?;
+    if let Some(row) = rows.first() {
+        let version: String = row.get(0);
+        let is_standby: bool = row.get(1);
+        let is_read_only = is_standby || row.get::<_, String>(2) == "on";
+        if is_read_only {
+            let seen = format!("{version}, read-only");
+            findings.fail("postgres", seen, "DATABASE_URL must lead to the primary")?;
+        } else {
+            findings.ok("postgres", version)?;
+        }
+    }
+    match answer(async { Ok::<_, CliError>(schema::check(client).await) }).await? {
+        Ok(()) => findings.ok("schema", format!("version {}", schema::VERSION)),
+        Err(error) => findings.fail("schema", one_line(&error), "likesctl migrate"),
+    }
+}
+
+/// Compares the newest acknowledged entries with the table.
+pub(super) async fn stored(
+    findings: &mut Findings,
+    context: &Context,
+    client: &Client,
+) -> Result<(), CliError> {
+    if answer(async { Ok::<_, CliError>(schema::check(client).await) }).await?.is_err() {
+        return Ok(());
+    }
+    let mut verifier = Verifier::new(context, client);
+    for partition in context.partitions.partitions() {
+        let newest = context.streams.newest(partition, COMPARED).await?;
+        if let (Some(last), Some(first)) = (newest.first(), newest.last()) {
+            verifier.range(partition, (first.at.id, last.at.id)).await?;
+        }
+    }
+    let verdict = verifier.verdict().await?;
+    if let (true, Some(like)) = (verdict.missing > 0, verdict.missing_likes.first()) {
+        let missing = count(verdict.missing);
+        let seen = format!("{missing} acknowledged likes are not in the table, one of {}", like.entry);
+        let advice = "likesctl verify lists them, likesctl reprocess stores them";
+        return findings.fail("stored", seen, advice);
+    }
+    let entries = count(verdict.entries);
+    findings
+        .ok("stored", format!("no like is missing in the table, of {entries} acknowledged entries checked"))
+}

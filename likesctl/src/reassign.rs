@@ -1,0 +1,38 @@
+//! Reassignment of pending entries to another consumer, for `pending claim`, `pending retry` and `consumers remove`.
+
+use consumer::entry::EntryId;
+use futures_util::FutureExt;
+
+use crate::{
+    action::{Action, ActionResult, Change, Report},
+    context::Context,
+    exit::CliError,
+    scan::{Item, Pending, PendingScan},
+    selection::Filter,
+};
+
+/// Gives all matching entries to a consumer, with this number of deliveries or their present one.
+pub(crate) async fn reassign(
+    context: &Context,
+    filter: &Filter,
+    action: &Action<'_>,
+    to: &str,
+    deliveries: Option<u64>,
+) -> Result<Report, CliError> {
+    let change = Change {
+        scan: &|bound| Box::new(PendingScan::new(context, filter, bound, false)),
+        apply: &|partition, entries| {
+            async move {
+                let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
+                let (reassigned, deleted) =
+                    context.streams.hand_over(partition, &ids, to, deliveries).await?;
+                let is_deleted = |entry: &Pending| deleted.contains(&entry.id());
+                let reason = "it was deleted from the stream: its likes are lost";
+                Ok(ActionResult::with_skipped(reassigned.len(), &entries, is_deleted, reason))
+            }
+            .boxed_local()
+        },
+        export: None,
+    };
+    action.apply(context, change).await
+}
