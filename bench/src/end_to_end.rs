@@ -1,6 +1,6 @@
 //! End-to-end latency, from accept to commit, at fractions of the pipeline's capacity.
 
-use devstack::terminal::eprint_line;
+use shared::stderr::eprint_line;
 
 use crate::{
     BenchError, Settings,
@@ -30,7 +30,7 @@ pub(crate) async fn run(
     let ingest = servers.start_ingest(&[])?;
     let consumers = servers.start_consumers(CONSUMERS, &[])?;
     for run in 1..=settings.runs {
-        eprint_line(&format!("{ROW}, capacity: run {run} of {}", settings.runs));
+        eprint_line(format_args!("{ROW}, capacity: run {run} of {}", settings.runs));
         let closed_loop = Load::closed_loop(CAPACITY_CLIENTS, settings.duration);
         let started = std::time::Instant::now();
         let responses = load::send(ingest.listen(), closed_loop).await?;

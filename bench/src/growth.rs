@@ -1,6 +1,6 @@
 //! Draining a backlog into a large table, compared with an empty one, with both column orders of the key.
 
-use devstack::terminal::eprint_line;
+use shared::stderr::eprint_line;
 
 use crate::{
     BenchError, Settings,
@@ -33,7 +33,7 @@ pub(crate) async fn run(
             if !case.contains(&settings.case) {
                 continue;
             }
-            eprint_line(&format!("{ROW}, {case}: filling the table"));
+            eprint_line(format_args!("{ROW}, {case}: filling the table"));
             grow(servers, key, grown, rows).await?;
             grown = rows;
             for run in 1..=settings.runs {

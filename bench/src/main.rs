@@ -30,11 +30,12 @@ use devstack::{
     http_client::HttpError,
     process,
     signals::{EXIT_INTERRUPTED, Interrupts},
-    terminal::{eprint_line, print_line},
+    terminal::print_line,
 };
 use shared::{
     error_chain::one_line,
     settings::{self, SettingError},
+    stderr::eprint_line,
 };
 use thiserror::Error;
 use tokio::{runtime::Runtime, task::JoinError};
@@ -151,7 +152,7 @@ fn main() -> ExitCode {
         })
     });
     measured.unwrap_or_else(|error| {
-        eprint_line(&format!("error: {}", one_line(&error)));
+        eprint_line(format_args!("error: {}", one_line(&error)));
         ExitCode::FAILURE
     })
 }
@@ -189,7 +190,7 @@ impl Settings {
     fn begins(&self, row: &str, case: &str, run: u32) -> bool {
         let wanted = case.contains(&self.case);
         if wanted {
-            eprint_line(&format!("{row}, {case}: run {run} of {}", self.runs));
+            eprint_line(format_args!("{row}, {case}: run {run} of {}", self.runs));
         }
         wanted
     }

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use devstack::{program::Program, terminal::eprint_line};
+use devstack::program::Program;
+use shared::stderr::eprint_line;
 
 use crate::{
     BenchError, Settings,
@@ -58,7 +59,7 @@ pub(crate) async fn run(
             figures.add(ROW, &case, "likes/s stored of a backlog", backlog_per_second);
             stop([ingest])?;
 
-            eprint_line(&format!("{SIMPLE}, {case}: run {run} of {}", settings.runs));
+            eprint_line(format_args!("{SIMPLE}, {case}: run {run} of {}", settings.runs));
             servers.empty().await?;
             let simple_server = servers.start_bench_server("insert")?;
             let simple = run_load(servers, &simple_server, &[], load).await?;

@@ -18,9 +18,8 @@ use devstack::{
     backlog::{self, Keys},
     postgres_server,
     process::Lifetime,
-    terminal::eprint_line,
 };
-use shared::{redis::Connections, settings::args::positive_duration};
+use shared::{redis::Connections, settings::args::positive_duration, stderr::eprint_line};
 use tokio::{runtime::Handle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -72,7 +71,7 @@ const DRAIN_LIMIT: Duration = Duration::from_mins(2);
 pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> {
     json_file::check(&options.json)?;
     let seed = options.seed.unwrap_or_else(|| rand::random::<u32>().into());
-    eprint_line(&format!(
+    eprint_line(format_args!(
         "chaos with SEED={seed}: starting private servers, ingest and {CONSUMERS} consumers"
     ));
     let stack = Stack::start(stack_options(options.redis), Lifetime::Attached)?;

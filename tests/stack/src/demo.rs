@@ -12,8 +12,8 @@ use devstack::{
     postgres_server,
     process::Lifetime,
     program::Program,
-    terminal::eprint_line,
 };
+use shared::stderr::eprint_line;
 use thiserror::Error;
 use tokio::time::sleep;
 

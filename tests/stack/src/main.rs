@@ -23,13 +23,11 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use devstack::{
-    signals::{EXIT_INTERRUPTED, Interrupts},
-    terminal::eprint_line,
-};
+use devstack::signals::{EXIT_INTERRUPTED, Interrupts};
 use shared::{
     error_chain::one_line,
     settings::{self, SettingError, Settings},
+    stderr::eprint_line,
 };
 use tokio::runtime::Runtime;
 
@@ -86,7 +84,7 @@ fn main() -> ExitCode {
         Command::Logs { follow } => state().map_err(Into::into).and_then(|file| daemon::logs(&file, follow)),
     };
     result.unwrap_or_else(|error| {
-        eprint_line(&format!("error: {}", one_line(&*error)));
+        eprint_line(format_args!("error: {}", one_line(&*error)));
         ExitCode::FAILURE
     })
 }

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::terminal::eprint_line;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use shared::stderr::eprint_line;
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -39,7 +39,7 @@ impl Progress {
             bar.set_position(done.min(self.total));
         } else if Instant::now() >= self.next_line {
             self.next_line = Instant::now() + LINE_INTERVAL;
-            eprint_line(&format!("{:>8} {done} of {}", self.label, self.total));
+            eprint_line(format_args!("{:>8} {done} of {}", self.label, self.total));
         }
     }
 

@@ -7,11 +7,6 @@ pub fn print_line(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Prints a line to standard error. A closed pipe is ignored.
-pub fn eprint_line(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
 /// Formats 1234567 as 1,234,567.
 pub fn group_thousands(digits: &str) -> String {
     let mut text = String::new();

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::{StackError, backlog::Keys, postgres_server, terminal::eprint_line};
+use devstack::{StackError, backlog::Keys, postgres_server};
 use fred::prelude::Value;
-use shared::redis::Connections;
+use shared::{redis::Connections, stderr::eprint_line};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,7 @@ impl Injector {
             if Instant::now() >= until || self.stop.is_cancelled() {
                 break;
             }
-            eprint_line(&format!("{:>7.1} s  {}", started.elapsed().as_secs_f64(), fault.kind));
+            eprint_line(format_args!("{:>7.1} s  {}", started.elapsed().as_secs_f64(), fault.kind));
             self.inject(fault)?;
             *self.injected.entry(fault.kind).or_default() += 1;
         }
