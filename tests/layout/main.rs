@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
             &["redis", "postgres", "telemetry"],
             &["tls"],
             &["settings"],
-            &["wire", "error_chain", "backoff"],
+            &["wire", "error_chain", "backoff", "stderr"],
         ],
     ),
     (
@@ -34,6 +34,20 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
             &["store"],
             &["in_flight"],
             &["entry"],
+        ],
+    ),
+    (
+        "likesctl",
+        &[
+            &["lib"],
+            &["commands"],
+            &["reassign"],
+            &["action", "pending_detail", "verifier"],
+            &["dead_letter_record"],
+            &["scan"],
+            &["audit", "likes_table", "overview", "selection"],
+            &["context", "output"],
+            &["exit"],
         ],
     ),
 ];
