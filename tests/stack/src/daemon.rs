@@ -228,7 +228,7 @@ fn stop(state: &State, file: &Path) -> Result<(), StackError> {
 }
 
 fn print_urls(state: &State) {
-    print_line(&format!("likes are taken at POST {}/likes", state.ingest_url));
+    print_line(&format!("likes are accepted at POST {}/likes", state.ingest_url));
     print_line(&format!("export REDIS_URL={} DATABASE_URL={}", state.redis_url, state.database_url));
 }
 
