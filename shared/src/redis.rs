@@ -18,6 +18,7 @@ use fred::{
     prelude::{Config, Error, ErrorKind, ServerConfig},
     types::config::Server,
 };
+use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret;
 
 pub use self::{
@@ -112,9 +113,8 @@ impl Redis {
     ///
     /// # Errors
     /// When nobody tells where the servers are, or none of them lets us in.
-    pub async fn connect(&self) -> Result<Connections, Error> {
-        // Rare, and so not always part of what is waited for.
-        Box::pin(Connections::open(self)).await
+    pub fn connect(&self) -> BoxFuture<'_, Result<Connections, Error>> {
+        Box::pin(Connections::open(self))
     }
 
     async fn open(&self, server: &Server) -> Result<Connection, Error> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::{
     BuildError, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
 };
+use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, config::Host};
@@ -62,8 +63,8 @@ impl Postgres {
     ///
     /// # Errors
     /// When there is none to be had.
-    pub async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
-        Box::pin(self.tls.connect(&self.config)).await.map(|(client, _)| client)
+    pub fn connect(&self) -> BoxFuture<'_, Result<Client, tokio_postgres::Error>> {
+        Box::pin(async { self.tls.connect(&self.config).await.map(|(client, _)| client) })
     }
 
     /// Hosts and ports, for people to read.

@@ -8,7 +8,7 @@ use fred::{
     },
     types::config::Server,
 };
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{pipeline, tls};
@@ -37,10 +37,15 @@ impl Connection {
     /// # Errors
     /// What the server said, or that there was no answer.
     pub async fn send<R: FromValue>(&self, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
-        self.send_value(name, args).await.and_then(Value::convert)
+        self.send_boxed(name, args).await.and_then(Value::convert)
     }
 
-    async fn send_value(&self, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
+    /// Compiles fred's large future here, once, and not in every crate that sends a command.
+    fn send_boxed(&self, name: &'static str, args: Vec<Value>) -> BoxFuture<'_, Result<Value, Error>> {
+        Box::pin(self.send_value(name, args))
+    }
+
+    pub(super) async fn send_value(&self, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
         let answer = tokio::select! {
             biased;
             answer = pipeline::send(&self.client, name, args) => answer,

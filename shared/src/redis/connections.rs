@@ -10,7 +10,7 @@ use fred::{
     types::config::Server,
     util::redis_keyslot,
 };
-use futures_util::future::{join, join_all};
+use futures_util::future::{BoxFuture, join, join_all};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, timeout_at},
@@ -143,9 +143,19 @@ impl Connections {
         args: Vec<Value>,
     ) -> Result<(R, u64), Error> {
         let slot = redis_keyslot(key.as_bytes());
-        // Boxed: the future takes some KiB, and compiling it once for all callers saves build time.
-        let (answer, sent) = Box::pin(self.run_in_slot(slot, retry, name, args)).await?;
+        let (answer, sent) = self.run_boxed(slot, retry, name, args).await?;
         Ok((answer.convert()?, sent))
+    }
+
+    /// A future of some KiB, compiled here, once, and not for every type of answer in every crate.
+    fn run_boxed(
+        &self,
+        slot: u16,
+        retry: Retry,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> BoxFuture<'_, Result<(Value, u64), Error>> {
+        Box::pin(self.run_in_slot(slot, retry, name, args))
     }
 
     async fn run_in_slot(
@@ -160,7 +170,7 @@ impl Connections {
         loop {
             let node = self.node(slot, give_up_at).await?;
             sent += 1;
-            let mut answer = node.send(name, args.clone()).await;
+            let mut answer = node.send_value(name, args.clone()).await;
             let asked = answer.as_ref().err().and_then(|error| redirected(error, "ASK"));
             if let Some(node) = asked.and_then(|(_, server)| self.node_at(&server)) {
                 // Rare, and so not always part of what is waited for.
@@ -188,19 +198,21 @@ impl Connections {
     ///
     /// # Errors
     /// When there is none to be had.
-    pub async fn dedicated_connection(
-        &self,
+    pub fn dedicated_connection<'a>(
+        &'a self,
         key: &str,
         before: Option<Connection>,
-    ) -> Result<Connection, Error> {
+    ) -> BoxFuture<'a, Result<Connection, Error>> {
         let slot = redis_keyslot(key.as_bytes());
-        let server = self.shared.state.borrow().topology.server_of(slot).cloned();
-        let server = server.ok_or_else(|| Error::new(ErrorKind::Cluster, "no server has the slot"))?;
-        if let Some(before) = before.filter(|before| before.server == server && !before.has_ended()) {
-            return Ok(before);
-        }
-        let redis = Redis { timeout: self.shared.redis.timeout * 2, ..self.shared.redis.clone() };
-        redis.open(&server).await.inspect_err(|error| self.report_error(error))
+        Box::pin(async move {
+            let server = self.shared.state.borrow().topology.server_of(slot).cloned();
+            let server = server.ok_or_else(|| Error::new(ErrorKind::Cluster, "no server has the slot"))?;
+            if let Some(before) = before.filter(|before| before.server == server && !before.has_ended()) {
+                return Ok(before);
+            }
+            let redis = Redis { timeout: self.shared.redis.timeout * 2, ..self.shared.redis.clone() };
+            redis.open(&server).await.inspect_err(|error| self.report_error(error))
+        })
     }
 
     /// Takes note of what an error says of the topology.
@@ -227,20 +239,22 @@ impl Connections {
     ///
     /// # Errors
     /// The first failure, or that a server is not connected.
-    pub async fn ping(&self) -> Result<(), Error> {
-        let missing = {
-            let state = self.shared.state.borrow();
-            state.topology.servers().iter().find(|server| !state.nodes.contains_key(*server)).map(address)
-        };
-        if let Some(missing) = missing {
-            return Err(Error::new(ErrorKind::IO, format!("no connection to {missing}")));
-        }
-        let servers = self.servers();
-        let pinged = servers.iter().map(async |server| server.send::<Value>("PING", Vec::new()).await);
-        for answer in join_all(pinged).await {
-            answer.inspect_err(|error| self.report_error(error))?;
-        }
-        Ok(())
+    pub fn ping(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let missing = {
+                let state = self.shared.state.borrow();
+                state.topology.servers().iter().find(|server| !state.nodes.contains_key(*server)).map(address)
+            };
+            if let Some(missing) = missing {
+                return Err(Error::new(ErrorKind::IO, format!("no connection to {missing}")));
+            }
+            let servers = self.servers();
+            let pinged = servers.iter().map(async |server| server.send::<Value>("PING", Vec::new()).await);
+            for answer in join_all(pinged).await {
+                answer.inspect_err(|error| self.report_error(error))?;
+            }
+            Ok(())
+        })
     }
 
     fn node_at(&self, server: &Server) -> Option<Arc<Connection>> {
@@ -379,8 +393,8 @@ impl Shared {
 /// Sends a command to a server that a slot is just moving to. ASKING speaks of the next command on its connection:
 /// should another's come between, the answer is MOVED, and all begins anew.
 async fn ask(node: &Connection, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
-    let asking = node.send::<Value>("ASKING", Vec::new());
-    let (_, answer) = join(asking, node.send(name, args)).await;
+    let asking = node.send_value("ASKING", Vec::new());
+    let (_, answer) = join(asking, node.send_value(name, args)).await;
     answer
 }
 
