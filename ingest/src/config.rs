@@ -13,7 +13,10 @@ use shared::{
 };
 use thiserror::Error;
 
-use crate::{access::AccessArgs, append::RedisAck, limits::LimitArgs, tls::TlsArgs};
+use crate::{
+    edge::{auth::AccessArgs, quotas::LimitArgs, tls::TlsArgs},
+    publish::append::RedisAck,
+};
 
 /// Accepts likes over HTTP and answers 202 as soon as Redis has them.
 #[derive(Parser, Debug)]

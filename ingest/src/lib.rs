@@ -5,22 +5,12 @@
 //! in, `like_request` reads its body, `publish` groups and `append` appends, `backlog` says when it is too much, `problem`
 //! says no, and `openapi` tells callers of it all.
 
-mod access;
-mod append;
 mod backlog;
 pub mod config;
-mod connections;
-mod http;
-pub mod like_request;
-mod limits;
+mod edge;
+pub mod http;
 mod metrics;
-mod open_files;
-mod openapi;
-mod problem;
 mod publish;
-mod reloaded;
-mod request_span;
-mod tls;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -44,20 +34,21 @@ use tokio_util::{
 };
 
 use crate::{
-    access::Access,
-    append::AppendFactory,
     backlog::Backlog,
     config::Settings,
-    connections::{ConnectionLimits, Server},
-    http::RequestLimits,
+    edge::{
+        auth::Access,
+        connections::{ConnectionLimits, Server},
+        tls::Tls,
+    },
+    http::routes::RequestLimits,
     metrics::Metrics,
-    publish::Publisher,
-    tls::Tls,
+    publish::{append::AppendFactory, group_commit::Publisher},
 };
 pub use crate::{
-    access::FetchError,
-    http::Keep,
-    publish::{Accepted, PublishError, RequestSpan},
+    edge::auth::FetchError,
+    http::routes::Keep,
+    publish::group_commit::{Accepted, PublishError, RequestSpan},
 };
 
 /// Why ingest ended other than by a signal.
@@ -151,7 +142,7 @@ pub async fn run(
     let mut appending = AbortOnDropHandle::new(tokio::spawn(appender.run()));
     let _following = AbortOnDropHandle::new(tokio::spawn(cluster_settings::watch(redis, keys, partitions)));
     let requests = TaskTracker::new();
-    let service = http::Service {
+    let service = http::routes::Service {
         keep: publisher,
         backlog,
         metrics: Arc::clone(&metrics),
@@ -160,9 +151,9 @@ pub async fn run(
         limits: RequestLimits::new(&settings),
         requests: requests.clone(),
     };
-    let cors = http::cors(&settings.ingest_cors_origins);
+    let cors = http::routes::cors(&settings.ingest_cors_origins);
     let server = Server {
-        router: http::router(service, cors, settings.ingest_docs),
+        router: http::routes::router(service, cors, settings.ingest_docs),
         limits: ConnectionLimits::new(&settings),
         tls,
         requests,
@@ -202,7 +193,7 @@ pub async fn serve_with<K: Keep>(
     let defaults = Settings::parse_from(["ingest"]);
     let requests = TaskTracker::new();
     let metrics = Arc::new(Metrics::new(&telemetry.meter(), "http", &defaults.streams.likes_stream));
-    let service = http::Service {
+    let service = http::routes::Service {
         keep,
         backlog: Arc::new(Backlog::new(u64::MAX)),
         metrics: Arc::clone(&metrics),
@@ -212,7 +203,7 @@ pub async fn serve_with<K: Keep>(
         requests: requests.clone(),
     };
     let server = Server {
-        router: http::router(service, None, false),
+        router: http::routes::router(service, None, false),
         limits: ConnectionLimits::new(&defaults),
         tls: None,
         requests,

@@ -17,7 +17,7 @@ use shared::{
     wire::partition::KeyPrefix,
 };
 
-use crate::{backlog::Backlog, problem::Kind};
+use crate::{backlog::Backlog, http::problem::Kind};
 
 /// Seconds, as the conventions ask for, and some more where most of our answers are.
 const REQUEST_BOUNDARIES: [f64; 17] =

@@ -31,7 +31,7 @@ fn the_tests_that_the_architecture_names_exist() {
 fn the_problems_that_the_readme_lists_are_those_that_there_are() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(folder.join("../README.md")).unwrap();
-    let code = fs::read_to_string(folder.join("../ingest/src/problem.rs")).unwrap();
+    let code = fs::read_to_string(folder.join("../ingest/src/http/problem.rs")).unwrap();
     let mut codes = 0;
     for literal in code.split('"').skip(1).step_by(2) {
         let is_code = literal.contains('-') && literal.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');

@@ -21,8 +21,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::jwt::JwtArgs;
-use crate::{IngestError, reloaded::Reloaded};
+use crate::edge::auth::jwt::JwtArgs;
+use crate::{IngestError, edge::hot_reload::Reloaded};
 
 /// How long the server with the key set may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);

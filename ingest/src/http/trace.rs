@@ -14,7 +14,7 @@ use shared::telemetry::{
     spans::{HeaderExtractor, Links, Span, SpanStart, Tracing},
 };
 
-use crate::{connections::Peer, metrics::known_method, publish::RequestSpan};
+use crate::{edge::connections::Peer, metrics::known_method, publish::group_commit::RequestSpan};
 
 /// Longer ones are cut: it is up to callers what they are.
 const MAX_USER_AGENT_CHARS: usize = 256;
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_path_that_is_described_is_a_route() {
-        let document: serde_json::Value = serde_json::from_str(&crate::openapi::document()).unwrap();
+        let document: serde_json::Value = serde_json::from_str(&crate::http::openapi::document()).unwrap();
         let paths = document["paths"].as_object().unwrap();
         assert!(paths.len() >= 2);
         for path in paths.keys() {

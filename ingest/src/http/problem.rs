@@ -10,9 +10,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    access::{BadCredential, Ways},
-    like_request::BadItem,
-    publish::PublishError,
+    edge::auth::{BadCredential, Ways},
+    http::request::BadItem,
+    publish::group_commit::PublishError,
 };
 
 /// How long a caller should wait before the next try, by cause.

@@ -9,12 +9,12 @@ use clap::{Args, ValueEnum};
 use shared::{settings::SettingError, wire::like::Like};
 use thiserror::Error;
 
-pub use self::jwks::FetchError;
-use self::{
+pub use crate::edge::auth::jwks::FetchError;
+use crate::edge::auth::{
     api_keys::{ApiKeys, ApiKeysArgs},
     jwt::{JwtArgs, Tokens},
 };
-use crate::{IngestError, problem::Problem};
+use crate::{IngestError, http::problem::Problem};
 
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 

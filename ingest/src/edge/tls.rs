@@ -10,7 +10,7 @@ use rustls::{
 use shared::{error_chain::one_line, settings::SettingError};
 use tokio_rustls::TlsAcceptor;
 
-use crate::reloaded::Reloaded;
+use crate::edge::hot_reload::Reloaded;
 
 /// The certificate that callers see.
 #[derive(Args, Debug)]

@@ -1,7 +1,5 @@
 //! Connections from accept to close.
 
-mod activity;
-
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::{IpAddr, SocketAddr},
@@ -27,9 +25,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use self::activity::Activity;
+use crate::edge::activity::Activity;
 use crate::{
-    config::Settings, limits::customer, metrics::Metrics, open_files::room_for_connections, tls::Tls,
+    config::Settings,
+    edge::{open_files::room_for_connections, quotas::customer, tls::Tls},
+    metrics::Metrics,
 };
 
 /// At the end, when every request is answered, how long the answers may take to leave.
@@ -62,9 +62,9 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 pub(crate) struct ConnectionLimits {
     max_connections: usize,
     address_connections: Option<u32>,
-    head_timeout: Duration,
-    answer_timeout: Duration,
-    idle_timeout: Duration,
+    pub(super) head_timeout: Duration,
+    pub(super) answer_timeout: Duration,
+    pub(super) idle_timeout: Duration,
 }
 
 impl ConnectionLimits {

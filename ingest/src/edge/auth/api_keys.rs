@@ -9,8 +9,8 @@ use aws_lc_rs::{
 use clap::Args;
 use shared::settings::SettingError;
 
-use super::{BadCredential, Writer};
-use crate::reloaded::Reloaded;
+use crate::edge::auth::{BadCredential, Writer};
+use crate::edge::hot_reload::Reloaded;
 
 /// Each request is compared with all of them.
 const MAX_KEYS: usize = 1_000;

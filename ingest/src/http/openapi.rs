@@ -20,9 +20,9 @@ use utoipa::{
 };
 use utoipa_swagger_ui::{Config, serve};
 
-use crate::{
-    http,
+use crate::http::{
     problem::{Kind, Problem, ProblemBody},
+    routes,
 };
 
 /// Swagger UI styles itself inline, and has its icons in its style.
@@ -38,10 +38,10 @@ Errors are `application/problem+json` (RFC 9457). Their `type` is stable, their 
 
 /// Whole programs, which `make test-http` runs.
 const EXAMPLES: [(&str, &str, &str); 4] = [
-    ("curl", "bash", include_str!("../../docs/examples/curl.sh")),
-    ("Python", "python", include_str!("../../docs/examples/python.py")),
-    ("JavaScript", "javascript", include_str!("../../docs/examples/javascript.mjs")),
-    ("Go", "go", include_str!("../../docs/examples/go/main.go")),
+    ("curl", "bash", include_str!("../../../docs/examples/curl.sh")),
+    ("Python", "python", include_str!("../../../docs/examples/python.py")),
+    ("JavaScript", "javascript", include_str!("../../../docs/examples/javascript.mjs")),
+    ("Go", "go", include_str!("../../../docs/examples/go/main.go")),
 ];
 
 #[derive(OpenApi)]
@@ -51,7 +51,7 @@ const EXAMPLES: [(&str, &str, &str); 4] = [
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
     ),
     servers((url = "/")),
-    paths(http::like, http::batch),
+    paths(routes::like, routes::batch),
     components(schemas(ProblemBody)),
     tags((name = "likes", description = "What users like")),
     modifiers(&Credentials),

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::ConnectionLimits;
+use crate::edge::connections::ConnectionLimits;
 
 /// How much of a body is handed over at once: the rest waits with us, and is seen to wait.
 const MAX_FRAME_BYTES: usize = 16 << 10;

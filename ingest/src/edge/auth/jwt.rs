@@ -7,11 +7,11 @@ use jsonwebtoken::{Algorithm, Validation, decode, decode_header, errors::ErrorKi
 use serde::Deserialize;
 use shared::settings::{SettingError, args::duration};
 
-use super::{
+use crate::IngestError;
+use crate::edge::auth::{
     BadCredential, Writer,
     jwks::{KeySource, is_hmac, is_url},
 };
-use crate::IngestError;
 
 /// No token that is meant seriously is longer.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
