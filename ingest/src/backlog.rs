@@ -1,4 +1,4 @@
-//! How much waits in Redis, and whether that is too much to take more.
+//! Backpressure: the backlog of all streams, and whether it is over its limit.
 
 use std::{
     sync::{
@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use shared::{
-    backlog,
+    backlog::of_stream,
     redis::Connections,
     runtime::admin::Check,
     wire::partition::{KeyPrefix, PartitionCount},
@@ -22,10 +22,10 @@ use tokio::{
 
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// In place of a number of entries that nobody knows.
+/// In place of a number of entries that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
-/// Whether more likes may be taken.
+/// The latest sample, and whether likes are refused because of it.
 pub(crate) struct Backlog {
     limit: u64,
     entries: AtomicU64,
@@ -41,17 +41,17 @@ impl Backlog {
         self.limit
     }
 
-    /// How many entries wait, if Redis has said so lately.
+    /// Returns the number of entries, unless Redis did not answer lately.
     pub(crate) fn entries(&self) -> Option<u64> {
         Some(self.entries.load(Ordering::Relaxed)).filter(|entries| *entries != UNKNOWN)
     }
 
-    /// By the latest sample.
+    /// Whether likes are refused, by the latest sample.
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// Redis doesn't say. Whether likes are taken stays as it was.
+    /// Notes that Redis does not answer. Likes are accepted or refused as before.
     fn unknown(&self) {
         self.entries.store(UNKNOWN, Ordering::Relaxed);
     }
@@ -70,13 +70,13 @@ impl Backlog {
     }
 }
 
-/// Samples for ever. As it asks Redis all the time, it also knows whether Redis answers: ready is who reaches any
-/// part of it. Where a part doesn't answer, what was known of its partitions counts.
+/// Samples without end. The samples also decide on readiness: ready means that any server of Redis answers. Partitions
+/// whose server does not answer count with their last sample.
 pub(crate) async fn sample(
     redis: Connections,
     keys: KeyPrefix,
     partitions: watch::Receiver<PartitionCount>,
-    limit: Arc<Backlog>,
+    backlog: Arc<Backlog>,
     redis_check: Check,
 ) {
     let mut ticks = interval(SAMPLE_INTERVAL);
@@ -85,7 +85,7 @@ pub(crate) async fn sample(
     loop {
         ticks.tick().await;
         let streams = partitions.borrow().partitions().map(|partition| keys.stream(partition));
-        let sampled = join_all(streams.map(async |stream| backlog::of_stream(&redis, &stream).await)).await;
+        let sampled = join_all(streams.map(async |stream| of_stream(&redis, &stream).await)).await;
         known.resize(sampled.len(), 0);
         let mut failed = Vec::new();
         for (known, sampled) in known.iter_mut().zip(sampled) {
@@ -96,14 +96,14 @@ pub(crate) async fn sample(
         }
         match failed.first() {
             Some(error) if failed.len() == known.len() => {
-                limit.unknown();
+                backlog.unknown();
                 if redis_check.fail(error.to_string()) {
                     tracing::warn!(%error, "Redis does not answer: not ready");
                 }
             }
             _ => {
                 let entries = known.iter().sum();
-                limit.sampled(entries);
+                backlog.sampled(entries);
                 if redis_check.pass() {
                     tracing::info!(backlog_entries = entries, "Redis answers: ready");
                 }

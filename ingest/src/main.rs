@@ -1,20 +1,13 @@
-//! The `ingest` program.
+//! The `ingest` program: all of it is in the library.
 
 use std::process::ExitCode;
 
-use ingest::config::Settings;
 use mimalloc::MiMalloc;
-use shared::{runtime::service, settings};
 
-/// What one thread allocates here another one frees, and glibc's own allocator has locks for that.
+/// Memory is often freed by another thread than the one that allocated it, and glibc's allocator takes locks for that.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    let settings: Settings = settings::parse();
-    let telemetry = settings.telemetry().clone();
-    let threads = settings.threads();
-    service::run("ingest", &telemetry, threads, |telemetry, shutdown| {
-        ingest::run(settings, telemetry, shutdown)
-    })
+    ingest::main()
 }

@@ -1,4 +1,4 @@
-//! What ingest counts. The names are explained in docs/metrics.md.
+//! The metrics of ingest. Their names are explained in docs/metrics.md.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,9 +17,9 @@ use shared::{
     wire::partition::KeyPrefix,
 };
 
-use crate::{backlog::Backlog, http::problem::Kind};
+use crate::backlog::Backlog;
 
-/// Seconds, as the conventions ask for, and some more where most of our answers are.
+/// Seconds: those of the conventions, and some more in the range of most answers.
 const REQUEST_BOUNDARIES: [f64; 17] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
@@ -27,13 +27,13 @@ const REQUEST_BOUNDARIES: [f64; 17] =
 const APPEND_BOUNDARIES: [f64; 12] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
-/// What the conventions put in place of methods that nobody knows, so that callers can't invent labels.
+/// Replaces unknown methods, by the conventions, so that callers can't invent labels.
 const OTHER_METHOD: &str = "_OTHER";
 
 /// The instruments of ingest.
 pub(crate) struct Metrics {
     request_duration: Histogram<f64>,
-    /// Of likes that were taken: nearly all requests.
+    /// Of accepted likes: nearly all requests.
     like_duration: BoundHistogram<f64>,
     active_requests: UpDownCounter<i64>,
     active_posts: BoundUpDownCounter<i64>,
@@ -47,48 +47,48 @@ pub(crate) struct Metrics {
     connections: UpDownCounter<i64>,
 }
 
-/// A request that has its answer.
+/// A request with its answer.
 pub(crate) struct Answered<'a> {
     pub(crate) method: &'a Method,
-    /// Nothing where the path is unknown.
+    /// `None` where the path is unknown.
     pub(crate) route: Option<&'static str>,
     pub(crate) status: StatusCode,
-    /// The problem's code, if there was a problem.
+    /// The code of the problem, if there was one.
     pub(crate) problem: Option<&'static str>,
     pub(crate) took: Duration,
 }
 
 impl Metrics {
-    /// `scheme` is what callers speak: http or https.
-    pub(crate) fn new(meter: &Meter, scheme: &'static str, keys: &KeyPrefix) -> Self {
+    /// `scheme` is http or https, `codes` are those of all problems.
+    pub(crate) fn new(
+        meter: &Meter,
+        scheme: &'static str,
+        keys: &KeyPrefix,
+        codes: impl Iterator<Item = &'static str>,
+    ) -> Self {
         let counter = |name, what| counting::counter(meter, name, what, &[]);
-        let codes: Vec<_> = Kind::ALL.iter().map(|kind| KeyValue::new(names::CODE, kind.code())).collect();
-        let request_duration = meter
-            .f64_histogram(names::HTTP_SERVER_REQUEST_DURATION)
-            .with_unit("s")
-            .with_description("How long requests took, from the head to the head of the answer")
-            .with_boundaries(REQUEST_BOUNDARIES.into())
-            .build();
+        let codes: Vec<_> = codes.map(|code| KeyValue::new(names::CODE, code)).collect();
+        let request_duration = seconds(
+            meter,
+            names::HTTP_SERVER_REQUEST_DURATION,
+            "How long requests took, from the head to the head of the answer",
+            &REQUEST_BOUNDARIES,
+        );
         let active_requests = meter
             .i64_up_down_counter(names::HTTP_SERVER_ACTIVE_REQUESTS)
             .with_unit("{request}")
             .with_description("Requests in flight")
             .build();
-        let append = [
-            KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
-            KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
-            KeyValue::new(names::MESSAGING_OPERATION_NAME, "XADD"),
-            KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
-        ];
+        let append = append_attributes(keys);
         let sent = counting::message_counter(
             meter,
             names::MESSAGING_CLIENT_SENT_MESSAGES,
             "Stream entries that were sent to Redis; those with an error_type were not taken",
             &append[..3],
         );
-        let taken = answer_attributes(scheme, "POST", Some("/likes"), StatusCode::ACCEPTED, None);
+        let accepted = answer_attributes(scheme, "POST", Some("/likes"), StatusCode::ACCEPTED, None);
         Self {
-            like_duration: request_duration.bind(&taken),
+            like_duration: request_duration.bind(&accepted),
             request_duration,
             active_posts: active_requests.bind(&active_attributes("POST", scheme)),
             active_requests,
@@ -105,12 +105,12 @@ impl Metrics {
                 metric::APPEND_REPEATS,
                 "Times that an entry was sent again because nobody knew if Redis had it: it may be there twice",
             ),
-            append_duration: meter
-                .f64_histogram(names::MESSAGING_CLIENT_OPERATION_DURATION)
-                .with_unit("s")
-                .with_description("How long Redis took")
-                .with_boundaries(APPEND_BOUNDARIES.into())
-                .build(),
+            append_duration: seconds(
+                meter,
+                names::MESSAGING_CLIENT_OPERATION_DURATION,
+                "How long Redis took",
+                &APPEND_BOUNDARIES,
+            ),
             append,
             connections: meter
                 .i64_up_down_counter(metric::CONNECTIONS_OPEN)
@@ -119,11 +119,13 @@ impl Metrics {
         }
     }
 
-    /// Shows how much waits in Redis, as far as that is known.
+    /// Shows the backlog, as long as it is known.
     pub(crate) fn observe_backlog(meter: &Meter, backlog: &Arc<Backlog>) {
         let gauge =
             |name: &'static str, what: &'static str| meter.u64_observable_gauge(name).with_description(what);
-        let (entries, full, limit) = (Arc::clone(backlog), Arc::clone(backlog), backlog.limit());
+        let entries = Arc::clone(backlog);
+        let full = Arc::clone(backlog);
+        let limit = backlog.limit();
         gauge(metric::BACKLOG, "Entries that are not stored yet, of the slowest of all groups")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
                 if let Some(entries) = entries.entries() {
@@ -202,7 +204,7 @@ impl Metrics {
     }
 }
 
-/// The method, or that it is none of those that there are.
+/// Returns the method as a label.
 pub(crate) fn known_method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -216,6 +218,20 @@ pub(crate) fn known_method(method: &Method) -> &'static str {
         Method::CONNECT => "CONNECT",
         _ => OTHER_METHOD,
     }
+}
+
+fn seconds(meter: &Meter, name: &'static str, what: &'static str, boundaries: &[f64]) -> Histogram<f64> {
+    let histogram = meter.f64_histogram(name).with_unit("s").with_description(what);
+    histogram.with_boundaries(boundaries.into()).build()
+}
+
+fn append_attributes(keys: &KeyPrefix) -> [KeyValue; 4] {
+    [
+        KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
+        KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
+        KeyValue::new(names::MESSAGING_OPERATION_NAME, "XADD"),
+        KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
+    ]
 }
 
 fn active_attributes(method: &'static str, scheme: &'static str) -> [KeyValue; 2] {

@@ -1,8 +1,12 @@
-//! Likes on their way into the streams.
+//! Publishing likes: from the HTTP interface into the Redis streams.
 //!
-//! Purpose: gather likes into entries (group commit), append the entries, as safe as `REDIS_ACK` asks for, and answer each
-//! caller when its like is in. May depend on `metrics` and `shared`. Must not know HTTP: who sends likes is the business
-//! of `http`, which sees only the trait `LikeSink`.
+//! Purpose: group likes into entries (`group_commit`), append the entries as safely as `REDIS_ACK` asks for (`append`), and
+//! answer every caller when its like is in the stream. May depend on `metrics` and `shared`. Must not know HTTP: callers
+//! see the trait `LikeSink` in `sink` and nothing else.
 
 pub(crate) mod append;
+mod departure;
+mod entry_span;
 pub(crate) mod group_commit;
+mod partition_queue;
+pub(crate) mod sink;

@@ -1,10 +1,10 @@
-//! The HTTP service of ingest with another sink, to compare ingest with.
+//! The HTTP service of ingest with another sink, for comparison.
 
 use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use deadpool_postgres::{BuildError, Pool};
-use ingest::{Accepted, Keep, PublishError, RequestSpan, config::default_threads};
+use ingest::{Accepted, LikeSink, PublishError, RequestSpan, config::default_threads};
 use mimalloc::MiMalloc;
 use shared::{
     error_chain::one_line,
@@ -82,12 +82,12 @@ struct Discard {
     entry_id: Arc<str>,
 }
 
-impl Keep for Discard {
-    async fn keep(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
+impl LikeSink for Discard {
+    async fn publish(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
         Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
     }
 
-    async fn keep_all(&self, _likes: Vec<Like>, _span: RequestSpan) -> Result<(), PublishError> {
+    async fn publish_batch(&self, _likes: Vec<Like>, _span: RequestSpan) -> Result<(), PublishError> {
         Ok(())
     }
 }
@@ -98,8 +98,8 @@ struct InsertEach {
     entry_id: Arc<str>,
 }
 
-impl Keep for InsertEach {
-    async fn keep(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
+impl LikeSink for InsertEach {
+    async fn publish(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
         let unavailable = |error: &dyn std::error::Error| {
             tracing::warn!(error = one_line(error), "not inserted");
             PublishError::Unavailable
@@ -111,9 +111,9 @@ impl Keep for InsertEach {
         Ok(Accepted { entry_id: Arc::clone(&self.entry_id), partition: partition(like) })
     }
 
-    async fn keep_all(&self, likes: Vec<Like>, _span: RequestSpan) -> Result<(), PublishError> {
+    async fn publish_batch(&self, likes: Vec<Like>, _span: RequestSpan) -> Result<(), PublishError> {
         for like in likes {
-            self.keep(like, None).await?;
+            self.publish(like, None).await?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Whether anything happens on a connection.
+//! Activity of a connection: requests in flight, unsent answers, and the time at which it is idle for too long.
 
 use std::{
     collections::BTreeMap,
@@ -18,62 +18,85 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::time::Instant;
 
-use crate::edge::connections::ConnectionLimits;
-
-/// How much of a body is handed over at once: the rest waits with us, and is seen to wait.
+/// The largest part of a body that is handed over at once: the rest stays here, and is known to be unsent.
 const MAX_FRAME_BYTES: usize = 16 << 10;
 
-/// What happens on one connection, whichever version of HTTP it speaks.
+/// How long a connection may go without progress.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// From accept to the end of the first request's head.
+    pub(crate) head: Duration,
+    /// From the begin to the end of sending an answer.
+    pub(crate) answer: Duration,
+    /// Between requests.
+    pub(crate) idle: Duration,
+}
+
+/// What a check of a connection finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    /// It makes progress; to be checked again then.
+    Active(Instant),
+    /// No request for too long.
+    Idle,
+    /// An answer is not read for too long.
+    Stalled,
+}
+
+/// Activity of one connection, whichever version of HTTP it speaks.
 pub(super) struct Activity {
-    idle_timeout: Duration,
-    answer_timeout: Duration,
+    timeouts: Timeouts,
     state: Mutex<State>,
 }
 
 struct State {
-    /// Those whose answer is not wholly sent.
+    /// Requests whose answer is not completely sent.
     requests_in_flight: u32,
-    /// When their sending began, in that order.
+    /// When the sending of each unsent answer began, by the number of the answer.
     unsent: BTreeMap<u64, Instant>,
     answers: u64,
-    /// When it is idle for too long, if there is none in flight.
+    /// When the connection is idle for too long, unless a request is in flight.
     idle_at: Instant,
 }
 
 impl Activity {
-    /// Of a connection that was just accepted: its first request has less time than the others.
-    pub(super) fn new(limits: &ConnectionLimits) -> Self {
-        let idle_at = Instant::now() + limits.head_timeout;
+    /// Starts with the timeout of the first request's head.
+    pub(super) fn new(timeouts: Timeouts) -> Self {
+        let idle_at = Instant::now() + timeouts.head;
         let state = State { requests_in_flight: 0, unsent: BTreeMap::new(), answers: 0, idle_at };
-        let ConnectionLimits { idle_timeout, answer_timeout, .. } = *limits;
-        Self { idle_timeout, answer_timeout, state: Mutex::new(state) }
+        Self { timeouts, state: Mutex::new(state) }
     }
 
-    /// A request has come; all of its answer is sent, or can't be, when the guard is dropped.
+    /// Counts a request, whose answer is completely sent, or can't be, when the guard is dropped.
     pub(super) fn request(self: &Arc<Self>) -> InFlight {
         self.state().requests_in_flight += 1;
         InFlight { activity: Arc::clone(self), answer: None }
     }
 
-    /// When it is idle for too long, by what is known now.
-    pub(super) fn idle_at(&self) -> Instant {
+    /// When the connection is idle or stalled for too long, by what is known now.
+    pub(super) fn deadline(&self) -> Instant {
         let state = self.state();
         match state.unsent.first_key_value() {
-            // Whatever else is asked meanwhile.
-            Some((_, since)) => *since + self.answer_timeout,
-            None if state.requests_in_flight > 0 => Instant::now() + self.idle_timeout,
+            // Further requests don't extend it.
+            Some((_, since)) => *since + self.timeouts.answer,
+            None if state.requests_in_flight > 0 => Instant::now() + self.timeouts.idle,
             None => state.idle_at,
         }
     }
 
-    /// When it is to be looked at again: an answer that is not read has less time than a connection without a request.
-    pub(super) fn look_at(&self) -> Instant {
-        self.idle_at().min(Instant::now() + self.answer_timeout)
+    /// When to check: an unsent answer has less time than a connection without a request.
+    pub(super) fn next_check(&self) -> Instant {
+        self.deadline().min(Instant::now() + self.timeouts.answer)
     }
 
-    /// Whether there is an answer that is not read.
-    pub(super) fn has_unsent(&self) -> bool {
-        !self.state().unsent.is_empty()
+    pub(super) fn check(&self) -> Check {
+        if Instant::now() < self.deadline() {
+            Check::Active(self.next_check())
+        } else if self.state().unsent.is_empty() {
+            Check::Idle
+        } else {
+            Check::Stalled
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -81,15 +104,15 @@ impl Activity {
     }
 }
 
-/// A request whose answer is not wholly sent.
+/// A request whose answer is not completely sent.
 pub(super) struct InFlight {
     activity: Arc<Activity>,
-    /// The number of its answer, once there is one.
+    /// The number of the answer, once there is one.
     answer: Option<u64>,
 }
 
 impl InFlight {
-    /// From now on the answer is sent.
+    /// Notes that the sending of the answer begins.
     pub(super) fn answered(mut self, mut response: Response) -> Response<Sending> {
         let mut state = self.activity.state();
         state.answers += 1;
@@ -109,16 +132,16 @@ impl Drop for InFlight {
         if let Some(answer) = self.answer {
             state.unsent.remove(&answer);
         }
-        state.idle_at = Instant::now() + self.activity.idle_timeout;
+        state.idle_at = Instant::now() + self.activity.timeouts.idle;
     }
 }
 
-/// The body of an answer, which is in flight until it is wholly sent.
+/// The body of an answer. The request is in flight until it is dropped.
 pub(super) struct Sending {
     body: Body,
-    /// Of the frame that was begun.
+    /// The rest of the current frame.
     rest: Bytes,
-    /// What the answer came with, such as permits for what it takes, is held for as long.
+    /// Permits that came with the answer are held until it is sent.
     _held: (Extensions, InFlight),
 }
 
@@ -148,11 +171,61 @@ impl HttpBody for Sending {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = self.body.size_hint();
+        let rest = self.rest.len() as u64;
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + rest);
         }
         hint.set_lower(hint.lower() + rest);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn activity() -> Arc<Activity> {
+        Arc::new(Activity::new(Timeouts { head: SECOND * 10, answer: SECOND * 20, idle: SECOND * 60 }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_request_has_the_head_timeout_and_later_ones_the_idle_timeout() {
+        let activity = activity();
+        assert_eq!(activity.check(), Check::Active(Instant::now() + SECOND * 10));
+        advance(SECOND * 9).await;
+        drop(activity.request());
+        advance(SECOND * 59).await;
+        assert_eq!(activity.check(), Check::Active(Instant::now() + SECOND));
+        advance(SECOND).await;
+        assert_eq!(activity.check(), Check::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_in_flight_keeps_a_connection_active() {
+        let activity = activity();
+        let in_flight = activity.request();
+        advance(SECOND * 1_000).await;
+        assert!(matches!(activity.check(), Check::Active(_)));
+        drop(in_flight);
+        assert!(matches!(activity.check(), Check::Active(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unread_answer_stalls_a_connection_whatever_else_is_requested() {
+        let activity = activity();
+        let unread = activity.request().answered(Response::default());
+        advance(SECOND * 19).await;
+        let second = activity.request();
+        assert!(matches!(activity.check(), Check::Active(_)));
+        advance(SECOND).await;
+        assert_eq!(activity.check(), Check::Stalled);
+        drop(unread);
+        assert!(matches!(activity.check(), Check::Active(_)));
+        drop(second);
     }
 }

@@ -1,30 +1,39 @@
-//! Who may write whose likes.
+//! Authentication: who a caller is, and whose likes it may write.
+//!
+//! Purpose: read the credential of a request, by the methods of `INGEST_AUTH`, and return the principal. `jwt` verifies
+//! tokens with the keys of `key_source`; `api_keys` compares hashes. May depend on `edge::hot_reload` and `shared`. Must
+//! not know how a refusal is answered: errors are its own, and become problems in `http::problem`.
 
 mod api_keys;
+mod errors;
 mod jwks;
 mod jwt;
+mod key_set;
+mod key_source;
+mod principal;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use clap::{Args, ValueEnum};
-use shared::{settings::SettingError, wire::like::Like};
-use thiserror::Error;
+use shared::settings::SettingError;
 
-pub use crate::edge::auth::jwks::FetchError;
-use crate::edge::auth::{
+use self::{
     api_keys::{ApiKeys, ApiKeysArgs},
-    jwt::{JwtArgs, Tokens},
+    jwt::{JwtArgs, TokenVerifier},
 };
-use crate::{IngestError, http::problem::Problem};
+pub(crate) use self::{
+    errors::{AuthError, InvalidCredential, Methods, SetupError},
+    principal::Principal,
+};
 
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Who may write.
 #[derive(Args, Debug)]
-pub(crate) struct AccessArgs {
+pub(crate) struct AuthArgs {
     /// Who may write: off (everybody; for loopback or behind a gateway), jwt (bearer tokens), api-key (services), or both,
     /// as jwt,api-key
-    #[arg(long, env = "INGEST_AUTH", default_value = "off", value_name = "WAYS", value_delimiter = ',')]
-    ingest_auth: Vec<Way>,
+    #[arg(long, env = "INGEST_AUTH", default_value = "off", value_name = "METHODS", value_delimiter = ',')]
+    ingest_auth: Vec<Method>,
 
     #[command(flatten)]
     jwt: JwtArgs,
@@ -33,133 +42,81 @@ pub(crate) struct AccessArgs {
     api_keys: ApiKeysArgs,
 }
 
+/// An authentication method.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Method {
     Off,
     Jwt,
     ApiKey,
 }
 
-impl AccessArgs {
-    fn has(&self, way: Way) -> bool {
-        self.ingest_auth.contains(&way)
+impl AuthArgs {
+    fn has(&self, method: Method) -> bool {
+        self.ingest_auth.contains(&method)
     }
 
-    /// Whether anybody may write.
+    /// Whether every caller may write any like.
     pub(crate) fn is_off(&self) -> bool {
-        self.has(Way::Off)
+        self.has(Method::Off)
     }
 
     pub(crate) fn check(&self) -> Result<(), SettingError> {
-        if self.has(Way::Off) && self.ingest_auth.len() > 1 {
-            return Err(SettingError::new("INGEST_AUTH", "off with another way: allowed is off alone"));
+        if self.has(Method::Off) && self.ingest_auth.len() > 1 {
+            return Err(SettingError::new("INGEST_AUTH", "off with another method: allowed is off alone"));
         }
-        self.jwt.check(self.has(Way::Jwt))?;
-        self.api_keys.check(self.has(Way::ApiKey))
+        self.jwt.check(self.has(Method::Jwt))?;
+        self.api_keys.check(self.has(Method::ApiKey))
     }
 }
 
-/// What lets callers in.
-pub(crate) struct Access {
-    tokens: Option<Tokens>,
+/// Authenticates requests.
+pub(crate) struct Authenticator {
+    tokens: Option<TokenVerifier>,
     api_keys: Option<ApiKeys>,
 }
 
-/// What callers may show.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ways {
-    pub(crate) token: bool,
-    pub(crate) api_key: bool,
-}
-
-/// Whose likes a caller may write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Writer {
-    /// Those of all users.
-    OfAll,
-    /// Those of one user, or of none, where the token's subject is no user id.
-    Of(Option<i64>),
-}
-
-/// Why a credential is not good.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub(crate) enum BadCredential {
-    #[error("The header Authorization is not Bearer and a token, once.")]
-    Malformed,
-    #[error("This is not a JSON Web Token with an algorithm that is known here.")]
-    NoToken,
-    #[error("The token is not signed with an algorithm and a key that are accepted here.")]
-    Signature,
-    #[error("The token has expired: get a new one.")]
-    Expired,
-    #[error("The token is not valid yet.")]
-    NotYetValid,
-    #[error("The token's iss is not one that is accepted here.")]
-    Issuer,
-    #[error("The token's aud does not name this service.")]
-    Audience,
-    #[error("The token has no usable {0}.")]
-    Claim(String),
-    #[error("The API key is not known here, or there is more than one header X-Api-Key.")]
-    ApiKey,
-}
-
-impl Access {
-    /// Everybody may write.
-    pub(crate) fn open() -> Self {
+impl Authenticator {
+    /// Accepts every caller.
+    pub(crate) fn off() -> Self {
         Self { tokens: None, api_keys: None }
     }
 
-    /// Reads, or fetches, the keys.
-    pub(crate) async fn new(args: &AccessArgs) -> Result<Self, IngestError> {
-        let tokens = if args.has(Way::Jwt) { Some(Tokens::new(&args.jwt).await?) } else { None };
-        let api_keys = if args.has(Way::ApiKey) { Some(ApiKeys::load(&args.api_keys)?) } else { None };
+    /// Reads or fetches the keys.
+    pub(crate) async fn new(args: &AuthArgs) -> Result<Self, SetupError> {
+        let tokens = if args.has(Method::Jwt) { Some(TokenVerifier::new(&args.jwt).await?) } else { None };
+        let api_keys = if args.has(Method::ApiKey) { Some(ApiKeys::load(&args.api_keys)?) } else { None };
         Ok(Self { tokens, api_keys })
     }
 
-    fn ways(&self) -> Ways {
-        Ways { token: self.tokens.is_some(), api_key: self.api_keys.is_some() }
+    fn methods(&self) -> Methods {
+        Methods { token: self.tokens.is_some(), api_key: self.api_keys.is_some() }
     }
 
-    /// Whose likes may be written with these headers.
-    pub(crate) async fn admit(&self, headers: &HeaderMap) -> Result<Writer, Problem> {
-        if self.tokens.is_none() && self.api_keys.is_none() {
-            return Ok(Writer::OfAll);
-        }
-        let admitted = if let (Some(tokens), true) =
-            (&self.tokens, headers.contains_key(header::AUTHORIZATION))
-        {
-            match bearer(headers) {
-                Some(token) => tokens.admit(token).await,
-                None => Err(BadCredential::Malformed),
-            }
-        } else if let (Some(api_keys), true) = (&self.api_keys, headers.contains_key(API_KEY)) {
-            only(headers, &API_KEY).map_or(Err(BadCredential::ApiKey), |key| api_keys.admit(key.as_bytes()))
-        } else {
-            return Err(Problem::NoCredential { ways: self.ways() });
+    /// Returns the principal that the credential in the headers stands for.
+    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, AuthError> {
+        let verified = match (&self.tokens, &self.api_keys) {
+            (None, None) => return Ok(Principal::Trusted),
+            (Some(tokens), _) if headers.contains_key(header::AUTHORIZATION) => match bearer(headers) {
+                Some(token) => tokens.verify(token).await,
+                None => Err(InvalidCredential::Malformed),
+            },
+            (_, Some(api_keys)) if headers.contains_key(API_KEY) => single(headers, &API_KEY)
+                .map_or(Err(InvalidCredential::ApiKey), |key| api_keys.verify(key.as_bytes())),
+            _ => return Err(AuthError::NoCredential { methods: self.methods() }),
         };
-        admitted.map_err(|bad| Problem::InvalidCredential { bad, ways: self.ways() })
+        verified.map_err(|error| AuthError::InvalidCredential { error, methods: self.methods() })
     }
 }
 
-impl Writer {
-    pub(crate) fn may_write(self, like: &Like) -> bool {
-        match self {
-            Self::OfAll => true,
-            Self::Of(user_id) => user_id == Some(like.user_id()),
-        }
-    }
-}
-
-/// A header that is there once. Two are one too many: somebody on the way might have looked at the other one.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+/// A header that occurs exactly once. With two, a proxy on the way might have checked the other one.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }
 
 /// The token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = only(headers, &header::AUTHORIZATION)?;
+    let value = single(headers, &header::AUTHORIZATION)?;
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then_some(token.trim())
 }

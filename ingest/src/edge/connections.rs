@@ -16,67 +16,55 @@ use hyper_util::{
 };
 use shared::telemetry::log_rate::LogRate;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
-use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use crate::edge::activity::Activity;
-use crate::{
-    config::Settings,
-    edge::{open_files::room_for_connections, quotas::customer, tls::Tls},
-    metrics::Metrics,
+use super::{
+    activity::{Activity, Check, Timeouts},
+    open_files::allowed_connections,
+    quotas::client_key,
+    tls::Tls,
 };
+use crate::metrics::Metrics;
 
-/// At the end, when every request is answered, how long the answers may take to leave.
-const LINGER: Duration = Duration::from_millis(500);
+/// At shutdown, when every request is answered: time for the answers to leave.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
-/// How long a connection that was idle for too long may take to end in peace.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// Time for an idle connection to close gracefully.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// Before the next try when the system gives no more connections.
+/// Pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// How often a peer that speaks HTTP/2 is asked whether it is there, and how long it may take to say so.
+/// Interval of HTTP/2 pings, and the time for their answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// The head of a request, and the part of a body that is read at once. With a head that is longer callers get 431.
+/// The largest head of a request, and the part of a body that is read at once. Longer heads get 431.
 const MAX_BUFFER_BYTES: u16 = 16 << 10;
 
-/// How many requests of one HTTP/2 connection may be in flight.
+/// Requests in flight on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
-/// How much of all bodies of one HTTP/2 connection, and of one, may be on the way and not read.
+/// Unread bytes of all bodies of one HTTP/2 connection, and of one of them.
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 
-/// Who is at the other end of the connection that a request came by.
+/// Plain or TLS: one type, so that HTTP is compiled once. Boxed, so that plain connections need no memory for TLS.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// The address at the other end of the connection of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
-/// What connections may cost.
 pub(crate) struct ConnectionLimits {
-    max_connections: usize,
-    address_connections: Option<u32>,
-    pub(super) head_timeout: Duration,
-    pub(super) answer_timeout: Duration,
-    pub(super) idle_timeout: Duration,
-}
-
-impl ConnectionLimits {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        Self {
-            max_connections: room_for_connections(settings.ingest_max_connections as usize),
-            address_connections: settings.limits.ingest_address_connections,
-            head_timeout: settings.ingest_head_timeout,
-            answer_timeout: settings.ingest_body_timeout,
-            idle_timeout: settings.ingest_idle_timeout,
-        }
-    }
+    pub(crate) max_connections: usize,
+    pub(crate) max_per_address: Option<u32>,
+    pub(crate) timeouts: Timeouts,
 }
 
 /// Serves connections.
@@ -90,62 +78,66 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves until `shutdown`, from when on no connection is accepted, and then until the requests in flight are
-    /// answered. Connections on which there is none are then closed.
+    /// Accepts connections until `shutdown`, and then serves them until the requests in flight are answered.
     pub(crate) async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
-        let builder = Arc::new(Self::builder());
-        let (mut connections, failures) = (JoinSet::new(), LogRate::default());
-        let of_addresses = OfAddresses::default();
+        let connections = self.accept(listener, shutdown).await;
+        self.drain(connections).await;
+    }
+
+    async fn accept(&self, listener: TcpListener, shutdown: CancellationToken) -> JoinSet<()> {
+        let max_connections = allowed_connections(self.limits.max_connections);
+        let builder = Arc::new(http_builder());
+        let addresses = AddressCounts::default();
+        let failures = LogRate::default();
+        let mut connections = JoinSet::new();
         loop {
-            // Beyond the limit callers wait in the system's own queue, which is bounded, too.
-            let has_room = connections.len() < self.limits.max_connections;
-            let accepted = tokio::select! {
-                accepted = listener.accept(), if has_room => accepted,
+            // Beyond the limit callers wait in the system's accept queue, which is bounded, too.
+            let may_accept = connections.len() < max_connections;
+            let (stream, peer) = tokio::select! {
+                accepted = listener.accept(), if may_accept => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        if let Some(attempts) = failures.record(1) {
+                            tracing::warn!(%error, attempts, "no connection can be accepted");
+                        }
+                        sleep(ACCEPT_RETRY).await;
+                        continue;
+                    }
+                },
                 Some(_) = connections.join_next() => {
                     self.metrics.connection_closed();
                     continue;
                 }
-                () = shutdown.cancelled() => break,
+                () = shutdown.cancelled() => return connections,
             };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    if let Some(attempts) = failures.record(1) {
-                        tracing::warn!(%error, attempts, "no connection can be accepted");
-                    }
-                    sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let Some(inside) = of_addresses.enter(peer.ip(), self.limits.address_connections) else {
+            let Some(counted) = addresses.enter(peer.ip(), self.limits.max_per_address) else {
                 tracing::debug!(%peer, "an address has too many connections");
                 continue;
             };
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY could not be set");
-            }
             let connection = Connection {
                 builder: Arc::clone(&builder),
                 router: self.router.clone(),
                 peer,
-                activity: Arc::new(Activity::new(&self.limits)),
+                activity: Arc::new(Activity::new(self.limits.timeouts)),
                 shutdown: shutdown.clone(),
             };
-            let tls = self.tls.as_ref().map(Tls::acceptor);
-            let serving = connection.serve(stream, tls);
+            let serving = connection.serve(stream, self.tls.as_ref().map(Tls::acceptor));
             self.metrics.connection_opened();
             connections.spawn(async move {
-                let _inside = inside;
+                let _counted = counted;
                 serving.await;
             });
         }
-        drop(listener);
+    }
+
+    /// Waits until the requests in flight are answered, and closes what is then still open.
+    async fn drain(&self, mut connections: JoinSet<()>) {
         self.requests.close();
         let answered = async {
-            // A request may have been on its way when the others were answered.
+            // Another request may have arrived while the last answers left.
             loop {
                 self.requests.wait().await;
-                sleep(LINGER).await;
+                sleep(ANSWER_GRACE).await;
                 if self.requests.is_empty() {
                     return;
                 }
@@ -158,22 +150,22 @@ impl Server {
         }
         connections.shutdown().await;
     }
+}
 
-    fn builder() -> Builder<TokioExecutor> {
-        let mut builder = Builder::new(TokioExecutor::new());
-        // Without a timer: that of `Activity` is for both versions.
-        builder.http1().max_buf_size(MAX_BUFFER_BYTES.into());
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_INTERVAL)
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_BUFFER_BYTES.into())
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES);
-        builder
-    }
+fn http_builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // Without a timer: `Activity` has one for both versions.
+    builder.http1().max_buf_size(MAX_BUFFER_BYTES.into());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_BUFFER_BYTES.into())
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES);
+    builder
 }
 
 struct Connection {
@@ -186,37 +178,46 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
-        match tls {
-            None => self.serve_http(stream).await,
-            // What TLS waits for is large, and connections without it need not have room for it.
-            Some(tls) => Box::pin(self.serve_tls(stream, tls)).await,
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
+        let stream = match tls {
+            None => Either::Left(stream),
+            // Boxed: a handshake is large, and plain connections need no memory for it.
+            Some(tls) => match Box::pin(self.handshake(stream, tls)).await {
+                Some(stream) => Either::Right(stream),
+                None => return,
+            },
+        };
+        self.serve_http(stream).await;
     }
 
-    async fn serve_tls(self, stream: TcpStream, tls: TlsAcceptor) {
+    async fn handshake(&self, stream: TcpStream, tls: TlsAcceptor) -> Option<Box<TlsStream<TcpStream>>> {
         let handshake = tokio::select! {
-            shaken = timeout_at(self.activity.idle_at(), tls.accept(stream)) => shaken,
-            () = self.shutdown.cancelled() => return,
+            ended = timeout_at(self.activity.deadline(), tls.accept(stream)) => ended,
+            () = self.shutdown.cancelled() => return None,
         };
         match handshake {
-            Ok(Ok(stream)) => self.serve_http(stream).await,
+            Ok(Ok(stream)) => return Some(Box::new(stream)),
             Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "no TLS"),
             Err(_) => tracing::debug!(peer = %self.peer, "the TLS handshake took too long"),
         }
+        None
     }
 
-    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    async fn serve_http(self, stream: Stream) {
         let Self { builder, router, peer, activity, shutdown } = self;
-        let watch = Arc::clone(&activity);
+        let requests = Arc::clone(&activity);
         let service = service_fn(move |mut request: Request<Incoming>| {
-            let in_flight = watch.request();
+            let in_flight = requests.request();
             request.extensions_mut().insert(Peer(peer.ip()));
             let answer = router.clone().call(request);
             async move { answer.await.map(|response| in_flight.answered(response)) }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut look = pin!(sleep_until(activity.look_at()));
-        let (mut stopping, mut leaving) = (false, false);
+        let mut check = pin!(sleep_until(activity.next_check()));
+        let mut stopping = false;
+        let mut closing = false;
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
@@ -225,18 +226,18 @@ impl Connection {
                     }
                     return;
                 }
-                () = look.as_mut() => {
-                    if Instant::now() < activity.idle_at() {
-                        look.as_mut().reset(activity.look_at());
-                        continue;
-                    }
-                    if leaving || activity.has_unsent() {
-                        return;
-                    }
-                    tracing::debug!(%peer, "a connection was idle for too long");
-                    connection.as_mut().graceful_shutdown();
-                    leaving = true;
-                    look.as_mut().reset(Instant::now() + GOODBYE);
+                () = check.as_mut() => {
+                    let next = match activity.check() {
+                        Check::Active(next) => next,
+                        Check::Idle if !closing => {
+                            tracing::debug!(%peer, "a connection was idle for too long");
+                            closing = true;
+                            connection.as_mut().graceful_shutdown();
+                            Instant::now() + CLOSE_GRACE
+                        }
+                        Check::Idle | Check::Stalled => return,
+                    };
+                    check.as_mut().reset(next);
                 }
                 () = shutdown.cancelled(), if !stopping => {
                     stopping = true;
@@ -247,40 +248,58 @@ impl Connection {
     }
 }
 
-/// How many connections each address has, where that is limited.
+/// The number of connections of each address, where that is limited.
 #[derive(Clone, Default)]
-struct OfAddresses(Arc<Mutex<HashMap<IpAddr, u32>>>);
+struct AddressCounts(Arc<Mutex<HashMap<IpAddr, u32>>>);
 
-impl OfAddresses {
-    /// For as long as the guard is there the address has one more, if it may.
-    fn enter(&self, peer: IpAddr, max: Option<u32>) -> Option<Inside> {
-        let Some(max) = max else { return Some(Inside(None)) };
-        let address = customer(peer);
-        let mut counts = self.counts();
+impl AddressCounts {
+    /// Counts a connection until the guard is dropped. Returns `None` where the address has `max` already.
+    fn enter(&self, peer: IpAddr, max: Option<u32>) -> Option<Counted> {
+        let Some(max) = max else { return Some(Counted(None)) };
+        let address = client_key(peer);
+        let mut counts = self.lock();
         let count = counts.entry(address).or_default();
         if *count >= max {
             return None;
         }
         *count += 1;
-        Some(Inside(Some((self.clone(), address))))
+        Some(Counted(Some((self.clone(), address))))
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection that counts for its address, where connections are counted.
-struct Inside(Option<(OfAddresses, IpAddr)>);
+/// A connection that is counted for its address, where connections are counted.
+struct Counted(Option<(AddressCounts, IpAddr)>);
 
-impl Drop for Inside {
+impl Drop for Counted {
     fn drop(&mut self) {
-        let Some((of_addresses, address)) = &self.0 else { return };
-        if let Entry::Occupied(mut count) = of_addresses.counts().entry(*address) {
+        let Some((addresses, address)) = &self.0 else { return };
+        if let Entry::Occupied(mut count) = addresses.lock().entry(*address) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_per_address_until_they_end() {
+        let counts = AddressCounts::default();
+        let first: IpAddr = "192.0.2.1".parse().unwrap();
+        let second: IpAddr = "192.0.2.2".parse().unwrap();
+        let counted = counts.enter(first, Some(1)).unwrap();
+        assert!(counts.enter(first, Some(1)).is_none());
+        assert!(counts.enter(second, Some(1)).is_some());
+        drop(counted);
+        assert!(counts.enter(first, Some(1)).is_some());
+        assert!(counts.lock().is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! What is read from files and read again when they have changed, so that certificates and keys can be replaced
-//! without a restart.
+//! Values parsed from files, and parsed again when the files change, so that certificates and keys can be replaced without
+//! a restart.
 
 use std::{
     fs::{self, File},
@@ -14,64 +14,31 @@ use shared::settings::SettingError;
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often the files are looked at.
+/// How often the files are compared with the loaded contents.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Nobody's keys or certificates are longer.
+/// Longer files are neither keys nor certificates.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What the files said when they last made sense.
-pub(crate) struct Reloaded<T> {
+/// The value of the last contents that could be parsed.
+pub(crate) struct HotReload<T> {
     current: Arc<ArcSwap<T>>,
-    _following: AbortOnDropHandle<()>,
+    _watching: AbortOnDropHandle<()>,
 }
 
-impl<T: Send + Sync + 'static> Reloaded<T> {
-    /// Reads the files, each with the setting that names it, and follows them from now on. `parse` gets the contents
-    /// in the same order. What it says of bad ones may be logged: it must not repeat them.
+impl<T: Send + Sync + 'static> HotReload<T> {
+    /// Reads the files, each with the setting that names it, and watches them from now on. `parse` gets the contents
+    /// in the same order. Its error may be logged, so it must not repeat any of them.
     pub(crate) fn load(
         files: Vec<(&'static str, PathBuf)>,
         parse: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + 'static,
     ) -> Result<Self, SettingError> {
         let setting = files.first().map_or("", |(setting, _)| *setting);
-        let mut contents = read_all(&files)?;
+        let contents = read_all(&files)?;
         let parsed = parse(&contents).map_err(|why| SettingError::new(setting, why))?;
         let current = Arc::new(ArcSwap::from_pointee(parsed));
-        let swapped = Arc::clone(&current);
-        let files = Arc::new(files);
-        let following = async move {
-            let mut refused = None;
-            loop {
-                sleep(RELOAD_INTERVAL).await;
-                let reading = Arc::clone(&files);
-                let read = spawn_blocking(move || read_all(&reading)).await;
-                let changed = match read {
-                    Ok(Ok(read)) if read == contents => continue,
-                    Ok(Ok(read)) => parse(&read).map(|parsed| (read, parsed)),
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                };
-                match changed {
-                    Ok((read, parsed)) => {
-                        refused = None;
-                        contents = read;
-                        swapped.store(Arc::new(parsed));
-                        tracing::info!(setting, "the files have changed and were read again");
-                    }
-                    // Perhaps one of several is still to come.
-                    Err(why) if refused.as_ref() != Some(&why) => {
-                        tracing::warn!(
-                            setting,
-                            why,
-                            "the files have changed and can't be used: the old ones are kept"
-                        );
-                        refused = Some(why);
-                    }
-                    Err(_) => {}
-                }
-            }
-        };
-        Ok(Self { current, _following: AbortOnDropHandle::new(tokio::spawn(following)) })
+        let watching = watch(setting, files, contents, parse, Arc::clone(&current));
+        Ok(Self { current, _watching: AbortOnDropHandle::new(tokio::spawn(watching)) })
     }
 
     pub(crate) fn current(&self) -> Arc<T> {
@@ -79,10 +46,50 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     }
 }
 
+/// Parses the files whenever their contents change. Contents that can't be parsed leave the current value as it is.
+async fn watch<T>(
+    setting: &'static str,
+    files: Vec<(&'static str, PathBuf)>,
+    mut contents: Vec<Vec<u8>>,
+    parse: impl Fn(&[Vec<u8>]) -> Result<T, String>,
+    current: Arc<ArcSwap<T>>,
+) {
+    let files = Arc::new(files);
+    let mut refused = None;
+    loop {
+        sleep(RELOAD_INTERVAL).await;
+        let reading = Arc::clone(&files);
+        let changed = match spawn_blocking(move || read_all(&reading)).await {
+            Ok(Ok(read)) if read == contents => continue,
+            Ok(Ok(read)) => parse(&read).map(|parsed| (read, parsed)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match changed {
+            Ok((read, parsed)) => {
+                refused = None;
+                contents = read;
+                current.store(Arc::new(parsed));
+                tracing::info!(setting, "the files have changed and were read again");
+            }
+            // Another of the files may still be about to change.
+            Err(why) if refused.as_ref() != Some(&why) => {
+                tracing::warn!(
+                    setting,
+                    why,
+                    "the files have changed and can't be used: the old ones are kept"
+                );
+                refused = Some(why);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
 fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingError> {
     let read = |path: &PathBuf| {
         let mut content = Vec::new();
-        // A pipe might keep us waiting for ever.
+        // Reading a pipe might never end.
         if !fs::metadata(path)?.is_file() {
             return Err(io::Error::other("it is no file"));
         }

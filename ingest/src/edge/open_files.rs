@@ -1,15 +1,15 @@
-//! How many files, and so connections, the system lets us have.
+//! The system limit of open files, and the number of connections that it allows.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// For all else than callers: Redis, the admin port, certificates.
-const OTHERS: usize = 200;
+/// Reserved for everything other than callers: Redis, the admin port, certificates.
+const RESERVED_FILES: usize = 200;
 
-/// Asks the system for as many open files as it may give, and tells how many connections fit into them, up to `wanted`. The
-/// usual soft limit is for programs that still use select(2), and far too low for us.
-pub(crate) fn room_for_connections(wanted: usize) -> usize {
+/// Raises the soft limit of open files as far as needed, and returns how many connections fit into it, up to `wanted`. The usual
+/// soft limit is meant for programs that use select(2), and far too low.
+pub(crate) fn allowed_connections(wanted: usize) -> usize {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        let needed = u64::try_from(wanted + OTHERS).unwrap_or(u64::MAX).clamp(soft, hard);
+        let needed = u64::try_from(wanted + RESERVED_FILES).unwrap_or(u64::MAX).clamp(soft, hard);
         setrlimit(Resource::RLIMIT_NOFILE, needed, hard).map(|()| needed)
     });
     let allowed = match raised {
@@ -19,14 +19,14 @@ pub(crate) fn room_for_connections(wanted: usize) -> usize {
             return wanted;
         }
     };
-    let room = allowed.saturating_sub(OTHERS).max(1);
-    if room < wanted {
+    let connections = allowed.saturating_sub(RESERVED_FILES).max(1);
+    if connections < wanted {
         tracing::warn!(
             open_files = allowed,
-            connections = room,
+            connections,
             wanted,
             "the system allows fewer connections than INGEST_MAX_CONNECTIONS: raise its limit of open files (ulimit -n, LimitNOFILE)"
         );
     }
-    room.min(wanted)
+    connections.min(wanted)
 }

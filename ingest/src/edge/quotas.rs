@@ -1,4 +1,4 @@
-//! How much one user and one address may do, and how much is done at once.
+//! Rate limits per user and per client address.
 
 use std::{
     hash::Hash,
@@ -26,19 +26,19 @@ use tokio_util::task::AbortOnDropHandle;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// After so many checks the buckets that are full again are forgotten.
+/// Number of checks after which buckets that are full again are removed.
 const SWEEP_AFTER_CHECKS: usize = 200_000;
 
-/// Beyond so many buckets all are forgotten: a flood of names that nobody has must not take the memory of all.
+/// Beyond this number all buckets are removed: a flood of invented users must not exhaust memory.
 const MAX_BUCKETS: usize = 1_000_000;
 
-/// Of an IPv6 address only what a provider gives to one customer counts.
-const IPV6_CUSTOMER_BITS: u32 = 64;
+/// Prefix of an IPv6 address that a provider assigns to one customer.
+const IPV6_CLIENT_BITS: u32 = 64;
 
-/// How much callers may do.
+/// What callers may use.
 #[derive(Args, Debug)]
 #[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
-pub(crate) struct LimitArgs {
+pub(crate) struct QuotaArgs {
     /// How many requests may be in flight; beyond it callers get 503
     #[arg(long, env = "INGEST_MAX_REQUESTS", default_value = "10000", value_name = "REQUESTS",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -72,7 +72,7 @@ fn network(text: &str) -> Result<IpNet, NotANetwork> {
     text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| NotANetwork)
 }
 
-/// So many in such a time, and so many at once.
+/// A number of likes or requests per period, which is also the burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rate {
     count: NonZeroU32,
@@ -101,46 +101,56 @@ impl FromStr for Rate {
     }
 }
 
-/// The quotas of callers.
+/// A caller has used up a quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuotaExceeded {
+    pub(crate) quota: QuotaKind,
+    /// Time until the next like or request is allowed.
+    pub(crate) wait: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QuotaKind {
+    User,
+    Address,
+}
+
+/// The quotas of all callers.
 pub(crate) struct Quotas {
-    users: Option<Buckets<i64>>,
-    addresses: Option<Buckets<IpAddr>>,
+    users: Option<TokenBuckets<i64>>,
+    addresses: Option<TokenBuckets<IpAddr>>,
     trusted_proxies: Vec<IpNet>,
 }
 
 impl Quotas {
-    pub(crate) fn new(args: &LimitArgs) -> Self {
+    pub(crate) fn new(args: &QuotaArgs) -> Self {
         Self {
-            users: args.ingest_user_rate.map(Buckets::new),
-            addresses: args.ingest_address_rate.map(Buckets::new),
+            users: args.ingest_user_rate.map(TokenBuckets::new),
+            addresses: args.ingest_address_rate.map(TokenBuckets::new),
             trusted_proxies: args.ingest_trusted_proxies.clone(),
         }
     }
 
-    /// Takes one like off a user's quota.
-    ///
-    /// # Errors
-    /// With how long to wait when it is used up.
-    pub(crate) fn take_like(&self, user_id: i64) -> Result<(), Duration> {
-        self.users.as_ref().map_or(Ok(()), |users| users.take(&user_id))
+    /// Charges one like to a user's quota.
+    pub(crate) fn charge_like(&self, user_id: i64) -> Result<(), QuotaExceeded> {
+        let Some(users) = &self.users else { return Ok(()) };
+        users.take(&user_id).map_err(|wait| QuotaExceeded { quota: QuotaKind::User, wait })
     }
 
-    /// Takes one request off the quota of the address that it is from.
-    ///
-    /// # Errors
-    /// With how long to wait when it is used up.
-    pub(crate) fn take_request(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Duration> {
+    /// Charges one request to the quota of the client's address.
+    pub(crate) fn charge_request(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), QuotaExceeded> {
         let Some(addresses) = &self.addresses else { return Ok(()) };
-        addresses.take(&customer(client_address(peer, headers, &self.trusted_proxies)))
+        let client = client_key(client_address(peer, headers, &self.trusted_proxies));
+        addresses.take(&client).map_err(|wait| QuotaExceeded { quota: QuotaKind::Address, wait })
     }
 }
 
-/// Who has sent a request: the peer, or if that is a proxy of ours whom it had it from. A proxy appends its own peer to
-/// the list; what comes before the last one that is no proxy of ours could be anybody's invention.
+/// Returns the address of the client: the peer, or, if that is a trusted proxy, the last untrusted address that
+/// `X-Forwarded-For` lists. A proxy appends its own peer to the list; entries before the last untrusted one may be forged.
 fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> IpAddr {
     let is_proxy = |address: &IpAddr| trusted_proxies.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
-    // What can't be read is nobody's address, and what comes before it is not looked at.
+    // An unreadable entry ends the search: entries before it are not believed.
     let lists = headers.get_all(X_FORWARDED_FOR).iter().rev().map(|value| value.to_str().unwrap_or_default());
     for hop in lists.flat_map(|list| list.rsplit(',')) {
         if !is_proxy(&client) {
@@ -152,25 +162,25 @@ fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) 
     client
 }
 
-/// An address as proxies write it, some with a port.
+/// Parses an address as proxies write it, some with a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
-/// What one customer can have many of counts as one.
-pub(crate) fn customer(address: IpAddr) -> IpAddr {
+/// Returns the address that a client is counted by: all IPv6 addresses of one customer count as one.
+pub(crate) fn client_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
-            let mask = u128::MAX << (u128::BITS - IPV6_CUSTOMER_BITS);
+            let mask = u128::MAX << (u128::BITS - IPV6_CLIENT_BITS);
             Ipv6Addr::from_bits(v6.to_bits() & mask).into()
         }
         IpAddr::V4(v4) => v4.into(),
     }
 }
 
-/// A token bucket for each name, as many as are in use.
-struct Buckets<K: Hash + Eq + Clone> {
+/// A token bucket for each key.
+struct TokenBuckets<K: Hash + Eq + Clone> {
     limiter: Arc<ArcSwap<DefaultKeyedRateLimiter<K>>>,
     clock: DefaultClock,
     checks: AtomicUsize,
@@ -178,14 +188,14 @@ struct Buckets<K: Hash + Eq + Clone> {
     _sweeping: AbortOnDropHandle<()>,
 }
 
-impl<K: Hash + Eq + Clone + Send + Sync + 'static> Buckets<K> {
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> TokenBuckets<K> {
     fn new(rate: Rate) -> Self {
         let per_token = (rate.period / rate.count.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(per_token)
             .map_or(Quota::per_second(rate.count), |quota| quota.allow_burst(rate.count));
         let limiter = Arc::new(ArcSwap::from_pointee(RateLimiter::dashmap(quota)));
         let sweep = Arc::new(Notify::new());
-        let sweeping = sweep_when_told(Arc::clone(&limiter), quota, Arc::clone(&sweep));
+        let sweeping = sweep_on_signal(Arc::clone(&limiter), quota, Arc::clone(&sweep));
         Self {
             limiter,
             clock: DefaultClock::default(),
@@ -195,6 +205,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> Buckets<K> {
         }
     }
 
+    /// Takes a token, or returns the time until there is one.
     fn take(&self, key: &K) -> Result<(), Duration> {
         if self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_AFTER_CHECKS) {
             self.sweep.notify_one();
@@ -204,13 +215,13 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> Buckets<K> {
     }
 }
 
-async fn sweep_when_told<K: Hash + Eq + Clone + Send + Sync + 'static>(
+async fn sweep_on_signal<K: Hash + Eq + Clone + Send + Sync + 'static>(
     limiter: Arc<ArcSwap<DefaultKeyedRateLimiter<K>>>,
     quota: Quota,
-    told: Arc<Notify>,
+    signal: Arc<Notify>,
 ) {
     loop {
-        told.notified().await;
+        signal.notified().await;
         let swept = Arc::clone(&limiter);
         let sweep = spawn_blocking(move || {
             let buckets = swept.load();
@@ -219,7 +230,7 @@ async fn sweep_when_told<K: Hash + Eq + Clone + Send + Sync + 'static>(
             if buckets.len() > MAX_BUCKETS {
                 tracing::warn!(
                     buckets = buckets.len(),
-                    "too many callers for their quotas to be remembered: all begin anew"
+                    "too many callers for their quotas to be remembered: all quotas start again"
                 );
                 swept.store(Arc::new(RateLimiter::dashmap(quota)));
             }
@@ -239,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_a_number_a_time() {
+    fn rates_parse_as_a_number_per_period() {
         let rate =
             |text: &str| text.parse::<Rate>().ok().map(|rate| (rate.count.get(), rate.period.as_secs()));
         assert_eq!(rate("20/s"), Some((20, 1)));
@@ -251,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_address_that_is_no_proxy_of_ours_is_the_caller() {
+    fn the_last_address_that_is_no_trusted_proxy_is_the_client() {
         let trusted = [network("10.0.0.0/8").unwrap(), network("fd00::1").unwrap()];
         let client = |peer: &str, lists: &[&str]| {
             let mut headers = HeaderMap::new();
@@ -260,13 +271,13 @@ mod tests {
             }
             client_address(ip(peer), &headers, &trusted)
         };
-        assert_eq!(client("192.0.2.1", &["198.51.100.7"]), ip("192.0.2.1"), "no proxy of ours");
+        assert_eq!(client("192.0.2.1", &["198.51.100.7"]), ip("192.0.2.1"), "not a trusted proxy");
         assert_eq!(client("10.0.0.1", &[]), ip("10.0.0.1"));
         assert_eq!(client("10.0.0.1", &["198.51.100.7"]), ip("198.51.100.7"));
         assert_eq!(
             client("10.0.0.1", &["1.2.3.4, 198.51.100.7"]),
             ip("198.51.100.7"),
-            "the rest is invented"
+            "the rest may be forged"
         );
         assert_eq!(client("10.0.0.1", &["1.2.3.4", "198.51.100.7, 10.0.0.2"]), ip("198.51.100.7"));
         assert_eq!(client("::ffff:10.0.0.1", &["2001:db8::1"]), ip("2001:db8::1"));
@@ -274,7 +285,7 @@ mod tests {
         assert_eq!(
             client("10.0.0.1", &["6.6.6.6", "\u{e9}"]),
             ip("10.0.0.1"),
-            "what is before it is not believed"
+            "entries before it are not believed"
         );
         for with_port in ["198.51.100.7:4711", "[2001:db8::1]:4711", "[2001:db8::1]"] {
             assert_ne!(client("10.0.0.1", &[with_port]), ip("10.0.0.1"), "{with_port}");
@@ -282,16 +293,16 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_customer_is_one() {
-        assert_eq!(customer(ip("2001:db8::1:2:3:4")), customer(ip("2001:db8::")));
-        assert_ne!(customer(ip("2001:db8:0:1::1")), customer(ip("2001:db8::1")));
-        assert_ne!(customer(ip("192.0.2.1")), customer(ip("192.0.2.2")));
-        assert_eq!(customer(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
+    fn ipv6_addresses_of_one_customer_share_a_key() {
+        assert_eq!(client_key(ip("2001:db8::1:2:3:4")), client_key(ip("2001:db8::")));
+        assert_ne!(client_key(ip("2001:db8:0:1::1")), client_key(ip("2001:db8::1")));
+        assert_ne!(client_key(ip("192.0.2.1")), client_key(ip("192.0.2.2")));
+        assert_eq!(client_key(ip("::ffff:192.0.2.1")), ip("192.0.2.1"));
     }
 
     #[tokio::test]
-    async fn quotas_are_each_caller_s_own() {
-        let buckets = Buckets::new("3/h".parse().unwrap());
+    async fn every_key_has_its_own_bucket() {
+        let buckets = TokenBuckets::new("3/h".parse().unwrap());
         for _ in 0..3 {
             assert_eq!(buckets.take(&1), Ok(()));
         }

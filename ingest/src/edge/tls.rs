@@ -1,4 +1,4 @@
-//! TLS for callers.
+//! TLS of the connections of callers.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use rustls::{
 use shared::{error_chain::one_line, settings::SettingError};
 use tokio_rustls::TlsAcceptor;
 
-use crate::edge::hot_reload::Reloaded;
+use crate::edge::hot_reload::HotReload;
 
 /// The certificate that callers see.
 #[derive(Args, Debug)]
@@ -34,22 +34,22 @@ impl TlsArgs {
     }
 }
 
-/// What a connection's TLS is made of.
-pub(crate) struct Tls(Reloaded<ServerConfig>);
+/// The certificate and key of new connections.
+pub(crate) struct Tls(HotReload<ServerConfig>);
 
 impl Tls {
-    /// Nothing where no certificate is set.
+    /// Returns `None` where no certificate is set.
     pub(crate) fn load(args: &TlsArgs) -> Result<Option<Self>, SettingError> {
         let (Some(cert), Some(key)) = (&args.ingest_tls_cert, &args.ingest_tls_key) else { return Ok(None) };
         let files = vec![("INGEST_TLS_CERT", cert.clone()), ("INGEST_TLS_KEY", key.clone())];
-        let config = Reloaded::load(files, |contents| match contents {
+        let config = HotReload::load(files, |contents| match contents {
             [cert, key] => server_config(cert, key),
             _ => Err("a certificate and a key are needed".to_owned()),
         })?;
         Ok(Some(Self(config)))
     }
 
-    /// With the certificate as it is now.
+    /// Returns an acceptor with the current certificate.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.0.current())
     }
@@ -59,7 +59,7 @@ fn server_config(cert: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert).collect();
     let certificates = certificates.ok().filter(|found| !found.is_empty());
     let certificates = certificates.ok_or("the file has no certificates in PEM")?;
-    // The error might quote a part of the file.
+    // The library's own error might quote a part of the file.
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|_| "the file of INGEST_TLS_KEY has no private key in PEM")?;
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);

@@ -1,31 +1,27 @@
-//! What callers can read of ingest: `GET /openapi.json`, and `GET /docs` for people, with nothing from elsewhere.
+//! The OpenAPI document at `GET /openapi.json`, and its page at `GET /docs`, which needs no internet.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
     extract::Path,
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use bytes::Bytes;
 use utoipa::{
-    IntoResponses, Modify, OpenApi, PartialSchema,
-    openapi::{
-        Content, HeaderBuilder, Ref, RefOr, ResponseBuilder,
-        response::Response as ResponseDoc,
-        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
-    },
+    Modify, OpenApi,
+    openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
 use utoipa_swagger_ui::{Config, serve};
 
-use crate::http::{
+use super::{
     problem::{Kind, Problem, ProblemBody},
     routes,
 };
 
-/// Swagger UI styles itself inline, and has its icons in its style.
+/// Swagger UI has inline styles, with its icons in them.
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -36,7 +32,7 @@ connection, a 429 or a 503 wait for as long as `Retry-After` says, or some time 
 
 Errors are `application/problem+json` (RFC 9457). Their `type` is stable, their `detail` is for people. What is not HTTP at all gets a bare 400, 414 or 431.";
 
-/// Whole programs, which `make test-http` runs.
+/// Complete programs, which `make test-http` runs.
 const EXAMPLES: [(&str, &str, &str); 4] = [
     ("curl", "bash", include_str!("../../../docs/examples/curl.sh")),
     ("Python", "python", include_str!("../../../docs/examples/python.py")),
@@ -51,7 +47,7 @@ const EXAMPLES: [(&str, &str, &str); 4] = [
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
     ),
     servers((url = "/")),
-    paths(routes::like, routes::batch),
+    paths(routes::post_like, routes::post_batch),
     components(schemas(ProblemBody)),
     tags((name = "likes", description = "What users like")),
     modifiers(&Credentials),
@@ -73,70 +69,8 @@ impl Modify for Credentials {
     }
 }
 
-/// What both endpoints may say no with.
-const REFUSALS: [Kind; 16] = [
-    Kind::InvalidJson,
-    Kind::BodyIncomplete,
-    Kind::NoCredential,
-    Kind::InvalidCredential,
-    Kind::OtherUser,
-    Kind::BodyTimeout,
-    Kind::BodyTooLarge,
-    Kind::UnsupportedMediaType,
-    Kind::RateLimited,
-    Kind::Internal,
-    Kind::BacklogFull,
-    Kind::Overloaded,
-    Kind::RedisOutOfMemory,
-    Kind::RedisRefused,
-    Kind::RedisUnconfirmed,
-    Kind::RedisUnavailable,
-];
-
-/// What `POST /likes` may say no with.
-pub(crate) struct LikeRefusals;
-
-impl IntoResponses for LikeRefusals {
-    fn responses() -> BTreeMap<String, RefOr<ResponseDoc>> {
-        refusals(&[Kind::InvalidLike])
-    }
-}
-
-/// What `POST /likes/batch` may say no with.
-pub(crate) struct BatchRefusals;
-
-impl IntoResponses for BatchRefusals {
-    fn responses() -> BTreeMap<String, RefOr<ResponseDoc>> {
-        refusals(&[Kind::InvalidBatch, Kind::BatchTooLarge])
-    }
-}
-
-fn refusals(own: &[Kind]) -> BTreeMap<String, RefOr<ResponseDoc>> {
-    let mut by_status: BTreeMap<u16, Vec<Kind>> = BTreeMap::new();
-    for kind in REFUSALS.iter().chain(own) {
-        by_status.entry(kind.status().as_u16()).or_default().push(*kind);
-    }
-    let text = || HeaderBuilder::new().schema(Some(String::schema()));
-    let document = |status: u16, kinds: &[Kind]| {
-        let lines = kinds.iter().map(|kind| format!("`{}`: {}", kind.code(), kind.title()));
-        let mut response = ResponseBuilder::new()
-            .description(lines.collect::<Vec<_>>().join("; "))
-            .content("application/problem+json", Content::new(Some(Ref::from_schema_name("Problem"))))
-            .header("X-Request-Id", text().description(Some("The request's id")).build());
-        if status == 401 {
-            response = response.header("WWW-Authenticate", text().description(Some("RFC 6750")).build());
-        }
-        if [429, 503].contains(&status) {
-            let seconds = HeaderBuilder::new().schema(Some(u32::schema())).description(Some("Seconds"));
-            response = response.header("Retry-After", seconds.build());
-        }
-        RefOr::T(response.build())
-    };
-    by_status.iter().map(|(status, kinds)| (status.to_string(), document(*status, kinds))).collect()
-}
-
-/// The description of the interface, as pretty JSON.
-pub(crate) fn document() -> String {
+/// Returns the OpenAPI document as pretty JSON.
+fn document() -> String {
     let mut api = Api::openapi();
     env!("CARGO_PKG_VERSION").clone_into(&mut api.info.version);
     let example = |(name, language, code): &(&str, &str, &str)| {
@@ -148,26 +82,22 @@ pub(crate) fn document() -> String {
     api.to_pretty_json().unwrap_or_default() + "\n"
 }
 
-/// What is served for reading.
-pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let json = Bytes::from(document());
     let config = Arc::new(Config::from("../openapi.json").validator_url("none").try_it_out_enabled(true));
     let home = Arc::clone(&config);
     let document = move || async move { ([(header::CONTENT_TYPE, "application/json")], json) };
     Router::new()
         .route("/openapi.json", get(document))
-        // Relative, so that it is right behind a gateway that adds a prefix.
-        .route(
-            "/docs",
-            get(|| async { (axum::http::StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, "docs/")]) }),
-        )
+        // Relative, so that it works behind a gateway that adds a prefix.
+        .route("/docs", get(|| async { (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, "docs/")]) }))
         .route("/docs/", get(move || async move { page("index.html", home) }))
         .route("/docs/{*page}", get(move |Path(path): Path<String>| async move { page(&path, config) }))
 }
 
 fn page(path: &str, config: Arc<Config<'static>>) -> Response {
-    let Ok(Some(file)) = serve(path, config) else { return Problem::NotFound.into_response() };
-    // It is in the program itself: not copied for anybody who asks for it and doesn't read it.
+    let Ok(Some(file)) = serve(path, config) else { return Problem::from(Kind::NotFound).into_response() };
+    // The bytes are static, and not copied for each request.
     let mut response = file.bytes.into_response();
     let headers = response.headers_mut();
     let mut set = |name: HeaderName, value: &str| {
@@ -180,4 +110,22 @@ fn page(path: &str, config: Arc<Config<'static>>) -> Response {
     set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(header::CACHE_CONTROL, "max-age=3600");
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::trace::known_route;
+
+    #[test]
+    fn every_documented_path_is_a_known_route() {
+        let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        assert!(paths.len() >= 2);
+        for path in paths.keys() {
+            assert_eq!(known_route(path), Some(path.as_str()));
+        }
+        assert_eq!(known_route("/docs/index.css"), Some("/docs/{file}"));
+        assert_eq!(known_route("/likes/7"), None);
+    }
 }

@@ -1,6 +1,6 @@
-//! Every "no" of the HTTP edge, as `application/problem+json` (RFC 9457).
+//! Every error of the HTTP interface as `application/problem+json` (RFC 9457). No other module turns errors into answers.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
@@ -10,121 +10,197 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    edge::auth::{BadCredential, Ways},
-    http::request::BadItem,
-    publish::group_commit::PublishError,
+    edge::{
+        auth::{AuthError, InvalidCredential, Methods},
+        quotas::{QuotaExceeded, QuotaKind},
+    },
+    http::request::{BadBatch, BadItem, BadRequest},
+    publish::sink::PublishError,
 };
 
-/// How long a caller should wait before the next try, by cause.
-const RETRY_SOON: Duration = Duration::from_secs(1);
-const RETRY_WHEN_DRAINED: Duration = Duration::from_secs(5);
+/// Retry-After, by cause.
+const SOON: Option<Duration> = Some(Duration::from_secs(1));
+const WHEN_DRAINED: Option<Duration> = Some(Duration::from_secs(5));
+const NEVER: Option<Duration> = None;
 
-/// Nothing was taken, and may be later.
+/// Nothing was published, and a later attempt may succeed.
 const NOT_TAKEN: &str = "Nothing was taken. Send it again later.";
-/// A first attempt may have been carried out although its answer was lost.
+/// The like may have been published although the answer was lost.
 const MAYBE_TAKEN: &str = "It may or may not have been taken. It is safe to send it again.";
+const ROUTES: &str = "Likes are taken by POST /likes and POST /likes/batch: see /docs.";
+const MEDIA_TYPES: &str =
+    "Send the header Content-Type: application/json, or for a batch application/x-ndjson.";
+const AT_ONCE: &str = "Send the whole body at once.";
+const INCOMPLETE: &str = "The connection ended, or left the rules of HTTP, before the body did.";
+/// Each problem of this kind has a detail of its own.
+const OWN: &str = "";
+
+/// What all problems of one kind have in common.
+struct Row {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: &'static str,
+    retry_after: Option<Duration>,
+}
 
 macro_rules! kinds {
-    ($($kind:ident $status:ident $code:literal $title:literal)*) => {
-        /// What sort of "no" it is: stable for callers, and a metric's label.
+    ($($kind:ident $status:ident $code:literal $title:literal $detail:ident $retry_after:ident)*) => {
+        /// The kind of a problem: stable for callers, and a label of metrics.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Kind { $($kind),* }
 
         impl Kind {
-            /// All there are.
             pub(crate) const ALL: &[Self] = &[$(Self::$kind),*];
 
-            pub(crate) fn status(self) -> StatusCode {
-                match self { $(Self::$kind => StatusCode::$status),* }
-            }
-
-            /// The last part of its `type`.
-            pub(crate) fn code(self) -> &'static str {
-                match self { $(Self::$kind => $code),* }
-            }
-
-            pub(crate) fn title(self) -> &'static str {
-                match self { $(Self::$kind => $title),* }
+            fn row(self) -> &'static Row {
+                match self {
+                    $(Self::$kind => &Row {
+                        status: StatusCode::$status,
+                        code: $code,
+                        title: $title,
+                        detail: $detail,
+                        retry_after: $retry_after,
+                    }),*
+                }
             }
         }
     };
 }
 
 kinds! {
-    InvalidJson BAD_REQUEST "invalid-json" "The body is not JSON"
-    BodyIncomplete BAD_REQUEST "body-incomplete" "The body broke off"
-    NoCredential UNAUTHORIZED "no-credential" "There is no credential"
-    InvalidCredential UNAUTHORIZED "invalid-credential" "The credential is not valid"
-    OtherUser FORBIDDEN "other-user" "The credential is another user's"
-    NotFound NOT_FOUND "not-found" "There is nothing here"
-    MethodNotAllowed METHOD_NOT_ALLOWED "method-not-allowed" "The method is not allowed"
-    BodyTimeout REQUEST_TIMEOUT "body-timeout" "The body took too long"
-    BodyTooLarge PAYLOAD_TOO_LARGE "body-too-large" "The body is too large"
-    BatchTooLarge PAYLOAD_TOO_LARGE "batch-too-large" "The batch has too many likes"
-    UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The media type is not supported"
-    InvalidLike UNPROCESSABLE_ENTITY "invalid-like" "The body is not a like"
-    InvalidBatch UNPROCESSABLE_ENTITY "invalid-batch" "The batch has no likes"
-    RateLimited TOO_MANY_REQUESTS "rate-limited" "Too much in too short a time"
-    Internal INTERNAL_SERVER_ERROR "internal" "Something went wrong here"
-    BacklogFull SERVICE_UNAVAILABLE "backlog-full" "Too many likes wait to be stored"
-    Overloaded SERVICE_UNAVAILABLE "overloaded" "Too much at once"
-    RedisOutOfMemory SERVICE_UNAVAILABLE "redis-out-of-memory" "Redis is out of memory"
-    RedisRefused SERVICE_UNAVAILABLE "redis-refused" "Redis does not take likes"
-    RedisUnconfirmed SERVICE_UNAVAILABLE "redis-unconfirmed" "The like is not safe enough"
-    RedisUnavailable SERVICE_UNAVAILABLE "redis-unavailable" "Redis can't be reached"
+    InvalidJson BAD_REQUEST "invalid-json" "The body is not JSON" OWN NEVER
+    BodyIncomplete BAD_REQUEST "body-incomplete" "The body broke off" INCOMPLETE NEVER
+    NoCredential UNAUTHORIZED "no-credential" "There is no credential" OWN NEVER
+    InvalidCredential UNAUTHORIZED "invalid-credential" "The credential is not valid" OWN NEVER
+    OtherUser FORBIDDEN "other-user" "The credential is another user's" OWN NEVER
+    NotFound NOT_FOUND "not-found" "There is nothing here" ROUTES NEVER
+    MethodNotAllowed METHOD_NOT_ALLOWED "method-not-allowed" "The method is not allowed" ROUTES NEVER
+    BodyTimeout REQUEST_TIMEOUT "body-timeout" "The body took too long" AT_ONCE NEVER
+    BodyTooLarge PAYLOAD_TOO_LARGE "body-too-large" "The body is too large" OWN NEVER
+    BatchTooLarge PAYLOAD_TOO_LARGE "batch-too-large" "The batch has too many likes" OWN NEVER
+    UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The media type is not supported" MEDIA_TYPES NEVER
+    InvalidLike UNPROCESSABLE_ENTITY "invalid-like" "The body is not a like" OWN NEVER
+    InvalidBatch UNPROCESSABLE_ENTITY "invalid-batch" "The batch has no likes" OWN NEVER
+    RateLimited TOO_MANY_REQUESTS "rate-limited" "Too much in too short a time" OWN NEVER
+    Internal INTERNAL_SERVER_ERROR "internal" "Something went wrong here" MAYBE_TAKEN NEVER
+    BacklogFull SERVICE_UNAVAILABLE "backlog-full" "Too many likes wait to be stored" NOT_TAKEN WHEN_DRAINED
+    Overloaded SERVICE_UNAVAILABLE "overloaded" "Too much at once" NOT_TAKEN SOON
+    RedisOutOfMemory SERVICE_UNAVAILABLE "redis-out-of-memory" "Redis is out of memory" MAYBE_TAKEN WHEN_DRAINED
+    RedisRefused SERVICE_UNAVAILABLE "redis-refused" "Redis does not take likes" MAYBE_TAKEN WHEN_DRAINED
+    RedisUnconfirmed SERVICE_UNAVAILABLE "redis-unconfirmed" "The like is not safe enough" MAYBE_TAKEN SOON
+    RedisUnavailable SERVICE_UNAVAILABLE "redis-unavailable" "Redis can't be reached" MAYBE_TAKEN SOON
 }
 
-/// Why a request was not done, for its caller to act on.
+impl Kind {
+    pub(crate) fn status(self) -> StatusCode {
+        self.row().status
+    }
+
+    /// The last part of its `type`.
+    pub(crate) fn code(self) -> &'static str {
+        self.row().code
+    }
+
+    pub(crate) fn title(self) -> &'static str {
+        self.row().title
+    }
+}
+
+/// Why a request was refused, and what its caller can do about it.
 #[derive(Clone, Debug)]
-pub(crate) enum Problem {
-    /// The body is not JSON.
-    InvalidJson(String),
-    /// The body is JSON, but no like.
-    InvalidLike(String),
-    /// None of a batch is a like.
-    InvalidBatch(Vec<BadItem>),
-    /// A batch has too many likes.
-    BatchTooLarge {
-        max_likes: usize,
-    },
-    BodyTooLarge {
-        max_bytes: usize,
-    },
-    /// The body broke off.
-    BodyIncomplete,
-    /// The body took too long to arrive.
-    BodyTimeout,
-    UnsupportedMediaType,
-    NoCredential {
-        ways: Ways,
-    },
-    InvalidCredential {
-        bad: BadCredential,
-        ways: Ways,
-    },
-    /// The token is a user's, and the like, or this one of a batch, is another's.
-    OtherUser {
-        index: Option<usize>,
-    },
-    /// A quota is used up for so long.
-    RateLimited {
-        whose: Quota,
-        wait: Duration,
-    },
-    NotFound,
-    MethodNotAllowed,
-    BacklogFull,
-    /// More requests than are served at once.
-    Overloaded,
-    Publish(PublishError),
-    Internal,
+pub(crate) struct Problem {
+    kind: Kind,
+    detail: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    /// The value of WWW-Authenticate.
+    challenge: Option<&'static str>,
+    /// The invalid items of a batch.
+    errors: Vec<BadItem>,
 }
 
-/// Whose quota is used up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Quota {
-    User,
-    Address,
+/// A problem with the detail that all of its kind have.
+impl From<Kind> for Problem {
+    fn from(kind: Kind) -> Self {
+        let Row { detail, retry_after, .. } = *kind.row();
+        Self { kind, detail: detail.into(), retry_after, challenge: None, errors: Vec::new() }
+    }
+}
+
+impl From<BadRequest> for Problem {
+    fn from(error: BadRequest) -> Self {
+        match error {
+            BadRequest::Json(why) => Self::new(Kind::InvalidJson, why),
+            BadRequest::Like(why) => Self::new(Kind::InvalidLike, why),
+        }
+    }
+}
+
+impl From<BadBatch> for Problem {
+    fn from(error: BadBatch) -> Self {
+        match error {
+            BadBatch::Json(why) => Self::new(Kind::InvalidJson, why),
+            BadBatch::TooMany(max_likes) => {
+                let detail = format!("At most {max_likes} likes are taken at once, and nothing of this was.");
+                Self::new(Kind::BatchTooLarge, detail)
+            }
+        }
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        let (problem, methods) = match &error {
+            AuthError::NoCredential { methods } => {
+                let detail = match methods {
+                    Methods { token: true, api_key: true } => {
+                        "Send the header Authorization: Bearer <token>, or X-Api-Key: <key>."
+                    }
+                    Methods { api_key: true, .. } => "Send the header X-Api-Key: <key>.",
+                    Methods { .. } => "Send the header Authorization: Bearer <token>.",
+                };
+                (Self::new(Kind::NoCredential, detail), methods)
+            }
+            AuthError::InvalidCredential { error, methods } => {
+                (Self::new(Kind::InvalidCredential, error.to_string()), methods)
+            }
+        };
+        // RFC 6750, section 3: only an invalid token is told what is wrong with it. A 401 must have a challenge; none is
+        // registered for keys.
+        let challenge = match error {
+            _ if !methods.token => "ApiKey",
+            AuthError::NoCredential { .. }
+            | AuthError::InvalidCredential { error: InvalidCredential::ApiKey, .. } => "Bearer",
+            AuthError::InvalidCredential { .. } => "Bearer error=\"invalid_token\"",
+        };
+        Self { challenge: Some(challenge), ..problem }
+    }
+}
+
+impl From<QuotaExceeded> for Problem {
+    fn from(QuotaExceeded { quota, wait }: QuotaExceeded) -> Self {
+        let detail = match quota {
+            QuotaKind::User => {
+                "This user has used up the quota of likes. Nothing was taken. Send it again after Retry-After."
+            }
+            QuotaKind::Address => {
+                "This address has used up the quota of requests. Nothing was taken. Send it again after Retry-After."
+            }
+        };
+        Self { retry_after: Some(wait), ..Self::new(Kind::RateLimited, detail) }
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Self {
+        Self::from(match error {
+            PublishError::QueueFull => Kind::Overloaded,
+            PublishError::OutOfMemory => Kind::RedisOutOfMemory,
+            PublishError::Refused => Kind::RedisRefused,
+            PublishError::Unconfirmed => Kind::RedisUnconfirmed,
+            PublishError::Unavailable => Kind::RedisUnavailable,
+        })
+    }
 }
 
 /// The body of every "no": RFC 9457 problem details.
@@ -150,134 +226,126 @@ pub(crate) struct ProblemBody<'a> {
 }
 
 impl Problem {
-    pub(crate) fn kind(&self) -> Kind {
-        match self {
-            Self::InvalidJson(_) => Kind::InvalidJson,
-            Self::InvalidLike(_) => Kind::InvalidLike,
-            Self::InvalidBatch(_) => Kind::InvalidBatch,
-            Self::BatchTooLarge { .. } => Kind::BatchTooLarge,
-            Self::BodyTooLarge { .. } => Kind::BodyTooLarge,
-            Self::BodyIncomplete => Kind::BodyIncomplete,
-            Self::BodyTimeout => Kind::BodyTimeout,
-            Self::UnsupportedMediaType => Kind::UnsupportedMediaType,
-            Self::NoCredential { .. } => Kind::NoCredential,
-            Self::InvalidCredential { .. } => Kind::InvalidCredential,
-            Self::OtherUser { .. } => Kind::OtherUser,
-            Self::RateLimited { .. } => Kind::RateLimited,
-            Self::NotFound => Kind::NotFound,
-            Self::MethodNotAllowed => Kind::MethodNotAllowed,
-            Self::BacklogFull => Kind::BacklogFull,
-            Self::Overloaded | Self::Publish(PublishError::QueueFull) => Kind::Overloaded,
-            Self::Publish(PublishError::OutOfMemory) => Kind::RedisOutOfMemory,
-            Self::Publish(PublishError::Refused) => Kind::RedisRefused,
-            Self::Publish(PublishError::Unconfirmed) => Kind::RedisUnconfirmed,
-            Self::Publish(PublishError::Unavailable) => Kind::RedisUnavailable,
-            Self::Internal => Kind::Internal,
-        }
+    fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { detail: detail.into(), ..Self::from(kind) }
     }
 
-    fn detail(&self) -> String {
-        let fixed = match self {
-            Self::InvalidJson(why) | Self::InvalidLike(why) => why,
-            Self::InvalidBatch(bad) => {
-                return match bad.first() {
-                    None => "It is empty.".to_owned(),
-                    Some(first) => format!("Nothing was taken. Element {}: {}", first.index, first.detail),
-                };
-            }
-            Self::BatchTooLarge { max_likes } => {
-                return format!("At most {max_likes} likes are taken at once, and nothing of this was.");
-            }
-            Self::BodyTooLarge { max_bytes } => return format!("At most {max_bytes} bytes are taken."),
-            Self::BodyIncomplete => "The connection ended, or left the rules of HTTP, before the body did.",
-            Self::BodyTimeout => "Send the whole body at once.",
-            Self::UnsupportedMediaType => {
-                "Send the header Content-Type: application/json, or for a batch application/x-ndjson."
-            }
-            Self::NoCredential { ways: Ways { token: true, api_key: true } } => {
-                "Send the header Authorization: Bearer <token>, or X-Api-Key: <key>."
-            }
-            Self::NoCredential { ways: Ways { api_key: true, .. } } => "Send the header X-Api-Key: <key>.",
-            Self::NoCredential { .. } => "Send the header Authorization: Bearer <token>.",
-            Self::InvalidCredential { bad, .. } => return bad.to_string(),
-            Self::OtherUser { index: None } => "The token's sub is not the user_id of the like.",
-            Self::OtherUser { index: Some(index) } => {
-                return format!("Nothing was taken. Element {index}: the token's sub is not its user_id.");
-            }
-            Self::RateLimited { whose: Quota::User, .. } => {
-                "This user has used up the quota of likes. Nothing was taken. Send it again after Retry-After."
-            }
-            Self::RateLimited { whose: Quota::Address, .. } => {
-                "This address has used up the quota of requests. Nothing was taken. Send it again after Retry-After."
-            }
-            Self::NotFound | Self::MethodNotAllowed => {
-                "Likes are taken by POST /likes and POST /likes/batch: see /docs."
-            }
-            Self::BacklogFull | Self::Overloaded | Self::Publish(PublishError::QueueFull) => NOT_TAKEN,
-            Self::Publish(_) | Self::Internal => MAYBE_TAKEN,
-        };
-        fixed.to_owned()
+    /// No item of a batch is a like.
+    pub(crate) fn invalid_batch(errors: Vec<BadItem>) -> Self {
+        let detail = errors.first().map_or("It is empty.".into(), |first| {
+            Cow::from(format!("Nothing was taken. Element {}: {}", first.index, first.detail))
+        });
+        Self { errors, ..Self::new(Kind::InvalidBatch, detail) }
     }
 
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::RateLimited { wait, .. } => Some(*wait),
-            Self::BacklogFull | Self::Publish(PublishError::OutOfMemory | PublishError::Refused) => {
-                Some(RETRY_WHEN_DRAINED)
-            }
-            Self::Overloaded | Self::Publish(_) => Some(RETRY_SOON),
-            _ => None,
-        }
+    pub(crate) fn body_too_large(max_bytes: usize) -> Self {
+        Self::new(Kind::BodyTooLarge, format!("At most {max_bytes} bytes are taken."))
     }
 
-    /// The whole response. `headers` are those that the router has found already, such as Allow.
+    /// The token is a user's, and the like, or the one with this index in a batch, is another user's.
+    pub(crate) fn other_user(index: Option<usize>) -> Self {
+        let detail = index.map_or("The token's sub is not the user_id of the like.".into(), |index| {
+            Cow::from(format!("Nothing was taken. Element {index}: the token's sub is not its user_id."))
+        });
+        Self::new(Kind::OtherUser, detail)
+    }
+
+    pub(crate) fn code(&self) -> &'static str {
+        self.kind.code()
+    }
+
+    /// Returns the whole response. `headers` are those that the router has set already, such as Allow.
     pub(crate) fn render(&self, request_id: &str, headers: HeaderMap) -> Response {
-        let kind = self.kind();
+        let Row { status, code, title, .. } = *self.kind.row();
         let body = ProblemBody {
-            r#type: format!("urn:likestream:problem:{}", kind.code()),
-            title: kind.title(),
-            status: kind.status().as_u16(),
-            detail: &self.detail(),
+            r#type: format!("urn:likestream:problem:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: &self.detail,
             request_id,
-            errors: if let Self::InvalidBatch(bad) = self { bad } else { &[] },
+            errors: &self.errors,
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
-        let mut response = (kind.status(), headers, json).into_response();
+        let mut response = (status, headers, json).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.remove(header::CONTENT_LENGTH);
-        if let Some(wait) = self.retry_after() {
+        if let Some(wait) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
-        // RFC 6750, section 3: what is the matter is said only of a token that came. A 401 must have a challenge; there
-        // is no registered one for keys.
-        let challenge = match self {
-            Self::NoCredential { ways } | Self::InvalidCredential { ways, .. } if !ways.token => {
-                Some("ApiKey")
-            }
-            Self::NoCredential { .. } | Self::InvalidCredential { bad: BadCredential::ApiKey, .. } => {
-                Some("Bearer")
-            }
-            Self::InvalidCredential { .. } => Some("Bearer error=\"invalid_token\""),
-            _ => None,
-        };
-        if let Some(challenge) = challenge {
+        if let Some(challenge) = self.challenge {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         response
     }
 }
 
-/// Rounded up: who comes earlier comes in vain.
+/// Rounds up: a retry before that would be refused again.
 pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
-/// Hands the problem to the request-id middleware, which renders it.
+/// Hands the problem to the middleware, which renders it with the request's id.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = self.kind().status().into_response();
+        let mut response = self.kind.status().into_response();
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: Methods = Methods { token: true, api_key: true };
+
+    fn header(problem: &Problem, name: header::HeaderName) -> Option<String> {
+        let response = problem.render("id", HeaderMap::new());
+        response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn every_kind_without_a_fixed_detail_gets_one() {
+        let without: Vec<Kind> = Kind::ALL.iter().copied().filter(|kind| kind.row().detail == OWN).collect();
+        let item = BadItem { index: 3, code: "invalid-like", detail: "why".to_owned() };
+        let auth = AuthError::InvalidCredential { error: InvalidCredential::Expired, methods: BOTH };
+        let quota = QuotaExceeded { quota: QuotaKind::User, wait: Duration::from_millis(1) };
+        let problems = [
+            BadRequest::Json("why".to_owned()).into(),
+            AuthError::NoCredential { methods: BOTH }.into(),
+            auth.into(),
+            Problem::other_user(Some(3)),
+            Problem::body_too_large(7),
+            BadBatch::TooMany(7).into(),
+            BadRequest::Like("why".to_owned()).into(),
+            Problem::invalid_batch(vec![item]),
+            quota.into(),
+        ];
+        assert_eq!(problems.each_ref().map(|problem| problem.kind).as_slice(), without);
+        assert!(problems.iter().all(|problem| !problem.detail.is_empty()));
+    }
+
+    #[test]
+    fn unauthenticated_requests_get_a_challenge_that_fits() {
+        let challenge = |error: AuthError| header(&error.into(), header::WWW_AUTHENTICATE).unwrap();
+        let invalid = |error, methods| AuthError::InvalidCredential { error, methods };
+        let keys_only = Methods { token: false, api_key: true };
+        assert_eq!(challenge(AuthError::NoCredential { methods: keys_only }), "ApiKey");
+        assert_eq!(challenge(invalid(InvalidCredential::ApiKey, keys_only)), "ApiKey");
+        assert_eq!(challenge(AuthError::NoCredential { methods: BOTH }), "Bearer");
+        assert_eq!(challenge(invalid(InvalidCredential::ApiKey, BOTH)), "Bearer");
+        assert_eq!(challenge(invalid(InvalidCredential::Expired, BOTH)), "Bearer error=\"invalid_token\"");
+    }
+
+    #[test]
+    fn refusals_that_end_by_themselves_say_when_to_retry() {
+        let retry_after = |problem: Problem| header(&problem, header::RETRY_AFTER);
+        let quota = QuotaExceeded { quota: QuotaKind::Address, wait: Duration::from_millis(1_001) };
+        assert_eq!(retry_after(quota.into()).as_deref(), Some("2"));
+        for kind in Kind::ALL {
+            let expected = kind.status() == StatusCode::SERVICE_UNAVAILABLE;
+            assert_eq!(retry_after((*kind).into()).is_some(), expected, "{kind:?}");
+        }
     }
 }

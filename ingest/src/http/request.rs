@@ -1,4 +1,4 @@
-//! The body of a POST, to a like.
+//! Parses the bodies of requests into likes.
 
 use std::fmt;
 
@@ -18,18 +18,18 @@ use utoipa::{
     },
 };
 
-/// Why a body is no like.
+/// Why a body is not a like.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadRequest {
-    /// It isn't JSON.
+    /// Not JSON.
     #[error("{0}")]
     Json(String),
-    /// It is JSON, but not a like.
+    /// JSON, but not a like.
     #[error("{0}")]
     Like(String),
 }
 
-/// Reads one like. `now_us` is its time, in microseconds since the Unix epoch, where the body has none.
+/// Parses one like. `now_us`, in microseconds since the Unix epoch, is its time where the body has none.
 pub fn parse(body: &[u8], now_us: i64) -> Result<Like, BadRequest> {
     let Object(request) = serde_json::from_slice(body).map_err(|error| match error.classify() {
         Category::Data => BadRequest::Like(error.to_string()),
@@ -54,23 +54,23 @@ pub struct BadItem {
 }
 
 impl BadItem {
-    /// How long it is at most as JSON, about.
+    /// Estimates an upper bound of its size as JSON.
     pub(crate) fn json_bytes(&self) -> usize {
         self.detail.len() + 80
     }
 }
 
-/// A batch as far as it could be read.
+/// A parsed batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BatchRequest {
-    /// The good ones, in order.
+    /// The valid items, in order.
     pub likes: Vec<Like>,
-    /// The others.
+    /// The invalid items.
     pub bad: Vec<BadItem>,
 }
 
 impl BatchRequest {
-    /// The likes with their indices in the batch.
+    /// Iterates over the likes with their indices in the batch.
     pub(crate) fn indexed(&self) -> impl Iterator<Item = (usize, Like)> {
         let mut bad = self.bad.iter().map(|bad| bad.index).peekable();
         let mut next = 0;
@@ -83,9 +83,10 @@ impl BatchRequest {
         })
     }
 
-    /// Moves likes to the bad ones, with a code and the reason.
+    /// Rejects the likes for which `why` returns a code and a reason.
     pub(crate) fn reject(&mut self, mut why: impl FnMut(&Like) -> Option<(&'static str, String)>) {
-        let (mut kept, mut rejected) = (Vec::with_capacity(self.likes.len()), Vec::new());
+        let mut kept = Vec::with_capacity(self.likes.len());
+        let mut rejected = Vec::new();
         for (index, like) in self.indexed() {
             match why(&like) {
                 Some((code, detail)) => rejected.push(BadItem { index, code, detail }),
@@ -98,37 +99,37 @@ impl BatchRequest {
     }
 }
 
-/// Why a batch as a whole can't be taken.
+/// Why a batch is refused as a whole.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadBatch {
-    /// It isn't a JSON array.
+    /// Not a JSON array.
     #[error("{0}")]
     Json(String),
-    /// It has more likes than are allowed.
+    /// More likes than allowed.
     #[error("more than {0} likes")]
     TooMany(usize),
 }
 
-/// Reads a JSON array of likes.
+/// Parses a JSON array of likes.
 ///
 /// # Errors
-/// When it is none, or has more than `max_likes`. A bad like alone is in [`BatchRequest::bad`].
+/// When the body is not an array, or has more than `max_likes`. Invalid items are in [`BatchRequest::bad`].
 pub fn parse_array(body: &[u8], now_us: i64, max_likes: usize) -> Result<BatchRequest, BadBatch> {
     let items: Vec<&RawValue> =
         serde_json::from_slice(body).map_err(|error| BadBatch::Json(error.to_string()))?;
-    items_of(items.into_iter().map(|item| item.get().as_bytes()), now_us, max_likes)
+    parse_items(items.into_iter().map(|item| item.get().as_bytes()), now_us, max_likes)
 }
 
-/// Reads a like a line, as NDJSON. Empty lines don't count.
+/// Parses NDJSON: one like per line. Empty lines are ignored.
 ///
 /// # Errors
-/// When it has more than `max_likes`. A bad like alone is in [`BatchRequest::bad`].
+/// When the body has more than `max_likes`. Invalid items are in [`BatchRequest::bad`].
 pub fn parse_lines(body: &[u8], now_us: i64, max_likes: usize) -> Result<BatchRequest, BadBatch> {
     let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    items_of(lines.filter(|line| !line.is_empty()), now_us, max_likes)
+    parse_items(lines.filter(|line| !line.is_empty()), now_us, max_likes)
 }
 
-fn items_of<'a>(
+fn parse_items<'a>(
     items: impl Iterator<Item = &'a [u8]>,
     now_us: i64,
     max_likes: usize,
@@ -162,7 +163,7 @@ pub(crate) struct LikeRequest {
     created_at: Option<CreatedAt>,
 }
 
-/// Describes the array that a batch is; it is read one by one.
+/// The schema of a batch, whose items are parsed one by one.
 pub(crate) enum LikeArray {}
 
 impl ToSchema for LikeArray {
@@ -178,7 +179,7 @@ impl PartialSchema for LikeArray {
     }
 }
 
-/// Serde would read a struct from a JSON array as well.
+/// An object: serde would accept an array for a struct, too.
 struct Object(LikeRequest);
 
 impl<'de> Deserialize<'de> for Object {
@@ -199,7 +200,7 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
-/// A JSON integer or a string of decimal digits; its range is the like's business.
+/// A JSON integer or a string of decimal digits. `Like` checks the range.
 struct Id(i128);
 
 impl<'de> Deserialize<'de> for Id {
@@ -249,7 +250,7 @@ fn id_schema(what: &str, example: i64) -> Schema {
     OneOfBuilder::new().item(number).item(digits).description(Some(what)).examples([example]).into()
 }
 
-/// 2^63 - 1, as the library wants it.
+/// 2^63 - 1, in the type that utoipa expects.
 const MAX_ID: isize = 0x7fff_ffff_ffff_ffff;
 
 /// The decimal digits of 1 to 2^63 - 1.
@@ -259,7 +260,7 @@ const ID_PATTERN: &str = "^([1-9][0-9]{0,17}|[1-8][0-9]{18}|9[01][0-9]{17}|92[01
     922337203685[0-3][0-9]{6}|9223372036854[0-6][0-9]{5}|92233720368547[0-6][0-9]{4}|\
     922337203685477[0-4][0-9]{3}|9223372036854775[0-7][0-9]{2}|922337203685477580[0-7])$";
 
-/// RFC 3339 or Unix milliseconds, in microseconds since the Unix epoch; its range is the like's business.
+/// RFC 3339 or Unix milliseconds, as microseconds since the Unix epoch. `Like` checks the range.
 struct CreatedAt(i128);
 
 impl<'de> Deserialize<'de> for CreatedAt {
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_like_may_be_written_in_several_ways() {
+    fn ids_and_times_parse_in_all_documented_forms() {
         let max = i64::MAX;
         let at = 1_769_860_800_000_000;
         for (body, like) in [
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_name_their_bad_likes_by_index() {
+    fn invalid_items_are_reported_by_index() {
         let good = r#"{"user_id": 7, "post_id": 42}"#;
         let bad =
             |batch: &BatchRequest| batch.bad.iter().map(|bad| (bad.index, bad.code)).collect::<Vec<_>>();
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_from_what_is_not_a_like() {
+    fn invalid_json_and_invalid_likes_are_told_apart() {
         for body in
             ["", "{", "user_id=7", r#"{"user_id": 7, "post_id": 42} x"#, "{\"user_id\": 7,}", "\u{feff}{}"]
         {
@@ -403,7 +404,7 @@ mod tests {
         }
 
         #[test]
-        fn every_id_in_range_is_taken_as_a_number_and_as_a_string(user in 1..=i64::MAX, post in 1..=i64::MAX) {
+        fn every_id_in_range_parses_as_a_number_and_as_a_string(user in 1..=i64::MAX, post in 1..=i64::MAX) {
             let number = format!(r#"{{"user_id": {user}, "post_id": {post}}}"#);
             let string = format!(r#"{{"user_id": "{user}", "post_id": "{post}"}}"#);
             prop_assert_eq!(fields(&number), Ok((user, post, NOW_US)));

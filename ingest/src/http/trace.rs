@@ -14,14 +14,14 @@ use shared::telemetry::{
     spans::{HeaderExtractor, Links, Span, SpanStart, Tracing},
 };
 
-use crate::{edge::connections::Peer, metrics::known_method, publish::group_commit::RequestSpan};
+use crate::{edge::connections::Peer, metrics::known_method, publish::sink::RequestSpan};
 
-/// Longer ones are cut: it is up to callers what they are.
+/// Longer values are cut: callers could send anything.
 const MAX_USER_AGENT_CHARS: usize = 256;
 const MAX_PATH_CHARS: usize = 256;
 
-/// The route of a path, if there is one.
-pub(crate) fn known_route(path: &str) -> Option<&'static str> {
+/// Returns the route of a path.
+pub(super) fn known_route(path: &str) -> Option<&'static str> {
     match path {
         "/likes" => Some("/likes"),
         "/likes/batch" => Some("/likes/batch"),
@@ -31,8 +31,8 @@ pub(crate) fn known_route(path: &str) -> Option<&'static str> {
     }
 }
 
-/// A span, if it is sampled: below its caller's, if that is known.
-pub(crate) fn start(
+/// Starts the span of a request, if it is sampled: as a child of the caller's span, if there is one.
+pub(super) fn start(
     tracing: &Tracing,
     request: &Request,
     route: Option<&'static str>,
@@ -43,15 +43,21 @@ pub(crate) fn start(
     }
     let caller = tracing.named_by(&HeaderExtractor(request.headers()));
     let method = known_method(request.method());
-    // The conventions call a request HTTP whose method they don't know.
+    // The conventions name a span with an unknown method "HTTP".
     let shown = if method.starts_with('_') { "HTTP" } else { method };
     let name = match (shown, route) {
         ("POST", Some("/likes")) => "POST /likes".into(),
         (_, Some(route)) => format!("{shown} {route}").into(),
         (_, None) => shown.into(),
     };
-    let (parent, links, at) = (caller.as_ref(), Links::default(), SystemTime::now());
-    tracing.start(SpanStart { name, kind: SpanKind::Server, parent, links, at }, || {
+    let start = SpanStart {
+        name,
+        kind: SpanKind::Server,
+        parent: caller.as_ref(),
+        links: Links::default(),
+        at: SystemTime::now(),
+    };
+    tracing.start(start, || {
         let mut attributes = vec![
             KeyValue::new(names::HTTP_REQUEST_METHOD, method),
             KeyValue::new(names::URL_SCHEME, scheme),
@@ -66,8 +72,8 @@ pub(crate) fn start(
     })
 }
 
-/// The span has its answer. Only what is our fault is an error of ours.
-pub(crate) fn end(span: Option<Span>, status: StatusCode, problem: Option<&'static str>) {
+/// Ends the span of a request. Only a failure of the server is an error.
+pub(super) fn end(span: Option<Span>, status: StatusCode, problem: Option<&'static str>) {
     let Some(span) = span else { return };
     span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16()));
     if let Some(code) = problem.filter(|_| status.is_server_error()) {
@@ -75,8 +81,8 @@ pub(crate) fn end(span: Option<Span>, status: StatusCode, problem: Option<&'stat
     }
 }
 
-/// For whatever the request leads to.
-pub(crate) fn context(span: Option<&Span>) -> RequestSpan {
+/// Returns the context to publish likes with.
+pub(super) fn context(span: Option<&Span>) -> RequestSpan {
     span.map(|span| Box::new(span.context()))
 }
 
@@ -94,22 +100,5 @@ fn version(version: Version) -> &'static str {
         Version::HTTP_2 => "2",
         Version::HTTP_10 => "1.0",
         _ => "1.1",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_path_that_is_described_is_a_route() {
-        let document: serde_json::Value = serde_json::from_str(&crate::http::openapi::document()).unwrap();
-        let paths = document["paths"].as_object().unwrap();
-        assert!(paths.len() >= 2);
-        for path in paths.keys() {
-            assert_eq!(known_route(path), Some(path.as_str()));
-        }
-        assert_eq!(known_route("/docs/index.css"), Some("/docs/{file}"));
-        assert_eq!(known_route("/likes/7"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! One entry into one stream, as safe as `REDIS_ACK` asks for.
+//! Appends entries to the streams, as safely as `REDIS_ACK` asks for.
 
 use std::{num::NonZeroU16, str::FromStr, time::Duration};
 
@@ -17,21 +17,22 @@ use shared::{
 use thiserror::Error as ThisError;
 use tokio::time::{Instant, sleep};
 
-/// Between two attempts to append an entry.
-const REPEAT_AFTER: Duration = Duration::from_millis(25);
+use super::sink::PublishError;
 
-/// When a like counts as taken.
+/// Pause between two attempts to append an entry.
+const RETRY_AFTER: Duration = Duration::from_millis(25);
+
+/// When a like counts as accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RedisAck {
-    /// When Redis has it in memory. What a crash then takes depends on Redis's persistence.
+    /// When Redis has it in memory. Whether it survives a crash depends on Redis's persistence.
     Memory,
-    /// When so many replicas have it in memory, too.
+    /// When this number of replicas have it in memory, too.
     Replicas(NonZeroU16),
     /// When it is on Redis's disk.
     Fsync,
 }
 
-/// Not one of the three.
 #[derive(Debug, ThisError)]
 #[error("allowed are memory, replicas:N with N from 1 to 65535, and fsync")]
 pub(crate) struct InvalidRedisAck;
@@ -49,18 +50,18 @@ impl FromStr for RedisAck {
     }
 }
 
-/// An entry was not taken, or is not as safe as it should be.
+/// An entry was not appended, or is not as safe as it should be.
 #[derive(Debug, ThisError)]
 pub(crate) enum AppendError {
     #[error("Redis did not take the entry")]
     Redis(#[from] Error),
-    /// It is in the stream, on too few servers.
+    /// The entry is in the stream, on too few servers.
     #[error("{confirmed} of {asked} {whose} confirmed the entry in time")]
     Unconfirmed { confirmed: u64, asked: u64, whose: &'static str },
 }
 
 impl AppendError {
-    /// What kind of error it is, for metrics and spans: one of few.
+    /// Returns the kind of error, one of few, for metrics and spans.
     pub(crate) fn error_type(&self) -> &'static str {
         match self {
             Self::Redis(error) => redis::error_type(error),
@@ -69,24 +70,62 @@ impl AppendError {
     }
 }
 
+impl From<&AppendError> for PublishError {
+    fn from(error: &AppendError) -> Self {
+        match error {
+            AppendError::Unconfirmed { .. } => Self::Unconfirmed,
+            AppendError::Redis(error) if redis::is_away(error) => Self::Unavailable,
+            AppendError::Redis(error) => match redis::error_code(error) {
+                Some("OOM") => Self::OutOfMemory,
+                Some(_) => Self::Refused,
+                None => Self::Unavailable,
+            },
+        }
+    }
+}
+
+/// An entry that is in its stream.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    pub(crate) entry_id: String,
+    /// How often it was sent. An entry that may or may not be in the stream is sent again, and may be there twice.
+    pub(crate) attempts: u64,
+}
+
+/// The stream of one partition, to append to. Entries are appended one after the other.
+pub(crate) trait AppendLog: Send + 'static {
+    /// The stream's key.
+    fn stream(&self) -> &str;
+
+    /// Appends an entry, with the span that it belongs to.
+    ///
+    /// # Errors
+    /// With [`AppendError::Redis`] the entry may be in the stream all the same.
+    fn append(
+        &mut self,
+        payload: Bytes,
+        trace: Option<&SpanContext>,
+    ) -> impl Future<Output = Result<Appended, AppendError>> + Send;
+}
+
 /// What Redis is asked for after an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Confirmation {
-    /// `WAIT`: replicas that have it.
+    /// `WAIT` for replicas.
     Replicas(u16),
-    /// `WAITAOF`: it is in the server's append-only file, and that is on the disk. Since Redis 7.2.
+    /// `WAITAOF` for the server's append-only file to be on disk. Since Redis 7.2.
     LocalFsync,
 }
 
-/// Makes appends for any number of streams.
+/// Opens streams to append to.
 #[derive(Clone)]
-pub(crate) struct AppendFactory {
+pub(crate) struct RedisStreams {
     redis: Connections,
     confirmation: Option<Confirmation>,
-    confirm_within: Duration,
+    confirm_timeout: Duration,
 }
 
-impl AppendFactory {
+impl RedisStreams {
     /// Finds out how this Redis can do what `ack` asks for.
     ///
     /// # Errors
@@ -94,13 +133,13 @@ impl AppendFactory {
     pub(crate) async fn new(
         redis: Connections,
         ack: RedisAck,
-        confirm_within: Duration,
+        confirm_timeout: Duration,
     ) -> Result<Self, SettingError> {
         let confirmation = match ack {
             RedisAck::Memory => None,
             RedisAck::Replicas(count) => Some(Confirmation::Replicas(count.get())),
             RedisAck::Fsync if on_every_server(&redis, knows_waitaof).await => Some(Confirmation::LocalFsync),
-            // Then the answer to XADD itself comes after the entry is on the disk.
+            // Then the reply to XADD itself comes after the entry is on disk.
             RedisAck::Fsync if on_every_server(&redis, syncs_always).await => None,
             RedisAck::Fsync => {
                 return Err(SettingError::new(
@@ -109,94 +148,89 @@ impl AppendFactory {
                 ));
             }
         };
-        Ok(Self { redis, confirmation, confirm_within })
+        Ok(Self { redis, confirmation, confirm_timeout })
     }
 
-    /// For one stream. Appends are to be made one after the other.
-    pub(crate) fn for_stream(&self, stream: String) -> Append {
-        Append { factory: self.clone(), stream, own: None }
+    pub(crate) fn open(&self, stream: String) -> RedisStream {
+        RedisStream { streams: self.clone(), stream, own: None }
     }
 
-    /// How much longer than a plain command an append may take: it may have to connect first, and wait.
-    pub(crate) fn patience(&self, command: Duration) -> Duration {
+    /// Returns how long an append may take where a plain command may take `command`: it may have to connect first, and wait.
+    pub(crate) fn entry_timeout(&self, command: Duration) -> Duration {
         if self.confirmation.is_some() { command * 3 } else { command }
     }
 }
 
-/// Appends to one stream.
-pub(crate) struct Append {
-    factory: AppendFactory,
+/// A stream in Redis.
+pub(crate) struct RedisStream {
+    streams: RedisStreams,
     stream: String,
-    /// `WAIT` speaks of what was written on its own connection. So where it is used the connection is nobody else's,
-    /// and never made anew behind our back.
+    /// `WAIT` covers what was written on its own connection. So where it is used the connection is not shared, and never
+    /// replaced without our knowledge.
     own: Option<Connection>,
 }
 
-impl Append {
-    /// The stream's key.
-    pub(crate) fn stream(&self) -> &str {
+impl AppendLog for RedisStream {
+    fn stream(&self) -> &str {
         &self.stream
     }
 
-    /// Appends an entry, with the span that it belongs to, and returns its id, with how often it was sent: what nobody knows to be done is done again.
-    ///
-    /// # Errors
-    /// After most of them nobody knows whether Redis has the entry.
-    pub(crate) async fn append(
-        &mut self,
-        payload: Bytes,
-        trace: Option<&SpanContext>,
-    ) -> Result<(String, u64), AppendError> {
+    async fn append(&mut self, payload: Bytes, trace: Option<&SpanContext>) -> Result<Appended, AppendError> {
         let mut entry = vec![self.stream.as_str().into(), "*".into(), codec::FIELD.into(), payload.into()];
         if let Some(trace) = trace {
             entry.extend(spans::fields(trace).flat_map(|(name, value)| [Value::from(name), value.into()]));
         }
-        let Some(confirmation) = self.factory.confirmation else {
-            let redis = &self.factory.redis;
-            return Ok(redis.run_counting(&self.stream, Retry::Idempotent, "XADD", entry).await?);
+        let Some(confirmation) = self.streams.confirmation else {
+            let redis = &self.streams.redis;
+            let (entry_id, attempts) =
+                redis.run_counting(&self.stream, Retry::Idempotent, "XADD", entry).await?;
+            return Ok(Appended { entry_id, attempts });
         };
-        let give_up_at = Instant::now() + self.factory.confirm_within;
-        let mut sent = 1;
+        let give_up_at = Instant::now() + self.streams.confirm_timeout;
+        let mut attempts = 1;
         loop {
             match self.append_confirmed(entry.clone(), confirmation).await {
                 Err(AppendError::Redis(error)) if redis::is_away(&error) && Instant::now() < give_up_at => {
-                    sent += 1;
-                    sleep(REPEAT_AFTER).await;
+                    attempts += 1;
+                    sleep(RETRY_AFTER).await;
                 }
-                answer => return answer.map(|entry_id| (entry_id, sent)),
+                answer => return answer.map(|entry_id| Appended { entry_id, attempts }),
             }
         }
     }
+}
 
+impl RedisStream {
     async fn append_confirmed(
         &mut self,
         entry: Vec<Value>,
         confirmation: Confirmation,
     ) -> Result<String, AppendError> {
-        let connection = self.factory.redis.dedicated_connection(&self.stream, self.own.take()).await?;
-        // In this order on one connection: the second speaks of the first.
+        let connection = self.streams.redis.dedicated_connection(&self.stream, self.own.take()).await?;
+        // In this order on one connection: the second command waits for the first.
         let (added, confirmed) =
             future::join(connection.send("XADD", entry), self.confirm(&connection, confirmation)).await;
         for error in [added.as_ref().err(), confirmed.as_ref().err()].into_iter().flatten() {
-            self.factory.redis.report_error(error);
+            self.streams.redis.report_error(error);
         }
         if added.is_ok() && confirmed.is_ok() {
             self.own = Some(connection);
         }
-        let (entry_id, (confirmed, asked, whose)) = (added?, confirmed?);
+        let entry_id = added?;
+        let (confirmed, asked, whose) = confirmed?;
         if confirmed < asked {
             return Err(AppendError::Unconfirmed { confirmed, asked, whose });
         }
         Ok(entry_id)
     }
 
-    /// How many have confirmed, how many should have, and what they are.
+    /// Returns how many have confirmed, how many should have, and what they are.
     async fn confirm(
         &self,
         connection: &Connection,
         confirmation: Confirmation,
     ) -> Result<(u64, u64, &'static str), Error> {
-        let limit_ms = self.factory.confirm_within.as_millis().to_string();
+        let limit_ms = self.streams.confirm_timeout.as_millis().to_string();
         match confirmation {
             Confirmation::Replicas(count) => {
                 let args = vec![count.to_string().into(), limit_ms.into()];
@@ -235,10 +269,12 @@ async fn syncs_always(server: &Connection) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use fred::prelude::ErrorKind;
+
     use super::*;
 
     #[test]
-    fn acks_are_one_of_three() {
+    fn acks_parse_as_memory_replicas_or_fsync() {
         assert_eq!("memory".parse::<RedisAck>().unwrap(), RedisAck::Memory);
         assert_eq!("fsync".parse::<RedisAck>().unwrap(), RedisAck::Fsync);
         let two = NonZeroU16::new(2).unwrap();
@@ -246,5 +282,19 @@ mod tests {
         for bad in ["", "replicas", "replicas:0", "replicas:-1", "fsync:1", "Memory"] {
             assert!(bad.parse::<RedisAck>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn errors_say_whether_the_entry_may_be_in_the_stream() {
+        let published = |kind, details: &str| {
+            PublishError::from(&AppendError::Redis(Error::new(kind, details.to_owned())))
+        };
+        assert_eq!(published(ErrorKind::IO, "broken pipe"), PublishError::Unavailable);
+        assert_eq!(published(ErrorKind::Timeout, ""), PublishError::Unavailable);
+        assert_eq!(published(ErrorKind::Unknown, "LOADING Redis is loading"), PublishError::Unavailable);
+        assert_eq!(published(ErrorKind::Unknown, "OOM command not allowed"), PublishError::OutOfMemory);
+        assert_eq!(published(ErrorKind::Unknown, "NOPERM no permission"), PublishError::Refused);
+        let unconfirmed = AppendError::Unconfirmed { confirmed: 0, asked: 1, whose: "replicas" };
+        assert_eq!(PublishError::from(&unconfirmed), PublishError::Unconfirmed);
     }
 }

@@ -1,4 +1,4 @@
-//! Keys of services, of which only hashes are on disk.
+//! API keys of services, stored as hashes.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use aws_lc_rs::{
 use clap::Args;
 use shared::settings::SettingError;
 
-use crate::edge::auth::{BadCredential, Writer};
-use crate::edge::hot_reload::Reloaded;
+use super::{errors::InvalidCredential, principal::Principal};
+use crate::edge::hot_reload::HotReload;
 
-/// Each request is compared with all of them.
+/// Every request is compared with all of them.
 const MAX_KEYS: usize = 1_000;
 
 #[derive(Args, Debug)]
@@ -37,32 +37,32 @@ impl ApiKeysArgs {
     }
 }
 
-/// The hashes of all keys. A key is as random as its hash, so that a fast one is enough.
+/// The hashes of all keys. Keys are random, so that a fast hash is enough.
 pub(super) struct ApiKeys {
-    hashes: Reloaded<Vec<[u8; SHA256_OUTPUT_LEN]>>,
+    hashes: HotReload<Vec<[u8; SHA256_OUTPUT_LEN]>>,
 }
 
 impl ApiKeys {
     pub(super) fn load(args: &ApiKeysArgs) -> Result<Self, SettingError> {
         let files = args.ingest_api_keys_file.iter().map(|file| ("INGEST_API_KEYS_FILE", file.clone()));
-        Ok(Self { hashes: Reloaded::load(files.collect(), |contents| parse(&contents.concat()))? })
+        Ok(Self { hashes: HotReload::load(files.collect(), |contents| parse(&contents.concat()))? })
     }
 
-    /// Takes as long whichever key it is, and however much of a wrong one is right.
-    pub(super) fn admit(&self, key: &[u8]) -> Result<Writer, BadCredential> {
+    /// Takes constant time, so that nothing can be learned about a key by guessing parts of it.
+    pub(super) fn verify(&self, key: &[u8]) -> Result<Principal, InvalidCredential> {
         let hash = digest(&SHA256, key);
         let is_known =
             self.hashes.current().iter().fold(false, |known, expected| {
                 verify_slices_are_equal(hash.as_ref(), expected).is_ok() | known
             });
-        if is_known { Ok(Writer::OfAll) } else { Err(BadCredential::ApiKey) }
+        if is_known { Ok(Principal::Trusted) } else { Err(InvalidCredential::ApiKey) }
     }
 }
 
-/// A line is a name and a hash; what is empty or begins with `#` doesn't count.
+/// Parses lines of a name and a hash; empty lines and comments (`#`) are ignored.
 fn parse(file: &[u8]) -> Result<Vec<[u8; SHA256_OUTPUT_LEN]>, String> {
     let text = str::from_utf8(file).map_err(|_| "the file is not text".to_owned())?;
-    let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
+    let lines = (1..).zip(text.lines().map(str::trim));
     let mut hashes = Vec::new();
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
         let hash = match line.split_whitespace().collect::<Vec<_>>()[..] {
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_a_name_and_a_hash_a_line() {
+    fn key_files_hold_a_name_and_a_hash_per_line() {
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let expected = digest(&SHA256, b"abc");
         let file = format!("# services\n\n  shop   {hash}  \nother {}\r\n", hash.to_uppercase());

@@ -1,50 +1,28 @@
-//! Bearer tokens: JSON Web Tokens (RFC 7519) signed by somebody whose keys we know.
+//! Bearer tokens: JSON Web Tokens (RFC 7519) signed with a known key.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, builder::NonEmptyStringValueParser};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header, errors::ErrorKind};
 use serde::Deserialize;
 use shared::settings::{SettingError, args::duration};
 
-use crate::IngestError;
-use crate::edge::auth::{
-    BadCredential, Writer,
-    jwks::{KeySource, is_hmac, is_url},
+use super::{
+    errors::{InvalidCredential, SetupError},
+    key_source::{KeyArgs, KeySource},
+    principal::Principal,
 };
 
-/// No token that is meant seriously is longer.
+/// Longer tokens are refused unread.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
-/// Clocks that are further apart should be mended.
+/// Clocks that are further apart should be fixed.
 const MAX_LEEWAY: Duration = Duration::from_mins(10);
 
 #[derive(Args, Debug)]
-#[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
 pub(super) struct JwtArgs {
-    /// For jwt: the file with the key that tokens are signed with: a public one as PEM, or the secret where the algorithm is
-    /// HS256, HS384 or HS512. It is read again when it changes
-    #[arg(long, env = "INGEST_JWT_KEY_FILE", value_name = "FILE")]
-    pub(super) ingest_jwt_key_file: Option<PathBuf>,
-
-    /// For jwt, in place of one key: a JSON Web Key Set, as an https URL or a file. It is read again every
-    /// INGEST_JWT_JWKS_REFRESH, and when a token names a key that it doesn't have
-    #[arg(long, env = "INGEST_JWT_JWKS", value_name = "URL|FILE")]
-    pub(super) ingest_jwt_jwks: Option<String>,
-
-    /// A PEM file with the authorities that the certificate of that URL may be from, in place of the system's
-    #[arg(long, env = "INGEST_JWT_JWKS_CA", value_name = "FILE")]
-    pub(super) ingest_jwt_jwks_ca: Option<PathBuf>,
-
-    /// How often that URL is asked
-    #[arg(long, env = "INGEST_JWT_JWKS_REFRESH", default_value = "5m", value_name = "DURATION",
-          value_parser = shared::settings::args::positive_duration)]
-    pub(super) ingest_jwt_jwks_refresh: Duration,
-
-    /// The algorithms that tokens may be signed with, and no others
-    #[arg(long, env = "INGEST_JWT_ALGORITHMS", default_value = "RS256", value_name = "NAMES", value_delimiter = ',',
-          value_parser = algorithm)]
-    pub(super) ingest_jwt_algorithms: Vec<Algorithm>,
+    #[command(flatten)]
+    keys: KeyArgs,
 
     /// For jwt: what the iss of a token must be
     #[arg(long, env = "INGEST_JWT_ISSUER", value_name = "ISSUER",
@@ -67,10 +45,6 @@ pub(super) struct JwtArgs {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("allowed are RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384, HS512")]
-struct UnknownAlgorithm;
-
-#[derive(Debug, thiserror::Error)]
 #[error("allowed is a time like 30s, up to 10 minutes")]
 struct NotALeeway;
 
@@ -82,64 +56,35 @@ fn leeway(text: &str) -> Result<Duration, NotALeeway> {
 #[error("allowed is one scope, a word without spaces")]
 struct NotAScope;
 
-/// An empty one would be had by whoever has none.
+/// An empty scope would be had by tokens without any.
 fn scope(text: &str) -> Result<String, NotAScope> {
     let is_one = !text.is_empty() && !text.contains(char::is_whitespace);
     if is_one { Ok(text.to_owned()) } else { Err(NotAScope) }
 }
 
-fn algorithm(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
-    name.parse().map_err(|_| UnknownAlgorithm)
-}
-
 impl JwtArgs {
     pub(super) fn check(&self, wanted: bool) -> Result<(), SettingError> {
-        let given = [
-            ("INGEST_JWT_KEY_FILE", self.ingest_jwt_key_file.is_some()),
-            ("INGEST_JWT_JWKS", self.ingest_jwt_jwks.is_some()),
-            ("INGEST_JWT_JWKS_CA", self.ingest_jwt_jwks_ca.is_some()),
+        let required = [
             ("INGEST_JWT_ISSUER", self.ingest_jwt_issuer.is_some()),
             ("INGEST_JWT_AUDIENCE", self.ingest_jwt_audience.is_some()),
         ];
         if !wanted {
-            return given.iter().find(|(_, given)| *given).map_or(Ok(()), |(setting, _)| {
-                Err(SettingError::new(*setting, "is set, and INGEST_AUTH has no jwt"))
+            let mut given = self.keys.given().into_iter().chain(required);
+            return given.find(|(_, given)| *given).map_or(Ok(()), |(setting, _)| {
+                Err(SettingError::new(setting, "is set, and INGEST_AUTH has no jwt"))
             });
         }
-        if self.ingest_jwt_key_file.is_some() == self.ingest_jwt_jwks.is_some() {
-            return Err(SettingError::new(
-                "INGEST_JWT_KEY_FILE",
-                "INGEST_AUTH has jwt: set either this or INGEST_JWT_JWKS",
-            ));
-        }
-        let is_url = self.ingest_jwt_jwks.as_ref().is_some_and(|set| is_url(set));
-        if self.ingest_jwt_jwks_ca.is_some() && !is_url {
-            let problem = "is not heeded: allowed is an INGEST_JWT_JWKS that is an https URL";
-            return Err(SettingError::new("INGEST_JWT_JWKS_CA", problem));
-        }
-        for (setting, given) in &given[3..] {
-            if !given {
-                return Err(SettingError::new(*setting, "is missing: INGEST_AUTH has jwt"));
-            }
-        }
-        let first = self.ingest_jwt_algorithms.first().map(|algorithm| algorithm.family());
-        let one_family = self.ingest_jwt_algorithms.iter().all(|other| Some(other.family()) == first);
-        if self.ingest_jwt_key_file.is_some() && !one_family {
-            let problem = "one key can't be for all of these: allowed are algorithms of one family";
-            return Err(SettingError::new("INGEST_JWT_ALGORITHMS", problem));
-        }
-        if self.ingest_jwt_jwks.is_some() && self.ingest_jwt_algorithms.iter().any(|a| is_hmac(*a)) {
-            let problem = "HS256, HS384 and HS512 need INGEST_JWT_KEY_FILE: a key set is public";
-            return Err(SettingError::new("INGEST_JWT_ALGORITHMS", problem));
-        }
-        Ok(())
+        self.keys.check()?;
+        required.iter().find(|(_, given)| !given).map_or(Ok(()), |(setting, _)| {
+            Err(SettingError::new(*setting, "is missing: INGEST_AUTH has jwt"))
+        })
     }
 }
 
-/// Says whose likes may be written with a token.
-pub(super) struct Tokens {
+/// Verifies tokens and returns their principals.
+pub(super) struct TokenVerifier {
     keys: KeySource,
-    /// One for each algorithm that is accepted.
+    /// One for each accepted algorithm.
     validations: Vec<(Algorithm, Validation)>,
     service_scope: String,
 }
@@ -149,7 +94,7 @@ struct Claims {
     sub: Option<String>,
     /// RFC 9068, section 2.2.3.
     scope: Option<Scopes>,
-    /// What others call it.
+    /// The same under another common name.
     scp: Option<Scopes>,
 }
 
@@ -169,8 +114,8 @@ impl Scopes {
     }
 }
 
-impl Tokens {
-    pub(super) async fn new(args: &JwtArgs) -> Result<Self, IngestError> {
+impl TokenVerifier {
+    pub(super) async fn new(args: &JwtArgs) -> Result<Self, SetupError> {
         let validation = |algorithm: &Algorithm| {
             let mut validation = Validation::new(*algorithm);
             validation.leeway =
@@ -183,60 +128,64 @@ impl Tokens {
             (*algorithm, validation)
         };
         Ok(Self {
-            keys: KeySource::new(args).await?,
-            validations: args.ingest_jwt_algorithms.iter().map(validation).collect(),
+            keys: KeySource::new(&args.keys).await?,
+            validations: args.keys.ingest_jwt_algorithms.iter().map(validation).collect(),
             service_scope: args.ingest_jwt_service_scope.clone(),
         })
     }
 
-    pub(super) async fn admit(&self, token: &str) -> Result<Writer, BadCredential> {
+    pub(super) async fn verify(&self, token: &str) -> Result<Principal, InvalidCredential> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(BadCredential::NoToken);
+            return Err(InvalidCredential::NoToken);
         }
-        let header = decode_header(token).map_err(|error| bad_credential(error.into_kind()))?;
+        let header = decode_header(token).map_err(|error| invalid_credential(error.into_kind()))?;
         // Source: RFC 7515, section 4.1.11: what is critical and not understood makes a token invalid.
         if header.crit.is_some() {
-            return Err(BadCredential::Signature);
+            return Err(InvalidCredential::Signature);
         }
         let validation = self.validations.iter().find(|(algorithm, _)| *algorithm == header.alg);
-        let (_, validation) = validation.ok_or(BadCredential::Signature)?;
-        let key = self.keys.find(header.alg, header.kid.as_deref()).await.ok_or(BadCredential::Signature)?;
+        let (_, validation) = validation.ok_or(InvalidCredential::Signature)?;
+        let key =
+            self.keys.find(header.alg, header.kid.as_deref()).await.ok_or(InvalidCredential::Signature)?;
         let decoded = decode::<Claims>(token, &key, validation);
         let claims = decoded
             .map_err(|error| match error.into_kind() {
-                // Its signature was good, so it is a token.
-                ErrorKind::Json(_) => BadCredential::Claim("sub, scope or scp".to_owned()),
-                other => bad_credential(other),
+                // The signature was good, so it is a token.
+                ErrorKind::Json(_) => InvalidCredential::Claim("sub, scope or scp".to_owned()),
+                other => invalid_credential(other),
             })?
             .claims;
         let is_service =
             [&claims.scope, &claims.scp].into_iter().flatten().any(|s| s.has(&self.service_scope));
-        Ok(if is_service { Writer::OfAll } else { Writer::Of(claims.sub.as_deref().and_then(user_id)) })
+        Ok(if is_service {
+            Principal::Trusted
+        } else {
+            Principal::User(claims.sub.as_deref().and_then(user_id))
+        })
     }
 }
 
-/// A subject that is a user id, written as we would write it: `7`, and neither `+7` nor `007`, which might be other
-/// subjects' names.
+/// Reads a subject that is a user id in canonical form: `7`, but neither `+7` nor `007`, which might name other subjects.
 fn user_id(sub: &str) -> Option<i64> {
     sub.parse().ok().filter(|id: &i64| id.to_string() == sub)
 }
 
-fn bad_credential(error: ErrorKind) -> BadCredential {
+fn invalid_credential(error: ErrorKind) -> InvalidCredential {
     match error {
-        ErrorKind::ExpiredSignature => BadCredential::Expired,
-        ErrorKind::ImmatureSignature => BadCredential::NotYetValid,
-        ErrorKind::InvalidIssuer => BadCredential::Issuer,
-        ErrorKind::InvalidAudience => BadCredential::Audience,
+        ErrorKind::ExpiredSignature => InvalidCredential::Expired,
+        ErrorKind::ImmatureSignature => InvalidCredential::NotYetValid,
+        ErrorKind::InvalidIssuer => InvalidCredential::Issuer,
+        ErrorKind::InvalidAudience => InvalidCredential::Audience,
         ErrorKind::MissingRequiredClaim(claim) | ErrorKind::InvalidClaimFormat(claim) => {
-            BadCredential::Claim(claim)
+            InvalidCredential::Claim(claim)
         }
         ErrorKind::InvalidToken
         | ErrorKind::Base64(_)
         | ErrorKind::Json(_)
         | ErrorKind::Utf8(_)
-        // An algorithm that there isn't, such as "none", is no algorithm that a header could be read with.
-        | ErrorKind::InvalidAlgorithmName => BadCredential::NoToken,
-        _ => BadCredential::Signature,
+        // A header with an unknown algorithm, such as "none", can't be read.
+        | ErrorKind::InvalidAlgorithmName => InvalidCredential::NoToken,
+        _ => InvalidCredential::Signature,
     }
 }
 
@@ -245,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_is_a_user_only_as_we_would_write_it() {
+    fn only_a_canonical_subject_is_a_user_id() {
         assert_eq!(user_id("7"), Some(7));
         for sub in ["", "+7", "007", " 7", "7 ", "-", "seven", "9223372036854775808", "7.0"] {
             assert_eq!(user_id(sub), None, "{sub}");
@@ -253,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_are_compared_whole() {
+    fn scopes_match_as_whole_words() {
         let scopes = |json: &str| serde_json::from_str::<Scopes>(json).unwrap();
         assert!(scopes("\"openid likes:write-all\"").has("likes:write-all"));
         assert!(scopes("[\"likes:write-all\"]").has("likes:write-all"));

@@ -1,0 +1,128 @@
+//! Where the keys of tokens come from: a file with one key, a file with a key set, or the URL of a key set.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
+use shared::settings::{SettingError, args::positive_duration};
+use thiserror::Error;
+
+use super::{errors::SetupError, jwks::RemoteKeySet, key_set::KeySet};
+use crate::edge::hot_reload::HotReload;
+
+#[derive(Args, Debug)]
+#[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
+pub(super) struct KeyArgs {
+    /// For jwt: the file with the key that tokens are signed with: a public one as PEM, or the secret where the algorithm is
+    /// HS256, HS384 or HS512. It is read again when it changes
+    #[arg(long, env = "INGEST_JWT_KEY_FILE", value_name = "FILE")]
+    ingest_jwt_key_file: Option<PathBuf>,
+
+    /// For jwt, in place of one key: a JSON Web Key Set, as an https URL or a file. It is read again every
+    /// INGEST_JWT_JWKS_REFRESH, and when a token names a key that it doesn't have
+    #[arg(long, env = "INGEST_JWT_JWKS", value_name = "URL|FILE")]
+    ingest_jwt_jwks: Option<String>,
+
+    /// A PEM file with the authorities that the certificate of that URL may be from, in place of the system's
+    #[arg(long, env = "INGEST_JWT_JWKS_CA", value_name = "FILE")]
+    ingest_jwt_jwks_ca: Option<PathBuf>,
+
+    /// How often that URL is asked
+    #[arg(long, env = "INGEST_JWT_JWKS_REFRESH", default_value = "5m", value_name = "DURATION",
+          value_parser = positive_duration)]
+    ingest_jwt_jwks_refresh: Duration,
+
+    /// The algorithms that tokens may be signed with, and no others
+    #[arg(long, env = "INGEST_JWT_ALGORITHMS", default_value = "RS256", value_name = "NAMES", value_delimiter = ',',
+          value_parser = algorithm)]
+    pub(super) ingest_jwt_algorithms: Vec<Algorithm>,
+}
+
+#[derive(Debug, Error)]
+#[error("allowed are RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384, HS512")]
+struct UnknownAlgorithm;
+
+fn algorithm(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
+    name.parse().map_err(|_| UnknownAlgorithm)
+}
+
+fn is_hmac(algorithm: Algorithm) -> bool {
+    algorithm.family() == AlgorithmFamily::Hmac
+}
+
+/// Whether a key set is fetched rather than read from a file.
+fn is_url(set: &str) -> bool {
+    set.contains("://")
+}
+
+impl KeyArgs {
+    /// Returns the settings that have no effect without `INGEST_AUTH=jwt`, each with whether it is set.
+    pub(super) fn given(&self) -> [(&'static str, bool); 3] {
+        [
+            ("INGEST_JWT_KEY_FILE", self.ingest_jwt_key_file.is_some()),
+            ("INGEST_JWT_JWKS", self.ingest_jwt_jwks.is_some()),
+            ("INGEST_JWT_JWKS_CA", self.ingest_jwt_jwks_ca.is_some()),
+        ]
+    }
+
+    pub(super) fn check(&self) -> Result<(), SettingError> {
+        if self.ingest_jwt_key_file.is_some() == self.ingest_jwt_jwks.is_some() {
+            return Err(SettingError::new(
+                "INGEST_JWT_KEY_FILE",
+                "INGEST_AUTH has jwt: set either this or INGEST_JWT_JWKS",
+            ));
+        }
+        let is_url = self.ingest_jwt_jwks.as_ref().is_some_and(|set| is_url(set));
+        if self.ingest_jwt_jwks_ca.is_some() && !is_url {
+            let problem = "is ignored: allowed is an INGEST_JWT_JWKS that is an https URL";
+            return Err(SettingError::new("INGEST_JWT_JWKS_CA", problem));
+        }
+        let first = self.ingest_jwt_algorithms.first().map(|algorithm| algorithm.family());
+        let one_family = self.ingest_jwt_algorithms.iter().all(|other| Some(other.family()) == first);
+        if self.ingest_jwt_key_file.is_some() && !one_family {
+            let problem = "one key can't be for all of these: allowed are algorithms of one family";
+            return Err(SettingError::new("INGEST_JWT_ALGORITHMS", problem));
+        }
+        if self.ingest_jwt_jwks.is_some() && self.ingest_jwt_algorithms.iter().any(|a| is_hmac(*a)) {
+            let problem = "HS256, HS384 and HS512 need INGEST_JWT_KEY_FILE: a key set is public";
+            return Err(SettingError::new("INGEST_JWT_ALGORITHMS", problem));
+        }
+        Ok(())
+    }
+}
+
+pub(super) enum KeySource {
+    File(HotReload<KeySet>),
+    Url(RemoteKeySet),
+}
+
+impl KeySource {
+    /// Reads the file, or waits for the URL.
+    pub(super) async fn new(args: &KeyArgs) -> Result<Self, SetupError> {
+        let algorithms = args.ingest_jwt_algorithms.clone();
+        if let Some(file) = &args.ingest_jwt_key_file {
+            let files = vec![("INGEST_JWT_KEY_FILE", file.clone())];
+            let keys =
+                HotReload::load(files, move |contents| KeySet::single(&contents.concat(), &algorithms))?;
+            return Ok(Self::File(keys));
+        }
+        let set = args.ingest_jwt_jwks.as_deref().unwrap_or_default();
+        if is_url(set) {
+            let ca = args.ingest_jwt_jwks_ca.as_ref();
+            return Ok(Self::Url(
+                RemoteKeySet::new(set, ca, algorithms, args.ingest_jwt_jwks_refresh).await?,
+            ));
+        }
+        let files = vec![("INGEST_JWT_JWKS", PathBuf::from(set))];
+        let keys = HotReload::load(files, move |contents| KeySet::parse(&contents.concat(), &algorithms))?;
+        Ok(Self::File(keys))
+    }
+
+    /// The key that a token with such a header should be signed with.
+    pub(super) async fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Option<DecodingKey> {
+        match self {
+            Self::File(keys) => keys.current().find(algorithm, id),
+            Self::Url(remote) => remote.find(algorithm, id).await,
+        }
+    }
+}

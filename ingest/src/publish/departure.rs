@@ -1,0 +1,88 @@
+//! When entries depart.
+
+use std::mem;
+
+/// What to do with the partitions that are due: those with likes waiting and no entry in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// Nothing is due.
+    Idle,
+    /// Nothing is in flight: depart when no more requests arrive.
+    WhenQuiet,
+    /// Entries are in flight: start the hold timer, and wait for their replies or for the timer.
+    StartHold,
+    /// Entries are in flight and the hold timer runs: go on waiting.
+    Hold,
+    /// The hold timer elapsed: depart although entries are in flight.
+    Now,
+}
+
+/// Decides when the next departure leaves, so that entries of all partitions share their way to Redis and back. A departure
+/// waits for the replies to the previous one, but not longer than the hold timer runs.
+#[derive(Default)]
+pub(super) struct DeparturePolicy {
+    /// Whether the last decision was to wait for replies.
+    holding: bool,
+}
+
+impl DeparturePolicy {
+    /// Returns the next step. `hold_elapsed` is the state of the timer that [`Departure::StartHold`] starts. A timer that was not
+    /// waited for to its end goes on for the next hold: it is reset once a hold at most, not with every departure.
+    pub(super) fn next(&mut self, is_due: bool, is_in_flight: bool, hold_elapsed: bool) -> Departure {
+        let was_holding = mem::replace(&mut self.holding, is_due && is_in_flight);
+        match (is_due, is_in_flight) {
+            (false, _) => Departure::Idle,
+            (true, false) => Departure::WhenQuiet,
+            (true, true) if !hold_elapsed => Departure::Hold,
+            (true, true) if was_holding => Departure::Now,
+            (true, true) => Departure::StartHold,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lone_like_departs_at_once() {
+        let mut policy = DeparturePolicy::default();
+        assert_eq!(policy.next(false, false, true), Departure::Idle);
+        assert_eq!(policy.next(true, false, true), Departure::WhenQuiet);
+    }
+
+    #[test]
+    fn likes_wait_for_the_replies_in_flight() {
+        let mut policy = DeparturePolicy::default();
+        assert_eq!(policy.next(false, true, true), Departure::Idle);
+        assert_eq!(policy.next(true, true, true), Departure::StartHold);
+        assert_eq!(policy.next(true, true, false), Departure::Hold);
+        assert_eq!(policy.next(true, false, false), Departure::WhenQuiet);
+    }
+
+    #[test]
+    fn likes_depart_after_the_hold_though_replies_are_missing() {
+        let mut policy = DeparturePolicy::default();
+        assert_eq!(policy.next(true, true, true), Departure::StartHold);
+        assert_eq!(policy.next(true, true, true), Departure::Now);
+        assert_eq!(policy.next(false, true, true), Departure::Idle);
+        assert_eq!(policy.next(true, true, true), Departure::StartHold);
+    }
+
+    #[test]
+    fn a_timer_that_elapsed_while_nothing_was_due_lets_nothing_depart() {
+        let mut policy = DeparturePolicy::default();
+        assert_eq!(policy.next(true, true, true), Departure::StartHold);
+        assert_eq!(policy.next(false, true, false), Departure::Idle);
+        assert_eq!(policy.next(true, true, true), Departure::StartHold);
+    }
+
+    #[test]
+    fn a_running_timer_serves_the_next_hold_too() {
+        let mut policy = DeparturePolicy::default();
+        assert_eq!(policy.next(true, true, true), Departure::StartHold);
+        assert_eq!(policy.next(true, false, false), Departure::WhenQuiet);
+        assert_eq!(policy.next(true, true, false), Departure::Hold);
+        assert_eq!(policy.next(true, true, true), Departure::Now);
+    }
+}

@@ -1,0 +1,274 @@
+//! The life of ingest: start, serve, drain.
+
+use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::Parser;
+use shared::{
+    cluster_settings::{self, ClusterSettingsError},
+    redis::{Connections, Redis, is_refusal},
+    runtime::{
+        admin::{self, Check, Health},
+        service::{self, Failure, Unreachable, wait_for},
+    },
+    settings::{self, SettingError},
+    telemetry::{Telemetry, spans::Tracing},
+    wire::partition::PartitionCount,
+};
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::{AbortOnDropHandle, TaskTracker},
+};
+
+use crate::{
+    backlog::{self, Backlog},
+    config::Settings,
+    edge::{
+        auth::{Authenticator, SetupError},
+        connections::Server,
+        tls::Tls,
+    },
+    http::{
+        problem::Kind,
+        router::{cors, router},
+        service::Service,
+    },
+    metrics::Metrics,
+    publish::{
+        append::RedisStreams,
+        group_commit::{GroupCommit, Publisher},
+        sink::LikeSink,
+    },
+};
+
+/// Why ingest ended other than by a signal.
+#[derive(Debug, Error)]
+enum IngestError {
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    #[error("{setting}: can't listen on '{address}'")]
+    Listen { setting: &'static str, address: SocketAddr, source: io::Error },
+    /// Redis was not reachable in time.
+    #[error(transparent)]
+    Redis(#[from] Unreachable<fred::error::Error>),
+    #[error(transparent)]
+    Auth(#[from] SetupError),
+    /// Other programs have other settings.
+    #[error(transparent)]
+    ClusterSettings(#[from] ClusterSettingsError),
+    /// A bug.
+    #[error("{0} ended by itself: this is a bug; likes without an answer may have been taken or not")]
+    Crashed(&'static str),
+    #[error("requests were still in flight after DRAIN_TIMEOUT, {0}: they got no answer")]
+    Drain(humantime::FormattedDuration),
+}
+
+impl Failure for IngestError {
+    fn is_over_a_setting(&self) -> bool {
+        match self {
+            Self::Setting(_) => true,
+            Self::Auth(error) => error.is_over_a_setting(),
+            Self::ClusterSettings(error) => error.is_over_a_setting(),
+            _ => false,
+        }
+    }
+}
+
+/// The whole program: settings, telemetry, runtime, service. Not generic, so that it is compiled in this library.
+pub fn main() -> ExitCode {
+    let settings: Settings = settings::parse();
+    let telemetry = settings.telemetry().clone();
+    let threads = settings.threads();
+    service::run("ingest", &telemetry, threads, |telemetry, shutdown| run(settings, telemetry, shutdown))
+}
+
+/// Runs until `shutdown`, and then until the requests in flight are answered.
+async fn run(
+    settings: Settings,
+    telemetry: Telemetry,
+    shutdown: CancellationToken,
+) -> Result<(), IngestError> {
+    let redis = Redis::new(&settings.redis)?;
+    let tls = Tls::load(&settings.tls)?;
+    let auth = shutdown.run_until_cancelled(Authenticator::new(&settings.auth)).await;
+    let Some(auth) = auth.transpose()? else { return Ok(()) };
+    let (listener, redis_check, _admin) = listen(&settings, &telemetry).await?;
+    let connected = shutdown.run_until_cancelled(connect(&redis, &settings)).await;
+    let Some(connected) = connected.transpose()? else { return Ok(()) };
+
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let metrics = Arc::new(metrics(&telemetry, &settings, scheme));
+    let backlog = Arc::new(Backlog::new(settings.ingest_backlog_limit));
+    Metrics::observe_backlog(&telemetry.meter(), &backlog);
+    let (publisher, tasks) =
+        start_tasks(connected, &settings, telemetry.tracing(), &metrics, &backlog, redis_check);
+    let requests = TaskTracker::new();
+    let service = Service {
+        sink: publisher,
+        backlog,
+        metrics: Arc::clone(&metrics),
+        tracing: telemetry.tracing(),
+        auth,
+        limits: settings.request_limits(),
+        requests: requests.clone(),
+    };
+    let server = Server {
+        router: router(service, cors(&settings.ingest_cors_origins), settings.ingest_docs),
+        limits: settings.connection_limits(),
+        tls,
+        requests,
+        metrics,
+    };
+    serve(server, listener, tasks, settings.drain_timeout, shutdown).await
+}
+
+/// Serves callers as the program does, with limits from the environment and another sink than Redis: for comparisons.
+/// Returns after `shutdown`, when the requests in flight are answered.
+pub async fn serve_with<S: LikeSink>(
+    listener: TcpListener,
+    sink: S,
+    telemetry: &Telemetry,
+    shutdown: CancellationToken,
+) {
+    let defaults = Settings::parse_from(["ingest"]);
+    let requests = TaskTracker::new();
+    let metrics = Arc::new(metrics(telemetry, &defaults, "http"));
+    let service = Service {
+        sink,
+        backlog: Arc::new(Backlog::new(u64::MAX)),
+        metrics: Arc::clone(&metrics),
+        tracing: telemetry.tracing(),
+        auth: Authenticator::off(),
+        limits: defaults.request_limits(),
+        requests: requests.clone(),
+    };
+    let server = Server {
+        router: router(service, None, false),
+        limits: defaults.connection_limits(),
+        tls: None,
+        requests,
+        metrics,
+    };
+    server.run(listener, shutdown).await;
+}
+
+fn metrics(telemetry: &Telemetry, settings: &Settings, scheme: &'static str) -> Metrics {
+    let codes = Kind::ALL.iter().map(|kind| kind.code());
+    Metrics::new(&telemetry.meter(), scheme, &settings.streams.likes_stream, codes)
+}
+
+/// Binds the port of callers and the admin port, and serves the latter until the guard is dropped.
+async fn listen(
+    settings: &Settings,
+    telemetry: &Telemetry,
+) -> Result<(TcpListener, Check, DropGuard), IngestError> {
+    let (listener, listen) = bind("INGEST_LISTEN", settings.ingest_listen).await?;
+    let (admin_listener, admin_listen) = bind("INGEST_ADMIN_LISTEN", settings.ingest_admin_listen).await?;
+    tracing::info!(%listen, %admin_listen, "listening");
+    if settings.auth.is_off() && !listen.ip().is_loopback() {
+        tracing::warn!(%listen, "anybody who can reach this address may write likes of any user: set INGEST_AUTH, or see to it that only a gateway can");
+    }
+    let health = Health::default();
+    let redis_check = health.check("redis");
+    let stop_admin = CancellationToken::new();
+    let admin_guard = stop_admin.clone().drop_guard();
+    tokio::spawn(admin::serve(admin_listener, health, telemetry.clone(), stop_admin));
+    Ok((listener, redis_check, admin_guard))
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), IngestError> {
+    let failed = |source| IngestError::Listen { setting, address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+struct Connected {
+    redis: Connections,
+    partitions: PartitionCount,
+    streams: RedisStreams,
+}
+
+async fn connect(redis: &Redis, settings: &Settings) -> Result<Connected, IngestError> {
+    let server = format!("Redis at {}", redis.address());
+    let limit = settings.startup_timeout;
+    let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
+    let partitions = cluster_settings::negotiate_within(limit, &server, &redis, &settings.streams).await??;
+    cluster_settings::warn_of_eviction(&redis).await;
+    let timeout = settings.redis.redis_timeout;
+    let streams = RedisStreams::new(redis.clone(), settings.redis_ack, timeout).await?;
+    Ok(Connected { redis, partitions, streams })
+}
+
+/// The tasks beside the connections.
+struct Tasks {
+    group_commit: AbortOnDropHandle<()>,
+    backlog: AbortOnDropHandle<()>,
+    _cluster_settings: AbortOnDropHandle<()>,
+}
+
+fn start_tasks(
+    connected: Connected,
+    settings: &Settings,
+    tracing: Tracing,
+    metrics: &Arc<Metrics>,
+    backlog: &Arc<Backlog>,
+    redis_check: Check,
+) -> (Publisher, Tasks) {
+    let Connected { redis, partitions, streams } = connected;
+    let keys = settings.streams.likes_stream.clone();
+    let partitions = watch::Sender::new(partitions);
+    let limits = settings.group_commit_limits(streams.entry_timeout(settings.redis.redis_timeout));
+    let (publisher, group_commit) = GroupCommit::new(
+        move |stream| streams.open(stream),
+        keys.clone(),
+        partitions.subscribe(),
+        limits,
+        Arc::clone(metrics),
+        tracing,
+    );
+    let sample = backlog::sample(
+        redis.clone(),
+        keys.clone(),
+        partitions.subscribe(),
+        Arc::clone(backlog),
+        redis_check,
+    );
+    let tasks = Tasks {
+        group_commit: AbortOnDropHandle::new(tokio::spawn(group_commit.run())),
+        backlog: AbortOnDropHandle::new(tokio::spawn(sample)),
+        _cluster_settings: AbortOnDropHandle::new(tokio::spawn(cluster_settings::watch(
+            redis, keys, partitions,
+        ))),
+    };
+    (publisher, tasks)
+}
+
+/// Serves until `shutdown`, and then for `drain_timeout` at most.
+async fn serve(
+    server: Server,
+    listener: TcpListener,
+    mut tasks: Tasks,
+    drain_timeout: Duration,
+    shutdown: CancellationToken,
+) -> Result<(), IngestError> {
+    let deadline = shutdown.clone();
+    let work = async {
+        tokio::select! {
+            () = server.run(listener, shutdown) => {}
+            _ = &mut tasks.group_commit => return Err(IngestError::Crashed("the appender")),
+        }
+        // Only the connections had the publisher: when they have ended, group commit answers what is left and ends.
+        tasks.group_commit.await.map_err(|_| IngestError::Crashed("the appender"))
+    };
+    let deadline = async {
+        deadline.cancelled().await;
+        sleep(drain_timeout).await;
+    };
+    tokio::select! {
+        done = work => done,
+        () = deadline => Err(IngestError::Drain(humantime::format_duration(drain_timeout))),
+        _ = &mut tasks.backlog => Err(IngestError::Crashed("the sampling of the backlog")),
+    }
+}
