@@ -46,12 +46,14 @@ build-stack: install # The programs of a stack, without bench
 demo: build-stack ## Send likes to a private stack and verify that none is lost or duplicated (LIKES=1000000 DUPLICATES=5)
 	@$(DEVSTACK) demo --likes $(LIKES) --duplicates $(DUPLICATES)
 
+# Unit tests run without optimisation: tests of paused time need a feature of tokio that the programs must not have, and
+# which would have everything compiled again. nextest, where it is installed, runs them in parallel over all crates.
+UNIT_TESTS := $(CARGO) $(if $(shell command -v cargo-nextest),nextest run,test) --locked --workspace --lib --bins --test layout
+
 .PHONY: test
 test: build ## Run all tests, against real servers that they start themselves
-	$(CARGO) test --locked --release --workspace
-
-# nextest, where it is installed, runs tests in parallel over all crates.
-UNIT_TESTS := $(CARGO) $(if $(shell command -v cargo-nextest),nextest run,test) --locked --workspace --lib --bins --test layout
+	$(UNIT_TESTS)
+	$(CARGO) test --locked --release --package likestream-tests
 
 .PHONY: check
 check: install ## Formatting, clippy and unit tests: the fast loop, under a minute when warm

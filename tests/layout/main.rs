@@ -37,6 +37,10 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         ],
     ),
     (
+        "ingest",
+        &[&["lib"], &["run"], &["config"], &["http"], &["edge", "publish"], &["metrics"], &["backlog"]],
+    ),
+    (
         "likesctl",
         &[
             &["lib"],
