@@ -53,7 +53,7 @@ UNIT_TESTS := $(CARGO) $(if $(shell command -v cargo-nextest),nextest run,test) 
 .PHONY: test
 test: build ## Run all tests, against real servers that they start themselves
 	$(UNIT_TESTS)
-	$(CARGO) test --locked --release --package likestream-tests
+	$(CARGO) test --locked --release --package likestream-tests --test integration
 
 .PHONY: check
 check: install ## Formatting, clippy and unit tests: the fast loop, under a minute when warm
@@ -64,7 +64,7 @@ check: install ## Formatting, clippy and unit tests: the fast loop, under a minu
 .PHONY: test-valkey
 test-valkey: build ## The integration tests on Valkey 8 in place of Redis
 	server=$$(tests/stack/valkey.sh $(abspath $(TARGET))/valkey) && \
-	REDIS_SERVER=$$server $(CARGO) test --locked --release --package likestream-tests
+	REDIS_SERVER=$$server $(CARGO) test --locked --release --package likestream-tests --test integration
 
 .PHONY: chaos
 chaos: build-stack ## Inject faults of every kind under load and verify every like (SEED=7 MINUTES=10 REDIS=one|cluster)
