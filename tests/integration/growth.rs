@@ -61,7 +61,7 @@ async fn partitions_only_grow_and_strangers_are_refused() {
     assert_eq!(fewer.code, Some(2));
     assert_eq!(
         fewer.stderr,
-        "error: COUNT: '3' is less than the 4 partitions that there are: allowed is more\n"
+        "error: COUNT: '3' is less than the present 4 partitions; expected a larger number\n"
     );
     assert_eq!(grow(&setup, "6").code, Some(0));
     assert_eq!(grow(&setup, "8").code, Some(0));

@@ -1,4 +1,4 @@
-//! The command line for people: what it shows, what it changes, and what it refuses.
+//! The command line for operators: its views, its changes, and its refusals.
 
 use std::{
     collections::BTreeSet,
@@ -31,14 +31,14 @@ pub(crate) fn ctl(setup: &Setup, arguments: &[&str]) -> Ended {
     run("likesctl", arguments, &[("REDIS_URL", &redis), ("DATABASE_URL", &database), ("USER", "tester")])
 }
 
-/// The same, and it must end well.
+/// Runs likesctl, checks that it succeeds, and returns its output.
 pub(crate) fn done(setup: &Setup, arguments: &[&str]) -> String {
     let ended = ctl(setup, arguments);
     assert_eq!(ended.code, Some(0), "{arguments:?}: {}{}", ended.stdout, ended.stderr);
     ended.stdout
 }
 
-/// The same with something on its standard input.
+/// Runs likesctl with an input, and checks that it succeeds.
 fn piped(setup: &Setup, arguments: &[&str], input: &str) -> String {
     let settings = [("REDIS_URL", setup.redis.url())];
     let mut command = program::command("likesctl", &settings).unwrap();
@@ -50,14 +50,14 @@ fn piped(setup: &Setup, arguments: &[&str], input: &str) -> String {
     String::from_utf8(ended.stdout).unwrap()
 }
 
-/// What a command says as JSON, however it ends.
+/// Returns the JSON that a command prints, whatever its exit code.
 pub(crate) fn json(setup: &Setup, arguments: &[&str]) -> Value {
     let ended = ctl(setup, arguments);
     serde_json::from_str(&ended.stdout)
         .unwrap_or_else(|why| panic!("{arguments:?}: {why}: {}{}", ended.stdout, ended.stderr))
 }
 
-/// A likestream that has been started once, with empty groups and nobody alive.
+/// Returns a likestream that has been started once, with empty groups and no consumer.
 pub(crate) async fn settled() -> (Setup, Client) {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
@@ -82,7 +82,7 @@ async fn read_as(redis: &Client, consumer: &str, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_changed_without_a_yes() {
+async fn changes_need_a_confirmation() {
     let (setup, redis) = settled().await;
     setup.append(&likes(8), 1).await;
     read_as(&redis, "gone", 100).await;
@@ -104,7 +104,7 @@ async fn nothing_is_changed_without_a_yes() {
         let dry = ctl(&setup, &[command, &["--dry-run"]].concat());
         assert_eq!(dry.code, Some(0), "{command:?}: {}", dry.stderr);
     }
-    // Without a selection it isn't even asked.
+    // A change without a selection is wrong usage.
     let vague = ctl(&setup, &["pending", "drop", "--yes"]);
     assert_eq!(vague.code, Some(2), "{}", vague.stderr);
     assert_eq!(pending(&redis).await, 8);
@@ -113,9 +113,9 @@ async fn nothing_is_changed_without_a_yes() {
     assert!(!redis.exists::<bool, _>(format!("likes:paused:{GROUP}")).await.unwrap());
 }
 
-/// One line on standard error, nothing on standard output, the right exit code.
+/// One line on standard error, nothing on standard output, the documented exit code.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_said_in_one_line() {
+async fn an_error_is_one_line_with_its_exit_code() {
     let (setup, redis) = settled().await;
     setup.append(&likes(4), 1).await;
     read_as(&redis, "gone", 100).await;
@@ -136,19 +136,19 @@ async fn what_is_wrong_is_said_in_one_line() {
         (&["pending", "show", "0/1-1"], &here, 1, "0/1-1 is not pending"),
         (&["pending", "retry", "0/1-1", "--yes"], &here, 1, "0/1-1 is not pending"),
         (&["pending", "retry", "99/1-1", "--yes"], &here, 1, "no partition 99"),
-        (&["pending", "retry", "nonsense", "--yes"], &here, 2, "'nonsense' is no entry"),
-        (&["pending", "retry", "--consumer", "nobody", "--yes"], &here, 1, "knows no consumer 'nobody'"),
-        (&["pending", "claim", "--all", "--to", "nobody", "--yes"], &here, 1, "knows no consumer 'nobody'"),
-        (&["consumers", "remove", "nobody", "--yes"], &here, 1, "knows no consumer 'nobody'"),
+        (&["pending", "retry", "nonsense", "--yes"], &here, 2, "'nonsense' is not an entry"),
+        (&["pending", "retry", "--consumer", "nobody", "--yes"], &here, 1, "has no consumer 'nobody'"),
+        (&["pending", "claim", "--all", "--to", "nobody", "--yes"], &here, 1, "has no consumer 'nobody'"),
+        (&["consumers", "remove", "nobody", "--yes"], &here, 1, "has no consumer 'nobody'"),
         (&["dead", "show", "0/1-1"], &here, 1, "no dead letter 0/1-1"),
         (&["dead", "retry", "0/1-1", "--yes"], &here, 1, "no dead letter 0/1-1"),
         (&["dead", "import", "/nowhere", "--yes"], &here, 1, "'/nowhere' can't be read"),
         (&["dead", "list", "--reason", "boredom"], &here, 2, "'boredom'"),
         (&["status", "-p", "9"], &here, 1, "no partition 9"),
-        (&["verify", "--from", "1h", "--to", "2h"], &here, 2, "before its beginning"),
+        (&["verify", "--from", "1h", "--to", "2h"], &here, 2, "ends before it begins"),
         (&["reprocess", "--from", "yesterday", "--yes"], &here, 2, "'yesterday'"),
         (&["pending", "list", "--all"], &here, 2, "--all"),
-        (&["pending", "retry", "--all", "-p", "1", "--yes"], &here, 2, "exclude each other"),
+        (&["pending", "retry", "--all", "-p", "1", "--yes"], &here, 2, "--all can't be combined"),
         (&["status", "--check", "--backlog", "2,1"], &here, 2, "'2,1'"),
         (&["top"], &here, 2, "terminal"),
         (&["nonsense"], &here, 2, "nonsense"),
@@ -170,7 +170,7 @@ async fn what_is_wrong_is_said_in_one_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_check_has_the_exit_codes_that_monitoring_knows() {
+async fn status_check_has_the_exit_codes_of_monitoring_plugins() {
     let (setup, redis) = settled().await;
     let check = |more: &[&str]| ctl(&setup, &[&["status", "--check", "--unread", "9,9"], more].concat());
     assert_eq!(check(&[]).code, Some(0));
@@ -183,13 +183,13 @@ async fn a_check_has_the_exit_codes_that_monitoring_knows() {
         warned.stdout
     );
     assert_eq!(check(&["--backlog", "1,10"]).code, Some(2));
-    assert_eq!(ctl(&setup, &["status", "--check"]).code, Some(2), "nobody reads");
-    // A group that was made in the middle of a stream: its lag is not known, and that is not 0.
+    assert_eq!(ctl(&setup, &["status", "--check"]).code, Some(2), "no partition has an owner");
+    // A group created in the middle of a stream: its lag is unknown, which is not 0.
     redis.xgroup_destroy::<u64, _, _>(stream(0), GROUP).await.unwrap();
     let second: Vec<(String, fred::prelude::Value)> =
         redis.xrange(stream(0), "-", "+", Some(2)).await.unwrap();
     redis.xgroup_create::<(), _, _, _>(stream(0), GROUP, second[1].0.as_str(), false).await.unwrap();
-    // Few are counted, so there have to be some.
+    // The consumer counts a small lag itself, so the lag has to be larger.
     setup.append(&likes(200), 1).await;
     let unknown = check(&["--backlog", "1000,2000"]);
     assert_eq!(unknown.code, Some(3), "{}", unknown.stdout);
@@ -204,12 +204,12 @@ async fn a_check_has_the_exit_codes_that_monitoring_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paused_partitions_are_not_read_until_they_are_resumed() {
+async fn paused_partitions_are_not_read_until_resume() {
     let (setup, redis) = settled().await;
     let consumer = setup.consumer(&[]);
     done(&setup, &["pause", "-p", "1-2", "--yes"]);
     let paused = || consumer.metrics().unwrap().sum("likestream_partitions_paused");
-    eventually("the consumer has heard of it", async || paused() == 2.0).await;
+    eventually("the consumer has noticed", async || paused() == 2.0).await;
     setup.append(&likes(8), 1).await;
     setup.wait_for_rows(4).await;
     assert!(consumer.log_text().contains("paused: not read until likesctl resume"));
@@ -217,14 +217,14 @@ async fn paused_partitions_are_not_read_until_they_are_resumed() {
     assert_eq!((drain.code, drain.stdout.as_str()), (Some(1), "not drained: 4 entries are left\n"));
     assert!(drain.stderr.contains("a paused partition has a backlog"), "{}", drain.stderr);
     assert!(done(&setup, &["status"]).contains("! 2 partitions are paused"));
-    assert_eq!(done(&setup, &["pause", "-p", "1", "--yes"]), "nothing to do: it was paused before\n");
+    assert_eq!(done(&setup, &["pause", "-p", "1", "--yes"]), "nothing to do: already paused\n");
 
-    // All of them, those that are paused already as well; and then none.
+    // All partitions, the paused ones included; then none.
     done(&setup, &["pause", "--yes"]);
-    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS)).await;
-    // One after the other, too.
+    eventually("the consumer has noticed", async || paused() == f64::from(PARTITIONS)).await;
+    // One after another.
     done(&setup, &["resume", "-p", "1", "--yes"]);
-    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS - 1)).await;
+    eventually("the consumer has noticed", async || paused() == f64::from(PARTITIONS - 1)).await;
     setup.wait_for_rows(6).await;
     done(&setup, &["resume", "--yes"]);
     assert_eq!(done(&setup, &["drain", "--timeout", "30s"]), "drained: the backlog is 0\n");
@@ -235,11 +235,11 @@ async fn paused_partitions_are_not_read_until_they_are_resumed() {
         json(&setup, &["status", "-o", "json"])["total"]["last_commit_ms_ago"].is_u64()
     })
     .await;
-    assert_eq!(status["consumers"][0]["state"], "able");
+    assert_eq!(status["consumers"][0]["state"], "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_living_consumer_is_not_removed_and_a_dead_one_leaves_nothing() {
+async fn only_a_dead_consumer_can_be_removed() {
     let (setup, redis) = settled().await;
     setup.append(&likes(40), 1).await;
     read_as(&redis, "gone", 100).await;
@@ -248,7 +248,7 @@ async fn a_living_consumer_is_not_removed_and_a_dead_one_leaves_nothing() {
     let refused = ctl(&setup, &["consumers", "remove", "alive", "--yes"]);
     assert_eq!(refused.code, Some(6), "{}", refused.stderr);
     let removed = json(&setup, &["consumers", "remove", "gone", "--yes", "-o", "json"]);
-    assert_eq!((&removed["given"], &removed["removed"]), (&Value::from(40), &Value::from(true)));
+    assert_eq!((&removed["reassigned"], &removed["removed"]), (&Value::from(40), &Value::from(true)));
     let consumers = json(&setup, &["consumers", "list", "-o", "json"]);
     assert!(consumers.as_array().unwrap().iter().all(|consumer| consumer["name"] != "gone"), "{consumers:#}");
     done(&setup, &["resume", "--yes"]);
@@ -256,7 +256,7 @@ async fn a_living_consumer_is_not_removed_and_a_dead_one_leaves_nothing() {
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
 }
 
-/// What is retried starts anew, and is stored within seconds though it would not be claimed for an hour.
+/// Retried entries are stored within seconds, though others would not claim them for an hour.
 #[tokio::test(flavor = "multi_thread")]
 async fn retried_entries_are_stored_soon() {
     let (setup, redis) = settled().await;
@@ -265,7 +265,7 @@ async fn retried_entries_are_stored_soon() {
     eventually("both are members", async || done(&setup, &["consumers", "list"]).contains("frozen")).await;
     done(&setup, &["pause", "--yes"]);
     let paused = || consumer.metrics().unwrap().sum("likestream_partitions_paused");
-    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS)).await;
+    eventually("the consumer has noticed", async || paused() == f64::from(PARTITIONS)).await;
     setup.append(&likes(20), 1).await;
     read_as(&redis, "frozen", 100).await;
     done(&setup, &["resume", "--yes"]);
@@ -276,7 +276,7 @@ async fn retried_entries_are_stored_soon() {
         json(&setup, &["pending", "list", "--consumer", "alive", "-o", "json"]).as_array().unwrap().len(),
         5
     );
-    // From a list into an action, whatever the form of the list.
+    // A list in any format can be piped into an action.
     for format in ["ndjson", "table"] {
         let list = done(&setup, &["pending", "list", "-o", format]);
         assert_eq!(
@@ -320,7 +320,7 @@ async fn what_is_dropped_or_purged_can_be_brought_back() {
     read_as(&redis, "gone", 1_000).await;
     let file = setup.folder().join("dropped.ndjson").display().to_string();
     let dropped = done(&setup, &["pending", "drop", "--consumer", "gone", "--yes", "--export", &file]);
-    assert_eq!(dropped, format!("251 done; kept in {file}\n"));
+    assert_eq!(dropped, format!("251 done; exported to {file}\n"));
     assert_eq!(pending(&redis).await, 0);
     let again = ctl(&setup, &["pending", "drop", "--all", "--yes", "--export", &file]);
     assert_eq!(
@@ -337,21 +337,21 @@ async fn what_is_dropped_or_purged_can_be_brought_back() {
     assert_eq!(letters.len(), 251);
     assert!(letters.iter().all(|letter| letter["reason"] == "dropped" && letter["consumer"] == "gone"));
 
-    // Exported, purged with another copy, and imported once more, they are the same.
+    // Exported, purged into another file, and imported again, they are the same.
     let exported = ctl(&setup, &["dead", "export"]);
     assert_eq!(exported.stderr, "251 dead letters exported\n");
-    let kept = setup.folder().join("kept.ndjson").display().to_string();
+    let purged = setup.folder().join("kept.ndjson").display().to_string();
     let existing = ctl(&setup, &["dead", "purge", "--all", "--yes", "--export", &file]);
-    assert_eq!(existing.code, Some(6), "a file that is there is not written over: {}", existing.stderr);
+    assert_eq!(existing.code, Some(6), "an existing file is not overwritten: {}", existing.stderr);
     assert_eq!(dead_letters(&redis).await.len(), 251);
-    done(&setup, &["dead", "purge", "--all", "--yes", "--export", &kept]);
-    assert_eq!(fs::read_to_string(&kept).unwrap(), exported.stdout);
+    done(&setup, &["dead", "purge", "--all", "--yes", "--export", &purged]);
+    assert_eq!(fs::read_to_string(&purged).unwrap(), exported.stdout);
     assert!(dead_letters(&redis).await.is_empty());
-    done(&setup, &["dead", "import", &kept, "--yes"]);
+    done(&setup, &["dead", "import", &purged, "--yes"]);
     let set = |letters: &[crate::dead_letters::Letter]| letters.iter().cloned().collect::<BTreeSet<_>>();
     assert_eq!(set(&dead_letters(&redis).await), set(&letters));
 
-    // The likes in them are stored after all; the one that has none is left alone.
+    // Their likes are stored; the dead letter without a payload is skipped.
     let retried = ctl(&setup, &["dead", "retry", "--all", "--yes"]);
     assert_eq!(
         (retried.code, retried.stdout.as_str()),
@@ -364,9 +364,9 @@ async fn what_is_dropped_or_purged_can_be_brought_back() {
     assert_eq!(dead_letters(&redis).await.len(), 1);
 }
 
-/// A bad line is found before anything is imported.
+/// The whole file is checked before anything is imported.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_file_is_not_imported_in_part() {
+async fn an_invalid_file_is_not_imported_in_part() {
     let (setup, redis) = settled().await;
     let fields: Vec<(&str, &str)> = vec![("l", "x"), ("reason", "undecodable"), ("origin", "likes:{1}/1-1")];
     redis.xadd::<String, _, _, _, _>(dead_stream(1), false, None::<()>, "*", fields).await.unwrap();
@@ -388,7 +388,7 @@ async fn a_broken_file_is_not_imported_in_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_in_the_table_is_found_and_reprocessed() {
+async fn missing_likes_are_found_and_reprocessed() {
     let (setup, redis) = settled().await;
     let consumer = setup.consumer(&[("STREAM_RETENTION", "1h")]);
     setup.append(&likes(1_000), 10).await;
@@ -408,14 +408,14 @@ async fn what_is_missing_in_the_table_is_found_and_reprocessed() {
         "{}",
         verify.stdout
     );
-    // It says itself how to mend that.
+    // The output names the command that stores them.
     let command = verify.stdout.lines().last().unwrap().strip_prefix("to store them: likesctl ").unwrap();
     let command: Vec<&str> = command.split(' ').chain(["--yes"]).collect();
     let reprocessed = ctl(&setup, &command);
-    assert!(reprocessed.stderr.contains("10 rows are new in the table"), "{}", reprocessed.stderr);
+    assert!(reprocessed.stderr.contains("10 rows inserted"), "{}", reprocessed.stderr);
     assert_eq!(ctl(&setup, &["verify"]).code, Some(0));
     assert_eq!(setup.count().await, 1_000);
-    // What can't be stored is named, and left as it is.
+    // Entries that can't be stored are listed as skipped.
     let partial = ctl(&setup, &["reprocess", "-p", "1", "--from", &bad, "--to", &bad, "--yes"]);
     assert_eq!(partial.code, Some(4), "{}", partial.stderr);
     assert!(partial.stderr.contains(&format!("skipped 1/{bad}: ")), "{}", partial.stderr);
@@ -426,7 +426,7 @@ async fn what_is_missing_in_the_table_is_found_and_reprocessed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_action_stops_between_steps_and_goes_on() {
+async fn an_interrupted_action_can_be_continued() {
     let (setup, redis) = settled().await;
     setup.append(&likes(400), 1).await;
     read_as(&redis, "gone", 1_000).await;
@@ -454,7 +454,7 @@ async fn an_interrupted_action_stops_between_steps_and_goes_on() {
     assert!(audit[0]["who"].as_str().unwrap().contains('@'));
 }
 
-/// Bounded memory, however much there is; 84 bytes of Redis each.
+/// Memory does not grow with the number of entries, of 84 bytes each in Redis.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_million_pending_entries_are_listed_in_bounded_memory() {
     const ENTRIES: u64 = 1_000_000;

@@ -1,5 +1,5 @@
-//! What likesctl prints: every help text and every table, word by word; and the shape of its JSON. After a wanted change:
-//! `UPDATE_GOLDEN=1 cargo test --release -p likestream-tests likesctl_golden`, and a look at the difference.
+//! The output of likesctl: every help text and table, word by word, and the shape of its JSON. After an intended change, run
+//! `UPDATE_GOLDEN=1 cargo test --release -p likestream-tests likesctl_golden` and review the difference.
 
 use std::{collections::BTreeSet, env, fmt::Write as _, fs, path::Path};
 
@@ -12,7 +12,7 @@ use crate::{
     likesctl::{ctl, json, settled},
 };
 
-/// Compares with the file, or writes it.
+/// Compares a text with its golden file, or writes the file.
 fn check(name: &str, text: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/golden").join(name);
     if env::var_os("UPDATE_GOLDEN").is_some() {
@@ -20,31 +20,27 @@ fn check(name: &str, text: &str) {
         fs::write(&file, text).unwrap();
     }
     let expected = fs::read_to_string(&file).unwrap_or_default();
-    assert!(
-        text == expected,
-        "{} is not what it was (UPDATE_GOLDEN=1 takes it for right):\n{text}",
-        file.display()
-    );
+    assert!(text == expected, "{} has changed (UPDATE_GOLDEN=1 accepts the change):\n{text}", file.display());
 }
 
-/// All commands, with those below them.
-fn commands(above: &[String]) -> Vec<Vec<String>> {
-    let mut arguments: Vec<&str> = above.iter().map(String::as_str).collect();
+/// Returns a command and all its subcommands.
+fn commands(parent: &[String]) -> Vec<Vec<String>> {
+    let mut arguments: Vec<&str> = parent.iter().map(String::as_str).collect();
     arguments.push("--help");
     let help = run("likesctl", &arguments, &[]);
     assert_eq!(help.code, Some(0), "{arguments:?}: {}", help.stderr);
     let listed = help.stdout.lines().skip_while(|line| *line != "Commands:").skip(1);
     let names = listed.take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("   "));
     let names = names.filter_map(|line| line.split_whitespace().next());
-    let mut all = vec![above.to_vec()];
+    let mut all = vec![parent.to_vec()];
     for name in names.filter(|name| *name != "help") {
-        all.extend(commands(&[above, &[name.to_owned()]].concat()));
+        all.extend(commands(&[parent, &[name.to_owned()]].concat()));
     }
     all
 }
 
 #[test]
-fn help_texts_are_as_they_were() {
+fn help_texts_match_the_golden_file() {
     let mut text = String::new();
     let all = commands(&[]);
     assert!(all.len() >= 30, "{all:?}");
@@ -61,7 +57,7 @@ fn help_texts_are_as_they_were() {
 }
 
 #[test]
-fn completions_and_manual_pages_are_made() {
+fn completions_and_manual_pages_are_printed() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run("likesctl", &["completions", shell], &[]);
         assert_eq!(script.code, Some(0));
@@ -75,8 +71,8 @@ fn completions_and_manual_pages_are_made() {
     assert!(folder.path().join("likesctl-pending-drop.1").is_file());
 }
 
-/// What changes from run to run, and the space that it takes.
-fn without_what_changes(text: &str) -> String {
+/// Replaces everything that changes from run to run, and its padding.
+fn normalized(text: &str) -> String {
     let is_age = |word: &str| {
         let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
         let (first, last) = (word.bytes().next(), word.bytes().last());
@@ -99,15 +95,15 @@ fn without_what_changes(text: &str) -> String {
             }
         }
         let line = words.join(" ");
-        // The servers' own words.
+        // Versions and sizes of the servers.
         let of_servers = ["ok postgres", "ok version", "ok memory"];
-        let said = of_servers.into_iter().find(|said| line.starts_with(said));
-        lines.push(said.map_or(line, |said| format!("{said} <…>")));
+        let check = of_servers.into_iter().find(|check| line.starts_with(check));
+        lines.push(check.map_or(line, |check| format!("{check} <…>")));
     }
     lines.join("\n") + "\n"
 }
 
-/// Ids, times and ports are different each time.
+/// Replaces ids, times and ports.
 fn without_ids(word: &str) -> String {
     if let Some(at) = word.find("127.0.0.1:") {
         return format!("{}<server>", &word[..at]);
@@ -128,8 +124,8 @@ fn without_ids(word: &str) -> String {
     format!("{before}{slash}<id>{}", &word[core.len()..])
 }
 
-/// Something of each kind, with nobody alive.
-async fn something_of_each_kind() -> (Setup, Client) {
+/// Returns a likestream with data of each kind, and no consumer alive.
+async fn data_of_each_kind() -> (Setup, Client) {
     let (setup, redis) = settled().await;
     for user in 1..=3 {
         append_raw(&redis, 0, &codec::encode(&[like(user, 42)])).await;
@@ -149,7 +145,7 @@ async fn something_of_each_kind() -> (Setup, Client) {
             .unwrap();
     }
     append_raw(&redis, 1, &codec::encode(&[like(7, 42), like(8, 42)])).await;
-    let letter: Vec<(&str, bytes::Bytes)> = vec![
+    let dead_letter: Vec<(&str, bytes::Bytes)> = vec![
         ("origin", "likes:{2}/1700000000000-0".into()),
         ("deliveries", "1".into()),
         ("consumer", "host-2".into()),
@@ -159,15 +155,15 @@ async fn something_of_each_kind() -> (Setup, Client) {
         ("detail", "db error: ERROR: no such user".into()),
     ];
     redis
-        .xadd::<String, _, _, _, _>(dead_stream(2), false, None::<()>, "1700000000001-0", letter)
+        .xadd::<String, _, _, _, _>(dead_stream(2), false, None::<()>, "1700000000001-0", dead_letter)
         .await
         .unwrap();
     (setup, redis)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_are_as_they_were() {
-    let (setup, redis) = something_of_each_kind().await;
+async fn tables_match_the_golden_file() {
+    let (setup, redis) = data_of_each_kind().await;
     let pending: (u64, String, String, fred::prelude::Value) =
         redis.xpending(stream(0), GROUP, ()).await.unwrap();
     let (entry, last) = (format!("0/{}", pending.1), format!("0/{}", pending.2));
@@ -198,7 +194,7 @@ async fn tables_are_as_they_were() {
         &["audit", "-o", "wide"],
     ] {
         let ended = ctl(&setup, arguments);
-        let said = if ended.stderr.is_empty() {
+        let output = if ended.stderr.is_empty() {
             ended.stdout.clone()
         } else {
             format!("{}{}", ended.stderr, ended.stdout)
@@ -208,8 +204,8 @@ async fn tables_are_as_they_were() {
             let widest = ended.stdout.lines().map(|line| line.chars().count()).max().unwrap_or(0);
             assert!(widest <= 110, "{arguments:?} needs {widest} columns");
         }
-        text.push_str(&without_what_changes(&format!(
-            "$ likesctl {}\n{said}[{}]\n",
+        text.push_str(&normalized(&format!(
+            "$ likesctl {}\n{output}[{}]\n",
             arguments.join(" "),
             ended.code.unwrap()
         )));
@@ -222,7 +218,7 @@ fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned()
 }
 
-/// Names with the kinds of their values; of an array what its elements have together.
+/// Replaces values by their types; an array keeps one element of each shape.
 fn shape(value: &Value) -> Value {
     match value {
         Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), shape(value))).collect(),
@@ -250,10 +246,10 @@ fn names(value: &Value, all: &mut BTreeSet<String>) {
     }
 }
 
-/// Programs rely on it: names may be added, and none may go.
+/// Programs rely on the names: they may be added to, and none may go.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_json_has_the_documented_shape() {
-    let (setup, redis) = something_of_each_kind().await;
+    let (setup, redis) = data_of_each_kind().await;
     let pending: (u64, String, String, fred::prelude::Value) =
         redis.xpending(stream(0), GROUP, ()).await.unwrap();
     let entry = format!("0/{}", pending.1);
@@ -274,21 +270,21 @@ async fn the_json_has_the_documented_shape() {
         &["drain", "--timeout", "1ms"],
         &["audit"],
     ] {
-        let said = json(&setup, &[arguments, &["-o", "json"]].concat());
+        let output = json(&setup, &[arguments, &["-o", "json"]].concat());
         let mut all = BTreeSet::new();
-        names(&said, &mut all);
+        names(&output, &mut all);
         for name in &all {
             assert!(
                 documented.contains(&format!("`{name}`")),
                 "{arguments:?}: {name} is not in docs/likesctl.md"
             );
         }
-        let said = serde_json::to_string_pretty(&shape(&said)).unwrap();
+        let output = serde_json::to_string_pretty(&shape(&output)).unwrap();
         let arguments = arguments.join(" ").replace(&entry, "<entry>");
         writeln!(
             text,
             "$ likesctl {arguments} -o json
-{said}
+{output}
 "
         )
         .unwrap();

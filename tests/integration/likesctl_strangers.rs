@@ -1,4 +1,4 @@
-//! What others have left in Redis and Postgres does not keep likesctl from showing the rest, and does nothing to a terminal.
+//! Foreign data in Redis and Postgres: likesctl still shows the rest, and escapes it for the terminal.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use crate::{
     likesctl::{ctl, done, json, settled},
 };
 
-async fn letter(redis: &Client, partition: u16, fields: Vec<(&str, bytes::Bytes)>) {
+async fn add_dead_letter(redis: &Client, partition: u16, fields: Vec<(&str, bytes::Bytes)>) {
     redis.xadd::<String, _, _, _, _>(dead_stream(partition), false, None::<()>, "*", fields).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn text_from_elsewhere_does_nothing_to_a_terminal() {
+async fn control_characters_are_escaped() {
     let (setup, redis) = settled().await;
     let evil = "\u{1b}[2J\u{7}two\nlines\r\u{202e}";
     let payload = codec::encode(&[like(1, 42)]);
@@ -26,7 +26,7 @@ async fn text_from_elsewhere_does_nothing_to_a_terminal() {
         ("origin", evil.into()),
         ("consumer", evil.into()),
     ];
-    letter(&redis, 1, fields).await;
+    add_dead_letter(&redis, 1, fields).await;
     append_raw(&redis, 1, &payload).await;
     let consumer = bytes::Bytes::from_static(b"c\x1b]0;x\x07");
     let read = redis.xreadgroup::<Value, _, _, _, _>(
@@ -50,19 +50,19 @@ async fn text_from_elsewhere_does_nothing_to_a_terminal() {
         &["dead", "retry", "--all", "--dry-run"],
     ] {
         let ended = ctl(&setup, arguments);
-        let said = format!("{}{}", ended.stdout, ended.stderr);
+        let output = format!("{}{}", ended.stdout, ended.stderr);
         let harmful = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-        assert!(!said.contains(harmful), "{arguments:?}: {said:?}");
-        assert!(!said.contains("\nlines"), "{arguments:?}: {said:?}");
+        assert!(!output.contains(harmful), "{arguments:?}: {output:?}");
+        assert!(!output.contains("\nlines"), "{arguments:?}: {output:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_of_another_kind_is_named_and_the_rest_is_shown() {
+async fn a_key_of_another_type_is_named_and_the_rest_is_shown() {
     let (setup, redis) = settled().await;
     let name = fred::bytes_utils::Str::from_static("strange");
     redis.xgroup_createconsumer::<u64, _, _, _>(stream(0), GROUP, name).await.unwrap();
-    // A name that is no UTF-8, by a script: it can't be written here.
+    // A name that is not UTF-8 can only be created by a script.
     let script = "return redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], string.char(255, 254))";
     let made: u64 =
         fred::prelude::LuaInterface::eval(&redis, script, vec![stream(0)], vec![GROUP]).await.unwrap();
@@ -86,7 +86,7 @@ async fn what_is_of_another_kind_is_named_and_the_rest_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_locked_table_is_no_reason_to_wait_for_ever() {
+async fn a_locked_table_ends_in_a_timeout() {
     let (setup, redis) = settled().await;
     for partition in 0..PARTITIONS {
         let id = append_raw(&redis, partition, &codec::encode(&[like(1, 42)])).await;
@@ -104,15 +104,15 @@ async fn a_locked_table_is_no_reason_to_wait_for_ever() {
     });
     for ended in [&verify, &doctor] {
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-        let said = format!("{}{}", ended.stdout, ended.stderr);
-        assert!(said.contains("Postgres did not answer within"), "{said}");
+        let output = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(output.contains("Postgres did not answer within"), "{output}");
     }
     assert!(started.elapsed() < Duration::from_mins(2));
 }
 
-/// A dead letter that is retried is neither missing while it waits nor when it dies again.
+/// A retried dead letter is missing neither in the backlog nor as a dead letter again.
 #[tokio::test(flavor = "multi_thread")]
-async fn likes_on_their_way_are_not_missing() {
+async fn retried_dead_letters_are_not_missing() {
     let (setup, redis) = settled().await;
     let sql = "ALTER TABLE likes ADD CONSTRAINT odd CHECK (user_id % 2 = 1)";
     setup.postgres_client().await.batch_execute(sql).await.unwrap();
@@ -125,21 +125,21 @@ async fn likes_on_their_way_are_not_missing() {
     .await;
     done(&setup, &["pause", "--yes"]);
     let paused = || consumer.metrics().unwrap().sum("likestream_partitions_paused");
-    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS)).await;
+    eventually("the consumer has noticed", async || paused() == f64::from(PARTITIONS)).await;
     assert_eq!(done(&setup, &["dead", "retry", "--all", "--yes"]), "20 done\n");
     let waiting = json(&setup, &["verify", "-o", "json"]);
-    assert_eq!((&waiting["missing"], &waiting["waiting"]), (&0.into(), &20.into()), "{waiting:#}");
+    assert_eq!((&waiting["missing"], &waiting["backlog"]), (&0.into(), &20.into()), "{waiting:#}");
     done(&setup, &["resume", "--yes"]);
-    eventually("they are dead again", async || {
+    eventually("they are dead letters again", async || {
         let verdict = json(&setup, &["verify", "-o", "json"]);
-        verdict["missing"] == 0 && verdict["waiting"] == 0 && verdict["dead"] == 40
+        verdict["missing"] == 0 && verdict["backlog"] == 0 && verdict["dead"] == 40
     })
     .await;
     drop(redis);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_nobody_has_are_mistakes() {
+async fn unknown_names_are_errors() {
     let (setup, redis) = settled().await;
     setup.append(&likes(4), 1).await;
     let (redis_url, database_url) = (setup.redis.url(), setup.database_url());
@@ -177,7 +177,7 @@ async fn names_that_nobody_has_are_mistakes() {
     assert_eq!(json(&setup, &["status", "-o", "json"])["partitions"].as_array().unwrap().len(), 4);
 }
 
-/// Redis does not know the lag then; but where nothing is left there is nothing to be delivered.
+/// Redis does not know the lag then, but an empty stream has none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_tail_is_no_lag() {
     let (setup, redis) = settled().await;
@@ -189,6 +189,6 @@ async fn a_deleted_tail_is_no_lag() {
     redis.xgroup_destroy::<u64, _, _>(stream(0), GROUP).await.unwrap();
     append_raw(&redis, 0, &codec::encode(&[like(1, 42)])).await;
     let status = json(&setup, &["status", "-o", "json"]);
-    assert_eq!(status["total"]["backlog"], 1, "without a group all is still to be delivered");
+    assert_eq!(status["total"]["backlog"], 1, "without a group the whole stream is undelivered");
     assert!(status["total"]["oldest_age_ms"].is_u64());
 }

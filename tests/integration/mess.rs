@@ -1,4 +1,4 @@
-//! A mess of all kinds at once: each problem shows, and the runbook's commands mend it.
+//! Many problems at once: each is reported, and the runbook's commands fix it.
 
 use std::fs;
 
@@ -13,22 +13,22 @@ use crate::{
 const DEAD_CONSUMER: &str = "host-gone-7";
 const POISONED_CONSUMER: &str = "host-poisoned-8";
 
-/// A command as the runbook has it, with what is to be filled in.
-fn by_the_runbook(command: &str, filled_in: &[(&str, &str)]) -> Vec<String> {
+/// Returns the words of a command in the runbook, with its placeholders replaced.
+fn runbook_command(command: &str, placeholders: &[(&str, &str)]) -> Vec<String> {
     let runbook = include_str!("../../docs/runbook.md");
     assert!(
         runbook.lines().any(|line| line == format!("likesctl {command}")),
         "not in the runbook: {command}"
     );
     let words = command.split(' ').map(|word| {
-        filled_in.iter().find(|(name, _)| *name == word).map_or(word, |(_, value)| value).to_owned()
+        placeholders.iter().find(|(name, _)| *name == word).map_or(word, |(_, value)| value).to_owned()
     });
     words.collect()
 }
 
-/// Runs it, and it must do all that it should.
-fn mend(setup: &Setup, command: &str, filled_in: &[(&str, &str)]) {
-    let mut words = by_the_runbook(command, filled_in);
+/// Runs a command of the runbook, and checks that it does everything.
+fn fix(setup: &Setup, command: &str, placeholders: &[(&str, &str)]) {
+    let mut words = runbook_command(command, placeholders);
     words.extend(["--yes", "--reason-text", "the mess"].map(str::to_owned));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let ended = ctl(setup, &words);
@@ -41,8 +41,8 @@ async fn read_as(redis: &Client, consumer: &str, partition: u16, count: u64) {
     assert!(!read.is_null());
 }
 
-/// Dead letters of four reasons, five of each; those that can be stored have the users 20,001 to 20,010.
-async fn make_dead_letters(redis: &Client) {
+/// Appends dead letters of four reasons, five of each; the storable ones have the users 20,001 to 20,010.
+async fn add_dead_letters(redis: &Client) {
     for number in 0..20_u64 {
         let good = codec::encode(&[like(20_001 + number % 10, 42)]);
         let (reason, payload): (_, &[u8]) = match number / 5 {
@@ -65,7 +65,7 @@ async fn make_dead_letters(redis: &Client) {
     }
 }
 
-/// What was made of it.
+/// Ids of entries with a problem.
 struct Mess {
     /// Delivered seven times.
     poison: String,
@@ -97,17 +97,17 @@ async fn make_the_mess(setup: &Setup, redis: &Client) -> Mess {
         )
         .await
         .unwrap();
-    // One that was acknowledged and is not in the table.
+    // An entry that was acknowledged and is not in the table.
     let missing = append_raw(redis, 0, &codec::encode(&[like(10_002, 42)])).await;
     read_as(redis, "host-liar-9", 0, 1).await;
     assert_eq!(redis.xack::<u64, _, _, _>(stream(0), GROUP, &missing).await.unwrap(), 1);
-    make_dead_letters(redis).await;
+    add_dead_letters(redis).await;
     done(setup, &["pause", "-p", "2", "--yes"]);
     Mess { poison, missing }
 }
 
-/// Each of its problems shows.
-fn see(setup: &Setup, mess: &Mess) {
+/// Checks that each problem is reported.
+fn check_reports(setup: &Setup, mess: &Mess) {
     let status = json(setup, &["status", "-o", "json"]);
     assert_eq!(status["total"]["pending"], 5_001, "{status:#}");
     assert_eq!(status["total"]["dead"], 20);
@@ -122,7 +122,7 @@ fn see(setup: &Setup, mess: &Mess) {
     );
     let doctor = ctl(setup, &["doctor"]);
     assert_eq!(doctor.code, Some(1), "{}", doctor.stdout);
-    for seen in [
+    for expected in [
         "none is alive".to_owned(),
         format!("{DEAD_CONSUMER} is gone and has 5,000 pending entries"),
         format!("1/{} was delivered 7 times", mess.poison),
@@ -130,48 +130,48 @@ fn see(setup: &Setup, mess: &Mess) {
         "20 dead letters".to_owned(),
         format!("1 acknowledged likes are not in the table, one of 0/{}", mess.missing),
     ] {
-        assert!(doctor.stdout.contains(&seen), "{seen} is not in:\n{}", doctor.stdout);
+        assert!(doctor.stdout.contains(&expected), "{expected} is not in:\n{}", doctor.stdout);
     }
     let verify = ctl(setup, &["verify"]);
     assert_eq!(verify.code, Some(5), "{}", verify.stdout);
 }
 
-/// As the runbook says.
-fn mend_all(setup: &Setup, mess: &Mess) {
+/// Fixes each problem as the runbook says.
+fn fix_all(setup: &Setup, mess: &Mess) {
     let folder = setup.folder().join("purged");
     fs::create_dir_all(&folder).unwrap();
-    mend(setup, "consumers remove NAME", &[("NAME", DEAD_CONSUMER)]);
+    fix(setup, "consumers remove NAME", &[("NAME", DEAD_CONSUMER)]);
     let entry = format!("1/{}", mess.poison);
     let shown = ctl(setup, &["pending", "show", &entry]);
     assert!(shown.stdout.contains("user 10001  post 42"), "{}", shown.stdout);
     done(setup, &["pending", "retry", &entry, "--yes"]);
-    mend(setup, "dead retry --reason rejected", &[]);
-    mend(setup, "dead retry --reason max_deliveries", &[]);
+    fix(setup, "dead retry --reason rejected", &[]);
+    fix(setup, "dead retry --reason max_deliveries", &[]);
     let file = folder.join("undecodable.ndjson").display().to_string();
     done(setup, &["dead", "purge", "--reason", "undecodable", "--export", &file, "--yes"]);
     assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 5);
     let file = folder.join("unknown.ndjson").display().to_string();
     done(setup, &["dead", "purge", "--reason", "unknown_version", "--export", &file, "--yes"]);
     let (partition, id) = ("0", mess.missing.as_str());
-    mend(setup, "reprocess -p PARTITION --from ID --to ID", &[("PARTITION", partition), ("ID", id)]);
-    mend(setup, "resume", &[]);
+    fix(setup, "reprocess -p PARTITION --from ID --to ID", &[("PARTITION", partition), ("ID", id)]);
+    fix(setup, "resume", &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_problem_of_a_mess_is_seen_and_mended_by_the_runbook() {
     let (setup, redis) = settled().await;
     let mess = make_the_mess(&setup, &redis).await;
-    see(&setup, &mess);
-    mend_all(&setup, &mess);
+    check_reports(&setup, &mess);
+    fix_all(&setup, &mess);
     let consumer = setup.consumer(&[("STREAM_RETENTION", "1h")]);
     let drained = ctl(&setup, &["drain", "--timeout", "60s"]);
     assert_eq!(drained.code, Some(0), "{}{}", drained.stdout, drained.stderr);
 
     let verified = json(&setup, &["verify", "-o", "json"]);
     assert_eq!(verified["missing"], 0, "{verified:#}");
-    // 5,000, the poison, the missing one, and those that were dead.
+    // 5,000, the poison entry, the missing one, and the dead letters.
     setup.wait_for_rows(5_000 + 2 + 10).await;
-    eventually("doctor has no complaint", async || {
+    eventually("doctor has nothing to report", async || {
         let doctor = json(&setup, &["doctor", "-o", "json"]);
         doctor.as_array().unwrap().iter().all(|finding| {
             finding["state"] != "fail" && finding["check"] != "dead letters" || finding["state"] == "ok"

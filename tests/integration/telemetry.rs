@@ -275,7 +275,7 @@ async fn containers_can_ask_whether_a_program_is_ready_and_idle() {
     setup.redis.resume();
     let listen = ingest.listen().to_string();
     let wrong = run("likesctl", &["ready", &listen], &[]);
-    assert!(wrong.code == Some(1) && wrong.stderr.contains("no admin port"), "{}", wrong.stderr);
+    assert!(wrong.code == Some(1) && wrong.stderr.contains("not an admin port"), "{}", wrong.stderr);
     assert_eq!(ingest.terminate(SOON).unwrap().code(), Some(0));
     let gone = run("likesctl", &["ready", &address], &[]);
     assert!(gone.code == Some(1) && gone.stderr.contains("does not answer"), "{}", gone.stderr);

@@ -43,7 +43,7 @@ struct AuditRow {
 
 impl Row for AuditRow {
     const COLUMNS: &'static [Column] = &[
-        Column::text("AT"),
+        Column::whole("AT"),
         Column::text("WHO"),
         Column::text("COMMAND"),
         Column::prose("SELECTION").wide(),
