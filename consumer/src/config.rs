@@ -103,7 +103,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// How to log.
+    /// Returns the settings of logs, metrics and traces.
     pub fn telemetry(&self) -> &TelemetryArgs {
         &self.telemetry
     }
@@ -115,13 +115,13 @@ impl Settings {
 
 impl settings::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
-        // Its own batch and the one before it: longer than that hardly an entry is in hand while Postgres is well.
-        let in_hand = self.batch_linger.saturating_add(self.write_timeout.saturating_mul(2));
-        if in_hand > self.claim_min_idle {
+        // Its own batch and the one before it: hardly an entry is pending for longer while Postgres is well.
+        let pending = self.batch_linger.saturating_add(self.write_timeout.saturating_mul(2));
+        if pending > self.claim_min_idle {
             let problem = format!(
                 "'{}' is too short: allowed is no less than BATCH_LINGER and twice WRITE_TIMEOUT, {}, or else others claim what is being written",
                 humantime::format_duration(self.claim_min_idle),
-                humantime::format_duration(in_hand),
+                humantime::format_duration(pending),
             );
             return Err(SettingError::new("CLAIM_MIN_IDLE", problem));
         }
@@ -129,15 +129,16 @@ impl settings::Settings for Settings {
     }
 }
 
-/// Which partitions a consumer reads.
+/// The setting `CONSUMER_PARTITIONS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ConsumerPartitions {
-    /// Its share among the members of the group.
+    /// A share like that of other members.
     Auto,
-    /// These.
-    Fixed(StaticAssignment),
-    /// One of so many shares, by the number at the end of the host's name.
-    Ordinal { of: u16 },
+    Static(StaticAssignment),
+    /// One of `of` static shares, by the number at the end of the host's name.
+    Ordinal {
+        of: u16,
+    },
 }
 
 impl FromStr for ConsumerPartitions {
@@ -153,16 +154,16 @@ impl FromStr for ConsumerPartitions {
                 of.ok_or_else(|| format!("allowed is ordinal/N with N from 1 to {}", PartitionCount::MAX))?;
             return Ok(Self::Ordinal { of });
         }
-        text.parse().map(Self::Fixed).map_err(|error| format!("{error}, auto, or ordinal/4"))
+        text.parse().map(Self::Static).map_err(|error| format!("{error}, auto, or ordinal/4"))
     }
 }
 
 impl ConsumerPartitions {
-    /// What it is on this host; nothing for a share among the members.
+    /// Returns the static assignment on this host; `None` for a share among the members.
     pub(crate) fn resolve(&self) -> Result<Option<StaticAssignment>, SettingError> {
         match self {
             Self::Auto => Ok(None),
-            Self::Fixed(fixed) => Ok(Some(fixed.clone())),
+            Self::Static(assignment) => Ok(Some(assignment.clone())),
             Self::Ordinal { of } => {
                 let host = gethostname::gethostname().to_string_lossy().into_owned();
                 let index = ordinal(&host).filter(|index| index < of);
@@ -178,7 +179,7 @@ impl ConsumerPartitions {
     }
 }
 
-/// The number that a StatefulSet gives its pod.
+/// Returns the number that a StatefulSet gives its pod.
 fn ordinal(host: &str) -> Option<u16> {
     host.split('.').next()?.rsplit_once('-')?.1.parse().ok()
 }
@@ -197,10 +198,9 @@ fn batch_rows(text: &str) -> Result<NonZeroUsize, String> {
     rows.ok_or_else(|| "allowed is a whole number from 1 to 100000".to_owned())
 }
 
-/// A name in the group, or the group's.
+/// Parses a name in the group, or the group's.
 pub fn group_name(text: &str) -> Result<String, String> {
-    let harmless = |b: u8| b.is_ascii_graphic();
-    if (1..=128).contains(&text.len()) && text.bytes().all(harmless) {
+    if (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(text.to_owned())
     } else {
         Err("allowed are 1 to 128 printable ASCII characters without spaces".to_owned())
@@ -212,11 +212,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn partitions_are_a_share_or_fixed() {
+    fn partitions_are_a_share_or_assigned_statically() {
         assert_eq!("auto".parse(), Ok(ConsumerPartitions::Auto));
         assert_eq!("ordinal/4".parse(), Ok(ConsumerPartitions::Ordinal { of: 4 }));
-        let fixed = StaticAssignment::Ranges(vec![(0, 3), (8, 8)]);
-        assert_eq!("0-3,8".parse(), Ok(ConsumerPartitions::Fixed(fixed)));
+        let ranges = StaticAssignment::Ranges(vec![(0, 3), (8, 8)]);
+        assert_eq!("0-3,8".parse(), Ok(ConsumerPartitions::Static(ranges)));
         for bad in ["", "ordinal", "ordinal/0", "4/4", "all"] {
             assert!(bad.parse::<ConsumerPartitions>().is_err(), "{bad}");
         }

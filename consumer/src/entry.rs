@@ -20,10 +20,10 @@ pub struct EntryId {
 }
 
 impl EntryId {
-    /// The last one there can be.
+    /// The largest possible id.
     pub const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
 
-    /// The next one, if there can be one.
+    /// Returns the next possible id.
     pub fn after(self) -> Option<Self> {
         match self.seq.checked_add(1) {
             Some(seq) => Some(Self { seq, ..self }),
@@ -47,40 +47,39 @@ impl FromStr for EntryId {
     }
 }
 
-/// Which entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The place of an entry: its partition and its id there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub partition: Partition,
     pub id: EntryId,
 }
 
-/// An entry as Redis hands it out.
+/// An entry as Redis delivers it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RawEntry {
     pub at: Position,
-    /// Nothing when it was deleted while it was pending.
+    /// `None` when it was deleted while it was pending.
     pub fields: Option<Vec<(Bytes, Bytes)>>,
 }
 
-/// An entry whose likes are known. It is pending until all of them are stored or dead letters.
+/// A decoded entry. It is pending until all its likes are stored or dead letters.
 #[derive(Debug)]
 pub struct Entry {
     pub at: Position,
     pub likes: Vec<Like>,
     pub dead_letters: Vec<DeadLetter>,
-    /// What it was read from: a like that the database rejects is kept as it came.
+    /// The bytes that it was decoded from: a like that the table rejects becomes a dead letter as it came.
     pub payload: Bytes,
-    /// When it was read.
     pub read_at: Instant,
-    /// The span that sent it, if that is sampled.
+    /// The context of the span that sent it, if that is sampled.
     pub producer: Option<Box<SpanContext>>,
-    /// Whether it must share its batch with no other, because it may have killed others.
+    /// Whether it must have its batch for itself, because it may have killed consumers.
     pub quarantined: bool,
 }
 
 impl Entry {
-    /// Decodes the payload. What can't be read becomes a dead letter: this never fails, and a bad entry or like
-    /// never touches its neighbours.
+    /// Decodes the payload. Invalid entries and likes become dead letters: this never fails, and a bad entry or like never
+    /// affects its neighbours.
     pub fn decode(at: Position, fields: &[(Bytes, Bytes)], read_at: Instant) -> Self {
         let mut entry = Self {
             at,
@@ -118,10 +117,17 @@ impl Entry {
         entry
     }
 
-    /// One that is given up unread.
-    pub fn given_up(at: Position, letter: DeadLetter, read_at: Instant) -> Self {
-        let (likes, dead_letters) = (Vec::new(), vec![letter]);
-        Self { at, likes, dead_letters, payload: Bytes::new(), read_at, producer: None, quarantined: true }
+    /// Makes an entry that becomes a dead letter without being decoded.
+    pub fn discarded(at: Position, dead_letter: DeadLetter, read_at: Instant) -> Self {
+        Self {
+            at,
+            likes: Vec::new(),
+            dead_letters: vec![dead_letter],
+            payload: Bytes::new(),
+            read_at,
+            producer: None,
+            quarantined: true,
+        }
     }
 }
 
@@ -150,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_becomes_a_dead_letter_with_its_bytes() {
+    fn an_undecodable_entry_becomes_a_dead_letter_with_its_bytes() {
         let garbage = decode(&[("l", b"\xc1garbage")]);
         assert_eq!(garbage.dead_letters[0].reason(), Reason::Undecodable);
         assert_eq!(garbage.dead_letters[0].payload(), &b"\xc1garbage"[..]);
@@ -164,19 +170,20 @@ mod tests {
     }
 
     #[test]
-    fn very_many_bad_likes_share_their_last_dead_letter() {
+    fn bad_likes_beyond_the_limit_share_the_last_dead_letter() {
         let payload: Vec<u8> = [0xdc, 0x07, 0xd1, 1].into_iter().chain([0xc0; 2_000]).collect();
         let fields = vec![(Bytes::from_static(b"l"), Bytes::from(payload))];
         let partition = PartitionCount::new(1).unwrap().of_user(1);
         let at = Position { partition, id: EntryId::default() };
-        let letters = Entry::decode(at, &fields, Instant::now()).dead_letters;
-        assert_eq!(letters.len(), 1_001);
-        let likes: usize = letters.iter().map(|l| codec::decode(l.payload()).unwrap().bad.len()).sum();
+        let dead_letters = Entry::decode(at, &fields, Instant::now()).dead_letters;
+        assert_eq!(dead_letters.len(), 1_001);
+        let likes: usize =
+            dead_letters.iter().map(|dead| codec::decode(dead.payload()).unwrap().bad.len()).sum();
         assert_eq!(likes, 2_000);
     }
 
     #[test]
-    fn a_bad_like_is_a_dead_letter_alone() {
+    fn a_bad_like_becomes_a_dead_letter_and_its_neighbours_are_kept() {
         let entry = decode(&[("traceparent", b"x"), ("l", &[0x93, 1, 0x93, 1, 2, 3, 0x93, 0, 5, 6])]);
         assert_eq!(entry.likes, [Like::new(1, 2, 3).unwrap()]);
         assert_eq!(entry.dead_letters.len(), 1);

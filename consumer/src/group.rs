@@ -7,4 +7,5 @@
 pub mod assignment;
 pub(crate) mod control;
 pub(crate) mod membership;
+pub(crate) mod ownership;
 pub mod static_assignment;

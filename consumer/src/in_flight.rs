@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::entry::{Entry, Position};
 
-/// Shared by the lanes, which admit, and the writer, which releases.
+/// Shared by the partition readers, which admit entries, and the writer, which releases them.
 #[derive(Default)]
 pub(crate) struct InFlight {
     state: watch::Sender<State>,
@@ -22,11 +22,11 @@ struct State {
     entries: HashSet<Position>,
     rows: usize,
     entries_of: HashMap<Partition, usize>,
-    /// Lanes that are reading: what they get is not in flight yet.
+    /// Number of read permits: the entries that their holders read are not in flight yet.
     reading: usize,
-    /// Since when the writer can't write.
+    /// Since when the writer has not been able to write.
     paused_since: Option<Instant>,
-    /// Whether somebody wants everything else out of the way.
+    /// Whether there is an exclusive permit, or one is waited for.
     exclusive: bool,
 }
 
@@ -45,10 +45,10 @@ impl State {
     }
 }
 
-/// Leave to read, as long as this is there.
+/// RAII permit to read.
 pub(crate) struct ReadPermit<'a> {
     in_flight: &'a InFlight,
-    /// How many more rows may be in flight.
+    /// Number of rows that may still come in flight.
     pub(crate) rows: usize,
 }
 
@@ -58,7 +58,7 @@ impl Drop for ReadPermit<'_> {
     }
 }
 
-/// As long as this is there, nobody gets permit to read.
+/// RAII permit that keeps all others from reading.
 pub(crate) struct ExclusivePermit<'a>(&'a InFlight);
 
 impl Drop for ExclusivePermit<'_> {
@@ -68,18 +68,19 @@ impl Drop for ExclusivePermit<'_> {
 }
 
 impl InFlight {
-    /// Whether the entry is new here. If so it counts until it is released; one without rows counts as one.
+    /// Admits an entry unless it is in flight already, and returns whether it was admitted. It counts until it is released;
+    /// an entry without rows counts as one row.
     pub(crate) fn admit(&self, at: Position, rows: usize) -> bool {
         let mut new = false;
         self.state.send_if_modified(|state| {
             new = state.admit(at, rows);
-            // Nobody waits for there to be more.
+            // No wait ends by an increase.
             false
         });
         new
     }
 
-    /// The same for many: leaves those that are new here.
+    /// Admits entries, and removes those that are in flight already.
     pub(crate) fn admit_new(&self, entries: &mut Vec<Entry>) {
         self.state.send_if_modified(|state| {
             entries.retain(|entry| state.admit(entry.at, entry.likes.len()));
@@ -87,12 +88,12 @@ impl InFlight {
         });
     }
 
-    /// Whether the entry is in flight.
+    /// Returns whether the entry is in flight.
     pub(crate) fn contains(&self, at: Position) -> bool {
         self.state.borrow().entries.contains(&at)
     }
 
-    /// The entries, each with its number of rows, are settled or given back to the group.
+    /// Releases entries, each with its number of rows, that are settled or left to the group.
     pub(crate) fn release(&self, entries: impl IntoIterator<Item = (Position, usize)>) {
         self.state.send_modify(|state| {
             for (at, rows) in entries {
@@ -106,19 +107,19 @@ impl InFlight {
         });
     }
 
-    /// From now on there is no permit for more, until [`InFlight::go_on`].
+    /// Grants no more read permits until [`InFlight::resume`].
     pub(crate) fn pause(&self) {
         self.state.send_modify(|state| {
             state.paused_since.get_or_insert_with(Instant::now);
         });
     }
 
-    /// For how long the writer has not been able to write; zero if it is.
+    /// Returns for how long there have been no permits because of [`InFlight::pause`].
     pub(crate) fn paused_for(&self) -> Duration {
         self.state.borrow().paused_since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    /// There is permit again.
+    /// Grants read permits again.
     pub(crate) fn resume(&self) {
         self.state.send_if_modified(|state| state.paused_since.take().is_some());
     }
@@ -139,7 +140,7 @@ impl InFlight {
         }
     }
 
-    /// Waits until nothing of a partition is in flight, and nobody wants to be alone or is held up.
+    /// Waits until no entry of a partition is in flight, there is no exclusive permit, and the writer is not paused.
     pub(crate) async fn drained(&self, partition: Partition) {
         self.when(|state| {
             let none = state.entries_of.get(&partition).is_none_or(|count| *count == 0);
@@ -148,23 +149,23 @@ impl InFlight {
         .await;
     }
 
-    /// Waits until nothing is in flight and nobody reads. From the start of this wait on nobody gets permit.
+    /// Waits until no entry is in flight and no read permit is held. No read permit is granted from the start of this wait.
     pub(crate) async fn exclusive_permit(&self) -> ExclusivePermit<'_> {
         let mut changes = self.state.subscribe();
         loop {
-            let taken = self.state.send_if_modified(|state| !std::mem::replace(&mut state.exclusive, true));
-            if taken {
+            let is_ours = self.state.send_if_modified(|state| !std::mem::replace(&mut state.exclusive, true));
+            if is_ours {
                 break;
             }
             // The sender is ours: it is not gone.
             let _ = changes.wait_for(|state| !state.exclusive).await;
         }
-        let alone = ExclusivePermit(self);
+        let permit = ExclusivePermit(self);
         self.empty().await;
-        alone
+        permit
     }
 
-    /// Waits until nothing is in flight and nobody reads.
+    /// Waits until no entry is in flight, no read permit is held, and the writer is not paused.
     pub(crate) async fn empty(&self) {
         self.when(|state| state.entries.is_empty() && state.reading == 0 && state.paused_since.is_none())
             .await;
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_room_while_the_writer_is_held_up() {
+    fn no_permit_is_granted_while_the_writer_is_paused() {
         let in_flight = InFlight::default();
         in_flight.pause();
         assert_eq!(permit(&in_flight, 10), None);
@@ -220,17 +221,17 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_room_beside_whoever_is_alone() {
+    fn no_read_permit_is_granted_beside_an_exclusive_permit() {
         let in_flight = InFlight::default();
         let reading = in_flight.read_permit(10).now_or_never().unwrap();
         in_flight.admit(position(1), 1);
-        let mut alone = Box::pin(in_flight.exclusive_permit());
-        assert!(alone.as_mut().now_or_never().is_none(), "something is in flight");
+        let mut exclusive = Box::pin(in_flight.exclusive_permit());
+        assert!(exclusive.as_mut().now_or_never().is_none(), "an entry is in flight");
         assert_eq!(permit(&in_flight, 10), None);
         in_flight.release([(position(1), 1)]);
-        assert!(alone.as_mut().now_or_never().is_none(), "somebody reads");
+        assert!(exclusive.as_mut().now_or_never().is_none(), "a read permit is held");
         drop(reading);
-        let guard = alone.as_mut().now_or_never().unwrap();
+        let guard = exclusive.as_mut().now_or_never().unwrap();
 
         let mut another = Box::pin(in_flight.exclusive_permit());
         assert!(another.as_mut().now_or_never().is_none(), "one at a time");
@@ -240,9 +241,9 @@ mod tests {
         drop(guard);
         assert_eq!(permit(&in_flight, 10), Some(10));
 
-        let mut given_up = Box::pin(in_flight.exclusive_permit());
-        assert!(given_up.as_mut().now_or_never().is_some());
-        drop(given_up);
+        let mut abandoned = Box::pin(in_flight.exclusive_permit());
+        assert!(abandoned.as_mut().now_or_never().is_some());
+        drop(abandoned);
         assert_eq!(permit(&in_flight, 10), Some(10));
     }
 }

@@ -1,4 +1,4 @@
-//! What the consumer counts. The names are explained in docs/metrics.md.
+//! Metrics of the consumer, documented in docs/metrics.md.
 
 use std::{future::Future, time::Duration};
 
@@ -30,35 +30,49 @@ const ACCEPT_TO_COMMIT_BOUNDARIES: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const ROWS_BOUNDARIES: [f64; 10] = [1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 5e4, 1e5];
 
-/// What is to be done about a failed transaction.
+/// Values of the label for what follows a failed transaction.
 const RETRY: &str = "retry";
 const HALT: &str = "halt";
 
 /// The instruments of the consumer.
 pub(crate) struct Metrics {
-    redis_duration: Histogram<f64>,
-    /// Of all that is done with the streams.
-    streams: [KeyValue; 2],
-    entries_consumed: Counter<u64>,
-    /// Of what is read.
-    consumed: [KeyValue; 3],
-    entries_reclaimed: Counter<u64>,
-    entries_acknowledged: Counter<u64>,
-    entries_lost: Counter<u64>,
-    entries_trimmed: Counter<u64>,
+    streams: StreamMetrics,
+    batches: BatchMetrics,
+    partitions: PartitionMetrics,
+}
+
+/// Instruments of operations on the streams and of their entries.
+struct StreamMetrics {
+    operation_duration: Histogram<f64>,
+    /// Attributes of every operation.
+    attributes: [KeyValue; 2],
+    consumed: Counter<u64>,
+    consumed_attributes: [KeyValue; 3],
+    reclaimed: Counter<u64>,
+    acknowledged: Counter<u64>,
+    lost: Counter<u64>,
+    trimmed: Counter<u64>,
     trim_failures: Counter<u64>,
     dead_letters: Counter<u64>,
-    batches_committed: Counter<u64>,
-    batches_restaged: Counter<u64>,
-    batches_failed: Counter<u64>,
+}
+
+/// Instruments of batches and transactions.
+struct BatchMetrics {
+    committed: Counter<u64>,
+    restaged: Counter<u64>,
+    failed: Counter<u64>,
     rows_inserted: Counter<u64>,
     likes_deduplicated: Counter<u64>,
-    batch_rows: Histogram<u64>,
+    rows: Histogram<u64>,
     accept_to_commit: Histogram<f64>,
     transaction_duration: Histogram<f64>,
-    partitions_owned: Gauge<u64>,
-    partitions_orphaned: Gauge<u64>,
-    partitions_paused: Gauge<u64>,
+}
+
+/// Instruments of the assignment.
+struct PartitionMetrics {
+    owned: Gauge<u64>,
+    orphaned: Gauge<u64>,
+    paused: Gauge<u64>,
 }
 
 /// A batch that was committed.
@@ -67,15 +81,15 @@ pub(crate) struct CommittedBatch {
     pub(crate) likes: usize,
     pub(crate) rows: usize,
     pub(crate) inserted: u64,
-    /// Rows that the table does not take.
+    /// Number of rows that the table rejects.
     pub(crate) rejected: usize,
-    /// Whether it was tried straight into the table in vain.
+    /// Whether a direct copy failed and the batch was staged.
     pub(crate) fell_back: bool,
-    /// For how long the oldest entry of each of its partitions had been in Redis.
+    /// The end-to-end latency of the oldest entry of each of its partitions.
     pub(crate) end_to_end_latencies: Vec<Duration>,
 }
 
-/// What is asked of Redis.
+/// A timed operation on a stream.
 #[derive(Clone, Copy)]
 pub(crate) enum StreamOperation {
     Read,
@@ -92,7 +106,7 @@ impl StreamOperation {
         }
     }
 
-    /// By the conventions.
+    /// Returns the operation type of OpenTelemetry's messaging conventions.
     pub(crate) fn kind(self) -> &'static str {
         match self {
             Self::Read | Self::Claim => "receive",
@@ -101,67 +115,62 @@ impl StreamOperation {
     }
 }
 
-impl Metrics {
-    pub(crate) fn new(meter: &Meter, keys: &KeyPrefix) -> Self {
-        let counter_by = |name, what, labels: &[KeyValue]| counting::counter(meter, name, what, labels);
-        let counter = |name, what| counter_by(name, what, &[]);
-        let gauge =
-            |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
-        let seconds = |name: &'static str, what: &'static str, boundaries: &[f64]| {
-            let histogram = meter.f64_histogram(name).with_unit("s").with_description(what);
-            histogram.with_boundaries(boundaries.to_vec()).build()
-        };
-        let streams = [
+impl StreamMetrics {
+    fn new(meter: &Meter, keys: &KeyPrefix) -> Self {
+        let counter = |name, what| counting::counter(meter, name, what, &[]);
+        let attributes = [
             KeyValue::new(names::MESSAGING_SYSTEM, names::REDIS),
             KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, keys.stream_template()),
         ];
-        let [system, template] = streams.clone();
+        let [system, template] = attributes.clone();
         let read = KeyValue::new(names::MESSAGING_OPERATION_NAME, StreamOperation::Read.name());
-        let consumed = [system, template, read];
-        let entries_consumed = counting::message_counter(
+        let consumed_attributes = [system, template, read];
+        let consumed = counting::message_counter(
             meter,
             names::MESSAGING_CLIENT_CONSUMED_MESSAGES,
             "Entries delivered for the first time",
-            &consumed,
+            &consumed_attributes,
         );
+        let operation = names::MESSAGING_CLIENT_OPERATION_DURATION;
+        let reasons = Reason::ALL.map(|reason| KeyValue::new(names::REASON, reason.code()));
         Self {
-            redis_duration: seconds(
-                names::MESSAGING_CLIENT_OPERATION_DURATION,
-                "How long Redis took",
-                &REDIS_BOUNDARIES,
-            ),
-            streams,
-            entries_consumed,
+            operation_duration: seconds(meter, operation, "How long Redis took", &REDIS_BOUNDARIES),
+            attributes,
             consumed,
-            entries_reclaimed: counter(
-                metric::ENTRIES_RECLAIMED,
-                "Entries delivered again: own pending, or claimed",
-            ),
-            entries_acknowledged: counter(metric::ENTRIES_ACKNOWLEDGED, "Entries settled and acknowledged"),
-            entries_lost: counter(
+            consumed_attributes,
+            reclaimed: counter(metric::ENTRIES_RECLAIMED, "Entries delivered again: own pending, or claimed"),
+            acknowledged: counter(metric::ENTRIES_ACKNOWLEDGED, "Entries settled and acknowledged"),
+            lost: counter(
                 metric::ENTRIES_LOST,
                 "Entries deleted from the stream before they were stored: this is loss of data",
             ),
-            entries_trimmed: counter(
-                metric::ENTRIES_TRIMMED,
-                "Acknowledged entries trimmed from the streams",
-            ),
+            trimmed: counter(metric::ENTRIES_TRIMMED, "Acknowledged entries trimmed from the streams"),
             trim_failures: counter(metric::TRIM_FAILURES, "Times that a stream could not be trimmed"),
-            dead_letters: counter_by(
+            dead_letters: counting::counter(
+                meter,
                 metric::DEAD_LETTERS,
                 "Dead letters that were written, by reason",
-                &Reason::ALL.map(|reason| KeyValue::new(names::REASON, reason.code())),
+                &reasons,
             ),
-            batches_committed: counter_by(
+        }
+    }
+}
+
+impl BatchMetrics {
+    fn new(meter: &Meter) -> Self {
+        let counter_by = |name, what, labels: &[KeyValue]| counting::counter(meter, name, what, labels);
+        let counter = |name, what| counter_by(name, what, &[]);
+        Self {
+            committed: counter_by(
                 metric::BATCHES_COMMITTED,
                 "Batches committed, by what closed them",
                 &Flush::ALL.map(|flush| KeyValue::new(names::FLUSH_LABEL, flush.name())),
             ),
-            batches_restaged: counter(
+            restaged: counter(
                 metric::BATCHES_RESTAGED,
                 "Batches that went straight to the table in vain, and then by way of the staging table",
             ),
-            batches_failed: counter_by(
+            failed: counter_by(
                 metric::BATCHES_FAILED,
                 "Transactions that failed and were tried again, by themselves (retry) or in vain until somebody mends something (halt)",
                 &[RETRY, HALT].map(|class| KeyValue::new(names::CLASS, class)),
@@ -171,34 +180,60 @@ impl Metrics {
                 metric::LIKES_DEDUPLICATED,
                 "Likes that were in the batch or the table before",
             ),
-            batch_rows: meter
+            rows: meter
                 .u64_histogram(metric::BATCH_ROWS)
                 .with_description("Rows of a committed batch")
                 .with_boundaries(ROWS_BOUNDARIES.into())
                 .build(),
             accept_to_commit: seconds(
+                meter,
                 metric::ACCEPT_TO_COMMIT,
                 "From Redis taking an entry to its commit, by their two clocks: of each batch and partition the oldest entry",
                 &ACCEPT_TO_COMMIT_BOUNDARIES,
             ),
             transaction_duration: seconds(
+                meter,
                 names::DB_CLIENT_OPERATION_DURATION,
                 "How long a transaction took, committed or not, with the wait for its connection",
                 &TRANSACTION_BOUNDARIES,
             ),
-            partitions_owned: gauge(metric::PARTITIONS_OWNED, "Partitions that this consumer reads"),
-            partitions_orphaned: gauge(
+        }
+    }
+}
+
+impl PartitionMetrics {
+    fn new(meter: &Meter) -> Self {
+        let gauge =
+            |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
+        Self {
+            owned: gauge(metric::PARTITIONS_OWNED, "Partitions that this consumer reads"),
+            orphaned: gauge(
                 metric::PARTITIONS_ORPHANED,
                 "Partitions that no consumer of the group reads, by what this one knows",
             ),
-            partitions_paused: gauge(
+            paused: gauge(
                 metric::PARTITIONS_PAUSED,
                 "Partitions that this consumer has and does not read, because somebody wants it so",
             ),
         }
     }
+}
 
-    /// Shows the connections of a pool.
+fn seconds(meter: &Meter, name: &'static str, what: &'static str, boundaries: &[f64]) -> Histogram<f64> {
+    let histogram = meter.f64_histogram(name).with_unit("s").with_description(what);
+    histogram.with_boundaries(boundaries.to_vec()).build()
+}
+
+impl Metrics {
+    pub(crate) fn new(meter: &Meter, keys: &KeyPrefix) -> Self {
+        Self {
+            streams: StreamMetrics::new(meter, keys),
+            batches: BatchMetrics::new(meter),
+            partitions: PartitionMetrics::new(meter),
+        }
+    }
+
+    /// Observes the connections of a pool.
     pub(crate) fn observe_connections(meter: &Meter, pool: Pool) {
         let state = |state: &'static str| {
             [
@@ -221,7 +256,7 @@ impl Metrics {
             .build();
     }
 
-    /// Counts how long Redis takes for it.
+    /// Runs an operation and records its duration.
     pub(crate) async fn timed<T>(
         &self,
         operation: StreamOperation,
@@ -234,7 +269,7 @@ impl Metrics {
     }
 
     pub(crate) fn redis_took(&self, operation: StreamOperation, took: Duration, error: Option<&Error>) {
-        let [system, template] = self.streams.clone();
+        let [system, template] = self.streams.attributes.clone();
         let mut attributes = vec![
             system,
             template,
@@ -242,58 +277,58 @@ impl Metrics {
             KeyValue::new(names::MESSAGING_OPERATION_TYPE, operation.kind()),
         ];
         attributes.extend(error.map(|error| KeyValue::new(names::ERROR_TYPE, redis::error_type(error))));
-        self.redis_duration.record(took.as_secs_f64(), &attributes);
+        self.streams.operation_duration.record(took.as_secs_f64(), &attributes);
     }
 
     pub(crate) fn read(&self, entries: usize) {
-        self.entries_consumed.add(entries as u64, &self.consumed);
+        self.streams.consumed.add(entries as u64, &self.streams.consumed_attributes);
     }
 
     pub(crate) fn reclaimed(&self, entries: usize) {
-        self.entries_reclaimed.add(entries as u64, &[]);
+        self.streams.reclaimed.add(entries as u64, &[]);
     }
 
     pub(crate) fn acknowledged(&self, entries: u64) {
-        self.entries_acknowledged.add(entries, &[]);
+        self.streams.acknowledged.add(entries, &[]);
     }
 
     pub(crate) fn lost(&self, entries: usize) {
-        self.entries_lost.add(entries as u64, &[]);
+        self.streams.lost.add(entries as u64, &[]);
     }
 
     pub(crate) fn trimmed(&self, entries: u64) {
-        self.entries_trimmed.add(entries, &[]);
+        self.streams.trimmed.add(entries, &[]);
     }
 
     pub(crate) fn trim_failed(&self) {
-        self.trim_failures.add(1, &[]);
+        self.streams.trim_failures.add(1, &[]);
     }
 
     pub(crate) fn dead_letter(&self, reason: Reason) {
-        self.dead_letters.add(1, &[KeyValue::new(names::REASON, reason.code())]);
+        self.streams.dead_letters.add(1, &[KeyValue::new(names::REASON, reason.code())]);
     }
 
-    /// A transaction ended, one way or the other.
+    /// Records a transaction that has ended, committed or not.
     pub(crate) fn transaction(&self, attempt: &Attempt<'_>) {
-        self.transaction_duration.record(attempt.took.as_secs_f64(), &attempt.attributes());
+        self.batches.transaction_duration.record(attempt.took.as_secs_f64(), &attempt.attributes());
     }
 
     pub(crate) fn committed(&self, batch: &CommittedBatch) {
-        self.batches_committed.add(1, &[KeyValue::new(names::FLUSH_LABEL, batch.flush.name())]);
-        self.batches_restaged.add(batch.fell_back.into(), &[]);
-        self.rows_inserted.add(batch.inserted, &[]);
-        let others = batch.inserted.saturating_add(batch.rejected as u64);
-        self.likes_deduplicated.add((batch.likes as u64).saturating_sub(others), &[]);
-        self.batch_rows.record(batch.rows as u64, &[]);
+        self.batches.committed.add(1, &[KeyValue::new(names::FLUSH_LABEL, batch.flush.name())]);
+        self.batches.restaged.add(batch.fell_back.into(), &[]);
+        self.batches.rows_inserted.add(batch.inserted, &[]);
+        let distinct = batch.inserted.saturating_add(batch.rejected as u64);
+        self.batches.likes_deduplicated.add((batch.likes as u64).saturating_sub(distinct), &[]);
+        self.batches.rows.record(batch.rows as u64, &[]);
         for latency in &batch.end_to_end_latencies {
-            self.accept_to_commit.record(latency.as_secs_f64(), &[]);
+            self.batches.accept_to_commit.record(latency.as_secs_f64(), &[]);
         }
     }
 
     pub(crate) fn owned(&self, own: usize, orphans: usize, paused: usize) {
-        self.partitions_owned.record(own as u64, &[]);
-        self.partitions_paused.record(paused as u64, &[]);
-        self.partitions_orphaned.record(orphans as u64, &[]);
+        self.partitions.owned.record(own as u64, &[]);
+        self.partitions.paused.record(paused as u64, &[]);
+        self.partitions.orphaned.record(orphans as u64, &[]);
     }
 
     pub(crate) fn failed(&self, class: FailureClass) {
@@ -301,6 +336,6 @@ impl Metrics {
             FailureClass::Halt => HALT,
             FailureClass::Retry | FailureClass::Reject => RETRY,
         };
-        self.batches_failed.add(1, &[KeyValue::new(names::CLASS, class)]);
+        self.batches.failed.add(1, &[KeyValue::new(names::CLASS, class)]);
     }
 }

@@ -5,6 +5,7 @@
 //! not know Redis commands, metrics, retries or acknowledgements.
 
 pub mod batch;
+pub(crate) mod batch_store;
 mod bisect;
 mod bisection;
 mod copy;

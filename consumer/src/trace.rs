@@ -1,4 +1,5 @@
-//! The span of a batch, from its first entry's arrival to the acknowledgement, and of what is done with it.
+//! The span of a batch, from its first entry's arrival to the acknowledgement, with its child spans: transactions and the
+//! acknowledgement.
 //!
 //! Entries of many traces share a batch. So its span is in a trace of its own, and linked to the spans that sent the entries.
 //!
@@ -27,10 +28,9 @@ use shared::{
 use crate::{
     metrics::{CommittedBatch, StreamOperation},
     store::{batch::Batch, gathering::Flush, write::Attempt},
-    stream::Streams,
 };
 
-/// Traces batches of one consumer.
+/// Traces the batches of one consumer.
 #[derive(Clone)]
 pub(crate) struct BatchTracing {
     tracing: Tracing,
@@ -40,21 +40,22 @@ pub(crate) struct BatchTracing {
 }
 
 impl BatchTracing {
-    pub(crate) fn new(tracing: Tracing, streams: &Streams) -> Self {
+    pub(crate) fn new(tracing: Tracing, stream_template: &str, group: &str, consumer: &str) -> Self {
         Self {
             tracing,
-            stream_template: streams.template().into(),
-            group: streams.group().into(),
-            consumer: streams.consumer().into(),
+            stream_template: stream_template.into(),
+            group: group.into(),
+            consumer: consumer.into(),
         }
     }
 
-    /// Begins with its first entry.
+    /// Starts the span of a batch, from when its first entry was read.
     pub(crate) fn start(&self, batch: &mut Batch, flush: Flush) -> Option<Span> {
         if !self.tracing.is_on() {
             return None;
         }
-        let (links, at) = (batch.take_links(), ago(batch.first_read_at().elapsed()));
+        let links = batch.take_links();
+        let at = ago(batch.first_read_at().elapsed());
         let name = format!("process {}", self.stream_template).into();
         self.tracing.start(SpanStart { name, kind: SpanKind::Consumer, parent: None, links, at }, || {
             let mut attributes = self.attributes("process", "process");
@@ -67,22 +68,23 @@ impl BatchTracing {
         })
     }
 
-    /// A transaction of a batch has ended.
+    /// Adds the span of a transaction that has ended.
     pub(crate) fn transaction(&self, batch: Option<&Span>, attempt: &Attempt<'_>) {
         let Some(parent) = batch.map(Span::context) else { return };
-        let (name, at) = (format!("{} likes", attempt.operation).into(), ago(attempt.took));
+        let name = format!("{} likes", attempt.operation).into();
+        let at = ago(attempt.took);
         let start =
             SpanStart { name, kind: SpanKind::Client, parent: Some(&parent), links: Links::default(), at };
         let Some(span) = self.tracing.start(start, || attempt.attributes()) else { return };
         span.set(names::ROWS, count(attempt.rows));
         if let Some(error) = attempt.error {
-            // Without Postgres's words: they can have rows in them.
+            // Without Postgres's message: it can contain rows.
             span.failed_with(error.error_type().to_owned());
         }
         span.end_at(SystemTime::now());
     }
 
-    /// What a batch has come to.
+    /// Sets the result of a batch.
     pub(crate) fn committed(batch: Option<&Span>, committed: &CommittedBatch) {
         if let Some(span) = batch {
             span.set(names::ROWS_INSERTED, i64::try_from(committed.inserted).unwrap_or(i64::MAX));
@@ -90,11 +92,12 @@ impl BatchTracing {
         }
     }
 
-    /// A batch was acknowledged, or not.
+    /// Adds the span of an acknowledgement, successful or not.
     pub(crate) fn acknowledged(&self, batch: Option<&Span>, took: Duration, error: Option<&Error>) {
         let Some(parent) = batch.map(Span::context) else { return };
         let operation = StreamOperation::Ack;
-        let (name, at) = (format!("{} {}", operation.name(), self.stream_template).into(), ago(took));
+        let name = format!("{} {}", operation.name(), self.stream_template).into();
+        let at = ago(took);
         let start =
             SpanStart { name, kind: SpanKind::Client, parent: Some(&parent), links: Links::default(), at };
         let span = self.tracing.start(start, || self.attributes(operation.name(), operation.kind()));
@@ -117,9 +120,9 @@ impl BatchTracing {
     }
 }
 
-/// The span that sent an entry, if it names one that is sampled.
+/// Returns the context of the span that sent an entry, if it is sampled.
 pub(crate) fn producer(tracing: &Tracing, fields: &[(Bytes, Bytes)]) -> Option<Box<SpanContext>> {
-    // Without a span it has one field.
+    // An entry without a span has one field.
     if fields.len() < 2 || !tracing.is_on() {
         return None;
     }

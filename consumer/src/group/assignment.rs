@@ -1,4 +1,4 @@
-//! Who reads which partition: every consumer computes the same from the same members.
+//! The assignment of partitions to members: every consumer computes the same one from the same members.
 
 use shared::wire::partition::{Partition, PartitionCount, mix};
 
@@ -7,22 +7,22 @@ use crate::{
     stream::{Member, MemberState},
 };
 
-/// The partitions of one member, and what of the others is worth knowing.
+/// The partitions of one member, and those of no member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
-    /// What the member is to read, in order.
+    /// Partitions that the member reads, in order.
     pub own: Vec<Partition>,
-    /// What nobody reads, in order: possible only where all members are fixed to partitions.
+    /// Partitions that no member reads, in order: possible only where all members have static assignments.
     pub orphans: Vec<Partition>,
 }
 
-/// What the member `name` is to read. Members that are fixed to partitions have those, together with whoever else is
-/// fixed to them. The other partitions are shared out among the other members, to each the same number or one more;
-/// those that are stuck have none, unless all of them are.
+/// Returns the assignment of the member `name`. Members with a static assignment have the partitions that it names, in
+/// common with all others that are assigned them statically. The other partitions are shared out among the other members,
+/// to each the same number or one more; members that are stuck have none, unless all of them are.
 ///
-/// Each pair of partition and member has a score that depends on nothing else; pairs are taken by descending score, as
-/// long as the member has room (rendezvous hashing with bounded loads). So when a member comes or goes, little more
-/// moves than has to.
+/// Each pair of partition and member has a score that depends on nothing else; partitions are assigned by descending
+/// score, up to the capacity of each member (rendezvous hashing with bounded loads). So a rebalance moves little more than
+/// it has to.
 ///
 /// Source: Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996; for the bound, Mirrokni, Thorup
 /// and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018.
@@ -31,17 +31,17 @@ pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Ass
     let mut own = Vec::new();
     let mut sharing = Vec::new();
     let mut stuck = Vec::new();
-    for member in members.iter().filter(|member| member.condition != MemberState::Leaving) {
-        match member.fixed.parse::<StaticAssignment>() {
-            Ok(fixed) if !member.fixed.is_empty() => {
-                let fixed = fixed.of(partitions);
-                free.retain(|partition| !fixed.contains(partition));
+    for member in members.iter().filter(|member| member.state != MemberState::Leaving) {
+        match member.static_assignment.parse::<StaticAssignment>() {
+            Ok(assignment) if !member.static_assignment.is_empty() => {
+                let assigned = assignment.of(partitions);
+                free.retain(|partition| !assigned.contains(partition));
                 if member.name == name {
-                    own = fixed;
+                    own = assigned;
                 }
             }
-            // One that this version can't read is taken for one that shares: what two read is stored once.
-            _ if member.condition == MemberState::Stuck => stuck.push(member.name.as_str()),
+            // A member whose assignment this version can't parse has a share: entries that two members read are stored once.
+            _ if member.state == MemberState::Stuck => stuck.push(member.name.as_str()),
             _ => sharing.push(member.name.as_str()),
         }
     }
@@ -56,12 +56,15 @@ pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Ass
     Assignment { own, orphans: Vec::new() }
 }
 
-/// What of `free` is for `name`.
+/// Returns the share of `name` in the partitions `free`.
 fn share(free: &[Partition], members: &mut [&str], name: &str) -> Vec<Partition> {
-    // Who comes first gets one more where it doesn't come out even. Not by name, or the same would always have more.
+    // The first members have one more where the division leaves a remainder. Not by name, or the same members would always
+    // have more.
     members.sort_unstable_by_key(|member| (hash(member), *member));
-    let (least, surplus) = (free.len() / members.len(), free.len() % members.len());
-    let mut room: Vec<usize> = (0..members.len()).map(|rank| least + usize::from(rank < surplus)).collect();
+    let least = free.len() / members.len();
+    let surplus = free.len() % members.len();
+    let mut capacities: Vec<usize> =
+        (0..members.len()).map(|rank| least + usize::from(rank < surplus)).collect();
 
     let hashes: Vec<u64> = members.iter().map(|member| hash(member)).collect();
     let score = |partition: Partition, rank: usize| mix(hashes[rank] ^ mix(partition.number().into()));
@@ -70,12 +73,12 @@ fn share(free: &[Partition], members: &mut [&str], name: &str) -> Vec<Partition>
         pairs.map(|(partition, rank)| (score(partition, rank), partition, rank)).collect();
     pairs.sort_unstable_by(|one, other| other.cmp(one));
 
-    let mut taken = vec![false; free.last().map_or(0, |last| last.index() + 1)];
+    let mut is_assigned = vec![false; free.last().map_or(0, |last| last.index() + 1)];
     let mut own = Vec::new();
     for (_, partition, rank) in pairs {
-        if !taken[partition.index()] && room[rank] > 0 {
-            taken[partition.index()] = true;
-            room[rank] -= 1;
+        if !is_assigned[partition.index()] && capacities[rank] > 0 {
+            is_assigned[partition.index()] = true;
+            capacities[rank] -= 1;
             if members[rank] == name {
                 own.push(partition);
             }
@@ -100,11 +103,11 @@ mod tests {
 
     use super::*;
 
-    fn member(name: &str, fixed: &str) -> Member {
+    fn member(name: &str, static_assignment: &str) -> Member {
         Member {
             name: name.to_owned(),
-            condition: MemberState::Active,
-            fixed: fixed.to_owned(),
+            state: MemberState::Active,
+            static_assignment: static_assignment.to_owned(),
             is_alive: true,
         }
     }
@@ -117,7 +120,7 @@ mod tests {
         assign(count(partitions), members, name).own.iter().map(|partition| partition.number()).collect()
     }
 
-    /// Who has which partition, computed by each member for itself; nobody may have one twice.
+    /// Returns the owner of each partition, as each member computes it for itself; no partition may have two.
     fn owners(partitions: u16, members: &[Member]) -> BTreeMap<u16, String> {
         let mut owners = BTreeMap::new();
         for member in members {
@@ -135,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_partition_has_one_owner_and_nobody_has_two_more_than_another(
+        fn every_partition_has_one_owner_and_loads_differ_by_one_at_most(
             partitions in 1..300_u16, n in 1..24_usize, salt: u32,
         ) {
             let members = members(salt, n);
@@ -155,9 +158,9 @@ mod tests {
         }
     }
 
-    /// When one comes, at least its share has to move; not much more does, by the mean over many groups.
+    /// When a member joins, at least its share has to move; not much more does, on average over many groups.
     #[test]
-    fn little_more_moves_than_has_to_when_a_member_comes() {
+    fn a_rebalance_moves_little_more_than_it_has_to() {
         for (partitions, n) in [(16, 2), (16, 4), (64, 4), (64, 8), (256, 8)] {
             let groups = 40;
             let mut moved = 0;
@@ -175,32 +178,32 @@ mod tests {
     }
 
     #[test]
-    fn surplus_members_have_nothing() {
+    fn surplus_members_are_standby() {
         let members = members(7, 5);
         let with_work = members.iter().filter(|m| !assign(count(3), &members, &m.name).own.is_empty());
         assert_eq!(with_work.count(), 3);
     }
 
     #[test]
-    fn whoever_leaves_has_nothing_any_more() {
+    fn a_leaving_member_has_no_partitions() {
         let mut members = members(1, 2);
-        members[0].condition = MemberState::Leaving;
+        members[0].state = MemberState::Leaving;
         assert!(assign(count(4), &members, &members[0].name).own.is_empty());
         assert_eq!(assign(count(4), &members, &members[1].name).own.len(), 4);
     }
 
     #[test]
-    fn whoever_is_stuck_has_nothing_while_others_are_able() {
+    fn a_stuck_member_has_no_partitions_while_others_are_active() {
         let mut members = members(1, 2);
-        members[0].condition = MemberState::Stuck;
+        members[0].state = MemberState::Stuck;
         assert!(assign(count(4), &members, &members[0].name).own.is_empty());
         assert_eq!(assign(count(4), &members, &members[1].name).own.len(), 4);
-        members[1].condition = MemberState::Stuck;
+        members[1].state = MemberState::Stuck;
         assert_eq!(owners(4, &members).len(), 4);
     }
 
     #[test]
-    fn who_is_fixed_to_partitions_has_those_and_the_others_share_the_rest() {
+    fn static_assignments_are_respected_and_the_others_share_the_rest() {
         let all = [member("a", "0-1"), member("b", "9"), member("c", ""), member("d", "")];
         let numbers = |name| own(8, &all, name);
         assert_eq!(numbers("a"), [0, 1]);

@@ -1,5 +1,5 @@
-//! What people want of consumers and see of them, beside the heartbeat and never in its way: which partitions are paused,
-//! and when each was last committed.
+//! Control by operators, and one thing that they see: which partitions are paused, and when each was last committed. Runs
+//! beside the heartbeat and never delays it.
 
 use std::{
     collections::HashMap,
@@ -15,22 +15,22 @@ use tokio::{
 
 use crate::stream::{Paused, Streams};
 
-/// Between two looks.
+/// Between two exchanges with Redis.
 const INTERVAL: Duration = Duration::from_millis(750);
 
-/// Looks for ever. While it can't be read, what is paused stays as it was.
+/// Exchanges both for ever. While the paused partitions can't be read, they stay as they were.
 pub(crate) async fn run(streams: Streams, paused: watch::Sender<Paused>, commit_times: Arc<CommitTimes>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        look(&streams, &paused).await;
+        refresh_paused(&streams, &paused).await;
         record_commits(&streams, &commit_times).await;
     }
 }
 
-/// Looks once.
-pub(crate) async fn look(streams: &Streams, paused: &watch::Sender<Paused>) {
+/// Reads once which partitions are paused.
+pub(crate) async fn refresh_paused(streams: &Streams, paused: &watch::Sender<Paused>) {
     match streams.paused().await {
         Ok(new) => {
             paused.send_if_modified(|old| {
@@ -39,39 +39,40 @@ pub(crate) async fn look(streams: &Streams, paused: &watch::Sender<Paused>) {
                 changed
             });
         }
-        Err(error) => tracing::debug!(%error, "whether anything is paused can't be read"),
+        Err(error) => tracing::debug!(%error, "paused partitions can't be read"),
     }
 }
 
-/// For people to see: should it fail, the next commits will be told.
+/// Only operators read them: after a failure the next commits are recorded instead.
 async fn record_commits(streams: &Streams, commit_times: &CommitTimes) {
     let commits: Vec<_> =
         commit_times.take().into_iter().map(|(partition, at)| (partition, at.elapsed())).collect();
     if !commits.is_empty()
         && let Err(error) = streams.record_commits(&commits).await
     {
-        tracing::debug!(%error, "the last commits are not on record");
+        tracing::debug!(%error, "the last commits are not recorded");
     }
 }
 
-/// Noted by whoever acknowledges, taken when it is told.
+/// When each partition was last committed, until that is recorded in Redis.
 #[derive(Default)]
 pub(crate) struct CommitTimes(Mutex<HashMap<Partition, Instant>>);
 
 impl CommitTimes {
-    /// Entries of these partitions are stored; those of one come together as a rule, and cost one look then.
+    /// Records a commit of entries of these partitions. Those of one partition come together as a rule, and then cost one
+    /// insertion.
     pub(crate) fn record(&self, partitions: impl Iterator<Item = Partition>) {
         let now = Instant::now();
         let mut commits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut noted = None;
+        let mut last = None;
         for partition in partitions {
-            if noted.replace(partition) != Some(partition) {
+            if last.replace(partition) != Some(partition) {
                 commits.insert(partition, now);
             }
         }
     }
 
-    /// Those that were noted since this was last asked.
+    /// Takes the times that were recorded since the last call.
     pub(crate) fn take(&self) -> HashMap<Partition, Instant> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,6 +1,6 @@
-//! Membership of the group: heartbeats out, and what this consumer is to read back.
+//! Membership of the group: heartbeats out, the partitions of this consumer back.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use fred::prelude::Error;
 use shared::{
@@ -15,208 +15,188 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    group::assignment::{Assignment, assign},
+    group::{
+        assignment::{Assignment, assign},
+        ownership::Ownership,
+    },
     in_flight::InFlight,
     metrics::Metrics,
-    stream::{Heartbeat, Member, MemberState, Paused, Streams},
+    stream::{Heartbeat, Heartbeats, LIVENESS_TIMEOUT, Member, MemberState, Paused},
 };
 
 /// Between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(750);
 
-/// Unheard of for this long, a member counts as dead: its partitions go to others, and its pending entries with them.
-pub(crate) const LIVENESS_TIMEOUT: Duration = Duration::from_secs(4);
-
 /// A consumer that could not store anything for this long leaves its partitions to those that can.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
-/// A name is in use only when somebody beats under it for longer than one that has died would count as alive.
+/// A name is in use only when another process sends heartbeats under it for longer than a dead one would count as alive.
 const NAME_PATIENCE: Duration = Duration::from_secs(6);
 
-/// Another process beats under this consumer's name.
+/// Another process sends heartbeats under this consumer's name.
 #[derive(Debug, ThisError)]
 #[error(
     "CONSUMER_NAME: '{name}' is in use by another consumer of the group {group}: allowed is a name that no other has"
 )]
-pub struct NameTaken {
+pub(crate) struct NameTaken {
     name: String,
     group: String,
 }
 
-/// What this consumer is to read, and who else is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ownership {
-    pub(crate) assignment: Assignment,
-    /// The names of all members: their pending entries are theirs.
-    pub(crate) members: Arc<HashSet<String>>,
-    pub(crate) partitions: PartitionCount,
-    /// What somebody wants nobody to read for now.
-    pub(crate) paused: Paused,
-}
-
-impl Ownership {
-    /// The partitions that are this consumer's.
-    pub(crate) fn own(&self) -> &[Partition] {
-        &self.assignment.own
-    }
-
-    /// Those of them that it is to read.
-    pub(crate) fn to_read(&self) -> impl Iterator<Item = Partition> {
-        self.own().iter().copied().filter(|partition| !self.paused.contains(*partition))
-    }
+/// A consumer that is not yet a member, and the parts that its membership works with.
+pub(crate) struct Candidate<H> {
+    pub(crate) heartbeats: H,
+    /// As in `CONSUMER_PARTITIONS`; empty where the consumer has a share like others.
+    pub(crate) static_assignment: String,
+    pub(crate) partitions: watch::Receiver<PartitionCount>,
+    pub(crate) paused: watch::Receiver<Paused>,
+    pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) check: Check,
 }
 
 /// One consumer's membership.
-pub(crate) struct Membership {
-    streams: Streams,
-    beat: Heartbeat,
-    partitions: watch::Receiver<PartitionCount>,
+pub(crate) struct Membership<H> {
+    context: Candidate<H>,
+    heartbeat: Heartbeat,
     members: Vec<Member>,
-    in_flight: Arc<InFlight>,
-    /// Since when Redis has answered every beat.
-    in_touch_since: Option<Instant>,
+    /// Since when Redis has answered every heartbeat.
+    in_contact_since: Option<Instant>,
     ownership: watch::Sender<Ownership>,
-    paused: watch::Receiver<Paused>,
-    metrics: Arc<Metrics>,
-    check: Check,
 }
 
-impl Membership {
-    /// Joins the group. A name that was used a moment ago, by a process that did not resign, is waited for.
+impl<H: Heartbeats> Candidate<H> {
+    /// Joins the group. Waits for a name that was used a moment ago, by a process that did not resign.
     ///
     /// # Errors
-    /// When another process goes on to use the name. That Redis fails is none: then this consumer is alone for now.
-    pub(crate) async fn join(
-        streams: Streams,
-        fixed: String,
-        partitions: watch::Receiver<PartitionCount>,
-        in_flight: Arc<InFlight>,
-        paused: watch::Receiver<Paused>,
-        metrics: Arc<Metrics>,
-        check: Check,
-    ) -> Result<Self, NameTaken> {
-        let token = format!("{:016x}", rand::random::<u64>());
-        let condition = MemberState::Active;
-        let beat = Heartbeat { token, condition, fixed, liveness_timeout: LIVENESS_TIMEOUT };
-        let myself = Member {
-            name: streams.consumer().to_owned(),
-            condition,
-            fixed: beat.fixed.clone(),
-            is_alive: true,
-        };
-        let ownership = watch::Sender::new(Ownership {
-            assignment: Assignment::default(),
-            members: Arc::default(),
-            partitions: *partitions.borrow(),
-            paused: paused.borrow().clone(),
-        });
-        let members = vec![myself];
-        let mut membership = Self {
-            streams,
-            beat,
-            partitions,
-            members,
-            in_flight,
-            in_touch_since: None,
-            ownership,
-            paused,
-            metrics,
-            check,
-        };
-        let give_up_at = Instant::now() + NAME_PATIENCE;
+    /// When another process goes on to use the name. A failing Redis is no error: this consumer is the only member that
+    /// it knows for now.
+    pub(crate) async fn join(self) -> Result<Membership<H>, NameTaken> {
+        let mut membership = Membership::new(self);
+        let deadline = Instant::now() + NAME_PATIENCE;
         while let Err(taken) = membership.send_heartbeat().await {
-            if Instant::now() > give_up_at {
+            if Instant::now() > deadline {
                 return Err(taken);
             }
             sleep(HEARTBEAT_INTERVAL).await;
         }
         Ok(membership)
     }
+}
 
-    /// What this consumer is to read, from now on.
+impl<H: Heartbeats> Membership<H> {
+    fn new(context: Candidate<H>) -> Self {
+        let state = MemberState::Active;
+        let static_assignment = context.static_assignment.clone();
+        let itself = Member {
+            name: context.heartbeats.consumer().to_owned(),
+            state,
+            static_assignment: static_assignment.clone(),
+            is_alive: true,
+        };
+        let token = format!("{:016x}", rand::random::<u64>());
+        let ownership = watch::Sender::new(Ownership {
+            assignment: Assignment::default(),
+            members: Arc::default(),
+            partitions: *context.partitions.borrow(),
+            paused: context.paused.borrow().clone(),
+        });
+        Self {
+            context,
+            heartbeat: Heartbeat { token, state, static_assignment, liveness_timeout: LIVENESS_TIMEOUT },
+            members: vec![itself],
+            in_contact_since: None,
+            ownership,
+        }
+    }
+
+    /// Returns the partitions of this consumer, as they change.
     pub(crate) fn ownership(&self) -> watch::Receiver<Ownership> {
         self.ownership.subscribe()
     }
 
-    /// Beats until `leaving`, which it then says at once so that others take over, and from then on says until `gone`.
-    /// In the end it resigns.
+    /// Sends heartbeats until `drained`. From `leaving` on, which is announced at once, other members have the partitions.
+    /// Resigns at the end.
     ///
     /// # Errors
-    /// When another process has taken the name, while this one was not heard of.
+    /// When another process has taken the name, while this one's heartbeats failed.
     pub(crate) async fn run(
         mut self,
         leaving: CancellationToken,
-        gone: CancellationToken,
+        drained: CancellationToken,
     ) -> Result<(), NameTaken> {
         let mut ticks = interval(HEARTBEAT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut partitions, mut paused) = (self.partitions.clone(), self.paused.clone());
+        let mut partitions = self.context.partitions.clone();
+        let mut paused = self.context.paused.clone();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 Ok(()) = partitions.changed() => {}
                 Ok(()) = paused.changed() => {}
-                () = leaving.cancelled(), if !self.is_leaving() => self.beat.condition = MemberState::Leaving,
-                () = gone.cancelled() => break,
+                () = leaving.cancelled(), if !self.is_leaving() => self.heartbeat.state = MemberState::Leaving,
+                () = drained.cancelled() => break,
             }
             if !self.is_leaving() {
-                let stuck = self.in_flight.paused_for() >= STUCK_AFTER;
-                self.beat.condition = if stuck { MemberState::Stuck } else { MemberState::Active };
+                let is_stuck = self.context.in_flight.paused_for() >= STUCK_AFTER;
+                self.heartbeat.state = if is_stuck { MemberState::Stuck } else { MemberState::Active };
             }
             self.send_heartbeat().await?;
         }
-        if let Err(error) = self.streams.resign(&self.beat.token).await {
-            tracing::warn!(%error, "not resigned: others will notice by and by");
+        if let Err(error) = self.context.heartbeats.resign(&self.heartbeat.token).await {
+            tracing::warn!(%error, "not resigned: others will notice after the liveness timeout");
         }
         Ok(())
     }
 
     fn is_leaving(&self) -> bool {
-        self.beat.condition == MemberState::Leaving
+        self.heartbeat.state == MemberState::Leaving
     }
 
     async fn send_heartbeat(&mut self) -> Result<(), NameTaken> {
-        match self.streams.beat(&self.beat).await {
+        let heartbeats = &self.context.heartbeats;
+        match heartbeats.heartbeat(&self.heartbeat).await {
             Ok(Some(members)) => {
-                self.heard(members);
-                if self.check.pass() {
+                self.update_members(members);
+                if self.context.check.pass() {
                     tracing::info!(members = self.members.len(), "in touch with the group");
                 }
             }
             Ok(None) => {
-                let (name, group) = (self.streams.consumer().to_owned(), self.streams.group().to_owned());
+                let name = heartbeats.consumer().to_owned();
+                let group = heartbeats.group().to_owned();
                 return Err(NameTaken { name, group });
             }
-            // Who owns what stays as it is: nobody else hears of changes either.
-            Err(error) => self.out_of_touch(&error),
+            // The assignment stays as it is: the other members don't learn of changes either.
+            Err(error) => self.lost_contact(&error),
         }
         self.publish();
         Ok(())
     }
 
-    fn out_of_touch(&mut self, error: &Error) {
-        self.in_touch_since = None;
-        if self.check.fail(format!("no heartbeat: {error}")) {
+    fn lost_contact(&mut self, error: &Error) {
+        self.in_contact_since = None;
+        if self.context.check.fail(format!("no heartbeat: {error}")) {
             tracing::warn!(%error, "no heartbeat: partitions stay where they are");
         }
     }
 
-    /// After Redis was away nobody has been heard of for a while. So nobody is dead until Redis has been there for
-    /// long enough that the living have been heard of again.
-    fn heard(&mut self, mut members: Vec<Member>) {
-        let in_touch_since = *self.in_touch_since.get_or_insert_with(Instant::now);
-        let is_early = in_touch_since.elapsed() < LIVENESS_TIMEOUT;
+    /// While Redis was away no member could send heartbeats. So no member counts as dead until Redis has been there for
+    /// long enough that every living one has sent another heartbeat.
+    fn update_members(&mut self, mut members: Vec<Member>) {
+        let in_contact_since = *self.in_contact_since.get_or_insert_with(Instant::now);
+        let is_early = in_contact_since.elapsed() < LIVENESS_TIMEOUT;
         let was_alive = |name: &str| self.members.iter().any(|member| member.name == name);
         members.retain(|member| member.is_alive || (is_early && was_alive(&member.name)));
         self.members = members;
     }
 
     fn publish(&self) {
-        let partitions = *self.partitions.borrow();
-        let name = self.streams.consumer();
+        let partitions = *self.context.partitions.borrow();
+        let name = self.context.heartbeats.consumer();
         let assignment = assign(partitions, &self.members, name);
         let members = Arc::new(self.members.iter().map(|member| member.name.clone()).collect());
-        let paused = self.paused.borrow().clone();
+        let paused = self.context.paused.borrow().clone();
         let new = Ownership { assignment, members, partitions, paused };
         let changed = self.ownership.send_if_modified(|old| {
             let changed = *old != new;
@@ -226,18 +206,20 @@ impl Membership {
             changed
         });
         if changed {
-            self.tell(&new);
+            self.log_ownership(&new);
         }
     }
 
-    fn tell(&self, ownership: &Ownership) {
+    fn log_ownership(&self, ownership: &Ownership) {
         let Assignment { own, orphans } = &ownership.assignment;
-        let (owned, members, partitions) = (own.len(), self.members.len(), ownership.partitions.get());
+        let owned = own.len();
+        let members = self.members.len();
+        let partitions = ownership.partitions.get();
         let read: Vec<Partition> = ownership.to_read().collect();
-        self.metrics.owned(owned, orphans.len(), owned - read.len());
+        self.context.metrics.owned(owned, orphans.len(), owned - read.len());
         if self.is_leaving() {
             tracing::info!(members, "leaving the group: others read from now on");
-        } else if own.is_empty() && self.beat.condition == MemberState::Stuck {
+        } else if own.is_empty() && self.heartbeat.state == MemberState::Stuck {
             tracing::warn!(members, "stuck: others read what this consumer can't store");
         } else if own.is_empty() {
             tracing::info!(

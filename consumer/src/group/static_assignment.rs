@@ -1,24 +1,24 @@
-//! Partitions that a consumer is fixed to, in place of its share.
+//! Static assignment: partitions that a setting assigns to a consumer, in place of its share.
 
 use std::{fmt, str::FromStr};
 
 use shared::wire::partition::{Partition, PartitionCount};
 use thiserror::Error;
 
-/// `0-3,8`: these; `2/4`: every fourth one from the third on.
+/// `0-3,8`: ranges of partitions; `2/4`: every fourth partition from the third on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StaticAssignment {
     Ranges(Vec<(u16, u16)>),
     Share { index: u16, of: u16 },
 }
 
-/// Neither.
+/// The text is neither of these.
 #[derive(Debug, Error)]
 #[error("allowed are partitions like 0-3,8 from 0 to {max}, or a share like 2/4 (counted from 0)", max = PartitionCount::MAX - 1)]
-pub struct InvalidFixedPartitions;
+pub struct InvalidStaticAssignment;
 
 impl StaticAssignment {
-    /// The largest one that is named.
+    /// Returns the largest partition that is named.
     pub fn largest(&self) -> Option<u16> {
         match self {
             Self::Ranges(ranges) => ranges.iter().map(|(_, last)| *last).max(),
@@ -26,34 +26,36 @@ impl StaticAssignment {
         }
     }
 
-    /// Those of them that there are, in order.
+    /// Returns those of its partitions that exist, in order.
     pub fn of(&self, partitions: PartitionCount) -> Vec<Partition> {
-        let fixed = |partition: &Partition| match self {
+        let is_assigned = |partition: &Partition| match self {
             Self::Ranges(ranges) => {
                 ranges.iter().any(|(first, last)| (first..=last).contains(&&partition.number()))
             }
             Self::Share { index, of } => partition.number() % of == *index,
         };
-        partitions.partitions().filter(fixed).collect()
+        partitions.partitions().filter(is_assigned).collect()
     }
 }
 
 impl FromStr for StaticAssignment {
-    type Err = InvalidFixedPartitions;
+    type Err = InvalidStaticAssignment;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let number = |text: &str| {
             let number: Option<u16> = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
-            number.filter(|number| *number < PartitionCount::MAX).ok_or(InvalidFixedPartitions)
+            number.filter(|number| *number < PartitionCount::MAX).ok_or(InvalidStaticAssignment)
         };
         if let Some((index, of)) = text.split_once('/') {
-            let (index, of) = (number(index)?, number(of)?);
-            return if index < of { Ok(Self::Share { index, of }) } else { Err(InvalidFixedPartitions) };
+            let index = number(index)?;
+            let of = number(of)?;
+            return if index < of { Ok(Self::Share { index, of }) } else { Err(InvalidStaticAssignment) };
         }
         let range = |text: &str| {
             let (first, last) = text.split_once('-').unwrap_or((text, text));
-            let (first, last) = (number(first)?, number(last)?);
-            if first <= last { Ok((first, last)) } else { Err(InvalidFixedPartitions) }
+            let first = number(first)?;
+            let last = number(last)?;
+            if first <= last { Ok((first, last)) } else { Err(InvalidStaticAssignment) }
         };
         text.split(',').map(range).collect::<Result<_, _>>().map(Self::Ranges)
     }
@@ -83,13 +85,13 @@ mod tests {
     use super::*;
 
     fn of(text: &str, partitions: u16) -> Vec<u16> {
-        let fixed: StaticAssignment = text.parse().unwrap();
-        assert_eq!(fixed.to_string(), text);
-        fixed.of(PartitionCount::new(partitions).unwrap()).iter().map(|p| p.number()).collect()
+        let assignment: StaticAssignment = text.parse().unwrap();
+        assert_eq!(assignment.to_string(), text);
+        assignment.of(PartitionCount::new(partitions).unwrap()).iter().map(|p| p.number()).collect()
     }
 
     #[test]
-    fn ranges_and_shares_are_read() {
+    fn ranges_and_shares_are_parsed() {
         assert_eq!(of("0-3,8", 16), [0, 1, 2, 3, 8]);
         assert_eq!(of("7", 16), [7]);
         assert_eq!(of("2/4", 16), [2, 6, 10, 14]);
@@ -99,9 +101,8 @@ mod tests {
         }
     }
 
-    /// However many there are of them, together they have all partitions, once.
     #[test]
-    fn shares_cover_all_partitions_once() {
+    fn all_shares_together_cover_every_partition_once() {
         let mut all: Vec<u16> = (0..3).flat_map(|index| of(&format!("{index}/3"), 16)).collect();
         all.sort_unstable();
         assert_eq!(all, (0..16).collect::<Vec<_>>());

@@ -1,70 +1,69 @@
-//! The readers of this process: one for each partition that is this consumer's.
+//! The partition readers of this process: one for each partition that this consumer is to read.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
+    sync::Arc,
 };
 
-use fred::prelude::Error;
-use shared::{
-    runtime::admin::Check,
-    wire::partition::{Partition, PartitionCount},
-};
+use futures_util::FutureExt;
+use shared::wire::partition::{Partition, PartitionCount};
 use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
 };
-use tokio_util::sync::CancellationToken;
 
-use crate::{group::membership::Ownership, read::partition_reader::PartitionReader};
+use crate::{
+    group::ownership::Ownership,
+    read::partition_reader::{PartitionReader, ReadContext},
+    stream::GroupStream,
+};
 
 /// Keeps readers on the partitions that this consumer owns.
-pub(crate) struct Supervisor<F> {
-    /// Makes a reader.
-    pub(crate) reader: F,
+pub(crate) struct Supervisor<S> {
+    pub(crate) context: Arc<ReadContext<S>>,
     pub(crate) ownership: watch::Receiver<Ownership>,
-    /// Whether an earlier process may have had this consumer's name, and left entries pending anywhere.
+    /// Whether an earlier process may have had this consumer's name, and left entries pending in any partition.
     pub(crate) stable_name: bool,
-    pub(crate) shutdown: CancellationToken,
 }
 
 /// A reader has panicked.
 pub(crate) struct ReaderCrashed;
 
-/// Running readers, each told whether its partition is still wanted.
+/// Running readers, each with a channel that ends it when its partition is no longer wanted.
 #[derive(Default)]
 struct Readers {
     running: JoinSet<Partition>,
     wanted: HashMap<Partition, watch::Sender<bool>>,
 }
 
-impl<F: Fn(Partition) -> PartitionReader> Supervisor<F> {
+impl<S: GroupStream> Supervisor<S> {
     /// Reads until shutdown, and until every reader has ended.
     pub(crate) async fn run(mut self, partitions: PartitionCount) -> Result<(), ReaderCrashed> {
         let mut readers = Readers::default();
         if self.stable_name {
-            // Readers of what is not ours end when they have found what the name has pending there.
-            partitions.partitions().for_each(|partition| readers.start((self.reader)(partition), true));
+            // Readers of other members' partitions end when they have recovered the pending entries of this name.
+            partitions.partitions().for_each(|partition| self.start(&mut readers, partition, true));
         }
         loop {
             let to_read: HashSet<Partition> = self.ownership.borrow_and_update().to_read().collect();
             for (partition, wanted) in &readers.wanted {
-                let is_ours = to_read.contains(partition);
-                wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_ours) != is_ours);
+                let is_wanted = to_read.contains(partition);
+                wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_wanted) != is_wanted);
             }
             for partition in to_read {
                 if !readers.wanted.contains_key(&partition) {
-                    readers.start((self.reader)(partition), false);
+                    self.start(&mut readers, partition, false);
                 }
             }
             tokio::select! {
                 changed = self.ownership.changed() => if changed.is_err() { break },
-                () = self.shutdown.cancelled() => break,
+                () = self.context.shutdown.cancelled() => break,
                 Some(ended) = readers.running.join_next() => readers.ended(ended)?,
             }
         }
+        // The channel to the writer closes with the last reader.
         drop(self);
-        // Without membership nothing is ours to read.
+        // Without membership no partition is this consumer's.
         for wanted in readers.wanted.values() {
             wanted.send_replace(false);
         }
@@ -73,54 +72,24 @@ impl<F: Fn(Partition) -> PartitionReader> Supervisor<F> {
         }
         Ok(())
     }
+
+    fn start(&self, readers: &mut Readers, partition: Partition, must_recover_pending: bool) {
+        let wanted = watch::Sender::new(true);
+        let reader = PartitionReader::new(
+            partition,
+            Arc::clone(&self.context),
+            self.ownership.clone(),
+            wanted.subscribe(),
+            must_recover_pending,
+        );
+        readers.wanted.insert(partition, wanted);
+        readers.running.spawn(reader.run().map(move |()| partition).boxed());
+    }
 }
 
 impl Readers {
-    fn start(&mut self, reader: PartitionReader, must_recover_pending: bool) {
-        let (partition, wanted) = (reader.partition, watch::Sender::new(true));
-        let is_wanted = wanted.subscribe();
-        self.wanted.insert(partition, wanted);
-        self.running.spawn(async move {
-            reader.run(must_recover_pending, is_wanted).await;
-            partition
-        });
-    }
-
     fn ended(&mut self, ended: Result<Partition, JoinError>) -> Result<(), ReaderCrashed> {
         self.wanted.remove(&ended.map_err(|_| ReaderCrashed)?);
         Ok(())
-    }
-}
-
-/// Whether the readers can read, for `/readyz` and for the log, which has a line for all of them together.
-pub(crate) struct ReadHealth {
-    check: Check,
-    failing: Mutex<HashSet<Partition>>,
-}
-
-impl ReadHealth {
-    pub(crate) fn new(check: Check) -> Self {
-        check.pass();
-        Self { check, failing: Mutex::default() }
-    }
-
-    /// A reader could read.
-    pub(crate) fn passed(&self, partition: Partition) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        if failing.remove(&partition) && failing.is_empty() && self.check.pass() {
-            tracing::info!("all partitions are read again");
-        }
-    }
-
-    /// A reader could not read.
-    pub(crate) fn failed(&self, partition: Partition, error: &Error) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        failing.insert(partition);
-        let why = format!("reading {} partitions fails, one of them with: {error}", failing.len());
-        if self.check.fail(why) {
-            tracing::warn!(%partition, %error, "reading from Redis failed");
-        } else {
-            tracing::debug!(%partition, %error, "reading from Redis failed");
-        }
     }
 }

@@ -21,9 +21,9 @@ pub struct Batch {
     entries: Vec<SettledEntry>,
     likes: usize,
     first_read_at: Instant,
-    /// To the spans that sent the entries.
+    /// Links to the spans that sent the entries.
     links: Links,
-    /// Every other row is stored or rejected.
+    /// Rows that are left to try; every other one is stored or rejected.
     untried: Bisection,
     inserted: u64,
     /// Rows that the table will never accept, with the reason.
@@ -33,20 +33,17 @@ pub struct Batch {
 /// The outcome of one statement on the next piece of a batch's rows.
 #[derive(Debug)]
 pub enum PieceOutcome {
-    /// All its rows are in the table; `inserted` of them were not before.
-    Stored {
-        /// Number of new rows.
-        inserted: u64,
-    },
+    /// All rows of the piece are in the table; `inserted` of them are new.
+    Stored { inserted: u64 },
     /// The table does not accept the piece. Unless it is a single row, its halves are tried.
     Rejected {
-        /// The server's words.
+        /// The server's message.
         why: String,
     },
 }
 
 impl Batch {
-    /// Makes a batch of entries that are to be written once more.
+    /// Makes a batch of entries that are written once more.
     pub fn of(entries: Vec<Entry>) -> Self {
         let likes = entries.iter().map(|entry| entry.likes.len()).sum();
         Self::new(entries, likes)
@@ -103,12 +100,12 @@ impl Batch {
         self.entries.first().filter(|entry| entry.quarantined).map(|entry| entry.at)
     }
 
-    /// Returns all rows while none was tried; nothing for a batch without rows.
+    /// Returns all rows while none was tried; `None` for a batch without rows.
     pub(super) fn all_untried(&self) -> Option<&[Like]> {
         self.next_rows().filter(|rows| rows.len() == self.rows.len())
     }
 
-    /// Returns the next piece to try; nothing when every row is stored or rejected.
+    /// Returns the next piece to try; `None` when every row is stored or rejected.
     pub(super) fn next_rows(&self) -> Option<&[Like]> {
         self.rows.get(self.untried.next_piece()?)
     }
@@ -135,11 +132,14 @@ impl Batch {
         }
     }
 
-    /// Every row is stored or rejected, and that is committed: the entries are settled, rejected likes are dead letters.
+    /// Makes the proof of a batch, every row of which is stored or rejected, and that is committed: rejected likes become
+    /// dead letters.
     pub(super) fn into_committed(self, fell_back: bool) -> Committed {
         let Self { mut entries, rejected, inserted, .. } = self;
         if !rejected.is_empty() {
-            entries.iter_mut().for_each(|entry| entry.dead_letter_rejected(&rejected));
+            for entry in &mut entries {
+                entry.dead_letter_rejected(&rejected);
+            }
         }
         Committed::new(entries, inserted, rejected.len(), fell_back)
     }

@@ -1,4 +1,4 @@
-//! The transaction that finds the rows that a table rejects: pieces of a batch in savepoints, by halves.
+//! The transaction that finds rejected rows: bisection of a batch in savepoints.
 
 use deadpool_postgres::Object;
 use futures_util::future;
@@ -14,8 +14,8 @@ use crate::store::{
     session::Transactions,
 };
 
-/// Tries the pieces that are left of a batch, and commits what it has found by `enough_at`: at least one piece, all if it
-/// can. Returns the outcomes.
+/// Tries the pieces that are left of a batch, and commits the outcomes that it has by `enough_at`: of at least one piece, of
+/// all if it can. Returns the outcomes.
 ///
 /// A rejected piece costs a savepoint and no transaction of its own. Deferred constraints are checked with each piece,
 /// because a commit that fails says nothing about pieces.

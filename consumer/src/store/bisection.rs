@@ -1,9 +1,9 @@
-//! Finds the rows that a table rejects, by halves.
+//! Bisection: halves a batch to find rejected rows.
 
 use std::ops::Range;
 
-/// What is left to try of a list of rows, in pieces. A piece that is rejected is halved, and the halves are tried in
-/// its place, until single rows stand alone.
+/// The pieces of a list of rows that are left to try. A rejected piece is halved, and the halves are tried in its place,
+/// down to single rows.
 ///
 /// With k bad rows among n, some 2 k log2(n / k) pieces are tried, and at most 2 n.
 #[derive(Clone, Debug)]
@@ -13,23 +13,23 @@ pub(crate) struct Bisection {
 }
 
 impl Bisection {
-    /// Of this many rows, all of them one piece at first.
+    /// Starts with all rows as one piece.
     pub(crate) fn new(rows: usize) -> Self {
         let all = 0..rows;
         Self { pieces: if all.is_empty() { Vec::new() } else { vec![all] } }
     }
 
-    /// What to try next; nothing when every row is stored or rejected.
+    /// Returns the next piece to try; `None` when every row is stored or rejected.
     pub(crate) fn next_piece(&self) -> Option<Range<usize>> {
         self.pieces.last().cloned()
     }
 
-    /// The next piece is stored.
+    /// Records that the next piece is stored.
     pub(crate) fn stored(&mut self) {
         self.pieces.pop();
     }
 
-    /// The next piece was rejected. If it was a single row, that is the one.
+    /// Records that the next piece was rejected. Returns the row if it was a single one.
     pub(crate) fn rejected(&mut self) -> Option<usize> {
         let piece = self.pieces.pop()?;
         if piece.len() == 1 {

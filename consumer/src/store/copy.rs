@@ -1,4 +1,4 @@
-//! COPY: straight into the table for rows that are guessed to be new, and by way of a staging table for the others.
+//! COPY: direct copy into the table for rows that are predicted to be new, staged copy for all others.
 
 use deadpool_postgres::Object;
 use futures_util::{SinkExt, future};
@@ -8,10 +8,10 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::store::{error::WriteError, insert::insert, predictor::Split, session::Transactions};
 
-/// For rows that are new: it fails when one is not.
+/// Direct copy of new rows: it fails when one is not new.
 const COPY: &str = "COPY likes (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
-/// For rows that may be there already.
+/// Copy of rows that may be in the table already.
 const STAGE: &str = "COPY likes_batch (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
 const INSERT_STAGED_AND_COMMIT: &str = "
@@ -19,11 +19,11 @@ INSERT INTO likes (user_id, post_id, created_at) SELECT user_id, post_id, create
 ON CONFLICT (user_id, post_id) DO NOTHING;
 COMMIT";
 
-/// Stores rows that may be in the table, by way of the staging table. Returns how many were new.
+/// Stores rows that may be in the table, by way of the staging table. Returns the number of new rows.
 ///
 /// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network, and one
-/// more where a statement must be prepared anew. Each step fails if the one before it did, so COMMIT is reached, and
-/// answered with a count, only when all is well.
+/// more where a statement must be prepared. Each step fails if the one before it did, so COMMIT is reached, and
+/// answered with a count, only when every step has succeeded.
 pub(super) async fn staged_copy(
     connection: &Object,
     transactions: Transactions,
@@ -34,7 +34,7 @@ pub(super) async fn staged_copy(
     let store = connection.simple_query(INSERT_STAGED_AND_COMMIT);
     let (staged, answers) = copy(connection, transactions, STAGE, rows, begin, store).await?;
     if staged != rows.len() as u64 {
-        // Nothing that Postgres does; but then nothing is acknowledged on a guess either.
+        // Postgres never does this; but nothing is acknowledged on a guess.
         return Err(WriteError::Staged { staged, rows: rows.len() });
     }
     let inserted = answers.iter().find_map(|message| match message {
@@ -44,11 +44,11 @@ pub(super) async fn staged_copy(
     inserted.ok_or(WriteError::Answer)
 }
 
-/// Stores rows that are guessed to be new straight into the table, and with them those that are known, which may be there
-/// or not. Returns how many were new.
+/// Stores rows that are predicted to be new by COPY into the table, and with them known rows, which may be in the table or
+/// not. Returns the number of new rows.
 ///
-/// It all leaves as in [`staged_copy`]. COMMIT after a failed step rolls back and says nothing, so the answers are looked at in
-/// their order: that to COMMIT counts only when all before it is well.
+/// Statements leave together as in [`staged_copy`]. COMMIT after a failed step rolls back without an error, so the answers
+/// are checked in their order: the answer to COMMIT counts only when every step before it has succeeded.
 pub(super) async fn direct_copy(
     connection: &Object,
     transactions: Transactions,
@@ -65,14 +65,14 @@ pub(super) async fn direct_copy(
     };
     let (copied, (inserted, answers)) = copy(connection, transactions, COPY, fresh, begin, commit).await?;
     if answers.iter().any(|answer| matches!(answer, SimpleQueryMessage::Row(_))) {
-        // The statement was another's of the same name: the rows went to the staging table, and are gone.
+        // The statement was another session's of the same name: the rows went to the staging table, and are gone.
         return Err(WriteError::SharedSession(None));
     }
     Ok(copied + inserted)
 }
 
-/// COPY, sent together with what comes before it and what comes after it. Returns how many rows were copied: a trigger can
-/// leave some out.
+/// Runs COPY, sent together with the statements before and after it. Returns the number of copied rows: a trigger can leave
+/// some out.
 async fn copy<A>(
     connection: &Object,
     transactions: Transactions,

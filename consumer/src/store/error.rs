@@ -1,4 +1,4 @@
-//! Why a batch could not be stored.
+//! Errors of a batch that could not be stored.
 
 use deadpool_postgres::{HookError, PoolError};
 use shared::postgres::{self, FailureClass};
@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::store::session;
 
-/// A batch is not known to be stored. It may be all the same, when the answer to the commit was lost.
+/// A batch is not known to be stored. It may be stored all the same, when the reply to COMMIT was lost.
 #[derive(Debug, Error)]
 pub enum WriteError {
     #[error("no connection to Postgres")]
@@ -48,7 +48,7 @@ impl From<tokio_postgres::Error> for WriteError {
 }
 
 impl WriteError {
-    /// What to do about it. Nothing that goes wrong before rows are sent can be the rows' fault.
+    /// Returns what follows from it. A failure before rows are sent is never the rows' fault.
     pub fn class(&self) -> FailureClass {
         match self {
             Self::Postgres(error) => postgres::classify(error),
@@ -65,7 +65,7 @@ impl WriteError {
 }
 
 impl WriteError {
-    /// What kind of error it is, for metrics and spans: what Postgres calls it, or one of few words of ours.
+    /// Returns its type for metrics and spans: the SQLSTATE, or one of few words of ours.
     pub fn error_type(&self) -> &str {
         self.sqlstate().unwrap_or(match self {
             Self::Connect(_) => "connection",
@@ -76,7 +76,7 @@ impl WriteError {
         })
     }
 
-    /// Postgres's own word, of which there are some two hundred.
+    /// Returns the SQLSTATE, of which there are some two hundred.
     pub(super) fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Postgres(error)

@@ -9,28 +9,27 @@ use tokio::{
 
 use crate::{entry::Entry, store::batch::Batch};
 
-/// When a batch is done.
+/// Limits of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchLimits {
-    /// Entries are added until there are this many rows.
+    /// Number of rows from which on it is full.
     pub(crate) rows: usize,
-    /// How long after its first entry was read a batch waits for more.
+    /// How long after its first entry was read it waits for more entries.
     pub(crate) linger: Duration,
 }
 
-/// Why a batch was done.
+/// Why a batch was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flush {
-    /// It has its rows.
+    /// It is full.
     Full,
-    /// It has waited long enough.
+    /// Its linger is over.
     Linger,
-    /// Nothing more will come.
+    /// No more entries will come.
     Shutdown,
 }
 
 impl Flush {
-    /// All there are.
     pub(crate) const ALL: [Self; 3] = [Self::Full, Self::Linger, Self::Shutdown];
 
     pub(crate) fn name(self) -> &'static str {
@@ -42,7 +41,7 @@ impl Flush {
     }
 }
 
-/// Entries that are to become a batch.
+/// Entries that become the next batch.
 pub(crate) struct Gathering {
     limits: BatchLimits,
     entries: Vec<Entry>,
@@ -54,8 +53,8 @@ impl Gathering {
         Self { limits, entries: Vec::new(), likes: 0 }
     }
 
-    /// Takes entries until the limits say enough. Nothing when no entry will ever come. Dropped half way, it keeps what it
-    /// has for the next call.
+    /// Gathers entries up to the limits. Returns `None` when no more entries will come. Dropped half way, it keeps its
+    /// entries for the next call.
     pub(crate) async fn batch(
         &mut self,
         entries: &mut mpsc::UnboundedReceiver<Entry>,
@@ -78,8 +77,8 @@ impl Gathering {
         Some((self.close(), flush))
     }
 
-    /// Takes entries until there are enough, however long that takes: for as long as no batch is wanted. Dropped half way,
-    /// it keeps what it has for the next call.
+    /// Gathers entries until the batch is full, however long that takes: the one before is still being written. Dropped half
+    /// way, it keeps its entries for the next call.
     pub(crate) async fn full_batch(&mut self, entries: &mut mpsc::UnboundedReceiver<Entry>) -> Batch {
         while !self.is_full() {
             match entries.recv().await {

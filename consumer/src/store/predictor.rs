@@ -1,31 +1,32 @@
-//! Which rows are surely new, so that they can go straight into the table: a guess that the table's key corrects.
+//! The insert predictor: guesses which rows are new, so that they can be copied directly into the table. The table's key
+//! corrects a wrong guess.
 
 use shared::wire::{like::Like, partition::mix};
 
-/// How many pairs of a bucket are remembered: a line of the processor's cache.
+/// Number of keys in a bucket: one line of the processor's cache.
 const ASSOCIATIVITY: usize = 16;
 
-/// Memory for pairs, four bytes each; a power of two.
+/// Memory for keys, four bytes each; a power of two.
 const RECENT_BYTES: usize = 16 << 20;
 
-/// After a wrong guess so many batches at most are staged before the next guess.
+/// Most batches that are staged after a wrong guess before the next guess.
 const STAGED_AFTER_WRONG_MAX: u32 = 256;
 
-/// Guesses from what this consumer has written lately.
+/// Predicts from the keys that this consumer has written lately.
 pub struct InsertPredictor {
     recent: RecentKeys,
-    /// No guess is made for so many batches.
+    /// Number of batches without a prediction that are left.
     staged_left: u32,
-    /// How many batches are staged after the next wrong guess.
+    /// Number of batches that are staged after the next wrong guess.
     staged_after_wrong: u32,
 }
 
-/// Rows of a batch, each kind in the order of the table's key.
+/// The rows of a batch by prediction, each kind in the order of the table's key.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Split {
-    /// Not written lately.
+    /// Rows that were not written lately.
     pub fresh: Vec<Like>,
-    /// Written lately, or at least tried: in the table as a rule.
+    /// Rows that were written lately, or at least tried: in the table as a rule.
     pub known: Vec<Like>,
 }
 
@@ -36,8 +37,8 @@ impl Default for InsertPredictor {
 }
 
 impl InsertPredictor {
-    /// A guess, unless the last ones were too often wrong or there is nothing new. From now on all rows are known: a
-    /// batch that comes again after a failure is not guessed about again.
+    /// Returns a prediction, unless the last ones were too often wrong or no row is new. From now on all rows are known: a
+    /// batch that is written again after a failure gets no second prediction.
     pub fn split(&mut self, rows: &[Like]) -> Option<Split> {
         let (known, fresh): (Vec<Like>, Vec<Like>) =
             rows.iter().partition(|like| self.recent.remember(**like));
@@ -48,22 +49,22 @@ impl InsertPredictor {
         (!fresh.is_empty()).then_some(Split { fresh, known })
     }
 
-    /// All fresh rows were new.
+    /// Records that all fresh rows were new.
     pub fn hit(&mut self) {
         self.staged_after_wrong = (self.staged_after_wrong / 2).max(1);
     }
 
-    /// One was not, or the table can't be written straight.
+    /// Records that a row was not new, or that the table accepts no direct copy.
     pub fn miss(&mut self) {
         self.staged_left = self.staged_after_wrong;
         self.staged_after_wrong = (self.staged_after_wrong * 2).min(STAGED_AFTER_WRONG_MAX);
     }
 }
 
-/// The pairs of user and post that were remembered last, as fingerprints: one in some hundred million is taken for known
-/// when it isn't.
+/// The keys of the rows that were written last, as fingerprints: one key in some hundred million is mistaken for a known
+/// one.
 struct RecentKeys {
-    /// The newest of each comes first; nothing is 0.
+    /// The newest key of each comes first; 0 is empty.
     buckets: Box<[[u32; ASSOCIATIVITY]]>,
 }
 
@@ -74,11 +75,12 @@ impl RecentKeys {
         }
     }
 
-    /// Remembers the pair of a like, for which the oldest in its bucket is forgotten. Tells whether it was known.
+    /// Remembers the key of a like in place of the oldest one in its bucket. Returns whether it was known.
     #[expect(clippy::cast_possible_truncation, reason = "both halves of a hash")]
     fn remember(&mut self, like: Like) -> bool {
         let hash = mix(like.user_id().cast_unsigned() ^ mix(like.post_id().cast_unsigned()));
-        let (at, fingerprint) = ((hash >> 32) as usize & (self.buckets.len() - 1), (hash as u32).max(1));
+        let at = (hash >> 32) as usize & (self.buckets.len() - 1);
+        let fingerprint = (hash as u32).max(1);
         let Some(bucket) = self.buckets.get_mut(at) else { return false };
         let known = bucket.contains(&fingerprint);
         if !known {
@@ -98,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_new_once() {
+    fn rows_are_predicted_to_be_new_once() {
         let mut predictor = InsertPredictor::default();
         let first = predictor.split(&likes(0..1_000)).unwrap();
         assert_eq!((first.fresh.len(), first.known.len()), (1_000, 0));
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_wrong_too_often_guesses_less() {
+    fn wrong_predictions_make_predictions_rarer() {
         let mut predictor = InsertPredictor::default();
         let (mut guesses, mut user) = (0, 0);
         for _ in 0..10_000 {
@@ -131,10 +133,10 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_pairs_are_forgotten() {
+    fn the_oldest_keys_are_forgotten() {
         let mut recent = RecentKeys::new(64 << 10);
-        let room = (64 << 10) / 4;
-        let all = likes(0..4 * room);
+        let capacity = (64 << 10) / 4;
+        let all = likes(0..4 * capacity);
         assert!(all.iter().all(|like| !recent.remember(*like)));
         let (old, new) = (all[0], &all[all.len() - 1_000..]);
         assert!(new.iter().all(|like| recent.remember(*like)));

@@ -73,7 +73,7 @@ pub struct SettledEntry {
     pub likes: usize,
     pub dead_letters: Vec<DeadLetter>,
     pub quarantined: bool,
-    /// The bytes that it was read from: a rejected like becomes a dead letter as it came.
+    /// The bytes that it was decoded from: a rejected like becomes a dead letter as it came.
     pub(super) payload: Bytes,
 }
 

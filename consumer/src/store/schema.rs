@@ -7,61 +7,51 @@ mod embedded {
     refinery::embed_migrations!("../sql");
 }
 
-/// The schema that this program was built for: the number of the newest migration.
+/// The schema version that this program was built for: the number of the newest migration.
 pub const VERSION: i32 = 1;
 
-/// Any number will do, as long as nobody else's is the same: "likes" in ASCII.
+/// Any number that no other application uses: "likes" in ASCII.
 const MIGRATION_LOCK: i64 = 0x006C_696B_6573;
 
-/// The schema can't be worked with, or could not be asked.
+/// The schema doesn't suit this program, or can't be read.
 #[derive(Debug, Error)]
 pub enum SchemaError {
-    /// Nothing there.
     #[error("the database has no likestream schema: run likesctl migrate")]
     Missing,
-    /// Older than this program.
     #[error("the schema is at version {found}, this program needs {VERSION}: run likesctl migrate")]
-    TooOld {
-        /// Its version.
-        found: i32,
-    },
-    /// It has moved on.
+    TooOld { found: i32 },
     #[error(
         "the schema is at version {found} and no longer serves programs for version {VERSION}: install a newer release of this program"
     )]
-    TooNew {
-        /// Its version.
-        found: i32,
-    },
-    /// Postgres failed.
+    TooNew { found: i32 },
     #[error("the schema can't be read")]
     Postgres(#[from] tokio_postgres::Error),
 }
 
-/// A migration could not be applied. What it had changed is rolled back.
+/// A migration could not be applied. Its changes are rolled back.
 #[derive(Debug, Error)]
 pub enum MigrateError {
-    /// Postgres failed.
     #[error("the migration lock can't be had")]
     Lock(#[from] tokio_postgres::Error),
-    /// A migration failed, or a released one was edited.
+    /// One failed, or a released one was edited.
     #[error("the migrations can't be applied")]
     Migration(#[from] refinery::Error),
 }
 
-/// Whether this program works on the schema.
+/// Checks that this program works on the schema.
 ///
 /// # Errors
 /// When it doesn't, with what to do.
 pub async fn check(client: &impl GenericClient) -> Result<(), SchemaError> {
-    // A statement without a name: behind a pooler one with a name would stay in somebody else's session.
+    // A statement without a name: behind a pooler one with a name would stay in another client's session.
     let sql = "SELECT version, oldest_program FROM likes_schema";
     let row = match client.query_typed_opt(sql, &[]).await {
         Ok(row) => row.ok_or(SchemaError::Missing)?,
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return Err(SchemaError::Missing),
         Err(error) => return Err(error.into()),
     };
-    let (found, oldest_program): (i32, i32) = (row.try_get(0)?, row.try_get(1)?);
+    let found: i32 = row.try_get(0)?;
+    let oldest_program: i32 = row.try_get(1)?;
     if found < VERSION {
         Err(SchemaError::TooOld { found })
     } else if oldest_program > VERSION {
@@ -71,7 +61,7 @@ pub async fn check(client: &impl GenericClient) -> Result<(), SchemaError> {
     }
 }
 
-/// Applies what is missing, under a lock, and tells what that was. Whoever comes second waits and finds nothing to do.
+/// Applies missing migrations under a lock, and returns their names. A second process waits and has none to apply.
 pub async fn migrate(client: &mut Client) -> Result<Vec<String>, MigrateError> {
     client.execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
     let report = embedded::migrations::runner().run_async(client).await;

@@ -1,5 +1,5 @@
-//! How much of a session in Postgres is ours: all of it for as long as we are connected, or behind a pooler only what
-//! a transaction brings along.
+//! The session in Postgres: ours for as long as we are connected, or behind a pooler only for a transaction, which then
+//! brings its own settings along.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use shared::{postgres::Postgres, settings::SettingError};
 use tokio::time::timeout;
 use tokio_postgres::{Client, Error, Statement, error::SqlState};
 
-/// It is empty for each transaction.
+/// Returns the SQL that creates the staging table, which is empty for each transaction.
 fn staging_table(on_commit: &str) -> String {
     let columns = "user_id bigint, post_id bigint, created_at timestamptz";
     format!("CREATE TEMPORARY TABLE likes_batch ({columns}) ON COMMIT {on_commit};")
 }
 
-/// How often [`shares_sessions`] looks.
-const LOOKS: usize = 3;
+/// Number of times that [`shares_sessions`] compares sessions.
+const COMPARISONS: usize = 3;
 
-/// How long it may take: a pooler without a free session lets us wait.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long it may take: a pooler without a free session lets clients wait.
+const COMPARISON_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Who has the sessions.
+/// How connections share the sessions of Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Pooling {
     /// Each connection has one to itself
@@ -30,16 +30,16 @@ pub enum Pooling {
     Transaction,
 }
 
-/// How transactions begin, and how long they may take.
+/// The settings of transactions.
 #[derive(Clone, Copy, Debug)]
 pub struct Transactions {
     pub pooling: Pooling,
-    /// What a whole transaction may take: whatever waits longer in the server would wait for nobody.
+    /// The time of a whole transaction: a statement that waits longer in the server would wait in vain.
     pub limit: Duration,
 }
 
 impl Transactions {
-    /// SQL that a new connection starts with.
+    /// Returns the SQL that a new connection starts with.
     pub fn connected(self) -> String {
         match self.pooling {
             Pooling::Session => self.bounds("SESSION", false) + &staging_table("DELETE ROWS"),
@@ -47,7 +47,7 @@ impl Transactions {
         }
     }
 
-    /// SQL that a transaction starts with, which needs the staging table or not.
+    /// Returns the SQL that a transaction starts with, with the staging table or without it.
     pub fn begin(self, stages: bool) -> String {
         match self.pooling {
             Pooling::Session => "BEGIN;".to_owned(),
@@ -58,8 +58,8 @@ impl Transactions {
         }
     }
 
-    /// SQL that a transaction ends with that was to go straight into the table. It returns a row if it did not: should a
-    /// pooler share the sessions behind our back, a prepared statement may be another consumer's of the same name.
+    /// Returns the SQL that a direct copy ends with. It returns a row if the rows went to the staging table: should a pooler
+    /// share the sessions in spite of the setting, a prepared statement may be another consumer's of the same name.
     pub fn commit_direct(self) -> &'static str {
         match self.pooling {
             Pooling::Session => "SELECT 1 FROM likes_batch LIMIT 1; COMMIT",
@@ -68,8 +68,8 @@ impl Transactions {
         }
     }
 
-    /// Bounds on what a statement may wait for, and commits that wait for the disk: a server that has this switched off
-    /// could otherwise forget what was acknowledged.
+    /// Returns the SQL that bounds the waits of statements, and makes commits wait for the disk: a server that has this
+    /// switched off could otherwise forget acknowledged entries.
     fn bounds(self, scope: &str, is_local: bool) -> String {
         let limit_ms = self.limit.as_millis().max(2);
         let lock_ms = (self.limit / 2).as_millis().max(1);
@@ -93,13 +93,14 @@ SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting(
     }
 }
 
-/// Whether there is a pooler that gives sessions to transactions: it lets two connections meet in one, or moves a
-/// connection from one to another. On a busy one both may be missed, so this is only for telling early.
+/// Returns whether a pooler gives sessions to transactions: it lets two connections meet in one session, or moves a
+/// connection from one to another. On a busy pooler both may be missed, so this is only an early warning.
 pub async fn shares_sessions(postgres: &Postgres, client: &Client) -> bool {
-    timeout(LOOK_TIMEOUT, looks_shared(postgres, client)).await.is_ok_and(|looked| looked.unwrap_or(false))
+    let compared = timeout(COMPARISON_TIMEOUT, meets_another_session(postgres, client)).await;
+    compared.is_ok_and(|shared| shared.unwrap_or(false))
 }
 
-/// What to say of it to whoever counts on sessions.
+/// Returns the error for `POSTGRES_POOLING=session` behind such a pooler.
 pub fn wrong_setting() -> SettingError {
     SettingError::new(
         "POSTGRES_POOLING",
@@ -107,10 +108,11 @@ pub fn wrong_setting() -> SettingError {
     )
 }
 
-async fn looks_shared(postgres: &Postgres, client: &Client) -> Result<bool, Error> {
+async fn meets_another_session(postgres: &Postgres, client: &Client) -> Result<bool, Error> {
     let other = postgres.connect().await?;
-    for _ in 0..LOOKS {
-        let (before, after) = (session_of(client).await?, session_of(client).await?);
+    for _ in 0..COMPARISONS {
+        let before = session_of(client).await?;
+        let after = session_of(client).await?;
         if before != after || after == session_of(&other).await? {
             return Ok(true);
         }
@@ -122,8 +124,8 @@ async fn session_of(client: &Client) -> Result<i32, Error> {
     client.query_typed_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)
 }
 
-/// Whether this can only be because somebody else was in the session: a name is taken that only we use, or what we
-/// made is gone.
+/// Returns whether the cause can only be another client in the session: a name is in use that only we use, or our staging
+/// table or statement is gone.
 pub fn is_of_shared_session(error: &Error) -> bool {
     let Some(error) = error.as_db_error() else { return false };
     let code = error.code();

@@ -1,4 +1,4 @@
-//! The one transaction that stores a batch, and the proof that it did.
+//! The transaction that stores a batch, by one write path or another, and the proof that it did.
 
 use std::time::Duration;
 
@@ -19,16 +19,16 @@ use crate::store::{
 
 /// A transaction that has ended.
 pub struct Attempt<'a> {
-    /// What it did in the main.
+    /// Its main statement.
     pub operation: &'static str,
     pub rows: usize,
     pub took: Duration,
-    /// Nothing when it was committed.
+    /// `None` when it was committed.
     pub error: Option<&'a WriteError>,
 }
 
 impl Attempt<'_> {
-    /// For metrics and spans.
+    /// Returns the attributes of its span and its metrics.
     pub fn attributes(&self) -> Vec<KeyValue> {
         let mut attributes = vec![
             KeyValue::new(names::DB_SYSTEM_NAME, names::POSTGRESQL),
@@ -48,11 +48,11 @@ impl Attempt<'_> {
 /// How a transaction writes rows.
 #[derive(Clone, Copy)]
 enum WritePath<'a> {
-    /// Those that are guessed to be new direct_copy into the table.
+    /// Rows that are predicted to be new by COPY into the table.
     Direct(&'a Split),
-    /// All through the staging table.
+    /// All rows by way of the staging table.
     Staged(&'a [Like]),
-    /// In pieces, to find those that the table rejects.
+    /// Pieces, to find the rows that the table rejects.
     Bisect,
 }
 
@@ -91,10 +91,10 @@ pub async fn write(
                 return Err((batch, error));
             }
             Err(error) => {
-                // Whatever the table has against it, it may accept the rows from the staging table.
+                // Whatever the reason, the table may accept the rows from the staging table.
                 predictor.miss();
                 fell_back = true;
-                // Postgres would name the row.
+                // Not the message: Postgres names the row in it.
                 tracing::debug!(
                     error = error.error_type(),
                     "direct copy failed, falling back to staged copy"

@@ -1,5 +1,4 @@
-//! What people change in the streams by hand: for `likesctl`. All of it is safe beside running consumers, and safe to do
-//! twice.
+//! Changes to the streams by hand, for `likesctl`. All of them are safe beside running consumers, and idempotent.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -15,61 +14,62 @@ use shared::{
 
 use crate::{
     entry::EntryId,
-    group::membership::LIVENESS_TIMEOUT,
-    stream::{Streams, reply},
+    stream::{LIVENESS_TIMEOUT, Streams, reply},
 };
 
-/// Says in the set of paused partitions that it is all of them.
+/// The member of the set of paused partitions that stands for all of them.
 pub(super) const ALL: &str = "all";
 
-/// How many records the audit keeps, about.
+/// Records that the audit keeps, about.
 const AUDIT_RECORDS: u32 = 10_000;
 
-/// Takes entries over for a consumer without a delivery, and tells which of them were pending. Those that are no longer in
-/// the stream stay pending, and are told apart: nobody but a consumer that counts them as lost should take them off.
+/// Reassigns pending entries to a consumer without a delivery. Those that are no longer in the stream stay pending: only
+/// a consumer, which counts them as lost, should remove them from the list.
 ///
-/// KEYS: stream, entries tried alone. ARGV: group, consumer, number of deliveries or nothing, and then the ids. Returns `[taken ids, deleted ids]`.
+/// KEYS: stream, quarantine. ARGV: group, consumer, number of deliveries or nothing, and then the ids. Returns
+/// `[reassigned ids, deleted ids]`.
 const HAND_OVER: &str = include_str!("scripts/hand_over.lua");
 
-/// Acknowledges entries that are pending, and forgets whatever was noted of them. Returns those that were pending.
+/// Acknowledges pending entries, and removes the records of their quarantine.
 ///
-/// KEYS: stream, entries tried alone. ARGV: group, and then the ids.
+/// KEYS: stream, quarantine. ARGV: group, and then the ids. Returns the ids that were pending.
 const DROP_PENDING: &str = include_str!("scripts/drop_pending.lua");
 
-/// Removes dead letters. Returns those that were there.
+/// Removes dead letters.
 ///
-/// KEYS: dead letters. ARGV: the ids.
+/// KEYS: dead letters. ARGV: the ids. Returns the ids that existed.
 const PURGE_DEAD_LETTERS: &str = include_str!("scripts/purge_dead_letters.lua");
 
-/// Appends the payloads of dead letters to their stream again and removes the letters, as one step: a letter is retried
-/// once, however often it is asked for. One without a payload stays.
+/// Appends the payloads of dead letters to their stream again and removes the dead letters, as one step: each is retried
+/// once, however often the script runs. A dead letter without a payload stays.
 ///
-/// KEYS: stream, dead letters. ARGV: the field of the payload, and then the ids. Returns the ids of the letters that went.
+/// KEYS: stream, dead letters. ARGV: the field of the payload, and then the ids. Returns the ids that were retried.
 const RETRY_DEAD_LETTERS: &str = include_str!("scripts/retry_dead_letters.lua");
 
-/// Notes something in the audit, also in a Redis that is out of memory: that is when things are mended.
+/// Appends a record to the audit. Runs also when Redis is out of memory: that is when operators change things.
 ///
-/// KEYS: audit. ARGV: most records, about, and then fields and values.
+/// KEYS: audit. ARGV: most records, about, and then fields and values. Returns the record's id.
 const AUDIT: &str = include_str!("scripts/audit.lua");
 
-/// Forgets a member that is dead, if it still is. Returns whether it is not among the living.
+/// Removes the record of a member that is dead, if it still is.
 ///
-/// KEYS: members. ARGV: name, and after how many milliseconds without a heartbeat a member is dead.
+/// KEYS: members. ARGV: name, and after how many milliseconds without a heartbeat a member is dead. Returns 1 unless the
+/// member is alive.
 const FORGET_MEMBER: &str = include_str!("scripts/forget_member.lua");
 
-/// What is paused changes, also in a Redis that is out of memory. Returns how many were not so before.
+/// Pauses or resumes partitions. Runs also when Redis is out of memory.
 ///
-/// KEYS: paused. ARGV: SADD or SREM, and then what is paused.
+/// KEYS: paused. ARGV: SADD or SREM, and then the partitions. Returns the number of partitions that changed.
 const SET_PAUSED: &str = include_str!("scripts/set_paused.lua");
 
-/// When commits were, by Redis's clock.
+/// Records the times of commits, by Redis's clock.
 ///
 /// KEYS: commits. ARGV: partition and milliseconds ago, by turns.
 const RECORD_COMMITS: &str = include_str!("scripts/record_commits.lua");
 
 impl Streams {
-    /// Makes pending entries another consumer's, just delivered, with this number of deliveries or the one that they have.
-    /// Returns those that were pending and in the stream, and those that are not in the stream.
+    /// Reassigns pending entries to another consumer as just delivered, with this number of deliveries or the one that they
+    /// have. Returns the entries that were pending and in the stream, and those that are not in the stream.
     pub async fn hand_over(
         &self,
         partition: Partition,
@@ -84,7 +84,7 @@ impl Streams {
         reply::id_sets(self.redis.eval(HAND_OVER, &keys, Retry::Idempotent, args).await?)
     }
 
-    /// Takes entries off the pending list. Returns those that were on it.
+    /// Removes entries from the pending list. Returns those that were on it.
     pub async fn drop_pending(
         &self,
         partition: Partition,
@@ -95,7 +95,8 @@ impl Streams {
         reply::id_set(self.redis.eval(DROP_PENDING, &keys, Retry::NonIdempotent, args).await?)
     }
 
-    /// Appends what is in dead letters to their stream again, and removes them. Returns those that had something in them.
+    /// Appends the payloads of dead letters to their stream again, and removes the dead letters. Returns those that had a
+    /// payload.
     pub async fn retry_dead_letters(
         &self,
         partition: Partition,
@@ -106,7 +107,7 @@ impl Streams {
         reply::id_set(self.redis.eval(RETRY_DEAD_LETTERS, &keys, Retry::NonIdempotent, args).await?)
     }
 
-    /// Removes dead letters for good. Returns those that were there.
+    /// Removes dead letters for good. Returns those that existed.
     pub async fn purge_dead_letters(
         &self,
         partition: Partition,
@@ -117,8 +118,8 @@ impl Streams {
         reply::id_set(self.redis.eval(PURGE_DEAD_LETTERS, &keys, Retry::NonIdempotent, ids).await?)
     }
 
-    /// Appends a dead letter as it was.
-    pub async fn import_letter(
+    /// Appends a dead letter as it was exported.
+    pub async fn import_dead_letter(
         &self,
         partition: Partition,
         fields: Vec<(Bytes, Bytes)>,
@@ -129,17 +130,17 @@ impl Streams {
         self.redis.run::<Value>(&key, Retry::NonIdempotent, "XADD", args).await.map(drop)
     }
 
-    /// Pauses partitions, or all of them with those to come. Returns how many were not.
+    /// Pauses partitions, or all of them with those to come. Returns the number of partitions that were not paused.
     pub async fn pause(&self, partitions: Option<&[Partition]>) -> Result<u64, Error> {
         self.set_paused("SADD", partitions).await
     }
 
-    /// Resumes partitions. Returns how many were paused.
+    /// Resumes partitions. Returns the number of partitions that were paused.
     pub async fn resume(&self, partitions: &[Partition]) -> Result<u64, Error> {
         self.set_paused("SREM", Some(partitions)).await
     }
 
-    /// Resumes partitions where all are paused as a whole: the others are paused one by one then.
+    /// Resumes partitions where all are paused as a whole, by pausing each of the others.
     pub async fn resume_of_all(
         &self,
         chosen: &[Partition],
@@ -147,7 +148,7 @@ impl Streams {
     ) -> Result<u64, Error> {
         let others: Vec<Partition> =
             partitions.partitions().filter(|partition| !chosen.contains(partition)).collect();
-        // In this order nothing that should stay paused is read meanwhile.
+        // In this order no partition that stays paused is read meanwhile.
         if !others.is_empty() {
             self.pause(Some(&others)).await?;
         }
@@ -156,7 +157,7 @@ impl Streams {
         Ok(chosen.len() as u64)
     }
 
-    /// Resumes whatever is paused. Returns 0 if nothing was.
+    /// Resumes all partitions. Returns 0 if none was paused.
     pub async fn resume_all(&self) -> Result<u64, Error> {
         let key = self.keys.paused(&self.group);
         self.redis.run(&key, Retry::Idempotent, "DEL", vec![key.as_str().into()]).await
@@ -171,7 +172,7 @@ impl Streams {
         self.redis.eval(SET_PAUSED, &[self.keys.paused(&self.group)], Retry::Idempotent, args).await
     }
 
-    /// Notes when batches with entries of these partitions were committed.
+    /// Records when batches with entries of these partitions were committed.
     pub async fn record_commits(&self, commits: &[(Partition, Duration)]) -> Result<(), Error> {
         let args =
             commits.iter().flat_map(|(partition, ago)| [partition.to_string(), ago.as_millis().to_string()]);
@@ -179,7 +180,7 @@ impl Streams {
         self.redis.eval::<Value>(RECORD_COMMITS, &keys, Retry::Idempotent, args).await.map(drop)
     }
 
-    /// Takes a member off the record, unless it lives. Returns whether it is not among the living.
+    /// Removes the record of a member, unless it is alive. Returns whether it is not alive.
     pub async fn forget_member(&self, name: &str) -> Result<bool, Error> {
         let keys = [self.keys.members(&self.group)];
         let args = [name.to_owned(), LIVENESS_TIMEOUT.as_millis().to_string()];

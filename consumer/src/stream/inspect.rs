@@ -1,4 +1,4 @@
-//! Looks at the streams that change nothing: for `likesctl`.
+//! Read-only views of the streams, for `likesctl`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,72 +11,73 @@ use shared::{
 
 use crate::{
     entry::{EntryId, RawEntry},
-    group::membership::LIVENESS_TIMEOUT,
-    stream::{Member, Streams, reply},
+    stream::{LIVENESS_TIMEOUT, Member, Streams, reply},
 };
 
-/// What there is to know of a partition, from one moment.
+/// Inspects a partition at one moment.
 ///
-/// KEYS: stream, dead letters. ARGV: group, most undelivered entries to count. Returns names and values, as XINFO does; what is not known is left out.
+/// KEYS: stream, dead letters. ARGV: group, most undelivered entries to count. Returns names and values, as XINFO does;
+/// unknown values are left out.
 const INSPECT: &str = include_str!("scripts/inspect.lua");
 
-/// So many undelivered entries are counted, rather than believed: with steady traffic there are hardly more.
+/// Up to this many undelivered entries are counted, rather than taken from Redis's lag: with steady traffic there are
+/// hardly more.
 const COUNTED_WAITING: u64 = 20;
 
-/// The records of members, with how long ago each has beaten.
+/// Returns the records of members with the ages of their heartbeats.
 ///
-/// KEYS: members. Returns `[[name, condition, fixed, milliseconds ago] …]`.
+/// KEYS: members. Returns `[[name, state, assignment, milliseconds ago] …]`.
 const MEMBERS: &str = include_str!("scripts/members.lua");
 
-/// A part of the pending list: how it stands with those entries, and which of them are no longer in the stream.
+/// Sums a part of the pending list up, and finds those of its entries that are no longer in the stream.
 ///
-/// KEYS: stream. ARGV: group, first id, most entries. Returns the last id or nothing, how many there were, the most
-/// deliveries and whose they are, the longest idle time and whose it is, and the ids of the deleted.
+/// KEYS: stream. ARGV: group, first id, most entries. Returns the last id or nothing, the number of
+/// entries, the most deliveries and their entry, the longest idle time and its entry, and the ids of deleted entries.
 const SUMMARIZE_PENDING: &str = include_str!("scripts/summarize_pending.lua");
 
-/// Entries with what has become of them, from one moment: read before the pending list, entries that were delivered
-/// since can't be taken for acknowledged.
+/// Returns entries with their fate, from one moment: entries that are delivered in between can't be mistaken for
+/// acknowledged ones.
 ///
 /// KEYS: stream. ARGV: group, first id, last id, most entries. Returns the group's last delivered id, the entries, and
 /// the ids of those that are pending.
 const RANGE_WITH_FATE: &str = include_str!("scripts/range_with_fate.lua");
 
-/// What there is to know of a partition.
+/// The state of a partition.
 #[derive(Clone, Debug, Default)]
 pub struct PartitionInfo {
     /// By Redis's clock.
     pub now_ms: u64,
     pub length: u64,
     pub last_generated: EntryId,
-    /// Entries that there ever were.
+    /// Number of entries that were ever appended.
     pub entries_added: u64,
-    /// The first entry that is in it.
+    /// The oldest entry of the stream.
     pub first: Option<EntryId>,
     pub dead: u64,
-    /// Nothing when the group isn't there.
+    /// `None` when the group is missing.
     pub group: Option<GroupInfo>,
 }
 
 impl PartitionInfo {
-    /// Entries that are not stored yet. Where it is not known how many are undelivered, it may be all that are there.
+    /// Returns the number of entries that are not stored yet. Where the lag is unknown, all entries of the stream count.
     pub fn backlog(&self) -> u64 {
         let Some(group) = &self.group else { return self.length };
         group.lag.unwrap_or(self.length.saturating_sub(group.pending)) + group.pending
     }
 
-    /// The oldest of these.
+    /// Returns the oldest entry of the backlog.
     pub fn oldest(&self) -> Option<EntryId> {
         let Some(group) = &self.group else { return self.first };
         group.oldest_pending.into_iter().chain(group.oldest_undelivered).min()
     }
 
-    /// How long ago an entry was appended.
+    /// Returns how long ago an entry was appended.
     pub fn age_ms(&self, id: EntryId) -> u64 {
         self.now_ms.saturating_sub(id.ms)
     }
 }
 
-/// How the group stands in a partition.
+/// The state of the group in a partition.
 #[derive(Clone, Debug, Default)]
 pub struct GroupInfo {
     pub last_delivered: EntryId,
@@ -93,15 +94,15 @@ pub struct GroupInfo {
 pub struct ConsumerInfo {
     pub name: String,
     pub pending: u64,
-    /// Since it was last heard of.
+    /// Time since its last command.
     pub idle_ms: u64,
 }
 
-/// A member with how long ago it has beaten.
+/// A member with the age of its heartbeat.
 #[derive(Clone, Debug)]
 pub struct MemberInfo {
     pub member: Member,
-    pub beat_ms_ago: u64,
+    pub heartbeat_ms_ago: u64,
 }
 
 /// An entry of the pending list.
@@ -116,18 +117,18 @@ pub struct PendingEntry {
 /// A part of the pending list, summed up.
 #[derive(Debug)]
 pub struct PendingSummary {
-    /// Nothing after the end.
+    /// `None` after the end.
     pub last: Option<EntryId>,
     pub entries: u64,
     pub most_deliveries: u64,
     pub most_delivered: Option<EntryId>,
     pub longest_idle_ms: u64,
     pub longest_idle: Option<EntryId>,
-    /// Pending, and no longer in the stream.
+    /// Pending entries that are no longer in the stream.
     pub deleted: Vec<EntryId>,
 }
 
-/// What has become of an entry of a stream.
+/// The fate of an entry of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Undelivered,
@@ -135,7 +136,7 @@ pub enum Fate {
     Acknowledged,
 }
 
-/// Which partitions nobody reads because somebody wants it so.
+/// The partitions that operators have paused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paused {
     pub all: bool,
@@ -149,21 +150,21 @@ impl Paused {
 }
 
 impl Streams {
-    /// How a partition stands.
-    pub async fn look(&self, partition: Partition) -> Result<PartitionInfo, Error> {
+    /// Inspects a partition.
+    pub async fn inspect(&self, partition: Partition) -> Result<PartitionInfo, Error> {
         let keys = [self.key(partition), self.keys.dead_letters(partition)];
         let args = [self.group.clone(), COUNTED_WAITING.to_string()];
-        let seen = self.redis.eval(INSPECT, &keys, Retry::Idempotent, args).await;
-        let seen = seen.map_err(|error| of_keys(&keys, error))?;
-        let seen = reply::named(seen)?;
-        let number = |name: &str| seen.get(name).and_then(Value::as_u64);
-        let id = |name: &str| seen.get(name).and_then(|id| id.as_str()?.parse::<EntryId>().ok());
+        let reply = self.redis.eval(INSPECT, &keys, Retry::Idempotent, args).await;
+        let reply = reply.map_err(|error| of_keys(&keys, error))?;
+        let values = reply::named(reply)?;
+        let number = |name: &str| values.get(name).and_then(Value::as_u64);
+        let id = |name: &str| values.get(name).and_then(|id| id.as_str()?.parse::<EntryId>().ok());
         let length = number("length").unwrap_or(0);
         let last_generated = id("last-generated-id").unwrap_or_default();
         let group = id("last-delivered-id").map(|last_delivered| GroupInfo {
             last_delivered,
             pending: number("pending").unwrap_or(0),
-            // As in `shared::backlog`: Redis's own lag may be unknown, and may be too large. What can be counted needs none.
+            // As in `shared::backlog`: Redis's own lag may be unknown, or too large. Few entries are counted instead.
             lag: match number("waiting") {
                 _ if last_delivered >= last_generated => Some(0),
                 Some(waiting) if waiting < COUNTED_WAITING => Some(waiting),
@@ -188,7 +189,7 @@ impl Streams {
         })
     }
 
-    /// The consumers that the group knows in a partition. None without a group.
+    /// Returns the consumers that the group knows in a partition; none without a group.
     pub async fn consumers(&self, partition: Partition) -> Result<Vec<ConsumerInfo>, Error> {
         let stream = self.key(partition);
         let args = ["CONSUMERS", &stream, &self.group].map(Value::from).into();
@@ -199,20 +200,20 @@ impl Streams {
         }
     }
 
-    /// All that have a record as members, dead or alive.
+    /// Returns all members that have a record, dead or alive.
     pub async fn members(&self) -> Result<Vec<MemberInfo>, Error> {
         let members = [self.keys.members(&self.group)];
-        let seen = self.redis.eval(MEMBERS, &members, Retry::Idempotent, [""; 0]).await;
-        let seen = seen.map_err(|error| of_keys(&members, error))?;
-        let mut seen = reply::seen_members(seen)?;
-        for MemberInfo { member, beat_ms_ago } in &mut seen {
-            member.is_alive = u128::from(*beat_ms_ago) < LIVENESS_TIMEOUT.as_millis();
+        let reply = self.redis.eval(MEMBERS, &members, Retry::Idempotent, [""; 0]).await;
+        let reply = reply.map_err(|error| of_keys(&members, error))?;
+        let mut infos = reply::member_infos(reply)?;
+        for MemberInfo { member, heartbeat_ms_ago } in &mut infos {
+            member.is_alive = u128::from(*heartbeat_ms_ago) < LIVENESS_TIMEOUT.as_millis();
         }
-        seen.sort_by(|one, other| one.member.name.cmp(&other.member.name));
-        Ok(seen)
+        infos.sort_by(|one, other| one.member.name.cmp(&other.member.name));
+        Ok(infos)
     }
 
-    /// When a batch with entries of each partition was last committed, in Unix milliseconds by Redis's clock.
+    /// Returns when entries of each partition were last committed, in Unix milliseconds by Redis's clock.
     pub async fn commit_times(&self) -> Result<HashMap<u16, u64>, Error> {
         let key = self.keys.commits(&self.group);
         let commits: BTreeMap<String, u64> = self
@@ -223,7 +224,7 @@ impl Streams {
         Ok(commits.into_iter().filter_map(|(name, at)| Some((name.parse().ok()?, at))).collect())
     }
 
-    /// What is paused.
+    /// Returns the paused partitions.
     pub async fn paused(&self) -> Result<Paused, Error> {
         let key = self.keys.paused(&self.group);
         let members: Vec<String> = self
@@ -236,7 +237,8 @@ impl Streams {
         Ok(Paused { all: members.iter().any(|member| member == super::admin_ops::ALL), some })
     }
 
-    /// Up to `count` entries of the pending list from `from` on, of one consumer or of all, idle for so long at least.
+    /// Returns up to `count` entries of the pending list from `from` on, of one consumer or of all, that have been idle for
+    /// `min_idle_ms`.
     pub async fn pending(
         &self,
         partition: Partition,
@@ -266,7 +268,7 @@ impl Streams {
     ) -> Result<PendingSummary, Error> {
         let args = vec![self.group.clone(), from.to_string(), count.to_string()];
         match self.eval(partition, SUMMARIZE_PENDING, Retry::Idempotent, args).await {
-            Ok(survey) => reply::pending_survey(survey),
+            Ok(summary) => reply::pending_summary(summary),
             Err(error) if error.details().contains("NOGROUP") => Ok(PendingSummary {
                 last: None,
                 entries: 0,
@@ -280,12 +282,12 @@ impl Streams {
         }
     }
 
-    /// One entry, if it is in the stream.
+    /// Returns an entry, if it is in the stream.
     pub async fn entry(&self, partition: Partition, id: EntryId) -> Result<Option<RawEntry>, Error> {
         Ok(self.entries(partition, (id, id), 1).await?.into_iter().next())
     }
 
-    /// Up to `count` entries from the first id to the last one.
+    /// Returns up to `count` entries from the first id to the last one.
     pub async fn entries(
         &self,
         partition: Partition,
@@ -295,7 +297,7 @@ impl Streams {
         self.range(partition, &self.key(partition), ids, count).await
     }
 
-    /// Up to `count` entries from the first id to the last one, with what has become of them.
+    /// Returns up to `count` entries from the first id to the last one, with their fate.
     pub async fn range_with_fate(
         &self,
         partition: Partition,
@@ -303,11 +305,11 @@ impl Streams {
         count: usize,
     ) -> Result<Vec<(RawEntry, Fate)>, Error> {
         let args = vec![self.group.clone(), from.to_string(), to.to_string(), count.to_string()];
-        let looked = self.eval(partition, RANGE_WITH_FATE, Retry::Idempotent, args).await?;
-        reply::range_with_fate(partition, looked)
+        let range = self.eval(partition, RANGE_WITH_FATE, Retry::Idempotent, args).await?;
+        reply::range_with_fate(partition, range)
     }
 
-    /// Up to `count` dead letters from the first id to the last one.
+    /// Returns up to `count` dead letters from the first id to the last one.
     pub async fn dead_letters(
         &self,
         partition: Partition,
@@ -329,14 +331,14 @@ impl Streams {
         reply::entries(partition, self.redis.run(key, Retry::Idempotent, "XRANGE", args).await?)
     }
 
-    /// The last `count` entries of a partition, newest first.
+    /// Returns the last `count` entries of a partition, newest first.
     pub async fn newest(&self, partition: Partition, count: usize) -> Result<Vec<RawEntry>, Error> {
         let stream = self.key(partition);
         let args = [&stream, "+", "-", "COUNT", &count.to_string()].map(Value::from).into();
         reply::entries(partition, self.redis.run(&stream, Retry::Idempotent, "XREVRANGE", args).await?)
     }
 
-    /// What each server says of itself, with its address: `INFO` with all its parts.
+    /// Returns each server's address with its `INFO`.
     pub async fn servers_info(&self) -> Result<Vec<(String, String)>, Error> {
         let mut infos = Vec::new();
         for server in self.redis.servers() {
@@ -345,7 +347,7 @@ impl Streams {
         Ok(infos)
     }
 
-    /// Up to `count` audit records, newest first: id and fields.
+    /// Returns up to `count` audit records, newest first: id and fields.
     pub async fn audit_records(
         &self,
         before: Option<&str>,
@@ -358,22 +360,22 @@ impl Streams {
     }
 }
 
-/// A key that somebody else uses is named, with what to do.
+/// Names the keys in an error about a key of another type, with what to do.
 fn of_keys(keys: &[String], error: Error) -> Error {
     if redis::error_code(&error) != Some("WRONGTYPE") {
         return error;
     }
-    let what =
+    let detail =
         format!("{} in Redis is somebody else's, of another type: rename or remove it", keys.join(" or "));
-    Error::new(error.kind().clone(), what)
+    Error::new(error.kind().clone(), detail)
 }
 
-/// Whether there is no such stream or group.
+/// Returns whether the stream or the group is missing.
 fn is_missing(error: &Error) -> bool {
     matches!(redis::error_code(error), Some("NOGROUP" | "ERR"))
 }
 
-/// A field of an entry as text, as far as it is some.
+/// Returns a field of an entry as text, lossily.
 pub fn text_field(fields: &[(Bytes, Bytes)], name: &str) -> Option<String> {
     let (_, value) = fields.iter().find(|(field, _)| field == name.as_bytes())?;
     Some(String::from_utf8_lossy(value).into_owned())

@@ -1,4 +1,4 @@
-//! Redis's replies about streams, walked value by value. A shape that the protocol does not have is an error.
+//! Parses Redis's replies about streams, value by value. A shape that the protocol does not have is an error.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use shared::wire::partition::Partition;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     stream::{
-        Claimed, Fate, Inherited, Member, MemberInfo, MemberState, PendingEntry,
+        Claimed, ClaimedDeparted, Fate, Member, MemberInfo, MemberState, PendingEntry,
         inspect::{ConsumerInfo, PendingSummary},
     },
 };
@@ -45,35 +45,43 @@ pub(super) fn claimed(partition: Partition, reply: Value) -> Result<Claimed, Err
     Ok(Claimed { entries: entries(partition, rows)?, deleted: ids(deleted)?, cursor: entry_id(cursor)? })
 }
 
-/// Our own script: `[consumer, rows, deleted ids]`, with no consumer where there is nothing to inherit.
-pub(super) fn inherited(partition: Partition, reply: Value) -> Result<Option<Inherited>, Error> {
+/// Our own script: `[consumer, rows, deleted ids]`, with an empty consumer where no entry was claimed.
+pub(super) fn claimed_departed(partition: Partition, reply: Value) -> Result<Option<ClaimedDeparted>, Error> {
     let [from, rows, deleted] = parts(reply, "a claim without its three parts")?;
     let from = text(from)?;
-    let inherited = Inherited { from, entries: entries(partition, rows)?, deleted: ids(deleted)? };
-    Ok(Some(inherited).filter(|inherited| !inherited.from.is_empty()))
+    let claimed = ClaimedDeparted { from, entries: entries(partition, rows)?, deleted: ids(deleted)? };
+    Ok(Some(claimed).filter(|claimed| !claimed.from.is_empty()))
 }
 
-/// Our own script: `[0 or 1, [[name, condition, fixed, 0 or 1] …]]`; 0 says that the name is another process's.
+/// Our own script: `[0 or 1, [[name, state, assignment, 0 or 1] …]]`; 0 means that the name is another process's.
 pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
     let [is_ours, members] = parts(reply, "a heartbeat without its two parts")?;
     if count(&is_ours)? == 0 {
         return Ok(None);
     }
     let member = |value| {
-        let [name, condition, fixed, is_alive] = parts(value, "a member without its four parts")?;
-        let condition = MemberState::named(&text(condition)?);
-        Ok(Member { name: text(name)?, condition, fixed: text(fixed)?, is_alive: count(&is_alive)? == 1 })
+        let [name, state, static_assignment, is_alive] = parts(value, "a member without its four parts")?;
+        Ok(Member {
+            name: text(name)?,
+            state: MemberState::named(&text(state)?),
+            static_assignment: text(static_assignment)?,
+            is_alive: count(&is_alive)? == 1,
+        })
     };
     array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
 }
 
-/// Our own script: `[[name, condition, fixed, milliseconds] …]`.
-pub(super) fn seen_members(reply: Value) -> Result<Vec<MemberInfo>, Error> {
+/// Our own script: `[[name, state, assignment, milliseconds] …]`.
+pub(super) fn member_infos(reply: Value) -> Result<Vec<MemberInfo>, Error> {
     let member = |value| {
-        let [name, condition, fixed, beat_ms_ago] = parts(value, "a member without its four parts")?;
-        let (condition, fixed) = (MemberState::named(&text(condition)?), text(fixed)?);
-        let member = Member { name: lossy(name)?, condition, fixed, is_alive: true };
-        Ok(MemberInfo { member, beat_ms_ago: count(&beat_ms_ago)? })
+        let [name, state, static_assignment, age_ms] = parts(value, "a member without its four parts")?;
+        let member = Member {
+            name: lossy(name)?,
+            state: MemberState::named(&text(state)?),
+            static_assignment: text(static_assignment)?,
+            is_alive: true,
+        };
+        Ok(MemberInfo { member, heartbeat_ms_ago: count(&age_ms)? })
     };
     array(reply)?.into_iter().map(member).collect()
 }
@@ -95,16 +103,20 @@ pub(super) fn consumers(reply: Value) -> Result<Vec<ConsumerInfo>, Error> {
 pub(super) fn pending(reply: Value) -> Result<Vec<PendingEntry>, Error> {
     let entry = |row| {
         let [id, consumer, idle_ms, deliveries] = parts(row, "a pending entry without its four parts")?;
-        let (idle_ms, deliveries) = (count(&idle_ms)?, count(&deliveries)?);
-        Ok(PendingEntry { id: entry_id(id)?, consumer: lossy(consumer)?, idle_ms, deliveries })
+        Ok(PendingEntry {
+            id: entry_id(id)?,
+            consumer: lossy(consumer)?,
+            idle_ms: count(&idle_ms)?,
+            deliveries: count(&deliveries)?,
+        })
     };
     array(reply)?.into_iter().map(entry).collect()
 }
 
-/// Our own script: `[last id, entries, most deliveries, whose, longest idle, whose, deleted ids]`.
-pub(super) fn pending_survey(reply: Value) -> Result<PendingSummary, Error> {
-    let [last, entries, most, worst, idle, laziest, deleted] =
-        parts(reply, "a survey without its seven parts")?;
+/// Our own script: `[last id, entries, most deliveries, their entry, longest idle, its entry, deleted ids]`.
+pub(super) fn pending_summary(reply: Value) -> Result<PendingSummary, Error> {
+    let [last, entries, most_deliveries, most_delivered, longest_idle_ms, longest_idle, deleted] =
+        parts(reply, "a summary without its seven parts")?;
     let id_or_none = |value| {
         let id = text(value)?;
         if id.is_empty() { Ok(None) } else { entry_id(id.into()).map(Some) }
@@ -112,10 +124,10 @@ pub(super) fn pending_survey(reply: Value) -> Result<PendingSummary, Error> {
     Ok(PendingSummary {
         last: id_or_none(last)?,
         entries: count(&entries)?,
-        most_deliveries: count(&most)?,
-        most_delivered: id_or_none(worst)?,
-        longest_idle_ms: count(&idle)?,
-        longest_idle: id_or_none(laziest)?,
+        most_deliveries: count(&most_deliveries)?,
+        most_delivered: id_or_none(most_delivered)?,
+        longest_idle_ms: count(&longest_idle_ms)?,
+        longest_idle: id_or_none(longest_idle)?,
         deleted: ids(deleted)?,
     })
 }
@@ -123,7 +135,8 @@ pub(super) fn pending_survey(reply: Value) -> Result<PendingSummary, Error> {
 /// Our own script: `[last delivered id, entries, pending ids]`.
 pub(super) fn range_with_fate(partition: Partition, reply: Value) -> Result<Vec<(RawEntry, Fate)>, Error> {
     let [delivered, found, pending] = parts(reply, "a range without its three parts")?;
-    let (delivered, pending) = (entry_id(delivered)?, id_set(pending)?);
+    let delivered = entry_id(delivered)?;
+    let pending = id_set(pending)?;
     let fate = |id: &EntryId| match id {
         id if *id > delivered => Fate::Undelivered,
         id if pending.contains(id) => Fate::Pending,
@@ -149,12 +162,12 @@ pub(super) fn id_sets(reply: Value) -> Result<(HashSet<EntryId>, HashSet<EntryId
     Ok((id_set(some)?, id_set(others)?))
 }
 
-/// `[name, value …]`, as XINFO says things.
-pub(crate) fn named(reply: Value) -> Result<HashMap<String, Value>, Error> {
+/// `[name, value …]`, the form of XINFO.
+pub(super) fn named(reply: Value) -> Result<HashMap<String, Value>, Error> {
     pairs(array(reply)?)?.into_iter().map(|(name, value)| Ok((text(name)?, value))).collect()
 }
 
-/// XINFO GROUPS: for each group `[name, value …]`. Their names.
+/// XINFO GROUPS: for each group `[name, value …]`. Returns their names.
 pub(super) fn group_names(reply: Value) -> Result<Vec<String>, Error> {
     let name = |info| {
         for (key, value) in pairs(array(info)?)? {
@@ -167,7 +180,7 @@ pub(super) fn group_names(reply: Value) -> Result<Vec<String>, Error> {
     array(reply)?.into_iter().map(name).collect()
 }
 
-/// XPENDING with a range of one id: nothing, or `[[id, consumer, idle, deliveries]]`.
+/// XPENDING with a range of one id: `[]`, or `[[id, consumer, idle, deliveries]]`.
 pub(super) fn deliveries(reply: Value) -> Result<u64, Error> {
     let Some(pending) = array(reply)?.into_iter().next() else { return Ok(0) };
     let deliveries = array(pending)?.get(3).and_then(Value::as_u64);
@@ -189,7 +202,7 @@ fn pairs(values: Vec<Value>) -> Result<Vec<(Value, Value)>, Error> {
     Ok(pairs)
 }
 
-/// A whole number.
+/// An integer that is not negative.
 pub(super) fn count(value: &Value) -> Result<u64, Error> {
     value.as_u64().ok_or_else(|| unexpected("no count where there should be one"))
 }
@@ -267,18 +280,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inherited_names_whose_it_was() {
+    fn a_claim_from_a_departed_consumer_names_it() {
         let reply = |from: &str| list([from.into(), list([]), list(["3-1".into()])]);
-        let inherited = |from| inherited(partition(), reply(from)).unwrap();
-        assert_eq!(inherited("gone").unwrap().deleted, [EntryId { ms: 3, seq: 1 }]);
-        assert_eq!(inherited(""), None);
+        let claimed = |from| claimed_departed(partition(), reply(from)).unwrap();
+        assert_eq!(claimed("gone").unwrap().deleted, [EntryId { ms: 3, seq: 1 }]);
+        assert_eq!(claimed(""), None);
     }
 
     #[test]
     fn other_shapes_are_errors() {
         assert!(read(partition(), Value::Integer(1)).is_err());
         assert!(read(partition(), list([list(["likes:{0}".into()])])).is_err());
-        assert!(inherited(partition(), list(["a".into(), list([])])).is_err());
+        assert!(claimed_departed(partition(), list(["a".into(), list([])])).is_err());
         assert!(count(&"x".into()).is_err());
         assert!(entries(partition(), list([list(["x".into(), Value::Null])])).is_err());
         assert!(entries(partition(), list([list(["1-0".into(), list(["l".into()])])])).is_err());

@@ -1,4 +1,4 @@
-//! How much of the streams is still to be done, for those who watch and for those who scale.
+//! Samples the backlog of all partitions, for metrics: dashboards, alerts and autoscaling.
 
 use std::{
     collections::HashMap,
@@ -21,27 +21,27 @@ use tokio::{
 };
 
 use crate::{
-    group::membership::Ownership,
+    group::ownership::Ownership,
     stream::{PartitionInfo, Streams},
 };
 
-/// Between two looks at all partitions, and at least for each of them: every consumer looks.
+/// Between two samples of all partitions, and at least for each of them: every consumer samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 const INTERVAL_PER_PARTITION: Duration = Duration::from_millis(20);
 
-/// So that acknowledgements don't wait behind them.
-const LOOKS_AT_ONCE: usize = 16;
+/// Bounded so that acknowledgements don't wait behind samples.
+const CONCURRENT_SAMPLES: usize = 16;
 
-/// What was last seen of the partitions.
+/// The last samples of the partitions.
 #[derive(Default)]
 pub(crate) struct Backlog {
-    /// Nothing while Redis doesn't say.
-    seen: Mutex<Option<HashMap<Partition, Seen>>>,
+    /// `None` while Redis does not answer.
+    samples: Mutex<Option<HashMap<Partition, PartitionSample>>>,
 }
 
-/// What was seen of a partition.
+/// A sample of a partition.
 #[derive(Clone, Copy)]
-struct Seen {
+struct PartitionSample {
     backlog: u64,
     pending: u64,
     oldest_age: Duration,
@@ -49,22 +49,22 @@ struct Seen {
     dead_letters: u64,
 }
 
-impl Seen {
-    fn of(look: &PartitionInfo) -> Self {
-        let age = |id: Option<_>| Duration::from_millis(id.map_or(0, |id| look.age_ms(id)));
-        let oldest_pending = look.group.as_ref().and_then(|group| group.oldest_pending);
+impl PartitionSample {
+    fn of(info: &PartitionInfo) -> Self {
+        let age = |id: Option<_>| Duration::from_millis(id.map_or(0, |id| info.age_ms(id)));
+        let oldest_pending = info.group.as_ref().and_then(|group| group.oldest_pending);
         Self {
-            backlog: look.backlog(),
-            pending: look.group.as_ref().map_or(0, |group| group.pending),
-            oldest_age: age(look.oldest()),
+            backlog: info.backlog(),
+            pending: info.group.as_ref().map_or(0, |group| group.pending),
+            oldest_age: age(info.oldest()),
             oldest_pending_age: age(oldest_pending),
-            dead_letters: look.dead,
+            dead_letters: info.dead,
         }
     }
 }
 
 impl Backlog {
-    /// Shows it: the total, and what there is to say of those partitions that are this consumer's or nobody's.
+    /// Observes the total, and the figures of those partitions that are this consumer's or no consumer's.
     pub(crate) fn observe(
         self: &Arc<Self>,
         meter: &Meter,
@@ -74,8 +74,9 @@ impl Backlog {
         let group = KeyValue::new(names::MESSAGING_CONSUMER_GROUP_NAME, group.to_owned());
         let backlog = Arc::clone(self);
         let total = move |observer: &dyn AsyncInstrument<u64>| {
-            if let Some(seen) = &*backlog.lock() {
-                observer.observe(seen.values().map(|seen| seen.backlog).sum(), std::slice::from_ref(&group));
+            if let Some(samples) = &*backlog.lock() {
+                let total = samples.values().map(|sample| sample.backlog).sum();
+                observer.observe(total, std::slice::from_ref(&group));
             }
         };
         meter
@@ -84,65 +85,73 @@ impl Backlog {
             .with_callback(total)
             .build();
 
-        let count = |name: &'static str, what: &'static str, of: fn(&Seen) -> u64| {
+        let count = |name: &'static str, what: &'static str, of: fn(&PartitionSample) -> u64| {
             let (backlog, ownership) = (Arc::clone(self), ownership.clone());
             let observe = move |observer: &dyn AsyncInstrument<u64>| {
-                backlog
-                    .of_each(&ownership, |partition, seen| observer.observe(of(seen), &[label(partition)]));
+                backlog.of_each(&ownership, |partition, sample| {
+                    observer.observe(of(sample), &[label(partition)]);
+                });
             };
             meter.u64_observable_gauge(name).with_description(what).with_callback(observe).build();
         };
-        count(metric::PARTITION_BACKLOG, "Entries of a partition that are not stored yet", |seen| {
-            seen.backlog
+        count(metric::PARTITION_BACKLOG, "Entries of a partition that are not stored yet", |sample| {
+            sample.backlog
         });
-        count(metric::PARTITION_PENDING, "Those that were delivered and are not acknowledged", |seen| {
-            seen.pending
+        count(metric::PARTITION_PENDING, "Those that were delivered and are not acknowledged", |sample| {
+            sample.pending
         });
-        count(metric::PARTITION_DEAD_LETTERS, "Dead letters that are in Redis", |seen| seen.dead_letters);
+        count(metric::PARTITION_DEAD_LETTERS, "Dead letters that are in Redis", |sample| sample.dead_letters);
 
-        let age = |name: &'static str, what: &'static str, of: fn(&Seen) -> Duration| {
+        let age = |name: &'static str, what: &'static str, of: fn(&PartitionSample) -> Duration| {
             let (backlog, ownership) = (Arc::clone(self), ownership.clone());
             let observe = move |observer: &dyn AsyncInstrument<f64>| {
-                let show =
-                    |partition, seen: &Seen| observer.observe(of(seen).as_secs_f64(), &[label(partition)]);
+                let show = |partition, sample: &PartitionSample| {
+                    observer.observe(of(sample).as_secs_f64(), &[label(partition)]);
+                };
                 backlog.of_each(&ownership, show);
             };
             let gauge = meter.f64_observable_gauge(name).with_unit("s").with_description(what);
             gauge.with_callback(observe).build();
         };
-        age(metric::PARTITION_OLDEST_AGE, "How long ago the oldest of the backlog was accepted", |seen| {
-            seen.oldest_age
+        age(metric::PARTITION_OLDEST_AGE, "How long ago the oldest of the backlog was accepted", |sample| {
+            sample.oldest_age
         });
         age(
             metric::PARTITION_OLDEST_PENDING_AGE,
             "How long ago the oldest of the pending was accepted",
-            |seen| seen.oldest_pending_age,
+            |sample| sample.oldest_pending_age,
         );
     }
 
-    fn of_each(&self, ownership: &watch::Receiver<Ownership>, mut show: impl FnMut(Partition, &Seen)) {
-        let (ownership, seen) = (ownership.borrow(), self.lock());
-        let (assignment, Some(seen)) = (&ownership.assignment, &*seen) else { return };
+    fn of_each(
+        &self,
+        ownership: &watch::Receiver<Ownership>,
+        mut observe: impl FnMut(Partition, &PartitionSample),
+    ) {
+        let ownership = ownership.borrow();
+        let assignment = &ownership.assignment;
+        let samples = self.lock();
+        let Some(samples) = &*samples else { return };
         for partition in assignment.own.iter().chain(&assignment.orphans) {
-            if let Some(seen) = seen.get(partition) {
-                show(*partition, seen);
+            if let Some(sample) = samples.get(partition) {
+                observe(*partition, sample);
             }
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<HashMap<Partition, Seen>>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<HashMap<Partition, PartitionSample>>> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a part of Redis doesn't answer, what was known of its partitions counts.
-    fn sampled(&self, looks: HashMap<Partition, PartitionInfo>) {
-        let mut seen = self.lock();
-        if looks.is_empty() {
-            *seen = None;
+    /// Where a part of Redis doesn't answer, the last samples of its partitions stay.
+    fn update(&self, infos: &HashMap<Partition, PartitionInfo>) {
+        let mut samples = self.lock();
+        if infos.is_empty() {
+            *samples = None;
             return;
         }
-        let known = seen.get_or_insert_default();
-        known.extend(looks.into_iter().map(|(partition, look)| (partition, Seen::of(&look))));
+        let samples = samples.get_or_insert_default();
+        samples.extend(infos.iter().map(|(partition, info)| (*partition, PartitionSample::of(info))));
     }
 }
 
@@ -150,7 +159,7 @@ fn label(partition: Partition) -> KeyValue {
     KeyValue::new(names::PARTITION, partition.to_string())
 }
 
-/// Looks for ever.
+/// Samples for ever.
 pub(crate) async fn sample(
     streams: Streams,
     partitions: watch::Receiver<PartitionCount>,
@@ -168,21 +177,22 @@ pub(crate) async fn sample(
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         ticks.tick().await;
-        let looks = count.partitions().map(async |partition| (partition, streams.look(partition).await));
-        let mut looks = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
-        let (mut seen, mut failed) = (HashMap::new(), None);
-        while let Some((partition, look)) = looks.next().await {
-            match look {
-                Ok(look) => drop(seen.insert(partition, look)),
+        let infos = count.partitions().map(async |partition| (partition, streams.inspect(partition).await));
+        let mut infos = stream::iter(infos).buffer_unordered(CONCURRENT_SAMPLES);
+        let mut inspected = HashMap::new();
+        let mut failed = None;
+        while let Some((partition, info)) = infos.next().await {
+            match info {
+                Ok(info) => drop(inspected.insert(partition, info)),
                 Err(error) => failed = Some(error),
             }
         }
-        backlog.sampled(seen);
+        backlog.update(&inspected);
         match &failed {
             Some(error) if !failing => {
-                tracing::warn!(%error, "how much waits is not known of all partitions");
+                tracing::warn!(%error, "the backlog is not known of all partitions");
             }
-            None if failing => tracing::info!("how much waits is known again"),
+            None if failing => tracing::info!("the backlog is known again"),
             _ => {}
         }
         failing = failed.is_some();

@@ -1,4 +1,4 @@
-//! Looks now and then whether Redis and Postgres are there, for `/readyz`.
+//! Probes Redis and Postgres, for `/readyz`.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long Postgres may take to answer, and before that to hand out a connection.
+/// How long Postgres may take to answer, and before that the pool to return a connection.
 const LIMIT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Error)]
@@ -27,7 +27,7 @@ enum ProbeError {
     Timeout,
 }
 
-/// Looks for ever.
+/// Probes both for ever.
 pub(crate) async fn run(streams: Streams, pool: Pool, redis: Check, postgres: Check) {
     tokio::join!(watch_redis(streams, redis), watch_postgres(pool, postgres));
 }
@@ -58,7 +58,7 @@ async fn probe_postgres(pool: &Pool) -> Result<(), ProbeError> {
     let connection = timeout(LIMIT, pool.get()).await.map_err(|_| ProbeError::Timeout)??;
     let answer = timeout(LIMIT, schema::check(&**connection)).await;
     if answer.is_err() {
-        // It is of no more use to anybody.
+        // Its answer is still outstanding: it can't be used again.
         drop(Object::take(connection));
     }
     Ok(answer.map_err(|_| ProbeError::Timeout)??)

@@ -1,4 +1,4 @@
-//! Trims what every group has acknowledged, so that Redis keeps only what is still to be done.
+//! Trims entries that every group has acknowledged, so that Redis keeps only the backlog.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -11,12 +11,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{group::membership::Ownership, metrics::Metrics, stream::Streams};
+use crate::{group::ownership::Ownership, metrics::Metrics, stream::Streams};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Trims the partitions that this consumer owns now and then until told to stop, and then once more all that it ever
-/// owned: the last consumer to go leaves nothing behind that is done with.
+/// Trims the partitions that this consumer owns until `stop`, and then once more all that it ever owned: the last consumer
+/// to leave also trims the last acknowledged entries.
 pub(crate) async fn run(
     streams: Streams,
     ownership: watch::Receiver<Ownership>,
@@ -46,7 +46,7 @@ pub(crate) async fn run(
     }
 }
 
-/// A partition that can't be trimmed doesn't keep the others from it; one error is returned for all.
+/// Trims all partitions, also when one of them fails. Returns one of the errors.
 async fn trim(
     streams: &Streams,
     partitions: Vec<Partition>,

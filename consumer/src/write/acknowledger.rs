@@ -1,4 +1,4 @@
-//! Acknowledges what is stored.
+//! Acknowledges stored entries.
 
 use std::sync::Arc;
 
@@ -17,14 +17,14 @@ use crate::{
     in_flight::InFlight,
     metrics::{Metrics, StreamOperation},
     store::proof::Committed,
-    stream::Streams,
+    stream::GroupStream,
     trace::BatchTracing,
 };
 
 /// Acknowledges batches.
 #[derive(Clone)]
-pub(crate) struct Acknowledger {
-    pub(crate) streams: Streams,
+pub(crate) struct Acknowledger<S> {
+    pub(crate) streams: S,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) commit_times: Arc<CommitTimes>,
     pub(crate) metrics: Arc<Metrics>,
@@ -32,20 +32,21 @@ pub(crate) struct Acknowledger {
     pub(crate) log_rates: Arc<LogRates>,
 }
 
-/// Of lines that every batch could bring.
+/// Rates of log lines that every batch could cause.
 #[derive(Default)]
 pub(crate) struct LogRates {
     dead_letters: LogRate,
     unacknowledged: LogRate,
 }
 
-impl Acknowledger {
-    /// Acknowledges what is stored. What Redis does not take now stays pending and comes again: after a while it is
-    /// claimed, found stored already, and acknowledged then.
+impl<S: GroupStream> Acknowledger<S> {
+    /// Acknowledges a stored batch. Entries that Redis does not acknowledge now stay pending and are delivered again: they
+    /// are claimed after `CLAIM_MIN_IDLE`, found in the table, and acknowledged then.
     pub(super) async fn ack(self, committed: Committed, span: Option<Span>) {
         let started = Instant::now();
         let acked = self.streams.ack(committed).await;
-        let (took, error) = (started.elapsed(), acked.failed.as_ref().map(|(_, error)| error));
+        let took = started.elapsed();
+        let error = acked.failed.as_ref().map(|(_, error)| error);
         self.metrics.redis_took(StreamOperation::Ack, took, error);
         self.tracing.acknowledged(span.as_ref(), took, error);
         self.commit_times.record(acked.entries.iter().map(|entry| entry.at.partition));
@@ -60,17 +61,17 @@ impl Acknowledger {
         self.in_flight.release(acked.entries.iter().map(|entry| (entry.at, entry.likes)));
     }
 
-    /// There may be very many.
-    fn log_dead_letters(&self, letters: &[(Position, Reason)], span: Option<&Span>) {
-        for (_, reason) in letters {
+    /// Logs the last one for all: there may be very many.
+    fn log_dead_letters(&self, dead_letters: &[(Position, Reason)], span: Option<&Span>) {
+        for (_, reason) in dead_letters {
             self.metrics.dead_letter(*reason);
         }
-        if let Some((last, reason)) = letters.last()
-            && let Some(letters) = self.log_rates.dead_letters.record(letters.len())
+        if let Some((last, reason)) = dead_letters.last()
+            && let Some(count) = self.log_rates.dead_letters.record(dead_letters.len())
         {
             let trace_id = spans::trace_id(span);
             tracing::warn!(
-                letters, last_partition = %last.partition, last_id = %last.id, last_reason = reason.code(), trace_id,
+                letters = count, last_partition = %last.partition, last_id = %last.id, last_reason = reason.code(), trace_id,
                 "dead letters"
             );
         }

@@ -3,7 +3,6 @@
 
 use std::{panic, sync::Arc, time::Duration};
 
-use deadpool_postgres::Pool;
 use shared::{
     backoff::Backoff,
     error_chain::one_line,
@@ -19,30 +18,29 @@ use crate::{
     metrics::CommittedBatch,
     store::{
         batch::Batch,
+        batch_store::BatchStore,
         error::WriteError,
         gathering::{BatchLimits, Flush, Gathering},
-        predictor::InsertPredictor,
         proof::Committed,
-        session::Transactions,
-        write::{self, Attempt},
+        write::Attempt,
     },
+    stream::GroupStream,
+    task,
     trace::BatchTracing,
     write::acknowledger::Acknowledger,
 };
 
 /// Writes batches.
-pub(crate) struct Writer {
-    pub(crate) pool: Pool,
+pub(crate) struct Writer<B, S> {
+    pub(crate) store: B,
     pub(crate) limits: BatchLimits,
-    pub(crate) transactions: Transactions,
-    pub(crate) predictor: InsertPredictor,
-    pub(crate) acknowledger: Acknowledger,
+    pub(crate) acknowledger: Acknowledger<S>,
     pub(crate) check: Check,
 }
 
-impl Writer {
+impl<B: BatchStore, S: GroupStream> Writer<B, S> {
     /// Writes until no more entries come and all are stored and acknowledged. Dropped before that, it loses nothing:
-    /// what is not acknowledged is delivered again.
+    /// entries that are not acknowledged are delivered again.
     pub(crate) async fn run(mut self, mut entries: mpsc::UnboundedReceiver<Entry>) {
         let mut gathering = Gathering::new(self.limits);
         let mut gathered = None;
@@ -53,7 +51,7 @@ impl Writer {
                 (None, None) => gathering.batch(&mut entries).await,
                 (None, Some(ack)) => tokio::select! {
                     next = gathering.batch(&mut entries) => next,
-                    // What it has not released nobody can read on over: its panic is not to wait for the next batch.
+                    // Entries that it has not released block the readers: its panic must not wait for the next batch.
                     acked = ack => {
                         propagate_panic(acked);
                         acking = None;
@@ -73,41 +71,29 @@ impl Writer {
                     batch = gathering.full_batch(&mut entries) => (write.await, Some(batch)),
                 }
             };
-            let ack = tokio::spawn(self.acknowledger.clone().ack(committed, span));
-            end(acking.replace(AbortOnDropHandle::new(ack))).await;
+            let ack = task::spawn(Box::pin(self.acknowledger.clone().ack(committed, span)));
+            join(acking.replace(ack)).await;
         }
-        end(acking).await;
+        join(acking).await;
     }
 
-    /// Tries for as long as it takes. The batch is held meanwhile and nothing more is read: likes wait in Redis.
+    /// Tries for as long as it takes. The batch is kept meanwhile and nothing more is read: likes wait in Redis.
     async fn write(&mut self, mut batch: Batch, flush: Flush, span: Option<&Span>) -> Committed {
-        let (likes, rows) = (batch.likes(), batch.rows());
-        let (mut retry, mut halt) = (Backoff::retry(), Backoff::halt());
-        let (metrics, tracing) = (Arc::clone(&self.acknowledger.metrics), self.acknowledger.tracing.clone());
+        let likes = batch.likes();
+        let rows = batch.rows();
+        let mut retry = Backoff::retry();
+        let mut halt = Backoff::halt();
+        let metrics = Arc::clone(&self.acknowledger.metrics);
+        let tracing = self.acknowledger.tracing.clone();
         let ended = |attempt: &Attempt<'_>| {
             metrics.transaction(attempt);
             tracing.transaction(span, attempt);
         };
         loop {
-            let predictor = Some(&mut self.predictor);
-            let written = write::write(&self.pool, self.transactions, predictor, batch, &ended).await;
-            let (unwritten, error) = match written {
+            let (unwritten, error) = match self.store.write(batch, &ended).await {
                 Ok(committed) => {
                     if rows > 0 {
-                        let batch = CommittedBatch {
-                            flush,
-                            likes,
-                            rows,
-                            inserted: committed.inserted(),
-                            rejected: committed.rejected(),
-                            fell_back: committed.fell_back(),
-                            end_to_end_latencies: committed.end_to_end_latencies(),
-                        };
-                        metrics.committed(&batch);
-                        BatchTracing::committed(span, &batch);
-                        if self.check.pass() {
-                            tracing::info!("Postgres stores likes again");
-                        }
+                        self.record(&committed, flush, likes, rows, span);
                     }
                     self.acknowledger.in_flight.resume();
                     return committed;
@@ -125,10 +111,30 @@ impl Writer {
         }
     }
 
+    fn record(&self, committed: &Committed, flush: Flush, likes: usize, rows: usize, span: Option<&Span>) {
+        let batch = CommittedBatch {
+            flush,
+            likes,
+            rows,
+            inserted: committed.inserted(),
+            rejected: committed.rejected(),
+            fell_back: committed.fell_back(),
+            end_to_end_latencies: committed.end_to_end_latencies(),
+        };
+        self.acknowledger.metrics.committed(&batch);
+        BatchTracing::committed(span, &batch);
+        if self.check.pass() {
+            tracing::info!("Postgres stores likes again");
+        }
+    }
+
     fn log_failure(&self, batch: &Batch, error: &WriteError, retry_in: Duration, span: Option<&Span>) {
         self.acknowledger.metrics.failed(error.class());
-        let (why, trace_id, span_id) = (one_line(error), spans::trace_id(span), spans::span_id(span));
-        let (rows, held_ms) = (batch.rows(), batch.first_read_at().elapsed().as_millis());
+        let why = one_line(error);
+        let trace_id = spans::trace_id(span);
+        let span_id = spans::span_id(span);
+        let rows = batch.rows();
+        let held_ms = batch.first_read_at().elapsed().as_millis();
         if error.class() == FailureClass::Halt {
             tracing::error!(
                 error = why,
@@ -146,29 +152,29 @@ impl Writer {
         }
     }
 
-    /// An entry that is tried alone has survived this try: that it failed was not its fault.
+    /// Waits. A quarantined entry has survived its try: the failure was not its fault, and a crash during the wait would
+    /// not be, either.
     async fn wait_before_retry(&self, batch: &Batch, delay: Duration) {
         let Some(at) = batch.quarantined() else {
             return sleep(delay).await;
         };
         if let Err(error) = self.acknowledger.streams.end_quarantine(at).await {
-            tracing::debug!(%error, "an entry's lonely try stays on record");
+            tracing::debug!(%error, "the end of an entry's quarantine is not recorded");
         }
         sleep(delay).await;
         if let Err(error) = self.acknowledger.streams.begin_quarantine(at).await {
-            tracing::debug!(%error, "an entry's lonely try is not on record");
+            tracing::debug!(%error, "the start of an entry's quarantine is not recorded");
         }
     }
 }
 
-/// Waits for the end of a task.
-async fn end(task: Option<AbortOnDropHandle<()>>) {
+/// Waits for the end of a task, and propagates its panic.
+async fn join(task: Option<AbortOnDropHandle<()>>) {
     if let Some(task) = task {
         propagate_panic(task.await);
     }
 }
 
-/// A task's panic is ours.
 fn propagate_panic(ended: Result<(), JoinError>) {
     if let Err(panicked) = ended
         && panicked.is_panic()

@@ -52,7 +52,7 @@ async fn a_batch_is_full_at_its_rows_with_one_entry_over_at_most() {
 }
 
 #[tokio::test]
-async fn a_batch_takes_what_is_there_and_waits_no_longer_than_its_linger() {
+async fn a_batch_takes_available_entries_and_waits_no_longer_than_its_linger() {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let linger = Duration::from_millis(20);
     let started = Instant::now();
@@ -68,7 +68,7 @@ async fn a_batch_takes_what_is_there_and_waits_no_longer_than_its_linger() {
 }
 
 #[tokio::test]
-async fn what_is_gathered_before_a_batch_is_wanted_is_in_it() {
+async fn entries_gathered_before_a_batch_is_requested_are_in_it() {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     let mut gathering = Gathering::new(limits(3));
     for user in 1..=2 {
@@ -81,7 +81,7 @@ async fn what_is_gathered_before_a_batch_is_wanted_is_in_it() {
 
     sender.send(entry(0, vec![like(4, 1, 0)])).unwrap();
     drop(sender);
-    assert!(gathering.full_batch(&mut receiver).now_or_never().is_none(), "it is no full one");
+    assert!(gathering.full_batch(&mut receiver).now_or_never().is_none(), "the batch is not full");
     let (batch, flush) = gathering.batch(&mut receiver).await.unwrap();
     assert_eq!((batch.rows(), flush), (1, Flush::Shutdown));
 }
@@ -111,13 +111,13 @@ fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
     assert!(batch.next_rows().is_none());
     let committed = batch.into_committed(false);
     assert_eq!((committed.inserted(), committed.rejected()), (3, 1));
-    let letters: Vec<Vec<Bytes>> = committed
+    let dead_letters: Vec<Vec<Bytes>> = committed
         .into_entries()
         .iter()
-        .map(|entry| entry.dead_letters.iter().map(|letter| letter.payload().clone()).collect())
+        .map(|entry| entry.dead_letters.iter().map(|dead| dead.payload().clone()).collect())
         .collect();
-    let alone = |like| Bytes::from(codec::encode(&[like]));
-    assert_eq!(letters, [vec![alone(bad)], vec![], vec![alone(like(7, 42, 2))]]);
+    let single = |like| Bytes::from(codec::encode(&[like]));
+    assert_eq!(dead_letters, [vec![single(bad)], vec![], vec![single(like(7, 42, 2))]]);
 }
 
 proptest! {

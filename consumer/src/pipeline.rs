@@ -1,0 +1,265 @@
+//! The pipeline: its tasks, how they are connected, and the order in which they end.
+
+use std::sync::Arc;
+
+use deadpool_postgres::Pool;
+use shared::{
+    runtime::admin::{Check, Health},
+    telemetry::Telemetry,
+    wire::partition::PartitionCount,
+};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Duration, Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    config::Settings,
+    entry::Entry,
+    group::{
+        control::{self, CommitTimes},
+        membership::{Candidate, Membership, NameTaken},
+        ownership::Ownership,
+        static_assignment::StaticAssignment,
+    },
+    in_flight::InFlight,
+    metrics::Metrics,
+    read::{
+        health::ReadHealth,
+        pacing,
+        partition_reader::{ReadContext, ReadLimits},
+        supervisor::{ReaderCrashed, Supervisor},
+    },
+    store::{batch_store::PostgresStore, gathering::BatchLimits},
+    stream::{Paused, Streams},
+    task,
+    trace::BatchTracing,
+    upkeep::{Upkeep, UpkeepContext, UpkeepCrashed},
+    write::{acknowledger::Acknowledger, writer::Writer},
+};
+
+/// How long the last commands to Redis may take when all entries are settled.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+
+/// Batches in flight: one that is acknowledged, one that is written, one that is read.
+const BATCHES_IN_FLIGHT: usize = 3;
+
+/// Why the pipeline ended other than by shutdown.
+#[derive(Debug, Error)]
+pub(crate) enum PipelineError {
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
+    #[error("{0} ended by itself: this is a bug; what was not acknowledged will be delivered again")]
+    Crashed(&'static str),
+    #[error(
+        "not everything was stored within DRAIN_TIMEOUT, {0}: it stays pending and will be delivered again"
+    )]
+    Drain(humantime::FormattedDuration),
+}
+
+impl From<UpkeepCrashed> for PipelineError {
+    fn from(UpkeepCrashed(task): UpkeepCrashed) -> Self {
+        Self::Crashed(task)
+    }
+}
+
+/// The checks that readiness depends on.
+pub(crate) struct Checks {
+    redis: Check,
+    postgres: Check,
+    membership: Check,
+    reader: Check,
+    writer: Check,
+}
+
+impl Checks {
+    pub(crate) fn new(health: &Health) -> Self {
+        Self {
+            redis: health.check("redis"),
+            postgres: health.check("postgres"),
+            membership: health.check("membership"),
+            reader: health.check("reader"),
+            writer: health.check("writer"),
+        }
+    }
+}
+
+/// The parts that the pipeline is assembled from.
+pub(crate) struct Pipeline {
+    pub(crate) settings: Settings,
+    pub(crate) static_assignment: Option<StaticAssignment>,
+    pub(crate) streams: Streams,
+    pub(crate) pool: Pool,
+    pub(crate) partitions: watch::Receiver<PartitionCount>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) checks: Checks,
+}
+
+/// State that several tasks share.
+#[derive(Default)]
+struct Shared {
+    in_flight: Arc<InFlight>,
+    commit_times: Arc<CommitTimes>,
+    paused: watch::Sender<Paused>,
+}
+
+impl Pipeline {
+    /// Joins the group, and runs until `shutdown` or until another process takes this consumer's name. Entries that were
+    /// read by then are stored and acknowledged within `DRAIN_TIMEOUT`; then the consumer resigns.
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), PipelineError> {
+        let shared = Shared::default();
+        // Before anything is read.
+        control::refresh_paused(&self.streams, &shared.paused).await;
+        let joining = self.candidate(&shared).join();
+        let Some(membership) = shutdown.run_until_cancelled(joining).await.transpose()? else {
+            return Ok(());
+        };
+        let ownership = membership.ownership();
+        let stop = shutdown.child_token();
+        let drained = CancellationToken::new();
+        let heartbeats = spawn_heartbeats(membership, stop.clone(), drained.clone());
+        let commit_times = Arc::clone(&shared.commit_times);
+        let control = control::run(self.streams.clone(), shared.paused.clone(), commit_times);
+        let _control = task::spawn(Box::pin(control));
+        let mut upkeep = self.spawn_upkeep(&ownership);
+
+        let drain_deadline = async {
+            stop.cancelled().await;
+            sleep(self.settings.drain_timeout).await;
+        };
+        let ended = tokio::select! {
+            done = self.move_entries(shared, ownership, stop.clone()) => done,
+            () = drain_deadline => Err(PipelineError::Drain(humantime::format_duration(self.settings.drain_timeout))),
+            crashed = upkeep.crashed() => Err(crashed.into()),
+        };
+        // From here on other consumers may have the entries that are still pending.
+        drained.cancel();
+        let (trimmed, resigned) =
+            tokio::join!(timeout(SHUTDOWN_GRACE, upkeep.stop()), timeout(SHUTDOWN_GRACE, heartbeats));
+        if trimmed.is_err() || resigned.is_err() {
+            tracing::warn!(
+                "Redis does not answer: others will notice after the liveness timeout that this consumer is gone"
+            );
+        }
+        if let Ok(resigned) = resigned {
+            resigned.map_err(|_| PipelineError::Crashed("the heartbeat"))??;
+        }
+        ended?;
+        Ok(trimmed.unwrap_or(Ok(()))?)
+    }
+
+    fn candidate(&self, shared: &Shared) -> Candidate<Streams> {
+        Candidate {
+            heartbeats: self.streams.clone(),
+            static_assignment: self.static_assignment.as_ref().map(ToString::to_string).unwrap_or_default(),
+            partitions: self.partitions.clone(),
+            paused: shared.paused.subscribe(),
+            in_flight: Arc::clone(&shared.in_flight),
+            metrics: Arc::clone(&self.metrics),
+            check: self.checks.membership.clone(),
+        }
+    }
+
+    fn spawn_upkeep(&self, ownership: &watch::Receiver<Ownership>) -> Upkeep {
+        Upkeep::spawn(&UpkeepContext {
+            streams: &self.streams,
+            pool: &self.pool,
+            partitions: &self.partitions,
+            ownership,
+            retention: self.settings.stream_retention,
+            metrics: &self.metrics,
+            meter: &self.telemetry.meter(),
+            redis: &self.checks.redis,
+            postgres: &self.checks.postgres,
+        })
+    }
+
+    /// Reads until `stop`, and until everything that was read is stored and acknowledged. The end of the readers closes the
+    /// channel, and the writer ends when the channel is empty.
+    async fn move_entries(
+        &self,
+        shared: Shared,
+        ownership: watch::Receiver<Ownership>,
+        stop: CancellationToken,
+    ) -> Result<(), PipelineError> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let writer = self.writer(&shared);
+        let writing = task::spawn(Box::pin(writer.run(receiver)));
+        let supervisor = self.supervisor(&shared, ownership, sender, stop);
+        let partitions = *self.partitions.borrow();
+        let reading = task::spawn(Box::pin(supervisor.run(partitions)));
+        let read = async {
+            let read = reading.await.map_err(|_| PipelineError::Crashed("the reader"))?;
+            read.map_err(|ReaderCrashed| PipelineError::Crashed("a reader"))
+        };
+        let written = async { writing.await.map_err(|_| PipelineError::Crashed("the writer")) };
+        tokio::try_join!(read, written).map(drop)
+    }
+
+    fn writer(&self, shared: &Shared) -> Writer<PostgresStore, Streams> {
+        let settings = &self.settings;
+        let check = self.checks.writer.clone();
+        check.pass();
+        Writer {
+            store: PostgresStore::new(self.pool.clone(), settings.transactions()),
+            limits: BatchLimits { rows: settings.batch_rows.get(), linger: settings.batch_linger },
+            acknowledger: Acknowledger {
+                streams: self.streams.clone(),
+                in_flight: Arc::clone(&shared.in_flight),
+                commit_times: Arc::clone(&shared.commit_times),
+                metrics: Arc::clone(&self.metrics),
+                tracing: BatchTracing::new(
+                    self.telemetry.tracing(),
+                    &self.streams.template(),
+                    self.streams.group(),
+                    self.streams.consumer(),
+                ),
+                log_rates: Arc::default(),
+            },
+            check,
+        }
+    }
+
+    fn supervisor(
+        &self,
+        shared: &Shared,
+        ownership: watch::Receiver<Ownership>,
+        entries: mpsc::UnboundedSender<Entry>,
+        shutdown: CancellationToken,
+    ) -> Supervisor<Streams> {
+        let settings = &self.settings;
+        let limits = ReadLimits {
+            rows_in_flight: BATCHES_IN_FLIGHT * settings.batch_rows.get(),
+            poll_min: pacing::poll_min(settings.batch_linger),
+            claim_min_idle: settings.claim_min_idle,
+            max_deliveries: settings.max_deliveries,
+            started: Instant::now(),
+        };
+        let context = ReadContext {
+            streams: self.streams.clone(),
+            limits,
+            in_flight: Arc::clone(&shared.in_flight),
+            entries,
+            metrics: Arc::clone(&self.metrics),
+            tracing: self.telemetry.tracing(),
+            health: ReadHealth::new(self.checks.reader.clone()),
+            shutdown,
+        };
+        let stable_name = settings.consumer_name.is_some();
+        Supervisor { context: Arc::new(context), ownership, stable_name }
+    }
+}
+
+/// Stops everything as well when another process takes this consumer's name.
+fn spawn_heartbeats(
+    membership: Membership<Streams>,
+    stop: CancellationToken,
+    drained: CancellationToken,
+) -> AbortOnDropHandle<Result<(), NameTaken>> {
+    task::spawn(Box::pin(async move {
+        membership.run(stop.clone(), drained).await.inspect_err(|_| stop.cancel())
+    }))
+}
