@@ -22,7 +22,7 @@ use crate::{
     store::session::{Pooling, Transactions},
 };
 
-/// Writes likes from Redis Streams into Postgres, in big transactions. Run as many as you like.
+/// Write likes from Redis Streams into Postgres in large transactions. Any number of copies can run
 #[derive(Parser, Debug)]
 #[command(name = "consumer", version)]
 pub struct Settings {
@@ -35,17 +35,17 @@ pub struct Settings {
     #[command(flatten)]
     pub(crate) streams: StreamArgs,
 
-    /// The consumer group: entries are shared among its members
+    /// Consumer group, whose members share the entries
     #[arg(long, env = "LIKES_GROUP", default_value = "likes-writers", value_name = "NAME", value_parser = group_name)]
     pub(crate) likes_group: String,
 
-    /// This consumer's name in the group, unique in it [default: the host's name with a unique suffix]
+    /// Name of this consumer, unique in its group [default: host name with a unique suffix]
     #[arg(long, env = "CONSUMER_NAME", value_name = "NAME", value_parser = group_name)]
     pub(crate) consumer_name: Option<String>,
 
-    /// Which partitions this consumer reads: auto (its share among the group's members), some (0-3,8), a share that is
-    /// fixed (2/4: the third of four, counted from 0), or ordinal/4 (the same, counted by the number at the end of the
-    /// host's name, as a StatefulSet gives it)
+    /// Partitions of this consumer: auto (a share among the group's members), a static list (0-3,8), a static share (2/4:
+    /// the third of four, counted from 0), or ordinal/4 (a static share by the number at the end of the host name, as in a
+    /// StatefulSet)
     #[arg(
         long = "partitions",
         env = "CONSUMER_PARTITIONS",
@@ -54,47 +54,47 @@ pub struct Settings {
     )]
     pub(crate) consumer_partitions: ConsumerPartitions,
 
-    /// Where /livez, /readyz and /metrics are; never needs to be public
+    /// Address of /livez, /readyz and /metrics; never needs to be public
     #[arg(long, env = "CONSUMER_ADMIN_LISTEN", default_value = "127.0.0.1:8082", value_name = "ADDRESS",
           value_parser = address)]
     pub(crate) consumer_admin_listen: SocketAddr,
 
-    /// A transaction takes entries until it has this many rows
+    /// Number of rows from which on a transaction takes no more entries
     #[arg(long, env = "BATCH_ROWS", default_value = "5000", value_name = "ROWS", value_parser = batch_rows)]
     pub(crate) batch_rows: NonZeroUsize,
 
-    /// How long a transaction that is not full waits for more entries
+    /// Maximum time that a transaction that is not full waits for more entries
     #[arg(long, env = "BATCH_LINGER", default_value = "10ms", value_name = "DURATION", value_parser = duration)]
     pub(crate) batch_linger: Duration,
 
-    /// How long an entry may be pending with another consumer before this one claims it; at least BATCH_LINGER and
-    /// twice WRITE_TIMEOUT
+    /// Time that an entry is pending with another consumer before this one claims it; at least BATCH_LINGER plus twice
+    /// WRITE_TIMEOUT
     #[arg(long, env = "CLAIM_MIN_IDLE", default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) claim_min_idle: Duration,
 
-    /// How often an entry may be delivered. Beyond it, it may be one that kills consumers: it is tried alone, and is a
-    /// dead letter when whoever tries it so does not survive it twice
+    /// Maximum number of deliveries of an entry. Beyond it, the entry is suspected of killing consumers: it is processed in
+    /// quarantine, by itself, and becomes a dead letter when consumers did not survive that twice
     #[arg(long, env = "MAX_DELIVERIES", default_value = "5", value_name = "COUNT",
           value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) max_deliveries: u64,
 
-    /// How long an acknowledged entry stays before it is trimmed
+    /// Time that an acknowledged entry stays before it is trimmed
     #[arg(long, env = "STREAM_RETENTION", default_value = "0s", value_name = "DURATION", value_parser = duration)]
     pub(crate) stream_retention: Duration,
 
-    /// How long a transaction may take before it is given up and tried again
+    /// Maximum time of a transaction, after which it is tried again
     #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = write_timeout)]
     pub(crate) write_timeout: Duration,
 
-    /// Whether a connection has a session of Postgres to itself, or only a transaction at a time, behind a pooler
+    /// Sharing of Postgres sessions, which a pooler may give to single transactions
     #[arg(long, env = "POSTGRES_POOLING", default_value = "session", value_name = "MODE", value_enum)]
     pub(crate) postgres_pooling: Pooling,
 
-    /// How long the batch in hand may take to be stored and acknowledged after SIGTERM
+    /// Maximum time after SIGTERM to store and acknowledge the entries already read
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) drain_timeout: Duration,
 
-    /// How long to wait for Redis, and then for Postgres, at start
+    /// Maximum wait for Redis, and then for Postgres, at start
     #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) startup_timeout: Duration,
 

@@ -241,7 +241,8 @@ impl Metrics {
                 KeyValue::new(names::DB_CLIENT_CONNECTION_STATE, state),
             ]
         };
-        let (idle, used) = (state("idle"), state("used"));
+        let idle = state("idle");
+        let used = state("used");
         let observe = move |observer: &dyn AsyncInstrument<i64>| {
             let status = pool.status();
             let count = |connections| i64::try_from(connections).unwrap_or(i64::MAX);

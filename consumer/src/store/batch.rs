@@ -75,7 +75,7 @@ impl Batch {
         self.rows.len()
     }
 
-    /// Returns the number of likes that its entries hold, duplicates included.
+    /// Returns the number of likes of its entries, duplicates included.
     pub fn likes(&self) -> usize {
         self.likes
     }

@@ -18,7 +18,7 @@ use crate::store::{
 /// all if it can. Returns the outcomes.
 ///
 /// A rejected piece costs a savepoint and no transaction of its own. Deferred constraints are checked with each piece,
-/// because a commit that fails says nothing about pieces.
+/// because a failed COMMIT names no piece.
 pub(super) async fn bisect(
     connection: &Object,
     transactions: Transactions,

@@ -24,9 +24,9 @@ const COMPARISON_TIMEOUT: Duration = Duration::from_secs(3);
 /// How connections share the sessions of Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Pooling {
-    /// Each connection has one to itself
+    /// Each connection has a session to itself
     Session,
-    /// Each transaction has one, as behind a PgBouncer with pool_mode = transaction
+    /// Each transaction has a session, as behind a PgBouncer with pool_mode = transaction
     Transaction,
 }
 
@@ -34,7 +34,7 @@ pub enum Pooling {
 #[derive(Clone, Copy, Debug)]
 pub struct Transactions {
     pub pooling: Pooling,
-    /// The time of a whole transaction: a statement that waits longer in the server would wait in vain.
+    /// The time of a whole transaction: no statement needs to wait longer in the server.
     pub limit: Duration,
 }
 
@@ -84,7 +84,7 @@ SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting(
     }
 
     /// Prepares a statement, within a transaction. It must be dropped before the commit is sent: where the session is
-    /// not ours it is closed then, or the next one in it would find its name taken.
+    /// not ours it is closed then, or the next client of the session would find its name in use.
     pub async fn prepare(self, connection: &Object, sql: &str) -> Result<Statement, Error> {
         match self.pooling {
             Pooling::Session => connection.prepare_cached(sql).await,

@@ -231,7 +231,7 @@ fn text(value: Value) -> Result<String, Error> {
     value.into_string().ok_or_else(|| unexpected("no text where there should be some"))
 }
 
-/// A name that somebody else has given: whatever bytes they are, people must see something of it.
+/// A name that another program has chosen, which may be no UTF-8: operators see as much of it as possible.
 fn lossy(value: Value) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes(value)?).into_owned())
 }

@@ -86,7 +86,8 @@ impl Backlog {
             .build();
 
         let count = |name: &'static str, what: &'static str, of: fn(&PartitionSample) -> u64| {
-            let (backlog, ownership) = (Arc::clone(self), ownership.clone());
+            let backlog = Arc::clone(self);
+            let ownership = ownership.clone();
             let observe = move |observer: &dyn AsyncInstrument<u64>| {
                 backlog.of_each(&ownership, |partition, sample| {
                     observer.observe(of(sample), &[label(partition)]);
@@ -103,7 +104,8 @@ impl Backlog {
         count(metric::PARTITION_DEAD_LETTERS, "Dead letters that are in Redis", |sample| sample.dead_letters);
 
         let age = |name: &'static str, what: &'static str, of: fn(&PartitionSample) -> Duration| {
-            let (backlog, ownership) = (Arc::clone(self), ownership.clone());
+            let backlog = Arc::clone(self);
+            let ownership = ownership.clone();
             let observe = move |observer: &dyn AsyncInstrument<f64>| {
                 let show = |partition, sample: &PartitionSample| {
                     observer.observe(of(sample).as_secs_f64(), &[label(partition)]);
