@@ -19,6 +19,8 @@ mod service;
 pub mod store;
 pub mod stream;
 mod task;
+#[cfg(test)]
+mod testing;
 mod trace;
 mod upkeep;
 mod write;

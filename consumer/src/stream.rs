@@ -8,6 +8,8 @@
 
 mod admin_ops;
 mod client;
+#[cfg(test)]
+pub(crate) mod fake;
 mod group_stream;
 mod inspect;
 mod members;

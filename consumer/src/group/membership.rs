@@ -74,9 +74,9 @@ impl<H: Heartbeats> Candidate<H> {
     pub(crate) async fn join(self) -> Result<Membership<H>, NameTaken> {
         let mut membership = Membership::new(self);
         let deadline = Instant::now() + NAME_PATIENCE;
-        while let Err(taken) = membership.send_heartbeat().await {
+        while let Err(in_use) = membership.send_heartbeat().await {
             if Instant::now() > deadline {
-                return Err(taken);
+                return Err(in_use);
             }
             sleep(HEARTBEAT_INTERVAL).await;
         }
@@ -247,3 +247,6 @@ impl<H: Heartbeats> Membership<H> {
 fn list(partitions: &[Partition]) -> String {
     partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
+
+#[cfg(test)]
+mod tests;

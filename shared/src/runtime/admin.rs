@@ -74,8 +74,8 @@ impl Health {
         gauge.with_description("1 where a check of /readyz passes, 0 where not").build();
     }
 
-    /// Every check by name, with the reason why it fails.
-    fn checks(&self) -> BTreeMap<&'static str, Option<String>> {
+    /// Returns every check by name, with the reason why it fails.
+    pub fn checks(&self) -> BTreeMap<&'static str, Option<String>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -1,0 +1,245 @@
+#![expect(clippy::unchecked_time_subtraction, reason = "of constants")]
+
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::{
+    stream::fake::FakeMembers,
+    testing::{self, failing, pass, settle},
+};
+
+/// A running membership of the member `a`, with everything that it hears of.
+struct Member {
+    members: FakeMembers,
+    partitions: watch::Sender<PartitionCount>,
+    paused: watch::Sender<Paused>,
+    in_flight: Arc<InFlight>,
+    health: shared::runtime::admin::Health,
+    ownership: watch::Receiver<Ownership>,
+    leaving: CancellationToken,
+    drained: CancellationToken,
+    run: JoinHandle<Result<(), NameTaken>>,
+}
+
+fn candidate(members: &FakeMembers) -> Candidate<FakeMembers> {
+    Candidate {
+        heartbeats: members.clone(),
+        static_assignment: String::new(),
+        partitions: watch::Sender::new(PartitionCount::new(4).unwrap()).subscribe(),
+        paused: watch::Sender::default().subscribe(),
+        in_flight: Arc::default(),
+        metrics: testing::metrics(),
+        check: shared::runtime::admin::Health::default().check("membership"),
+    }
+}
+
+async fn start(members: FakeMembers) -> Member {
+    let partitions = watch::Sender::new(PartitionCount::new(4).unwrap());
+    let paused = watch::Sender::default();
+    let in_flight = Arc::new(InFlight::default());
+    let health = shared::runtime::admin::Health::default();
+    let candidate = Candidate {
+        partitions: partitions.subscribe(),
+        paused: paused.subscribe(),
+        in_flight: Arc::clone(&in_flight),
+        check: health.check("membership"),
+        ..candidate(&members)
+    };
+    let membership = candidate.join().await.unwrap();
+    let ownership = membership.ownership();
+    let leaving = CancellationToken::new();
+    let drained = CancellationToken::new();
+    let run = tokio::spawn(membership.run(leaving.clone(), drained.clone()));
+    settle().await;
+    Member { members, partitions, paused, in_flight, health, ownership, leaving, drained, run }
+}
+
+impl Member {
+    fn owned(&self) -> usize {
+        self.ownership.borrow().own().len()
+    }
+
+    /// Lets time pass, in which another member sends heartbeats.
+    async fn pass_with_heartbeats_of(&self, name: &str, duration: Duration) {
+        let until = Instant::now() + duration;
+        while Instant::now() < until {
+            self.members.other(name);
+            pass(HEARTBEAT_INTERVAL).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn partitions_are_shared_with_a_member_from_its_first_heartbeat_to_its_liveness_timeout() {
+    let a = start(FakeMembers::default()).await;
+    assert_eq!(a.owned(), 4);
+    a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
+    assert_eq!(a.owned(), 2);
+    pass(LIVENESS_TIMEOUT - HEARTBEAT_INTERVAL * 2).await;
+    assert_eq!(a.owned(), 2);
+    pass(HEARTBEAT_INTERVAL * 3).await;
+    assert_eq!(a.owned(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ownership_stays_while_heartbeats_fail_and_the_check_fails_with_the_reason() {
+    let a = start(FakeMembers::default()).await;
+    a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
+    let before = a.ownership.borrow().clone();
+    assert_eq!(failing(&a.health, "membership"), None);
+    a.members.set_away(true);
+    pass(Duration::from_mins(1)).await;
+    assert_eq!(*a.ownership.borrow(), before);
+    assert_eq!(
+        failing(&a.health, "membership").as_deref(),
+        Some("no heartbeat: IO Error: connection reset by peer")
+    );
+    a.members.set_away(false);
+    pass(HEARTBEAT_INTERVAL).await;
+    assert_eq!(failing(&a.health, "membership"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_member_counts_as_dead_until_the_liveness_timeout_after_contact_is_back() {
+    let a = start(FakeMembers::default()).await;
+    a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
+    a.members.set_away(true);
+    pass(Duration::from_mins(1)).await;
+    a.members.set_away(false);
+    pass(LIVENESS_TIMEOUT - HEARTBEAT_INTERVAL / 2).await;
+    assert_eq!(a.owned(), 2, "b may be on its way back");
+    pass(HEARTBEAT_INTERVAL * 3).await;
+    assert_eq!(a.owned(), 4, "b has not come back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_comes_back_with_redis_keeps_its_partitions() {
+    let mut a = start(FakeMembers::default()).await;
+    a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
+    a.members.set_away(true);
+    pass(Duration::from_mins(1)).await;
+    a.ownership.mark_unchanged();
+    a.members.set_away(false);
+    pass(Duration::from_secs(3)).await;
+    a.pass_with_heartbeats_of("b", Duration::from_secs(30)).await;
+    assert!(!a.ownership.has_changed().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_name_of_a_process_that_died_is_waited_for() {
+    let members = FakeMembers::default();
+    members.other("a");
+    let started = Instant::now();
+    assert!(candidate(&members).join().await.is_ok());
+    let waited = started.elapsed();
+    assert!((LIVENESS_TIMEOUT..NAME_PATIENCE).contains(&waited), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_stays_in_use_is_refused_after_its_patience() {
+    let members = FakeMembers::default();
+    members.other("a");
+    let started = Instant::now();
+    let other = members.clone();
+    tokio::spawn(async move {
+        loop {
+            other.other("a");
+            sleep(HEARTBEAT_INTERVAL).await;
+        }
+    });
+    let taken = candidate(&members).join().await.err().unwrap();
+    assert!(taken.to_string().starts_with("CONSUMER_NAME: 'a' is in use"), "{taken}");
+    let waited = started.elapsed();
+    assert!((NAME_PATIENCE..NAME_PATIENCE + 2 * HEARTBEAT_INTERVAL).contains(&waited), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_joins_alone_while_redis_is_away() {
+    let members = FakeMembers::default();
+    members.set_away(true);
+    let a = start(members).await;
+    assert_eq!(a.owned(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_taken_while_heartbeats_fail_ends_the_membership() {
+    let a = start(FakeMembers::default()).await;
+    a.members.set_away(true);
+    pass(LIVENESS_TIMEOUT).await;
+    a.members.other("a");
+    a.members.set_away(false);
+    pass(HEARTBEAT_INTERVAL).await;
+    assert!(a.run.is_finished());
+    assert!(a.run.await.unwrap().is_err());
+    assert!(!a.members.journal.lines().contains(&"resign".to_owned()), "the record is another process's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_is_stuck_once_it_could_not_write_for_long_enough_and_active_when_it_can() {
+    let a = start(FakeMembers::default()).await;
+    a.pass_with_heartbeats_of("b", Duration::from_secs(2)).await;
+    a.in_flight.pause();
+    a.pass_with_heartbeats_of("b", STUCK_AFTER - HEARTBEAT_INTERVAL).await;
+    assert_eq!((a.members.announced(), a.owned()), (Some(MemberState::Active), 2));
+    a.pass_with_heartbeats_of("b", HEARTBEAT_INTERVAL * 2).await;
+    assert_eq!((a.members.announced(), a.owned()), (Some(MemberState::Stuck), 0));
+    a.in_flight.resume();
+    a.pass_with_heartbeats_of("b", HEARTBEAT_INTERVAL).await;
+    assert_eq!((a.members.announced(), a.owned()), (Some(MemberState::Active), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaving_is_announced_at_once_and_stays_announced() {
+    let a = start(FakeMembers::default()).await;
+    pass(HEARTBEAT_INTERVAL / 3).await;
+    let before = Instant::now();
+    a.leaving.cancel();
+    settle().await;
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    assert_eq!((a.members.announced(), a.owned()), (Some(MemberState::Leaving), 0));
+    a.in_flight.pause();
+    pass(STUCK_AFTER * 2).await;
+    assert_eq!(a.members.announced(), Some(MemberState::Leaving));
+    a.drained.cancel();
+    assert!(a.run.await.unwrap().is_ok());
+    assert_eq!(a.members.announced(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_resigns_at_the_end_even_if_heartbeats_fail() {
+    let a = start(FakeMembers::default()).await;
+    a.members.set_away(true);
+    a.leaving.cancel();
+    pass(Duration::from_secs(10)).await;
+    a.members.set_away(false);
+    a.drained.cancel();
+    assert!(a.run.await.unwrap().is_ok());
+    assert_eq!(a.members.journal.lines().last().unwrap(), "resign");
+    assert_eq!(a.members.announced(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resignation_that_fails_is_no_error() {
+    let a = start(FakeMembers::default()).await;
+    a.members.set_away(true);
+    a.drained.cancel();
+    assert!(a.run.await.unwrap().is_ok());
+    assert_eq!(a.members.journal.lines().last().unwrap(), "resign");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_partitions_and_pauses_are_published_at_once() {
+    let a = start(FakeMembers::default()).await;
+    pass(HEARTBEAT_INTERVAL / 3).await;
+    let before = Instant::now();
+    a.partitions.send_replace(PartitionCount::new(8).unwrap());
+    settle().await;
+    assert_eq!(a.owned(), 8);
+    a.paused.send_replace(Paused { all: false, some: vec![0, 3] });
+    settle().await;
+    assert_eq!((a.owned(), a.ownership.borrow().to_read().count()), (8, 6));
+    a.paused.send_replace(Paused::default());
+    settle().await;
+    assert_eq!(a.ownership.borrow().to_read().count(), 8);
+    assert_eq!(before.elapsed(), Duration::ZERO);
+}

@@ -1,0 +1,363 @@
+//! Streams and a consumer group in memory, as the consumer `a` sees them.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use fred::prelude::{Error, ErrorKind};
+use shared::wire::{codec, partition::Partition};
+use tokio::time::{Instant, sleep};
+
+use super::connection_lost;
+use crate::{
+    entry::{EntryId, Position, RawEntry},
+    store::proof::Committed,
+    stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream},
+    testing::{Journal, like, numbers, position},
+};
+
+/// This consumer.
+const CONSUMER: &str = "a";
+
+/// A command of the consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Operation {
+    EnsureGroup,
+    ReadNew,
+    ReadOwnPending,
+    Claim,
+    ClaimDeparted,
+    Deliveries,
+    ForgetDeleted,
+    BeginQuarantine,
+    EndQuarantine,
+    Ack,
+}
+
+/// The outcome of a call that does not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    NotExecuted,
+    /// It is executed, and the connection breaks before the reply.
+    ReplyLost,
+    Panic,
+}
+
+/// Streams, their group and its pending entries list.
+#[derive(Clone)]
+pub(crate) struct FakeGroup {
+    state: Arc<Mutex<State>>,
+    pub(crate) journal: Journal,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<Position, Vec<(Bytes, Bytes)>>,
+    is_missing: bool,
+    last_delivered: HashMap<Partition, EntryId>,
+    pending: BTreeMap<Position, Pending>,
+    quarantines: HashMap<Position, u64>,
+    faults: Vec<(Operation, Fault)>,
+    latencies: HashMap<Operation, Duration>,
+}
+
+struct Pending {
+    consumer: String,
+    deliveries: u64,
+    delivered_at: Instant,
+}
+
+/// What a test prepares and inspects. An entry is named by its number: its id is `1-number`, and its only like that of the
+/// user of this number.
+impl FakeGroup {
+    pub(crate) fn new(journal: Journal) -> Self {
+        Self { state: Arc::default(), journal }
+    }
+
+    pub(crate) fn append(&self, seq: u64) {
+        let payload = codec::encode(&[like(seq)]).into();
+        self.lock().entries.insert(position(seq), vec![(Bytes::from_static(b"l"), payload)]);
+    }
+
+    /// Appends an entry that was delivered this often to a consumer.
+    pub(crate) fn append_pending(&self, seq: u64, consumer: &str, deliveries: u64) {
+        self.append(seq);
+        let consumer = consumer.to_owned();
+        let pending = Pending { consumer, deliveries, delivered_at: Instant::now() };
+        let mut state = self.lock();
+        state.pending.insert(position(seq), pending);
+        state.last_delivered.insert(position(seq).partition, position(seq).id);
+    }
+
+    /// Deletes an entry from the stream. On the pending entries list it stays.
+    pub(crate) fn delete(&self, seq: u64) {
+        self.lock().entries.remove(&position(seq));
+    }
+
+    /// Makes the group disappear, as a Redis does that has lost its data.
+    pub(crate) fn lose_group(&self) {
+        let mut state = self.lock();
+        state.is_missing = true;
+        state.last_delivered.clear();
+        state.pending.clear();
+    }
+
+    /// Records quarantines of an entry that have begun and not ended.
+    pub(crate) fn set_quarantines(&self, seq: u64, quarantines: u64) {
+        self.lock().quarantines.insert(position(seq), quarantines);
+    }
+
+    /// Makes the next call fail unexecuted; later ones as well when this is called several times.
+    pub(crate) fn fail(&self, operation: Operation) {
+        self.lock().faults.push((operation, Fault::NotExecuted));
+    }
+
+    /// Makes the next call lose its reply after it was executed.
+    pub(crate) fn lose_reply(&self, operation: Operation) {
+        self.lock().faults.push((operation, Fault::ReplyLost));
+    }
+
+    /// Makes the next call panic.
+    pub(crate) fn panic(&self, operation: Operation) {
+        self.lock().faults.push((operation, Fault::Panic));
+    }
+
+    /// Makes all replies take this long from now on. The command is executed before.
+    pub(crate) fn slow(&self, operation: Operation, latency: Duration) {
+        self.lock().latencies.insert(operation, latency);
+    }
+
+    /// Returns the numbers of the entries that are pending with `a`.
+    pub(crate) fn own_pending(&self) -> Vec<u64> {
+        let state = self.lock();
+        let own = state.pending.iter().filter(|(_, pending)| pending.consumer == CONSUMER);
+        own.map(|(at, _)| at.id.seq).collect()
+    }
+
+    pub(crate) fn quarantines(&self, seq: u64) -> u64 {
+        self.lock().quarantines.get(&position(seq)).copied().unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Runs a command, with the latency and the fault that a test has prepared. `subject` says in the journal what it is
+    /// about.
+    async fn call<T>(
+        &self,
+        operation: Operation,
+        subject: String,
+        command: impl FnOnce(&mut State) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let fault = {
+            let mut state = self.lock();
+            let fault = state.faults.iter().position(|(faulty, _)| *faulty == operation);
+            fault.map(|index| state.faults.remove(index).1)
+        };
+        let outcome = match fault {
+            None => "",
+            Some(Fault::NotExecuted) => ": not executed",
+            Some(Fault::ReplyLost) => ": reply lost",
+            Some(Fault::Panic) => ": panic",
+        };
+        self.journal.record(format!("{operation:?}{subject}{outcome}"));
+        let result = match fault {
+            Some(Fault::NotExecuted) => Err(connection_lost()),
+            _ => command(&mut self.lock()),
+        };
+        let latency = self.lock().latencies.get(&operation).copied();
+        if let Some(latency) = latency {
+            sleep(latency).await;
+        }
+        assert_ne!(fault, Some(Fault::Panic), "a test asked for it");
+        match fault {
+            Some(Fault::ReplyLost) => Err(connection_lost()),
+            _ => result,
+        }
+    }
+}
+
+impl State {
+    fn require_group(&self) -> Result<(), Error> {
+        if self.is_missing {
+            return Err(Error::new(ErrorKind::NotFound, "NOGROUP No such key or consumer group"));
+        }
+        Ok(())
+    }
+
+    fn raw(&self, at: Position) -> RawEntry {
+        RawEntry { at, fields: self.entries.get(&at).cloned() }
+    }
+
+    /// Delivers entries to `a`; deleted ones are removed from the list and returned apart.
+    fn claim(&mut self, claimed: &[Position]) -> (Vec<RawEntry>, Vec<EntryId>) {
+        let mut entries = Vec::new();
+        let mut deleted = Vec::new();
+        for at in claimed {
+            if self.entries.contains_key(at) {
+                self.deliver(*at);
+                entries.push(self.raw(*at));
+            } else {
+                self.pending.remove(at);
+                deleted.push(at.id);
+            }
+        }
+        (entries, deleted)
+    }
+
+    fn deliver(&mut self, at: Position) {
+        let deliveries = self.pending.get(&at).map_or(0, |pending| pending.deliveries) + 1;
+        let pending = Pending { consumer: CONSUMER.to_owned(), deliveries, delivered_at: Instant::now() };
+        self.pending.insert(at, pending);
+    }
+
+    fn pending_where(&self, partition: Partition, is_it: impl Fn(&Pending) -> bool) -> Vec<Position> {
+        let pending = self.pending.iter().filter(|(at, pending)| at.partition == partition && is_it(pending));
+        pending.map(|(at, _)| *at).collect()
+    }
+}
+
+impl GroupStream for FakeGroup {
+    async fn ensure_group(&self, partition: Partition) -> Result<(), GroupError> {
+        let ensured = self.call(Operation::EnsureGroup, String::new(), |state| {
+            state.is_missing = false;
+            Ok(())
+        });
+        ensured.await.map_err(|source| GroupError { stream: partition.to_string(), source })
+    }
+
+    async fn read_new(&self, partition: Partition, count: u64) -> Result<Vec<RawEntry>, Error> {
+        let read = self.call(Operation::ReadNew, String::new(), |state| {
+            state.require_group()?;
+            let last = state.last_delivered.get(&partition).copied().unwrap_or_default();
+            let new = state.entries.keys().filter(|at| at.partition == partition && at.id > last);
+            let new: Vec<Position> = new.copied().take(usize::try_from(count).unwrap()).collect();
+            if let Some(last) = new.last() {
+                state.last_delivered.insert(partition, last.id);
+            }
+            for at in &new {
+                state.deliver(*at);
+            }
+            Ok(new.into_iter().map(|at| state.raw(at)).collect())
+        });
+        read.await
+    }
+
+    async fn read_own_pending(
+        &self,
+        partition: Partition,
+        after: EntryId,
+        count: u64,
+    ) -> Result<Vec<RawEntry>, Error> {
+        let read = self.call(Operation::ReadOwnPending, String::new(), |state| {
+            state.require_group()?;
+            let mut own = state.pending_where(partition, |pending| pending.consumer == CONSUMER);
+            own.retain(|at| at.id > after);
+            own.truncate(usize::try_from(count).unwrap());
+            for at in &own {
+                if state.entries.contains_key(at) {
+                    state.deliver(*at);
+                }
+            }
+            Ok(own.into_iter().map(|at| state.raw(at)).collect())
+        });
+        read.await
+    }
+
+    async fn claim(
+        &self,
+        partition: Partition,
+        min_idle_ms: u64,
+        cursor: EntryId,
+        count: u64,
+    ) -> Result<Claimed, Error> {
+        let claimed = self.call(Operation::Claim, String::new(), |state| {
+            state.require_group()?;
+            let min_idle = Duration::from_millis(min_idle_ms);
+            let mut idle =
+                state.pending_where(partition, |pending| pending.delivered_at.elapsed() >= min_idle);
+            idle.retain(|at| at.id >= cursor);
+            let rest = idle.split_off(idle.len().min(usize::try_from(count).unwrap()));
+            let (entries, deleted) = state.claim(&idle);
+            Ok(Claimed { entries, deleted, cursor: rest.first().map(|at| at.id).unwrap_or_default() })
+        });
+        claimed.await
+    }
+
+    async fn claim_departed(
+        &self,
+        partition: Partition,
+        members: &HashSet<String>,
+        idle_ms: u64,
+        count: u64,
+    ) -> Result<Option<ClaimedDeparted>, Error> {
+        let claimed = self.call(Operation::ClaimDeparted, String::new(), |state| {
+            state.require_group()?;
+            let idle = Duration::from_millis(idle_ms);
+            let departed = state.pending.values().find(|pending| {
+                !members.contains(&pending.consumer) && pending.delivered_at.elapsed() >= idle
+            });
+            let Some(from) = departed.map(|pending| pending.consumer.clone()) else { return Ok(None) };
+            let mut left = state.pending_where(partition, |pending| pending.consumer == from);
+            left.truncate(usize::try_from(count).unwrap());
+            let (entries, deleted) = state.claim(&left);
+            Ok(Some(ClaimedDeparted { from, entries, deleted }))
+        });
+        claimed.await
+    }
+
+    async fn deliveries(&self, at: Position) -> Result<u64, Error> {
+        let deliveries = self.call(Operation::Deliveries, numbers([at.id.seq]), |state| {
+            Ok(state.pending.get(&at).map_or(0, |pending| pending.deliveries))
+        });
+        deliveries.await
+    }
+
+    async fn forget_deleted(&self, partition: Partition, ids: &[EntryId]) -> Result<(), Error> {
+        let forgotten = self.call(Operation::ForgetDeleted, numbers(ids.iter().map(|id| id.seq)), |state| {
+            state.pending.retain(|at, _| at.partition != partition || !ids.contains(&at.id));
+            Ok(())
+        });
+        forgotten.await
+    }
+
+    async fn begin_quarantine(&self, at: Position) -> Result<u64, Error> {
+        let begun = self.call(Operation::BeginQuarantine, numbers([at.id.seq]), |state| {
+            let quarantines = state.quarantines.entry(at).or_default();
+            *quarantines += 1;
+            Ok(*quarantines)
+        });
+        begun.await
+    }
+
+    async fn end_quarantine(&self, at: Position) -> Result<(), Error> {
+        let ended = self.call(Operation::EndQuarantine, numbers([at.id.seq]), |state| {
+            state.quarantines.remove(&at);
+            Ok(())
+        });
+        ended.await
+    }
+
+    async fn ack(&self, committed: Committed) -> AckOutcome {
+        let mut outcome = AckOutcome { entries: committed.into_entries(), ..AckOutcome::default() };
+        let ids: Vec<u64> = outcome.entries.iter().map(|entry| entry.at.id.seq).collect();
+        let entries = &outcome.entries;
+        let acked = self.call(Operation::Ack, numbers(ids.iter().copied()), |state| {
+            let pending: Vec<_> =
+                entries.iter().filter(|entry| state.pending.remove(&entry.at).is_some()).collect();
+            for entry in entries {
+                state.quarantines.remove(&entry.at);
+            }
+            Ok(pending.len() as u64)
+        });
+        match acked.await {
+            Ok(acknowledged) => outcome.acknowledged = acknowledged,
+            Err(error) => outcome.failed = Some((ids.len(), error)),
+        }
+        outcome
+    }
+}

@@ -1,0 +1,109 @@
+//! The membership record in memory. As in `heartbeat.lua`, a name belongs to its first token for as long as it is fresh.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use fred::prelude::Error;
+use tokio::time::Instant;
+
+use super::connection_lost;
+use crate::{
+    stream::{Heartbeat, Heartbeats, LIVENESS_TIMEOUT, Member, MemberState},
+    testing::Journal,
+};
+
+/// The members of a group, as the member `a` sees them.
+#[derive(Clone, Default)]
+pub(crate) struct FakeMembers {
+    state: Arc<Mutex<State>>,
+    pub(crate) journal: Journal,
+}
+
+#[derive(Default)]
+struct State {
+    records: BTreeMap<String, Record>,
+    is_away: bool,
+}
+
+struct Record {
+    token: String,
+    state: MemberState,
+    static_assignment: String,
+    at: Instant,
+}
+
+impl FakeMembers {
+    /// Makes heartbeats fail, or succeed again.
+    pub(crate) fn set_away(&self, is_away: bool) {
+        self.lock().is_away = is_away;
+    }
+
+    /// Sends a heartbeat of another process, under its name or that of `a`.
+    pub(crate) fn other(&self, name: &str) {
+        let record = Record {
+            token: "another".to_owned(),
+            state: MemberState::Active,
+            static_assignment: String::new(),
+            at: Instant::now(),
+        };
+        self.lock().records.insert(name.to_owned(), record);
+    }
+
+    /// Returns the state that `a` has announced.
+    pub(crate) fn announced(&self) -> Option<MemberState> {
+        self.lock().records.get("a").map(|record| record.state)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Heartbeats for FakeMembers {
+    fn consumer(&self) -> &'static str {
+        "a"
+    }
+
+    fn group(&self) -> &'static str {
+        "group"
+    }
+
+    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
+        let mut state = self.lock();
+        if state.is_away {
+            self.journal.record("heartbeat failed");
+            return Err(connection_lost());
+        }
+        self.journal.record("heartbeat");
+        let is_fresh = |record: &Record| record.at.elapsed() < LIVENESS_TIMEOUT;
+        if state.records.get("a").is_some_and(|record| record.token != heartbeat.token && is_fresh(record)) {
+            return Ok(None);
+        }
+        let record = Record {
+            token: heartbeat.token.clone(),
+            state: heartbeat.state,
+            static_assignment: heartbeat.static_assignment.clone(),
+            at: Instant::now(),
+        };
+        state.records.insert("a".to_owned(), record);
+        let members = state.records.iter().map(|(name, record)| Member {
+            name: name.clone(),
+            state: record.state,
+            static_assignment: record.static_assignment.clone(),
+            is_alive: is_fresh(record),
+        });
+        Ok(Some(members.collect()))
+    }
+
+    async fn resign(&self, token: &str) -> Result<(), Error> {
+        self.journal.record("resign");
+        let mut state = self.lock();
+        if state.is_away {
+            return Err(connection_lost());
+        }
+        state.records.retain(|name, record| name != "a" || record.token != token);
+        Ok(())
+    }
+}
