@@ -10,6 +10,8 @@ mod bisect;
 mod bisection;
 mod copy;
 pub mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod gathering;
 mod insert;
 pub mod predictor;

@@ -182,3 +182,6 @@ fn propagate_panic(ended: Result<(), JoinError>) {
         panic::resume_unwind(panicked.into_panic());
     }
 }
+
+#[cfg(test)]
+mod tests;

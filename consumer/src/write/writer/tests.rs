@@ -1,0 +1,294 @@
+use futures_util::FutureExt;
+use shared::{runtime::admin::Health, telemetry::spans::Tracing, wire::codec};
+use tokio::{task::JoinHandle, time::Instant};
+
+use super::*;
+use crate::{
+    in_flight::InFlight,
+    store::fake::FakeStore,
+    stream::fake::{FakeGroup, Operation},
+    testing::{self, Journal, failing, like, pass, position, settle},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LIMITS: BatchLimits = BatchLimits { rows: 2, linger: Duration::from_millis(10) };
+
+/// A running writer between its channel, a table and a group in memory.
+struct Running {
+    journal: Journal,
+    store: FakeStore,
+    group: FakeGroup,
+    in_flight: Arc<InFlight>,
+    health: Health,
+    entries: mpsc::UnboundedSender<Entry>,
+    run: JoinHandle<()>,
+}
+
+fn start(limits: BatchLimits) -> Running {
+    let journal = Journal::default();
+    let store = FakeStore::new(journal.clone());
+    let group = FakeGroup::new(journal.clone());
+    let in_flight = Arc::new(InFlight::default());
+    let health = Health::default();
+    let check = health.check("writer");
+    check.pass();
+    let writer = Writer {
+        store: store.clone(),
+        limits,
+        acknowledger: Acknowledger {
+            streams: group.clone(),
+            in_flight: Arc::clone(&in_flight),
+            commit_times: Arc::default(),
+            metrics: testing::metrics(),
+            tracing: BatchTracing::new(Tracing::default(), "likes:{partition}", "group", "a"),
+            log_rates: Arc::default(),
+        },
+        check,
+    };
+    let (entries, receiver) = mpsc::unbounded_channel();
+    let run = tokio::spawn(writer.run(receiver));
+    Running { journal, store, group, in_flight, health, entries, run }
+}
+
+impl Running {
+    /// Delivers an entry with one like, as a partition reader does.
+    fn send(&self, seq: u64) {
+        self.send_entry(seq, false);
+    }
+
+    fn send_entry(&self, seq: u64, quarantined: bool) {
+        self.group.append_pending(seq, "a", 1);
+        let entry = Entry {
+            at: position(seq),
+            likes: vec![like(seq)],
+            dead_letters: Vec::new(),
+            payload: codec::encode(&[like(seq)]).into(),
+            read_at: Instant::now(),
+            producer: None,
+            quarantined,
+        };
+        assert!(self.in_flight.admit(entry.at, 1), "entry {seq} is in flight");
+        self.entries.send(entry).unwrap();
+    }
+
+    /// Closes the channel, waits until the writer ends, and returns all calls.
+    async fn finish(self) -> Vec<String> {
+        drop(self.entries);
+        self.run.await.unwrap();
+        assert!(self.in_flight.empty().now_or_never().is_some(), "entries are in flight");
+        assert_eq!(self.group.own_pending(), [0; 0], "entries are pending");
+        self.journal.lines()
+    }
+
+    fn has_permit(&self) -> bool {
+        self.in_flight.read_permit(100).now_or_never().is_some()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_whose_reply_to_commit_was_lost_is_written_again_and_acknowledged_after_that() {
+    let writer = start(LIMITS);
+    writer.store.lose_reply();
+    writer.send(1);
+    writer.send(2);
+    pass(SECOND).await;
+    assert_eq!(writer.store.stored(), [1, 2]);
+    assert_eq!(writer.in_flight.read_permit(10).now_or_never().unwrap().rows, 10, "released once");
+    assert_eq!(writer.finish().await, ["Write 1 2: reply lost", "Write 1 2", "Ack 1 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_that_were_not_acknowledged_are_released_and_written_again_when_they_come_again() {
+    let writer = start(LIMITS);
+    writer.group.fail(Operation::Ack);
+    writer.send(1);
+    pass(SECOND).await;
+    assert!(!writer.in_flight.contains(position(1)));
+    assert_eq!(writer.group.own_pending(), [1]);
+    writer.send(1);
+    pass(SECOND).await;
+    writer.send(2);
+    let calls = ["Write 1", "Ack 1: not executed", "Write 1", "Ack 1", "Write 2", "Ack 2"];
+    assert_eq!(writer.finish().await, calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_without_a_reply_releases_its_entries() {
+    let writer = start(LIMITS);
+    writer.group.lose_reply(Operation::Ack);
+    writer.send(1);
+    pass(SECOND).await;
+    assert!(!writer.in_flight.contains(position(1)));
+    assert_eq!(writer.finish().await, ["Write 1", "Ack 1: reply lost"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_read_between_a_failure_and_the_next_success() {
+    let writer = start(LIMITS);
+    writer.store.slow(SECOND);
+    writer.store.fail(WriteError::Timeout);
+    writer.store.fail(WriteError::Answer);
+    writer.send(1);
+    pass(SECOND / 2).await;
+    assert!(writer.has_permit());
+    for _ in 0..3 {
+        pass(SECOND * 3 / 4).await;
+        assert!(!writer.has_permit());
+        let error = failing(&writer.health, "writer").unwrap();
+        assert!(error.starts_with("Postgres did not"), "{error}");
+    }
+    pass(SECOND).await;
+    assert!(writer.has_permit());
+    assert_eq!(writer.in_flight.paused_for(), Duration::ZERO);
+    assert_eq!(failing(&writer.health, "writer"), None);
+    assert_eq!(writer.finish().await, ["Write 1: not stored", "Write 1: not stored", "Write 1", "Ack 1"]);
+}
+
+/// Returns the waits between the attempts of a batch that fails three times.
+async fn waits_after(error: fn() -> WriteError) -> (Vec<Duration>, Option<String>) {
+    let writer = start(LIMITS);
+    (0..3).for_each(|_| writer.store.fail(error()));
+    writer.send(1);
+    settle().await;
+    pass(LIMITS.linger).await;
+    let reason = failing(&writer.health, "writer");
+    let journal = writer.journal.clone();
+    writer.finish().await;
+    let mut attempts = journal.times("Write 1: not stored");
+    attempts.extend(journal.times("Write 1"));
+    (attempts.windows(2).map(|pair| pair[1] - pair[0]).collect(), reason)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_halting_error_waits_long_and_fails_the_check_with_its_reason() {
+    let (waits, reason) = waits_after(|| WriteError::SharedSession(None)).await;
+    assert!((SECOND / 2..=SECOND * 2).contains(&waits[0]), "{waits:?}");
+    assert!(waits[2] >= SECOND * 2, "{waits:?}");
+    let reason = reason.unwrap();
+    assert!(reason.starts_with("halted until this is mended: a pooler shares the sessions"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transient_error_waits_shortly_and_fails_the_check_with_its_reason() {
+    let (waits, reason) = waits_after(|| WriteError::Timeout).await;
+    assert!(waits[0] <= SECOND / 20 && waits[2] <= SECOND / 4, "{waits:?}");
+    assert!(waits[2] > waits[0], "{waits:?}");
+    assert_eq!(reason.as_deref(), Some("Postgres did not answer within WRITE_TIMEOUT"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_a_retry_waits_until_the_batch_is_stored_and_acknowledged() {
+    let writer = start(LIMITS);
+    (0..20).for_each(|_| writer.store.fail(WriteError::Timeout));
+    writer.send(1);
+    pass(SECOND).await;
+    let calls = writer.finish().await;
+    assert_eq!(calls.len(), 22);
+    assert_eq!(calls[20..], ["Write 1", "Ack 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_an_acknowledgement_waits_for_it() {
+    let writer = start(LIMITS);
+    writer.group.slow(Operation::Ack, SECOND);
+    writer.send(1);
+    pass(SECOND / 2).await;
+    assert!(writer.in_flight.contains(position(1)));
+    let in_flight = Arc::clone(&writer.in_flight);
+    assert_eq!(writer.finish().await, ["Write 1", "Ack 1"]);
+    assert!(!in_flight.contains(position(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_while_a_batch_is_gathered_writes_it_at_once() {
+    let writer = start(BatchLimits { linger: SECOND * 3_600, ..LIMITS });
+    let started = Instant::now();
+    writer.send(1);
+    settle().await;
+    assert_eq!(writer.journal.lines(), [""; 0]);
+    assert_eq!(writer.finish().await, ["Write 1", "Ack 1"]);
+    assert!(started.elapsed() < SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_a_write_also_writes_the_entries_gathered_meanwhile() {
+    let writer = start(BatchLimits { rows: 3, ..LIMITS });
+    writer.store.slow(SECOND);
+    writer.send(1);
+    pass(SECOND / 2).await;
+    writer.send(2);
+    writer.send(3);
+    settle().await;
+    assert_eq!(writer.finish().await, ["Write 1", "Ack 1", "Write 2 3", "Ack 2 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_batch_is_gathered_during_a_write_and_goes_next_once_it_is_full() {
+    let writer = start(BatchLimits { linger: SECOND * 3_600, ..LIMITS });
+    writer.store.slow(SECOND);
+    let started = Instant::now();
+    (1..=5).for_each(|seq| writer.send(seq));
+    pass(SECOND * 2).await;
+    assert_eq!(writer.journal.times("Write 1 2"), [started + SECOND]);
+    assert_eq!(writer.journal.times("Write 3 4"), [started + SECOND * 2], "the second batch did not wait");
+    pass(SECOND * 60).await;
+    assert!(writer.in_flight.contains(position(5)), "the third batch is not full");
+    assert_eq!(writer.finish().await[4..], ["Write 5", "Ack 5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_written_while_the_one_before_is_acknowledged_but_no_further_one() {
+    let writer = start(LIMITS);
+    writer.group.slow(Operation::Ack, SECOND * 10);
+    for seq in 1..=3 {
+        writer.send(seq);
+        pass(SECOND).await;
+    }
+    assert_eq!(writer.journal.lines(), ["Write 1", "Ack 1", "Write 2", "Ack 2"]);
+    assert_eq!(writer.finish().await[4..], ["Write 3", "Ack 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_during_an_acknowledgement_ends_the_writer_without_another_batch() {
+    let writer = start(LIMITS);
+    writer.group.panic(Operation::Ack);
+    writer.send(1);
+    pass(SECOND).await;
+    assert!(writer.run.is_finished());
+    assert!(writer.run.await.unwrap_err().is_panic());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_during_the_last_acknowledgement_ends_the_writer() {
+    let writer = start(LIMITS);
+    writer.group.slow(Operation::Ack, SECOND);
+    writer.group.panic(Operation::Ack);
+    writer.send(1);
+    pass(SECOND / 2).await;
+    drop(writer.entries);
+    assert!(writer.run.await.unwrap_err().is_panic());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_ends_before_the_wait_for_a_retry_and_begins_again_after_it() {
+    let writer = start(LIMITS);
+    writer.group.set_quarantines(1, 1);
+    writer.store.fail(WriteError::SharedSession(None));
+    writer.send_entry(1, true);
+    pass(SECOND / 4).await;
+    assert_eq!(writer.group.quarantines(1), 0, "a crash during the wait is not the entry's fault");
+    let journal = writer.journal.clone();
+    let calls = ["Write 1: not stored", "EndQuarantine 1", "BeginQuarantine 1", "Write 1", "Ack 1"];
+    assert_eq!(writer.finish().await, calls);
+    assert!(journal.times("BeginQuarantine 1")[0] - journal.times("EndQuarantine 1")[0] >= SECOND / 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_that_cannot_be_recorded_holds_up_no_batch() {
+    let writer = start(LIMITS);
+    writer.store.fail(WriteError::Timeout);
+    writer.group.fail(Operation::EndQuarantine);
+    writer.group.fail(Operation::BeginQuarantine);
+    writer.send_entry(1, true);
+    assert_eq!(writer.finish().await[3..], ["Write 1", "Ack 1"]);
+}
