@@ -356,3 +356,6 @@ impl<S: GroupStream> PartitionReader<S> {
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

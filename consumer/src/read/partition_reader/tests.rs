@@ -1,0 +1,587 @@
+#![expect(clippy::unchecked_time_subtraction, reason = "of constants")]
+
+use futures_util::FutureExt;
+use shared::{runtime::admin::Health, wire::partition::PartitionCount};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::{
+    group::assignment::Assignment,
+    stream::fake::{FakeGroup, Operation},
+    testing::{self, Journal, LogCapture, failing, partition, pass, position, settle},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const CLAIM_MIN_IDLE: Duration = Duration::from_secs(30);
+const MAX_DELIVERIES: u64 = 5;
+
+/// A running reader of the only partition, between a group in memory and the channel to the writer.
+struct Running {
+    journal: Journal,
+    group: FakeGroup,
+    in_flight: Arc<InFlight>,
+    health: Health,
+    ownership: watch::Sender<Ownership>,
+    wanted: watch::Sender<bool>,
+    shutdown: CancellationToken,
+    entries: mpsc::UnboundedReceiver<Entry>,
+    run: JoinHandle<()>,
+}
+
+/// Starts a reader once the test has prepared the group and the entries in flight.
+fn start_after(prepare: impl FnOnce(&FakeGroup, &InFlight)) -> Running {
+    let journal = Journal::default();
+    let group = FakeGroup::new(journal.clone());
+    let in_flight = Arc::new(InFlight::default());
+    prepare(&group, &in_flight);
+    let health = Health::default();
+    let shutdown = CancellationToken::new();
+    let (sender, entries) = mpsc::unbounded_channel();
+    let context = ReadContext {
+        streams: group.clone(),
+        limits: ReadLimits {
+            rows_in_flight: 100,
+            poll_min: Duration::from_millis(4),
+            claim_min_idle: CLAIM_MIN_IDLE,
+            max_deliveries: MAX_DELIVERIES,
+            started: Instant::now(),
+        },
+        in_flight: Arc::clone(&in_flight),
+        entries: sender,
+        metrics: testing::metrics(),
+        tracing: Tracing::default(),
+        health: ReadHealth::new(health.check("reader")),
+        shutdown: shutdown.clone(),
+    };
+    let ownership = watch::Sender::new(Ownership {
+        assignment: Assignment { own: vec![partition()], orphans: Vec::new() },
+        members: Arc::new(["a", "b"].map(str::to_owned).into()),
+        partitions: PartitionCount::new(1).unwrap(),
+        paused: crate::stream::Paused::default(),
+    });
+    let wanted = watch::Sender::new(true);
+    let reader = PartitionReader::new(
+        partition(),
+        Arc::new(context),
+        ownership.subscribe(),
+        wanted.subscribe(),
+        false,
+    );
+    let run = tokio::spawn(reader.run());
+    Running { journal, group, in_flight, health, ownership, wanted, shutdown, entries, run }
+}
+
+fn start() -> Running {
+    start_after(|_, _| ())
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.run.abort();
+    }
+}
+
+impl Running {
+    /// Returns the numbers of the entries that have been sent on since the last call.
+    fn received(&mut self) -> Vec<u64> {
+        std::iter::from_fn(|| self.entries.try_recv().ok()).map(|entry| entry.at.id.seq).collect()
+    }
+
+    /// Settles entries, as the writer does.
+    fn release(&self, entries: &[u64]) {
+        self.in_flight.release(entries.iter().map(|seq| (position(*seq), 1)));
+    }
+
+    fn calls(&self, operation: Operation) -> Vec<Instant> {
+        self.journal.times(&format!("{operation:?}"))
+    }
+
+    /// Returns the calls, without the reads of new entries that go on all the time.
+    fn other_calls(&self) -> Vec<String> {
+        let mut calls = self.journal.lines();
+        calls.retain(|call| call != "ReadNew");
+        calls
+    }
+
+    /// Asserts that the reader has ended, or does so without any time passing.
+    async fn assert_ended(&mut self) {
+        settle().await;
+        assert!(self.run.is_finished(), "the reader goes on: {:?}", self.journal.lines());
+        (&mut self.run).now_or_never().unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_entries_are_read_in_order_and_polled_for_less_often_while_there_are_none() {
+    let mut reader = start();
+    reader.group.append(1);
+    pass(SECOND).await;
+    reader.group.append(2);
+    let before = reader.calls(Operation::ReadNew).len();
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1, 2]);
+    let reads = reader.calls(Operation::ReadNew).len() - before;
+    assert!((15..30).contains(&reads), "{reads}");
+}
+
+// A reply is lost.
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_lost_reply_are_recovered_before_new_ones_are_read() {
+    let mut reader = start();
+    pass(SECOND).await;
+    reader.group.lose_reply(Operation::ReadNew);
+    reader.group.append(1);
+    pass(Duration::from_millis(70)).await;
+    reader.group.append(2);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1]);
+    reader.release(&[1]);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [2]);
+    let calls = reader.journal.lines();
+    let lost = calls.iter().position(|call| call == "ReadNew: reply lost").unwrap();
+    assert_eq!(calls[lost + 1..lost + 4], ["ReadOwnPending", "Deliveries 1", "ReadOwnPending"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn recovery_waits_until_no_entry_of_the_partition_is_in_flight() {
+    let mut reader = start();
+    reader.group.append(1);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1]);
+    reader.group.lose_reply(Operation::ReadNew);
+    reader.group.append(2);
+    pass(SECOND * 60).await;
+    assert_eq!(reader.calls(Operation::ReadOwnPending), []);
+    assert_eq!(reader.received(), [0; 0], "nothing new is read, either");
+    reader.release(&[1]);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1, 2], "1 was released without being acknowledged, and is still pending");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_recovery_starts_again_from_the_first_pending_entry() {
+    let mut reader = start_after(|group, _| {
+        group.append(1);
+        group.lose_reply(Operation::ReadNew);
+        group.fail(Operation::ReadOwnPending);
+        group.lose_reply(Operation::ReadOwnPending);
+        group.fail(Operation::Deliveries);
+    });
+    pass(SECOND * 2).await;
+    assert_eq!(reader.received(), [1]);
+    let recovery = [
+        "ReadNew: reply lost",
+        "ReadOwnPending: not executed",
+        "ReadOwnPending: reply lost",
+        "ReadOwnPending",
+        "Deliveries 1: not executed",
+        "ReadOwnPending",
+        "Deliveries 1",
+    ];
+    assert_eq!(reader.other_calls()[2..], recovery);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_lost_claim_are_recovered() {
+    for operation in [Operation::ClaimDeparted, Operation::Claim] {
+        let owner = if operation == Operation::Claim { "b" } else { "departed" };
+        let mut reader = start_after(|group, _| group.append_pending(1, owner, 1));
+        pass(CLAIM_MIN_IDLE - SECOND * 28).await;
+        reader.group.lose_reply(operation);
+        pass(CLAIM_MIN_IDLE * 2).await;
+        assert_eq!(reader.received(), [1], "{operation:?}");
+        assert_eq!(reader.group.own_pending(), [1]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_after_errors_double_up_to_a_limit_and_start_again_after_a_success() {
+    let reader = start_after(|group, _| {
+        group.fail(Operation::ClaimDeparted);
+        (0..10).for_each(|_| group.fail(Operation::ReadOwnPending));
+    });
+    settle().await;
+    let why = failing(&reader.health, "reader").unwrap();
+    assert!(why.starts_with("reading 1 partitions fails, one of them with: "), "{why}");
+    pass(SECOND * 10).await;
+    assert_eq!(failing(&reader.health, "reader"), None);
+    reader.group.fail(Operation::ReadNew);
+    pass(SECOND).await;
+
+    let failed = reader.journal.times("ReadOwnPending: not executed");
+    let waits: Vec<Duration> = failed.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let mut step = Duration::from_millis(50);
+    for wait in waits {
+        assert!((step / 2..=step).contains(&wait), "{wait:?} of {step:?}");
+        step = (step * 2).min(SECOND / 2);
+    }
+    let failed_again = reader.journal.times("ReadNew: not executed")[0];
+    let recovered = *reader.calls(Operation::ReadOwnPending).last().unwrap();
+    assert!(recovered - failed_again <= Duration::from_millis(25), "{:?}", recovered - failed_again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_group_is_created_again_and_read_from_the_first_entry_at_once() {
+    let mut reader = start();
+    reader.group.append(1);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1]);
+    reader.release(&[1]);
+    reader.group.lose_group();
+    let before = Instant::now();
+    let created = loop {
+        if let Some(created) = reader.calls(Operation::EnsureGroup).first() {
+            break *created;
+        }
+        assert!(before.elapsed() < SECOND);
+        pass(Duration::from_millis(1)).await;
+    };
+    assert_eq!(*reader.calls(Operation::ReadOwnPending).last().unwrap(), created, "no wait after the error");
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1], "a new group starts at the first entry");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_cannot_be_created_is_tried_again_after_a_wait() {
+    let mut reader = start_after(|group, _| {
+        group.append(1);
+        group.lose_group();
+        group.fail(Operation::EnsureGroup);
+    });
+    pass(SECOND).await;
+    let calls = reader.other_calls();
+    assert_eq!(calls[..3], ["ClaimDeparted", "EnsureGroup: not executed", "ReadOwnPending"]);
+    assert_eq!(reader.received(), [1]);
+}
+
+// Ownership is lost.
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_read_are_sent_on_although_ownership_is_lost_meanwhile() {
+    let mut reader = start();
+    pass(SECOND).await;
+    reader.group.slow(Operation::ReadNew, SECOND);
+    reader.group.append(1);
+    pass(SECOND / 2).await;
+    assert_eq!(reader.group.own_pending(), [1], "the reply is on its way");
+    reader.wanted.send_replace(false);
+    settle().await;
+    assert!(!reader.run.is_finished(), "a read is never dropped");
+    pass(SECOND).await;
+    reader.group.append(2);
+    reader.assert_ended().await;
+    assert_eq!(reader.received(), [1]);
+    assert_eq!(reader.group.own_pending(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_claim_are_sent_on_although_ownership_is_lost_meanwhile() {
+    let mut reader = start_after(|group, _| {
+        group.append_pending(1, "departed", 1);
+        group.slow(Operation::ClaimDeparted, SECOND * 5);
+    });
+    // The first claim finds it too young.
+    pass(SECOND * 8).await;
+    assert_eq!(reader.group.own_pending(), [1]);
+    reader.wanted.send_replace(false);
+    pass(SECOND * 5).await;
+    reader.assert_ended().await;
+    assert_eq!(reader.received(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_lost_reply_are_recovered_although_ownership_is_lost() {
+    let mut reader = start();
+    pass(SECOND).await;
+    reader.group.lose_reply(Operation::ReadNew);
+    reader.group.slow(Operation::ReadNew, SECOND);
+    reader.group.append(1);
+    pass(SECOND / 2).await;
+    reader.wanted.send_replace(false);
+    pass(SECOND * 2).await;
+    assert_eq!(reader.received(), [1]);
+    assert!(!reader.run.is_finished(), "there may be more once this one is settled");
+    reader.release(&[1]);
+    reader.assert_ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_not_wanted_ends_while_it_waits_for_a_permit() {
+    let mut reader = start_after(|_, in_flight| in_flight.pause());
+    pass(SECOND * 10).await;
+    assert_eq!(reader.journal.lines(), [""; 0]);
+    reader.wanted.send_replace(false);
+    reader.assert_ended().await;
+    assert_eq!(reader.journal.lines(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_not_wanted_ends_while_it_waits_for_its_next_read() {
+    let mut reader = start();
+    pass(SECOND).await;
+    reader.wanted.send_replace(false);
+    reader.assert_ended().await;
+}
+
+// Shutdown, at each wait.
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_between_two_reads_ends_the_reader() {
+    let mut reader = start();
+    pass(SECOND).await;
+    reader.shutdown.cancel();
+    reader.assert_ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_a_read_sends_its_entries_on() {
+    let mut reader = start();
+    pass(SECOND).await;
+    reader.group.slow(Operation::ReadNew, SECOND);
+    reader.group.append(1);
+    pass(SECOND / 2).await;
+    reader.shutdown.cancel();
+    settle().await;
+    assert!(!reader.run.is_finished(), "a read is never dropped");
+    pass(SECOND).await;
+    reader.group.append(2);
+    reader.assert_ended().await;
+    assert_eq!(reader.received(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_a_claim_leaves_no_entry_in_flight_that_was_not_sent_on() {
+    for operation in [Operation::ClaimDeparted, Operation::Claim, Operation::Deliveries] {
+        let mut reader = start_after(|group, _| {
+            group.append_pending(1, "departed", 1);
+            group.slow(operation, SECOND * 5);
+        });
+        pass(SECOND * 8).await;
+        reader.shutdown.cancel();
+        pass(SECOND * 10).await;
+        reader.assert_ended().await;
+        // Either the writer has it, or it stays pending for the next member.
+        let received = !reader.received().is_empty();
+        assert_eq!(reader.in_flight.contains(position(1)), received, "{operation:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_the_wait_for_a_permit_ends_the_reader() {
+    let mut reader = start_after(|_, in_flight| in_flight.pause());
+    pass(SECOND).await;
+    reader.shutdown.cancel();
+    reader.assert_ended().await;
+    assert_eq!(reader.journal.lines(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_the_wait_of_a_recovery_ends_the_reader_and_leaves_its_entries_pending() {
+    let mut reader = start();
+    reader.group.append(1);
+    pass(SECOND).await;
+    reader.group.lose_reply(Operation::ReadNew);
+    reader.group.append(2);
+    pass(SECOND).await;
+    reader.shutdown.cancel();
+    reader.assert_ended().await;
+    assert_eq!(reader.received(), [1]);
+    assert_eq!(reader.group.own_pending(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_the_wait_after_an_error_ends_the_reader() {
+    let mut reader = start_after(|group, _| {
+        group.fail(Operation::ClaimDeparted);
+        (0..100).for_each(|_| group.fail(Operation::ReadOwnPending));
+    });
+    pass(SECOND * 10).await;
+    reader.shutdown.cancel();
+    reader.assert_ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_the_wait_for_a_quarantine_begins_none() {
+    let mut reader = start_after(|group, in_flight| {
+        in_flight.admit(position(1), 1);
+        group.append_pending(2, "departed", MAX_DELIVERIES);
+    });
+    pass(SECOND * 10).await;
+    assert_eq!(reader.group.own_pending(), [2]);
+    reader.shutdown.cancel();
+    reader.assert_ended().await;
+    assert_eq!(reader.received(), [0; 0]);
+    assert_eq!(reader.group.quarantines(2), 0);
+    assert!(reader.in_flight.read_permit(10).now_or_never().is_some(), "the exclusive permit is returned");
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_a_quarantine_ends_the_reader_and_leaves_the_entry_with_the_writer() {
+    let mut reader = start_after(|group, _| {
+        group.append_pending(1, "departed", MAX_DELIVERIES);
+        group.append_pending(2, "departed", MAX_DELIVERIES);
+    });
+    pass(SECOND * 10).await;
+    reader.shutdown.cancel();
+    reader.assert_ended().await;
+    assert_eq!(reader.received(), [1]);
+    assert!(reader.in_flight.contains(position(1)));
+    assert_eq!(reader.group.quarantines(2), 0, "no further quarantine begins");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_ends_when_the_writer_is_gone() {
+    let mut reader = start();
+    pass(SECOND).await;
+    reader.entries.close();
+    reader.group.append(1);
+    pass(SECOND).await;
+    reader.assert_ended().await;
+    assert_eq!(reader.group.own_pending(), [1]);
+}
+
+// Entries that were delivered before.
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_in_flight_is_not_sent_twice() {
+    let mut reader = start();
+    reader.group.append(1);
+    pass(CLAIM_MIN_IDLE * 10).await;
+    assert!(
+        reader.group.deliveries(position(1)).await.unwrap() > 5,
+        "it was claimed from this consumer itself"
+    );
+    assert_eq!(reader.received(), [1], "neither again nor in quarantine");
+    assert_eq!(reader.group.quarantines(1), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_departed_member_are_claimed_after_the_liveness_timeout() {
+    let mut reader = start_after(|group, _| group.append_pending(1, "departed", 1));
+    pass(LIVENESS_TIMEOUT - SECOND).await;
+    assert_eq!(reader.received(), [0; 0]);
+    pass(SECOND * 3).await;
+    assert_eq!(reader.received(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_of_a_member_are_claimed_only_after_claim_min_idle() {
+    let mut reader = start_after(|group, _| group.append_pending(1, "b", 1));
+    pass(CLAIM_MIN_IDLE - SECOND).await;
+    assert_eq!(reader.received(), [0; 0]);
+    pass(SECOND * 3).await;
+    assert_eq!(reader.received(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_ownership_claims_at_once() {
+    let reader = start();
+    pass(SECOND).await;
+    let claims = reader.calls(Operation::ClaimDeparted).len();
+    reader.ownership.send_modify(|ownership| ownership.members = Arc::default());
+    pass(Duration::from_millis(70)).await;
+    assert_eq!(reader.calls(Operation::ClaimDeparted).len(), claims + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleted_pending_entries_are_reported_as_lost_and_forgotten() {
+    for owner in ["a", "b", "departed"] {
+        let (log, _guard) = LogCapture::start();
+        let mut reader = start_after(|group, _| {
+            group.append_pending(1, owner, 1);
+            group.append_pending(2, owner, 1);
+            group.delete(1);
+            group.fail(Operation::ClaimDeparted);
+        });
+        pass(CLAIM_MIN_IDLE + SECOND * 3).await;
+        assert_eq!(reader.received(), [2], "{owner}");
+        assert_eq!(reader.group.own_pending(), [2], "{owner}");
+        assert!(log.contains("LOST: entries were deleted"), "{owner}");
+        assert!(log.contains("entries=1 first=1-1 last=1-1"), "{owner}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_entries_are_forgotten_again_when_that_has_failed() {
+    let reader = start_after(|group, _| {
+        group.append_pending(1, "a", 1);
+        group.delete(1);
+        group.fail(Operation::ClaimDeparted);
+        group.fail(Operation::ForgetDeleted);
+    });
+    pass(SECOND).await;
+    assert_eq!(reader.group.own_pending(), [0; 0]);
+}
+
+// Quarantine.
+
+#[tokio::test(start_paused = true)]
+async fn suspects_come_after_all_others_each_by_itself() {
+    let mut reader = start_after(|group, _| {
+        group.append_pending(1, "departed", MAX_DELIVERIES);
+        group.append_pending(2, "departed", MAX_DELIVERIES - 1);
+        group.append_pending(3, "departed", MAX_DELIVERIES);
+    });
+    pass(SECOND * 10).await;
+    assert_eq!(reader.received(), [2]);
+    assert_eq!(reader.group.quarantines(1), 0);
+    reader.release(&[2]);
+    pass(SECOND).await;
+    let suspect = reader.entries.try_recv().unwrap();
+    assert!(suspect.quarantined && suspect.at == position(1) && suspect.likes.len() == 1);
+    assert_eq!(reader.group.quarantines(1), 1, "recorded before it is sent on");
+    assert!(reader.in_flight.read_permit(100).now_or_never().is_none(), "no other entry is read");
+    pass(SECOND * 10).await;
+    assert_eq!(reader.received(), [0; 0]);
+    reader.release(&[1]);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [3]);
+    reader.release(&[3]);
+    reader.group.append(4);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_whose_third_quarantine_begins_becomes_a_dead_letter() {
+    for (survived_by_none, is_dead) in [(1, false), (2, true)] {
+        let mut reader = start_after(|group, _| {
+            group.append_pending(1, "departed", MAX_DELIVERIES);
+            group.set_quarantines(1, survived_by_none);
+        });
+        pass(SECOND * 10).await;
+        let entry = reader.entries.try_recv().unwrap();
+        assert!(entry.quarantined);
+        assert_eq!(entry.likes.is_empty(), is_dead);
+        let reasons: Vec<Reason> = entry.dead_letters.iter().map(DeadLetter::reason).collect();
+        assert_eq!(reasons, if is_dead { vec![Reason::MaxDeliveries] } else { vec![] });
+        assert!(reader.in_flight.contains(position(1)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_that_cannot_be_recorded_does_not_begin() {
+    let mut reader = start_after(|group, _| {
+        group.append_pending(1, "departed", MAX_DELIVERIES);
+        group.fail(Operation::BeginQuarantine);
+    });
+    pass(LIVENESS_TIMEOUT + SECOND * 3).await;
+    let calls = reader.other_calls();
+    let failed = calls.iter().position(|call| call == "BeginQuarantine 1: not executed").unwrap();
+    assert_eq!(calls[failed + 1..failed + 4], ["ReadOwnPending", "Deliveries 1", "BeginQuarantine 1"]);
+    assert_eq!(reader.received(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_that_was_deleted_is_lost_without_a_quarantine() {
+    let reader = start_after(|group, _| {
+        group.append_pending(1, "a", MAX_DELIVERIES + 1);
+        group.delete(1);
+        group.fail(Operation::ClaimDeparted);
+    });
+    pass(SECOND).await;
+    assert_eq!(reader.group.own_pending(), [0; 0]);
+    assert_eq!(reader.group.quarantines(1), 0);
+}
