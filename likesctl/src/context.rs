@@ -85,7 +85,8 @@ impl RedisAccess {
     pub(crate) async fn open_group(&self, interrupt: &CancellationToken) -> Result<Context, CliError> {
         let open = async {
             let context = self.open().await?;
-            let inspected = context.partitions.partitions().map(|partition| context.streams.look(partition));
+            let inspected =
+                context.partitions.partitions().map(|partition| context.streams.inspect(partition));
             if try_join_all(inspected).await?.iter().all(|partition| partition.group.is_none()) {
                 return Err(CliError::failed(format!(
                     "no partition has a group {}: correct LIKES_GROUP, or start a consumer, which creates it",
@@ -102,7 +103,7 @@ impl Context {
     /// Returns the current time of Redis.
     pub(crate) async fn now_ms(&self) -> Result<u64, Error> {
         let first = self.partitions.of_user(1);
-        Ok(self.streams.look(first).await?.now_ms)
+        Ok(self.streams.inspect(first).await?.now_ms)
     }
 
     /// Returns the wanted partitions, or all that exist by now.

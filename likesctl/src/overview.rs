@@ -85,7 +85,7 @@ impl Context {
     /// Collects the state of these partitions and of all consumers.
     pub(crate) async fn overview(&self, partitions: &[Partition]) -> Result<Overview, Error> {
         let streams = &self.streams;
-        let inspected = try_join_all(partitions.iter().map(|partition| streams.look(*partition))).await?;
+        let inspected = try_join_all(partitions.iter().map(|partition| streams.inspect(*partition))).await?;
         let in_group = try_join_all(partitions.iter().map(|partition| streams.consumers(*partition))).await?;
         // Boxed: together these futures are too large for a stack.
         let (infos, commits, paused) = try_join3(
@@ -124,10 +124,10 @@ impl Context {
 fn members(infos: &[MemberInfo], context: &Context) -> BTreeMap<String, ConsumerOverview> {
     let alive: Vec<Member> =
         infos.iter().filter(|info| info.member.is_alive).map(|info| info.member.clone()).collect();
-    let overview = |MemberInfo { member, beat_ms_ago }: &MemberInfo| {
+    let overview = |MemberInfo { member, heartbeat_ms_ago }: &MemberInfo| {
         let (partitions, state) = if member.is_alive {
             let own = assign(context.partitions, &alive, &member.name).own;
-            let state = match member.condition {
+            let state = match member.state {
                 MemberState::Active => "active",
                 MemberState::Stuck => "stuck",
                 MemberState::Leaving => "leaving",
@@ -140,9 +140,9 @@ fn members(infos: &[MemberInfo], context: &Context) -> BTreeMap<String, Consumer
             name: member.name.clone(),
             state,
             partitions,
-            static_assignment: Some(member.fixed.clone()).filter(|fixed| !fixed.is_empty()),
+            static_assignment: Some(member.static_assignment.clone()).filter(|fixed| !fixed.is_empty()),
             pending: 0,
-            heartbeat_ms_ago: Some(*beat_ms_ago),
+            heartbeat_ms_ago: Some(*heartbeat_ms_ago),
             idle_ms: None,
         }
     };

@@ -118,7 +118,7 @@ impl<'a> Verifier<'a> {
         let mut populated = Vec::new();
         for partition in partitions {
             let oldest = streams.entries(*partition, (first, last), 1).await?;
-            let info = streams.look(*partition).await?;
+            let info = streams.inspect(*partition).await?;
             if let Some(oldest) = oldest.first() {
                 let newest_ms = info.last_generated.ms.min(last.ms).max(oldest.at.id.ms);
                 populated.push((*partition, oldest.at.id.ms..=newest_ms, info.length.max(1)));

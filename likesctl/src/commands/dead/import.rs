@@ -105,7 +105,7 @@ async fn import_all(
         }
         let (partition, fields) = record?;
         if known.insert(context, partition, &fields).await? {
-            context.streams.import_letter(partition, fields).await?;
+            context.streams.import_dead_letter(partition, fields).await?;
             report.done += 1;
             action.interrupt.run_until_cancelled(pace.wait(1)).await;
         } else {
