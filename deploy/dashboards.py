@@ -264,7 +264,7 @@ def overview():
         graph("From Redis to commit",
               "Of each batch and partition the oldest entry, by the clocks of Redis and the "
               "consumer.", "s",
-              quantiles(f"likestream_accept_to_commit_duration_seconds_bucket{{{CONSUMER}}}", 0.5,
+              quantiles(f"likestream_end_to_end_latency_seconds_bucket{{{CONSUMER}}}", 0.5,
                         0.95, 0.99),
               runbook="Stored late", steps=[(10, "red")]),
         graph("Transactions in Postgres", "How long a transaction takes, committed or not.", "s",
@@ -294,7 +294,7 @@ def overview():
               "retry mends itself, halt needs somebody. Restaged: guessed to be new rows, which "
               "they were not.", "ops", [
             (rate(f"likestream_batches_failed_total{{{CONSUMER}}}", "class"), "{{class}}"),
-            (rate(f"likestream_batches_restaged_total{{{CONSUMER}}}"), "restaged"),
+            (rate(f"likestream_direct_copy_fallbacks_total{{{CONSUMER}}}"), "restaged"),
         ], runbook="Postgres refuses"),
     ]
     entries = [
@@ -324,7 +324,7 @@ def overview():
         graph("Sent again to Redis",
               "Entries of which nobody knew if Redis had them. They are stored once all the same.",
               "short", [
-            (rate(f"likestream_append_repeats_total{{{INGEST}}}"), "repeats"),
+            (rate(f"likestream_append_retries_total{{{INGEST}}}"), "repeats"),
         ], runbook="Appends repeated"),
     ]
     processes = [

@@ -26,7 +26,7 @@ const REDIS_BOUNDARIES: [f64; 12] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 const TRANSACTION_BOUNDARIES: [f64; 12] =
     [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
-const ACCEPT_TO_COMMIT_BOUNDARIES: [f64; 14] =
+const END_TO_END_LATENCY_BOUNDARIES: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const ROWS_BOUNDARIES: [f64; 10] = [1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 5e4, 1e5];
 
@@ -64,7 +64,7 @@ struct BatchMetrics {
     rows_inserted: Counter<u64>,
     likes_deduplicated: Counter<u64>,
     rows: Histogram<u64>,
-    accept_to_commit: Histogram<f64>,
+    end_to_end_latency: Histogram<f64>,
     transaction_duration: Histogram<f64>,
 }
 
@@ -167,8 +167,8 @@ impl BatchMetrics {
                 &Flush::ALL.map(|flush| KeyValue::new(names::FLUSH_LABEL, flush.name())),
             ),
             restaged: counter(
-                metric::BATCHES_RESTAGED,
-                "Batches that went straight to the table in vain, and then by way of the staging table",
+                metric::DIRECT_COPY_FALLBACKS,
+                "Direct copies that failed, whose batch was staged instead",
             ),
             failed: counter_by(
                 metric::BATCHES_FAILED,
@@ -185,11 +185,11 @@ impl BatchMetrics {
                 .with_description("Rows of a committed batch")
                 .with_boundaries(ROWS_BOUNDARIES.into())
                 .build(),
-            accept_to_commit: seconds(
+            end_to_end_latency: seconds(
                 meter,
-                metric::ACCEPT_TO_COMMIT,
+                metric::END_TO_END_LATENCY,
                 "From Redis taking an entry to its commit, by their two clocks: of each batch and partition the oldest entry",
-                &ACCEPT_TO_COMMIT_BOUNDARIES,
+                &END_TO_END_LATENCY_BOUNDARIES,
             ),
             transaction_duration: seconds(
                 meter,
@@ -322,7 +322,7 @@ impl Metrics {
         self.batches.likes_deduplicated.add((batch.likes as u64).saturating_sub(distinct), &[]);
         self.batches.rows.record(batch.rows as u64, &[]);
         for latency in &batch.end_to_end_latencies {
-            self.batches.accept_to_commit.record(latency.as_secs_f64(), &[]);
+            self.batches.end_to_end_latency.record(latency.as_secs_f64(), &[]);
         }
     }
 

@@ -88,7 +88,7 @@ impl BatchTracing {
     pub(crate) fn committed(batch: Option<&Span>, committed: &CommittedBatch) {
         if let Some(span) = batch {
             span.set(names::ROWS_INSERTED, i64::try_from(committed.inserted).unwrap_or(i64::MAX));
-            span.set(names::RESTAGED, committed.fell_back);
+            span.set(names::FELL_BACK, committed.fell_back);
         }
     }
 

@@ -41,7 +41,7 @@ pub(crate) struct Metrics {
     accepted: Counter<u64>,
     refused: Counter<u64>,
     sent: Counter<u64>,
-    append_repeats: Counter<u64>,
+    append_retries: Counter<u64>,
     append_duration: Histogram<f64>,
     append: [KeyValue; 4],
     connections: UpDownCounter<i64>,
@@ -101,8 +101,8 @@ impl Metrics {
                 &codes,
             ),
             sent,
-            append_repeats: counter(
-                metric::APPEND_REPEATS,
+            append_retries: counter(
+                metric::APPEND_RETRIES,
                 "Times that an entry was sent again because nobody knew if Redis had it: it may be there twice",
             ),
             append_duration: seconds(
@@ -183,8 +183,8 @@ impl Metrics {
         self.append_duration.record(took.as_secs_f64(), &self.append);
     }
 
-    pub(crate) fn append_repeated(&self, times: u64) {
-        self.append_repeats.add(times, &[]);
+    pub(crate) fn append_retried(&self, times: u64) {
+        self.append_retries.add(times, &[]);
     }
 
     /// `error_type` is one of few.

@@ -75,7 +75,7 @@ async fn the_pipeline_runs_under_roles_that_may_do_nothing_else() {
     assert_eq!(setup.count().await, 1_000);
     let total = |metric| writer.metrics().unwrap().sum(metric);
     eventually("the dead letter is counted", async || total("likestream_dead_letters_total") == 1.0).await;
-    assert!(total("likestream_batches_restaged_total") > 0.0, "{}", writer.log_text());
+    assert!(total("likestream_direct_copy_fallbacks_total") > 0.0, "{}", writer.log_text());
     assert!(!writer.log_text().contains("permission denied"), "{}", writer.log_text());
 
     let redis = setup.redis.url();

@@ -33,7 +33,7 @@ async fn likes_that_the_table_has_already_are_stored_once_and_keep_their_time() 
     setup.wait_until_drained().await;
     assert_eq!(setup.count().await, 1_000);
     assert_eq!(setup.rows().await.iter().filter(|(_, _, at)| *at == 0).count(), 500);
-    assert_eq!(total(&consumer, "likestream_batches_restaged_total"), 1);
+    assert_eq!(total(&consumer, "likestream_direct_copy_fallbacks_total"), 1);
     assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 500);
     all_is_well(&setup, &consumer).await;
 }
@@ -55,7 +55,7 @@ async fn known_and_new_likes_share_a_transaction() {
         assert_eq!(setup.count().await as u64, users);
         assert_eq!(total(&consumer, "likestream_batches_committed_total"), transactions);
     }
-    assert_eq!(total(&consumer, "likestream_batches_restaged_total"), 0);
+    assert_eq!(total(&consumer, "likestream_direct_copy_fallbacks_total"), 0);
     let straight = "SELECT count(*) FROM statements WHERE query LIKE 'COPY likes (%'";
     assert_eq!(postgres.query_one(straight, &[]).await.unwrap().get::<_, i64>(0), 2);
     assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 2_000);
@@ -114,6 +114,6 @@ async fn a_table_that_takes_no_copy_is_written_all_the_same() {
         setup.append(&likes(users), 10).await;
         setup.wait_for_rows(usize::try_from(users).unwrap()).await;
     }
-    assert!(total(&consumer, "likestream_batches_restaged_total") > 0);
+    assert!(total(&consumer, "likestream_direct_copy_fallbacks_total") > 0);
     all_is_well(&setup, &consumer).await;
 }

@@ -39,7 +39,7 @@ COUNTED = {
 SEEN = [
     "LikestreamDeadLetters",
     "LikestreamLikesRefused",
-    "LikestreamLikesRefusedSlowly",
+    "LikestreamLikesRefusedSlowBurn",
     "LikestreamRedisOutOfMemory",
 ]
 # and those that look at the present state of Redis.

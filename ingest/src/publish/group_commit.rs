@@ -292,7 +292,7 @@ impl<L: AppendLog> GroupCommit<L> {
         let answer = match appended {
             Ok(Appended { entry_id, attempts }) => {
                 self.metrics.entry_appended(like_count(&entry) as u64, took);
-                self.metrics.append_repeated(attempts - 1);
+                self.metrics.append_retried(attempts - 1);
                 if let Some(span) = &span {
                     span.set(names::MESSAGING_MESSAGE_ID, entry_id.clone());
                 }

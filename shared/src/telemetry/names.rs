@@ -37,7 +37,7 @@ pub const ROWS_INSERTED: &str = "likestream.rows.inserted";
 /// What closed a batch.
 pub const FLUSH: &str = "likestream.flush";
 /// Whether the direct copy of a batch failed.
-pub const RESTAGED: &str = "likestream.restaged";
+pub const FELL_BACK: &str = "likestream.direct_copy.fell_back";
 
 /// A partition's number, as a label.
 pub const PARTITION: &str = "partition";
@@ -75,7 +75,7 @@ pub mod metric {
     /// Requests that were refused.
     pub const REQUESTS_REFUSED: &str = "likestream.requests.refused";
     /// Times that an entry was sent again.
-    pub const APPEND_REPEATS: &str = "likestream.append.repeats";
+    pub const APPEND_RETRIES: &str = "likestream.append.retries";
     /// Entries of one partition that are not stored yet.
     pub const PARTITION_BACKLOG: &str = "likestream.partition.backlog.entries";
     /// Pending entries of one partition.
@@ -107,11 +107,11 @@ pub mod metric {
     /// Transactions that failed.
     pub const BATCHES_FAILED: &str = "likestream.batches.failed";
     /// Batches whose direct copy failed.
-    pub const BATCHES_RESTAGED: &str = "likestream.batches.restaged";
+    pub const DIRECT_COPY_FALLBACKS: &str = "likestream.direct_copy.fallbacks";
     /// Rows of a batch.
     pub const BATCH_ROWS: &str = "likestream.batch.rows";
     /// End-to-end latency: from the time that Redis accepts an entry to its commit.
-    pub const ACCEPT_TO_COMMIT: &str = "likestream.accept_to_commit.duration";
+    pub const END_TO_END_LATENCY: &str = "likestream.end_to_end.latency";
     /// Partitions that a consumer reads.
     pub const PARTITIONS_OWNED: &str = "likestream.partitions.owned";
     /// Partitions that no consumer reads.
