@@ -1,4 +1,7 @@
 //! `likesctl dead`: lists, retries, purges, exports and imports dead letters.
+//!
+//! Purpose: the options and changes of dead letters; `import` reads them back from a file. May depend on `scan`, `action`
+//! and `dead_letter_record`. Must not know why a like became a dead letter.
 
 mod import;
 

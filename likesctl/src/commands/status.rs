@@ -1,4 +1,7 @@
 //! `likesctl status`: shows the state of the pipeline, partition by partition.
+//!
+//! Purpose: print an overview once or repeatedly; `check` compares it with thresholds. May depend on `overview`. Must not
+//! collect anything itself.
 
 mod check;
 

@@ -1,4 +1,7 @@
-//! `likesctl top`: shows the pipeline on one live screen. It changes nothing.
+//! `likesctl top`: shows the pipeline on one live screen.
+//!
+//! Purpose: collect an overview per interval and handle keys; `screen` is the state, `draw` renders it. May depend on
+//! `overview` and `pending_detail`. Must not change anything, and is the only user of ratatui.
 
 mod draw;
 mod screen;
