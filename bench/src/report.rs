@@ -62,14 +62,7 @@ pub(crate) fn tables(machine: &Machine, figures: &Figures) -> String {
         previous = (figure.row, &figure.case);
     }
     align_right(&mut table, 3..6);
-    format!(
-        "{}
-    {table}
-
-    {}",
-        machine.summary(),
-        targets(&figures.targets())
-    )
+    format!("{}\n{table}\n\n{}", machine.summary(), targets(&figures.targets()))
 }
 
 fn targets(targets: &[Target]) -> String {

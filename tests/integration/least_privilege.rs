@@ -335,7 +335,7 @@ async fn use_likesctl(guarded: &Guarded) {
         read_as(admin, "gone", partition).await;
     }
     append_raw(admin, 3, b"\xc1").await;
-    let beat = format!("gone able  {}", 1);
+    let beat = format!("gone active  {}", 1);
     admin.hset::<u64, _, _>(format!("likes:members:{GROUP}"), ("gone", beat)).await.unwrap();
     guarded.begin().await;
     let (redis, database) = (guarded.url("likesctl"), setup.database_url());

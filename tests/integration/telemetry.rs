@@ -257,7 +257,7 @@ async fn a_flood_of_dead_letters_does_not_flood_the_log() {
     let told: Vec<u64> = lines
         .iter()
         .filter(|line| line["message"] == "dead letters")
-        .map(|line| line["letters"].as_u64().unwrap())
+        .map(|line| line["dead_letters"].as_u64().unwrap())
         .collect();
     assert!((1..=seconds + 2).contains(&told.len()), "{log}");
     assert!(told.iter().sum::<u64>() <= 2_000);

@@ -43,7 +43,7 @@ pub enum MemberState {
 impl MemberState {
     fn name(self) -> &'static str {
         match self {
-            Self::Active => "able",
+            Self::Active => "active",
             Self::Stuck => "stuck",
             Self::Leaving => "leaving",
         }

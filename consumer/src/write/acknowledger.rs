@@ -71,7 +71,7 @@ impl<S: GroupStream> Acknowledger<S> {
         {
             let trace_id = spans::trace_id(span);
             tracing::warn!(
-                letters = count, last_partition = %last.partition, last_id = %last.id, last_reason = reason.code(), trace_id,
+                dead_letters = count, last_partition = %last.partition, last_id = %last.id, last_reason = reason.code(), trace_id,
                 "dead letters"
             );
         }

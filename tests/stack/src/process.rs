@@ -177,10 +177,7 @@ impl ServerProcess {
         self.signal(signal);
         if let Some(mut supervisor) = self.supervisor.take() {
             // While this process runs, the folder is removed by its owner. A supervisor that has ended has removed it.
-            let _ = supervisor.write_all(
-                b"keep
-            ",
-            );
+            let _ = supervisor.write_all(b"keep\n");
         }
         let _ = self.child.wait();
         self.released = true;

@@ -59,17 +59,7 @@ impl RedisSentinels {
         let up = wait_until(Duration::from_secs(READY_SECONDS), || {
             all.sentinels.iter().all(|sentinel| {
                 let info = sentinel.command(&["SENTINEL", "MASTER", MASTER]).unwrap_or_default();
-                info.contains(&others)
-                    && info.contains(
-                        "num-slaves
-                    1
-                    ",
-                    )
-                    && info.contains(
-                        "flags
-                    master
-                    ",
-                    )
+                info.contains(&others) && info.contains("num-slaves\n1\n") && info.contains("flags\nmaster\n")
             })
         });
         if up { Ok(all) } else { Err(all.timeout("discover one another")) }
