@@ -294,7 +294,7 @@ def overview():
               "retry mends itself, halt needs somebody. Restaged: guessed to be new rows, which "
               "they were not.", "ops", [
             (rate(f"likestream_batches_failed_total{{{CONSUMER}}}", "class"), "{{class}}"),
-            (rate(f"likestream_direct_copy_fallbacks_total{{{CONSUMER}}}"), "restaged"),
+            (rate(f"likestream_direct_copy_fallbacks_total{{{CONSUMER}}}"), "fell back"),
         ], runbook="Postgres refuses"),
     ]
     entries = [

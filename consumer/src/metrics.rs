@@ -59,7 +59,7 @@ struct StreamMetrics {
 /// Instruments of batches and transactions.
 struct BatchMetrics {
     committed: Counter<u64>,
-    restaged: Counter<u64>,
+    direct_copy_fallbacks: Counter<u64>,
     failed: Counter<u64>,
     rows_inserted: Counter<u64>,
     likes_deduplicated: Counter<u64>,
@@ -166,7 +166,7 @@ impl BatchMetrics {
                 "Batches committed, by what closed them",
                 &Flush::ALL.map(|flush| KeyValue::new(names::FLUSH_LABEL, flush.name())),
             ),
-            restaged: counter(
+            direct_copy_fallbacks: counter(
                 metric::DIRECT_COPY_FALLBACKS,
                 "Direct copies that failed, whose batch was staged instead",
             ),
@@ -316,7 +316,7 @@ impl Metrics {
 
     pub(crate) fn committed(&self, batch: &CommittedBatch) {
         self.batches.committed.add(1, &[KeyValue::new(names::FLUSH_LABEL, batch.flush.name())]);
-        self.batches.restaged.add(batch.fell_back.into(), &[]);
+        self.batches.direct_copy_fallbacks.add(batch.fell_back.into(), &[]);
         self.batches.rows_inserted.add(batch.inserted, &[]);
         let distinct = batch.inserted.saturating_add(batch.rejected as u64);
         self.batches.likes_deduplicated.add((batch.likes as u64).saturating_sub(distinct), &[]);

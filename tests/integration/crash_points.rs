@@ -161,7 +161,7 @@ async fn killed_between_append_and_answer_ingest_doubles_nothing() {
     assert_eq!(setup.count().await, 1);
 }
 
-/// An entry that kills whoever has it. After too many deliveries it is tried alone; those that are not to blame are
+/// An entry that kills whoever has it. After too many deliveries it is quarantined; those that are not to blame are
 /// stored meanwhile, and after two more deaths it is a dead letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {

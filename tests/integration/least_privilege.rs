@@ -294,7 +294,7 @@ async fn use_consumer(guarded: &Guarded) {
     create_groups(admin).await;
     append_raw(admin, 0, &codec::encode(&[like(3, 42)])).await;
     let ids = read_as(admin, "gone", 0).await;
-    // One that was delivered too often is tried alone.
+    // One that was delivered too often is quarantined.
     command(admin, &["XCLAIM", &stream(0), GROUP, "gone", "0", &ids[0], "RETRYCOUNT", "9", "JUSTID"])
         .await
         .unwrap();
