@@ -5,7 +5,7 @@
 //! acknowledges them with the proof that `store` returns. `upkeep` trims acknowledged entries, samples the backlog and
 //! probes the servers. `pipeline` assembles all of these and ends them in order; `service` connects to the servers first.
 //!
-//! Dependencies point downwards: `service` → `pipeline` → `upkeep`, `write`, `read` → `group` → `metrics`, `trace` →
+//! Dependencies point downwards: `service` → `pipeline` → `upkeep`, `write`, `read` → `group` → `trace` → `metrics` →
 //! `stream` → `store` → `in_flight` → `entry` → `shared`. `likesctl` stands on top of this library; nothing here knows it.
 
 pub mod config;

@@ -39,24 +39,32 @@ fn collect(root: &Path, folder: &Path, sources: &mut Vec<(String, String)>) {
             collect(root, &path, sources);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let file = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-            if !file.ends_with("tests.rs") && !file.contains("/tests/") {
+            if !is_of_tests(&file) {
                 sources.push((file, fs::read_to_string(&path).unwrap()));
             }
         }
     }
 }
 
+/// Modules under `#[cfg(test)]`: tests, stand-ins and what they share.
+fn is_of_tests(file: &str) -> bool {
+    file.trim_end_matches(".rs").split('/').any(|segment| matches!(segment, "tests" | "testing" | "fake"))
+}
+
 impl ModuleGraph {
     /// Parses sources, each with its path below `src`.
     pub(crate) fn of_sources(sources: &[(&str, &str)]) -> Self {
+        let libraries_last = |file: &&str| *file == "lib.rs";
+        let mut files: Vec<&str> = sources.iter().map(|(file, _)| *file).collect();
+        files.sort_by_key(libraries_last);
         let files: BTreeMap<Vec<String>, String> =
-            sources.iter().map(|(file, _)| (module_path(file), (*file).to_owned())).collect();
+            files.into_iter().map(|file| (module_path(file), file.to_owned())).collect();
         let mut imports = BTreeMap::new();
         for (file, text) in sources {
             let mut paths = Paths { own: module_path(file), found: Vec::new() };
             paths.visit_file(&syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}")));
             let targets = paths.found.iter().filter_map(|path| {
-                let longest = (1..=path.len()).rev().find_map(|length| files.get(&path[..length]));
+                let longest = (0..=path.len()).rev().find_map(|length| files.get(&path[..length]));
                 longest.filter(|target| target != file).cloned()
             });
             imports.insert((*file).to_owned(), targets.collect());
@@ -75,7 +83,8 @@ impl ModuleGraph {
         all.map(|(file, to)| (module_of(file), module_of(to), &**file)).filter(|(from, to, _)| from != to)
     }
 
-    /// Circles of imports that files of at least two modules take part in. The root of a crate may be named by all.
+    /// Circles of imports that files of at least two modules take part in. A path through an imported module counts as an
+    /// import of that module's own file.
     pub(crate) fn file_cycles_across_modules(&self) -> Vec<Vec<String>> {
         let reachable: BTreeMap<&str, BTreeSet<&str>> =
             self.imports.keys().map(|file| (&**file, self.reachable(file))).collect();
@@ -171,6 +180,31 @@ impl<'ast> Visit<'ast> for Paths {
         let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         self.add(&segments);
         visit::visit_path(self, path);
+    }
+
+    /// `pub(crate)` names a module and imports nothing.
+    fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
+
+    /// Macros are not parsed: their tokens are searched for paths from the root of the crate.
+    fn visit_macro(&mut self, item: &'ast syn::Macro) {
+        let text = item.tokens.to_string().replace("::", " :: ");
+        let tokens: Vec<&str> = text.split_whitespace().collect();
+        for (start, _) in tokens.iter().enumerate().filter(|(_, token)| **token == "crate") {
+            let path = tokens[start..].chunks(2).map_while(|pair| match pair {
+                [segment, "::"] => Some(((*segment).to_owned(), true)),
+                [segment, ..] => Some(((*segment).to_owned(), false)),
+                [] => None,
+            });
+            let mut segments = Vec::new();
+            for (segment, goes_on) in path {
+                segments.push(segment);
+                if !goes_on {
+                    break;
+                }
+            }
+            self.add(&segments);
+        }
+        visit::visit_macro(self, item);
     }
 
     /// Unit tests may look wherever they like; paths in other inline modules are rare and start at `crate`.

@@ -132,16 +132,19 @@ impl Batch {
         }
     }
 
-    /// Makes the proof of a batch, every row of which is stored or rejected, and that is committed: rejected likes become
-    /// dead letters.
-    pub(super) fn into_committed(self, fell_back: bool) -> Committed {
+    /// Returns the proof once every row is stored or rejected, and that is committed: the entries are settled, rejected
+    /// likes are dead letters. Until then returns the batch itself.
+    pub(super) fn into_committed(self, fell_back: bool) -> Result<Committed, Self> {
+        if self.next_rows().is_some() {
+            return Err(self);
+        }
         let Self { mut entries, rejected, inserted, .. } = self;
         if !rejected.is_empty() {
             for entry in &mut entries {
                 entry.dead_letter_rejected(&rejected);
             }
         }
-        Committed::new(entries, inserted, rejected.len(), fell_back)
+        Ok(Committed::new(entries, inserted, rejected.len(), fell_back))
     }
 }
 

@@ -95,6 +95,6 @@ impl BatchStore for FakeStore {
         if !rows.is_empty() {
             batch.record([PieceOutcome::Stored { inserted }]);
         }
-        Ok(batch.into_committed(false))
+        Ok(batch.into_committed(false).expect("every row is stored"))
     }
 }

@@ -102,7 +102,11 @@ pub async fn write(
             }
         }
     }
-    while batch.next_rows().is_some() {
+    loop {
+        batch = match batch.into_committed(fell_back) {
+            Ok(committed) => return Ok(committed),
+            Err(batch) => batch,
+        };
         let all = batch.all_untried();
         let path = all.map_or(WritePath::Bisect, WritePath::Staged);
         match attempt(pool, transactions, &batch, path, ended).await {
@@ -113,7 +117,6 @@ pub async fn write(
             Err(error) => return Err((batch, error)),
         }
     }
-    Ok(batch.into_committed(fell_back))
 }
 
 /// Runs one transaction, and reports its end.

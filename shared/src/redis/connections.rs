@@ -27,7 +27,7 @@ use super::{
 /// Between two attempts at one command.
 const RETRY_DELAY: Duration = Duration::from_millis(25);
 
-/// How often the topology is asked for, and how often at most when it is in suspected.
+/// How often the topology is asked for, and at most when a change is suspected.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -55,7 +55,7 @@ struct Shared {
     redis: Redis,
     state: watch::Sender<State>,
     /// Somebody has reason to think that the topology has changed.
-    suspected: Notify,
+    change_suspected: Notify,
     stop: CancellationToken,
 }
 
@@ -88,7 +88,7 @@ impl Connections {
         let shared = Arc::new(Shared {
             redis: redis.clone(),
             state: watch::Sender::new(State { topology: topology.clone(), nodes: HashMap::new() }),
-            suspected: Notify::new(),
+            change_suspected: Notify::new(),
             stop: stop.clone(),
         });
         let mut kept = HashMap::new();
@@ -227,7 +227,7 @@ impl Connections {
             // One that was the master: whoever is it now can be found only by asking anew.
             self.shared.state.borrow().nodes.values().for_each(|node| node.end());
         }
-        self.shared.suspected.notify_one();
+        self.shared.change_suspected.notify_one();
     }
 
     /// The connected servers.
@@ -286,7 +286,7 @@ impl Shared {
         let mut failing = false;
         loop {
             tokio::select! {
-                () = self.suspected.notified() => {}
+                () = self.change_suspected.notified() => {}
                 () = sleep(REFRESH_INTERVAL) => {}
             }
             match self.redis.discover(&self.connected(), &topology.known).await {
@@ -369,7 +369,7 @@ impl Shared {
                 Err(_) => {}
             }
             failing = true;
-            self.suspected.notify_one();
+            self.change_suspected.notify_one();
             sleep(wait).await;
             wait = (wait * 2).min(RECONNECT_MAX);
         }

@@ -9,7 +9,7 @@ use std::{
 
 use rand::RngExt;
 
-use crate::StackError;
+use crate::error::StackError;
 
 /// Ports below are often taken by other servers.
 const FIRST: u16 = 10_000;

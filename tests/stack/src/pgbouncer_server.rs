@@ -8,7 +8,7 @@ use nix::{
 };
 
 use crate::{
-    StackError,
+    error::StackError,
     free_port::start_on_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };

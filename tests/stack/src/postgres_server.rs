@@ -18,7 +18,7 @@ use nix::{
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
-    StackError,
+    error::StackError,
     free_port::start_on_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
 };

@@ -20,7 +20,7 @@ use nix::{
     unistd::{Pid, User, chown, geteuid},
 };
 
-use crate::StackError;
+use crate::error::StackError;
 
 /// Supervisor shell of an attached server. It starts the server and reads a pipe from this process. When the pipe
 /// closes, however this process has ended, it ends the server and removes its folder, unless it has read `keep`.

@@ -16,8 +16,8 @@ use nix::{
 use serde::Deserialize;
 
 use crate::{
-    StackError,
     admin::{self, Metrics},
+    error::StackError,
     process::{Watchdog, append_to, is_running, last_line, wait_until},
 };
 

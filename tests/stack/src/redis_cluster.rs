@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    StackError, free_port,
+    error::StackError,
+    free_port,
     process::{Lifetime, wait_until},
     redis_server::{RedisOptions, RedisServer},
 };

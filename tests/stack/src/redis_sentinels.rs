@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    StackError,
+    error::StackError,
     process::{Lifetime, wait_until},
     redis_server::{RedisOptions, RedisServer},
 };

@@ -12,7 +12,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    StackError,
+    error::StackError,
     free_port::start_on_port,
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess},
 };

@@ -22,8 +22,8 @@ pub(crate) struct Report {
     pub(crate) likes_per_second_out: f64,
     pub(crate) post_p50_ms: f64,
     pub(crate) post_p99_ms: f64,
-    pub(crate) accept_to_commit_p50_ms: f64,
-    pub(crate) accept_to_commit_p99_ms: f64,
+    pub(crate) end_to_end_p50_ms: f64,
+    pub(crate) end_to_end_p99_ms: f64,
     pub(crate) insert_each_likes: u64,
     pub(crate) insert_each_likes_per_second: f64,
     pub(crate) ingest_peak_rss_bytes: u64,
@@ -69,10 +69,8 @@ impl Report {
         let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let per_second_in = rounded(self.likes_per_second_in);
         let per_second_out = rounded(self.likes_per_second_out);
-        let latency = format!(
-            "p50 {:.0} ms, p99 {:.0} ms from accept",
-            self.accept_to_commit_p50_ms, self.accept_to_commit_p99_ms
-        );
+        let latency =
+            format!("p50 {:.0} ms, p99 {:.0} ms from accept", self.end_to_end_p50_ms, self.end_to_end_p99_ms);
         let memory = format!(
             "peak of ingest {}, of the larger consumer {}",
             mib(self.ingest_peak_rss_bytes),
@@ -135,8 +133,8 @@ mod tests {
             likes_per_second_out: 1.0,
             post_p50_ms: 1.0,
             post_p99_ms: 1.0,
-            accept_to_commit_p50_ms: 1.0,
-            accept_to_commit_p99_ms: 1.0,
+            end_to_end_p50_ms: 1.0,
+            end_to_end_p99_ms: 1.0,
             insert_each_likes: 10,
             insert_each_likes_per_second: 1.0,
             ingest_peak_rss_bytes: 1,

@@ -20,8 +20,8 @@ pub(crate) struct Table {
     /// Transactions that have inserted rows.
     pub(crate) writing_transactions: u64,
     /// End-to-end latency by the commit timestamps of Postgres, in milliseconds.
-    pub(crate) accept_to_commit_p50_ms: f64,
-    pub(crate) accept_to_commit_p99_ms: f64,
+    pub(crate) end_to_end_p50_ms: f64,
+    pub(crate) end_to_end_p99_ms: f64,
 }
 
 #[derive(Debug, Error)]
@@ -70,7 +70,7 @@ pub(crate) async fn read_table(
         duplicated,
         unexpected,
         writing_transactions: writing_transactions.unsigned_abs(),
-        accept_to_commit_p50_ms: quantile(0),
-        accept_to_commit_p99_ms: quantile(1),
+        end_to_end_p50_ms: quantile(0),
+        end_to_end_p99_ms: quantile(1),
     })
 }

@@ -371,11 +371,20 @@ async fn shutdown_during_a_read_sends_its_entries_on() {
 #[tokio::test(start_paused = true)]
 async fn shutdown_during_a_claim_leaves_no_entry_in_flight_that_was_not_sent_on() {
     for operation in [Operation::ClaimDeparted, Operation::Claim, Operation::Deliveries] {
+        let owner = if operation == Operation::Claim { "b" } else { "departed" };
         let mut reader = start_after(|group, _| {
-            group.append_pending(1, "departed", 1);
+            group.append_pending(1, owner, 1);
             group.slow(operation, SECOND * 5);
         });
-        pass(SECOND * 8).await;
+        // Until it is claimed and the reply is under way.
+        for _ in 0..600 {
+            if reader.group.own_pending() == [1] {
+                break;
+            }
+            pass(SECOND / 10).await;
+        }
+        assert_eq!(reader.group.own_pending(), [1], "{operation:?}");
+        assert_eq!(reader.received(), [0; 0], "{operation:?}");
         reader.shutdown.cancel();
         pass(SECOND * 10).await;
         reader.assert_ended().await;

@@ -94,7 +94,7 @@ fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
         entry(1, vec![like(2, 42, 0)]),
         entry(2, vec![like(7, 42, 2), like(3, 42, 0)]),
     ];
-    let mut batch = Batch::new(entries, 5);
+    let batch = Batch::new(entries, 5);
     let mut stored = Vec::new();
     let mut pieces = batch.pieces();
     let mut outcomes = Vec::new();
@@ -106,10 +106,11 @@ fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
             outcomes.push(pieces.stored(rows.len() as u64));
         }
     }
+    let mut batch = batch.into_committed(false).unwrap_err();
     batch.record(outcomes);
     assert_eq!(stored, [1, 2, 3]);
     assert!(batch.next_rows().is_none());
-    let committed = batch.into_committed(false);
+    let committed = batch.into_committed(false).unwrap();
     assert_eq!((committed.inserted(), committed.rejected()), (3, 1));
     let dead_letters: Vec<Vec<Bytes>> = committed
         .into_entries()
@@ -140,7 +141,12 @@ proptest! {
         let batch = Batch::new(entries, likes);
         let rows: Vec<_> = batch.rows.iter().map(|l| ((l.post_id(), l.user_id()), l.created_at_us())).collect();
         prop_assert_eq!(rows, earliest.into_iter().collect::<Vec<_>>());
-        let settled: Vec<Position> = batch.into_committed(false).into_entries().iter().map(|entry| entry.at).collect();
+        let mut batch = batch;
+        if batch.next_rows().is_some() {
+            batch.record([PieceOutcome::Stored { inserted: 0 }]);
+        }
+        let entries = batch.into_committed(false).unwrap().into_entries();
+        let settled: Vec<Position> = entries.iter().map(|entry| entry.at).collect();
         prop_assert_eq!(settled, positions);
     }
 }
