@@ -121,7 +121,7 @@ SERVICES = ("ingest", "consumer")
 
 @functools.cache
 def opentelemetry_variables():
-    """Returns OpenTelemetry's variables that services read: they are no flags, --help lacks them."""
+    """Returns OpenTelemetry's variables that services read: no flags, so --help lacks them."""
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     return frozenset(re.findall(r"^#? ?(OTEL_[A-Z_]+)=", example, re.MULTILINE))
 
