@@ -291,8 +291,8 @@ def overview():
         graph("Rows of a batch", "The more, the cheaper is each. BATCH_ROWS is the most.", "short",
               quantiles(f"likestream_batch_rows_bucket{{{CONSUMER}}}", 0.5, 0.95)),
         graph("Failed transactions",
-              "retry passes by itself, halt needs an operator. Fell back: predicted to be new rows, "
-              "which they were not.", "ops", [
+              "retry passes by itself, halt needs an operator. Fell back: predicted to be new "
+              "rows, which they were not.", "ops", [
             (rate(f"likestream_batches_failed_total{{{CONSUMER}}}", "class"), "{{class}}"),
             (rate(f"likestream_direct_copy_fallbacks_total{{{CONSUMER}}}"), "fell back"),
         ], runbook="Postgres refuses"),

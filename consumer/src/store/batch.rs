@@ -134,6 +134,7 @@ impl Batch {
 
     /// Returns the proof once every row is stored or rejected, and that is committed: the entries are settled, rejected
     /// likes are dead letters. Until then returns the batch itself.
+    #[expect(clippy::result_large_err, reason = "it is no failure: the batch goes on")]
     pub(super) fn into_committed(self, fell_back: bool) -> Result<Committed, Self> {
         if self.next_rows().is_some() {
             return Err(self);
