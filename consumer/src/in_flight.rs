@@ -124,7 +124,7 @@ impl InFlight {
         self.state.send_if_modified(|state| state.paused_since.take().is_some());
     }
 
-    /// Waits until fewer than `limit` rows are in flight.
+    /// Waits until fewer than `limit` rows are in flight, reading is not paused, and the exclusive permit is free.
     pub(crate) async fn read_permit(&self, limit: usize) -> ReadPermit<'_> {
         loop {
             let mut rows = 0;

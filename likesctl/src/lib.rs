@@ -1,8 +1,8 @@
 //! `likesctl`, the command line for operators, on top of the consumer's library.
 //!
 //! This file has the clap tree and the dispatch to `commands`, one file or folder per command. Dependencies point
-//! downwards: `commands` → `reassign`, `verifier`, `pending_detail`, `overview` → `action` → `scan`, `audit`,
-//! `dead_letter_record`, `likes_table` → `selection` → `context` → `output` → `exit`. Every change goes through `action`:
+//! downwards: `commands` → `reassign` → `action`, `verifier`, `pending_detail` → `dead_letter_record` → `scan` → `audit`,
+//! `overview`, `selection`, `likes_table` → `context`, `output` → `exit`. Every change goes through `action`:
 //! preview, confirmation, audit, application.
 
 mod action;

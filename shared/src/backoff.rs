@@ -27,6 +27,11 @@ impl Backoff {
         Self { next: Duration::from_secs(1), cap: Duration::from_secs(15) }
     }
 
+    /// Waits between two attempts to connect to a server.
+    pub fn reconnect() -> Self {
+        Self { next: Duration::from_millis(50), cap: Duration::from_secs(1) }
+    }
+
     /// How long to wait before the next attempt: between half of the step and all of it, so that many consumers
     /// don't come back all at once.
     pub fn next_delay(&mut self) -> Duration {
@@ -42,7 +47,7 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_cap_and_vary() {
-        for mut backoff in [Backoff::retry(), Backoff::server(), Backoff::halt()] {
+        for mut backoff in [Backoff::retry(), Backoff::server(), Backoff::reconnect(), Backoff::halt()] {
             let (mut step, cap) = (backoff.next, backoff.cap);
             for _ in 0..20 {
                 let delay = backoff.next_delay();

@@ -18,15 +18,15 @@ use crate::{
 
 const PARTITIONS: &str = "partitions";
 
-/// The numbers of partitions that there were before, with commas between: who is still set to one of them follows.
+/// Earlier numbers of partitions, separated by commas: a program that is still set to one of them follows the record.
 const GROWN_FROM: &str = "grown_from";
 
-/// How often the record is looked at.
+/// Interval between two reads of the record.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Raises the number of partitions, if it is still what it was thought to be.
+/// Compares and sets: raises the number of partitions if it still is the expected one.
 ///
-/// KEYS: settings. ARGV: the number that there should be now, the new one.
+/// KEYS: settings. ARGV: the expected number, the new one.
 const INCREASE_PARTITIONS: &str = include_str!("cluster_settings/increase_partitions.lua");
 
 /// The programs would not agree, or Redis could not tell.

@@ -23,9 +23,9 @@ use self::verifiers::ForAnyName;
 
 /// What is asked of the server's certificate.
 pub(crate) enum Trust {
-    /// Nothing: it keeps out who only listens.
+    /// No verification: protects against eavesdropping only.
     Anything,
-    /// That somebody whom we trust has signed it, for whatever name.
+    /// A trusted authority has signed it, for any name.
     Chain(RootCertStore),
     /// That, and that it is for the name that we call the server by.
     ChainAndName(RootCertStore),

@@ -13,11 +13,11 @@ pub fn is_refusal(error: &tokio_postgres::Error) -> bool {
 /// What to do after a failed statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureClass {
-    /// The database can't do it now: the same again, later, for as long as it takes.
+    /// Transient: try the same again, later, for as long as it takes.
     Retry,
-    /// It will never take these rows: find the ones that it minds.
+    /// Rejected: the table never accepts some of these rows, which bisection finds.
     Reject,
-    /// Someone has to mend the schema, the rights or a certificate first: say so, and look again now and then.
+    /// Halting: an operator has to fix the schema, the rights or a certificate first; tried again now and then.
     Halt,
 }
 

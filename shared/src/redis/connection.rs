@@ -16,7 +16,7 @@ use super::{pipeline, tls};
 /// Over the command timeout: how long what was sent may stay unacknowledged before the system gives up a connection.
 const USER_TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
 
-/// One connection to one server, never made anew behind anybody's back. It ends when dropped.
+/// One connection to one server. It never reconnects by itself, and ends when dropped.
 pub struct Connection {
     pub(super) server: Server,
     client: Client,

@@ -23,6 +23,7 @@ use super::{
     errors::{Outcome, error_code, outcome, redirected},
     topology::Topology,
 };
+use crate::backoff::Backoff;
 
 /// Between two attempts at one command.
 const RETRY_DELAY: Duration = Duration::from_millis(25);
@@ -31,9 +32,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(25);
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// First and longest wait between two attempts to connect.
-const RECONNECT_MIN: Duration = Duration::from_millis(50);
-const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// A connection that broke sooner than this was no success: the waits before the next one go on growing.
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 
 /// Whether a command may be sent again when nobody knows if it was carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -340,7 +340,7 @@ impl Shared {
     }
 
     async fn keep_up(self: Arc<Self>, server: Server, mut connection: Option<Connection>) {
-        let mut wait = RECONNECT_MIN;
+        let mut backoff = Backoff::reconnect();
         let mut failing = false;
         loop {
             let opened = match connection.take() {
@@ -355,9 +355,9 @@ impl Shared {
                     let since = Instant::now();
                     self.serve(connection).await;
                     // One that lets us in and breaks at once is no better than one that doesn't let us in.
-                    let was_good = since.elapsed() >= RECONNECT_MAX;
+                    let was_good = since.elapsed() >= STABLE_AFTER;
                     if was_good {
-                        wait = RECONNECT_MIN;
+                        backoff = Backoff::reconnect();
                     }
                     if was_good || !failing {
                         tracing::warn!(redis = address(&server), "the connection to Redis broke");
@@ -370,8 +370,7 @@ impl Shared {
             }
             failing = true;
             self.change_suspected.notify_one();
-            sleep(wait).await;
-            wait = (wait * 2).min(RECONNECT_MAX);
+            sleep(backoff.next_delay()).await;
         }
     }
 

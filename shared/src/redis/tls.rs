@@ -30,10 +30,10 @@ impl<'a> Files<'a> {
         Self { ca: redis_tls_ca.as_ref(), certificate: redis_tls_cert.as_ref(), key: redis_tls_key.as_ref() }
     }
 
-    /// For a URL without TLS.
+    /// Checks that no file is set, for a URL without TLS.
     ///
     /// # Errors
-    /// When there are any: whoever gave them counts on TLS.
+    /// When one is: it would be ignored, and the connection would not be encrypted.
     pub(super) fn unused(self) -> Result<(), SettingError> {
         let given = [(CA, self.ca), (CERT, self.certificate), (KEY, self.key)];
         let first = given.into_iter().find_map(|(setting, file)| Some((setting, file?)));

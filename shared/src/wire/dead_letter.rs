@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use crate::wire::codec;
 
-/// So many likes of one entry get a letter each: they are all appended by one call of a script, whose arguments Redis
-/// bounds.
-const MAX_ALONE: usize = 1_000;
+/// At most this many likes of one entry become separate dead letters: one call of a script appends them all, and Redis
+/// bounds its arguments.
+const MAX_SEPARATE: usize = 1_000;
 
 /// Why something is a dead letter. The codes are stable: people filter by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +19,9 @@ pub enum Reason {
     InvalidLike,
     /// The database will never take this like.
     Rejected,
-    /// It was delivered too often, and whoever tried it alone did not survive it.
+    /// It was delivered too often, and the processes that quarantined it did not survive it.
     MaxDeliveries,
-    /// Somebody gave it up while it was pending, and it was imported from the file that it was kept in.
+    /// An operator dropped it while it was pending, and imported it from the exported file.
     Dropped,
 }
 
@@ -88,9 +88,9 @@ impl DeadLetter {
         Self { original, ..Self::new(reason, detail, Bytes::new()) }
     }
 
-    /// Of likes of one entry: a letter each, and beyond [`MAX_ALONE`] one for all the rest.
+    /// Of likes of one entry: a letter each, and beyond [`MAX_SEPARATE`] one for all the rest.
     pub fn of_likes(reason: Reason, mut likes: Vec<DeadLike<'_>>) -> Vec<Self> {
-        let rest = likes.split_off(likes.len().min(MAX_ALONE));
+        let rest = likes.split_off(likes.len().min(MAX_SEPARATE));
         let alone = likes.iter().map(|DeadLike { index, why, bytes }| {
             Self::new(reason, format!("like {index} of the entry: {why}"), codec::frame(&[bytes]).into())
         });

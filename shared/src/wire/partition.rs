@@ -138,8 +138,8 @@ impl KeyPrefix {
         format!("{self}:{{{partition}}}:dead")
     }
 
-    /// The hash of entries of a partition that somebody is trying alone, or did not survive trying,
-    /// `likes:{7}:quarantine`: entry id → number of tries.
+    /// The hash of quarantined entries of a partition, `likes:{7}:quarantine`: entry id → number of quarantines that have
+    /// begun and not ended.
     pub fn quarantine(&self, partition: Partition) -> String {
         format!("{self}:{{{partition}}}:quarantine")
     }

@@ -2,18 +2,18 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function read(record)
-    local token, condition, fixed, beat = string.match(record, '^(%S+) (%a+) (%S*) (%d+)$')
-    return token, condition, fixed, now - tonumber(beat or 0)
+    local token, state, assignment, beat = string.match(record, '^(%S+) (%a+) (%S*) (%d+)$')
+    return token, state, assignment, now - tonumber(beat or 0)
 end
-local function record(token, condition, fixed)
-    return string.format('%s %s %s %.0f', token, condition, fixed, now)
+local function record(token, state, assignment)
+    return string.format('%s %s %s %.0f', token, state, assignment, now)
 end
 -- A record from the future, of a server whose clock was ahead, would live for too long: it counts from now on.
 local mine = redis.call('HGET', KEYS[1], ARGV[1])
 if mine then
-    local token, condition, fixed, age = read(mine)
+    local token, state, assignment, age = read(mine)
     if token ~= ARGV[2] and age < tonumber(ARGV[5]) then
-        if age < 0 then redis.call('HSET', KEYS[1], ARGV[1], record(token, condition, fixed)) end
+        if age < 0 then redis.call('HSET', KEYS[1], ARGV[1], record(token, state, assignment)) end
         return {0, {}}
     end
 end
@@ -21,14 +21,14 @@ redis.call('HSET', KEYS[1], ARGV[1], record(ARGV[2], ARGV[3], ARGV[4]))
 local members = {}
 local records = redis.call('HGETALL', KEYS[1])
 for i = 1, #records, 2 do
-    local token, condition, fixed, age = read(records[i + 1])
+    local token, state, assignment, age = read(records[i + 1])
     if token and age < 0 then
-        redis.call('HSET', KEYS[1], records[i], record(token, condition, fixed))
+        redis.call('HSET', KEYS[1], records[i], record(token, state, assignment))
     end
     if not token or age >= tonumber(ARGV[6]) then
         redis.call('HDEL', KEYS[1], records[i])
     else
-        members[#members + 1] = {records[i], condition, fixed, age < tonumber(ARGV[5]) and 1 or 0}
+        members[#members + 1] = {records[i], state, assignment, age < tonumber(ARGV[5]) and 1 or 0}
     end
 end
 return {1, members}

@@ -5,7 +5,7 @@ if #pending == 0 then return 0 end
 local now = redis.call('TIME')
 local dead_at = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
 local at = 5
-for letter = 1, tonumber(ARGV[4]) do
+for dead_letter = 1, tonumber(ARGV[4]) do
     local fields = {}
     local last = at + tonumber(ARGV[at])
     for i = at + 1, last do fields[#fields + 1] = ARGV[i] end
