@@ -185,24 +185,12 @@ impl<'ast> Visit<'ast> for Paths {
     /// `pub(crate)` names a module and imports nothing.
     fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
 
-    /// Macros are not parsed: their tokens are searched for paths from the root of the crate.
+    /// Macros are not parsed: their text is searched for paths from the root of the crate.
     fn visit_macro(&mut self, item: &'ast syn::Macro) {
-        let text = item.tokens.to_string().replace("::", " :: ");
-        let tokens: Vec<&str> = text.split_whitespace().collect();
-        for (start, _) in tokens.iter().enumerate().filter(|(_, token)| **token == "crate") {
-            let path = tokens[start..].chunks(2).map_while(|pair| match pair {
-                [segment, "::"] => Some(((*segment).to_owned(), true)),
-                [segment, ..] => Some(((*segment).to_owned(), false)),
-                [] => None,
-            });
-            let mut segments = Vec::new();
-            for (segment, goes_on) in path {
-                segments.push(segment);
-                if !goes_on {
-                    break;
-                }
-            }
-            self.add(&segments);
+        let text = item.tokens.to_string().replace(" :: ", "::");
+        let words = text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
+        for path in words.filter(|word| word.starts_with("crate::")) {
+            self.add(&path.split("::").map(str::to_owned).collect::<Vec<_>>());
         }
         visit::visit_macro(self, item);
     }
