@@ -3,8 +3,8 @@
 use std::{fs, path::Path};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use devstack::terminal::group_thousands;
 use serde::Serialize;
+use shared::thousands::group_thousands;
 
 use crate::{
     BenchError, Settings,

@@ -15,5 +15,6 @@ pub mod runtime;
 pub mod settings;
 pub mod stderr;
 pub mod telemetry;
+pub mod thousands;
 mod tls;
 pub mod wire;

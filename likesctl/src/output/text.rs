@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use shared::thousands::group_thousands;
+
 /// Escapes characters that would move the cursor, change colours or reverse the direction of text.
 pub(crate) fn printable(text: &str) -> String {
     let is_harmful =
@@ -57,15 +59,7 @@ pub(crate) fn number_or_unknown(number: Option<u64>) -> String {
 
 /// Formats a number with separators between its thousands.
 pub(crate) fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    group_thousands(&number.to_string())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Result of a demo run, for people and as JSON.
 
-use devstack::terminal::{group_thousands, print_line};
+use devstack::terminal::print_line;
 use serde::Serialize;
+use shared::thousands::group_thousands;
 
 /// All figures. Rates are likes per second; `in` ends with the last 202, `out` when everything is stored and
 /// acknowledged.
