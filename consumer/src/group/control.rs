@@ -18,7 +18,7 @@ use crate::stream::{Paused, Streams};
 /// Between two exchanges with Redis.
 const INTERVAL: Duration = Duration::from_millis(750);
 
-/// Exchanges both for ever. While the paused partitions can't be read, they stay as they were.
+/// Reads the paused partitions and writes the commit times, at every tick until it is dropped. While the paused partitions can't be read, they stay as they were.
 pub(crate) async fn run(streams: Streams, paused: watch::Sender<Paused>, commit_times: Arc<CommitTimes>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
