@@ -57,7 +57,9 @@ def known():
 @functools.cache
 def allowed_values():
     """Returns the values of each label that a query can compare."""
-    codes = (ROOT / "README.md").read_text().partition("| code | status |")[2].partition("\n\n")[0]
+    page = (ROOT / "docs/http-api.md").read_text(encoding="utf-8")
+    rows = page.partition("| code | status |")[2].partition("\n\n")[0].splitlines()[1:]
+    codes = " ".join(row.split("|")[1] for row in rows if row.startswith("|"))
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     values = {
         "code": set(re.findall(r"`([a-z-]+)`", codes)),
