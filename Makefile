@@ -104,6 +104,13 @@ chart-files: ## Write the chart's README and deploy/manifests anew
 	@tests/chart/install.sh $(abspath $(TARGET))/chart
 	@$(TARGET)/chart/venv/bin/python tests/chart/documents.py
 
+.PHONY: docs
+docs: ## Build the documentation as a book into target/book, and check every link
+	@tests/stack/node_modules.sh $(abspath $(TARGET))/docs tests/docs
+	@tests/docs/links.sh $(abspath $(TARGET))/docs
+	@deploy/cargo_tool.sh $(abspath $(TARGET)) mdbook 0.5.4 --no-default-features --features search
+	@tests/docs/book.sh $(abspath $(TARGET))/tools/bin/mdbook $(abspath $(TARGET))/book
+
 .PHONY: fuzz
 fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
 	@deploy/cargo_tool.sh $(abspath $(TARGET)) cargo-fuzz 0.13.2

@@ -44,3 +44,22 @@ fn problem_codes_are_documented() {
     assert!(defined.len() >= 14, "{defined:?}");
     assert_eq!(documented, defined);
 }
+
+/// Every page of docs/ is a chapter of the book.
+#[test]
+fn every_page_is_in_the_book() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let summary = fs::read_to_string(docs.join("SUMMARY.md")).unwrap();
+    let mut pages = 0;
+    for folder in [".", "adr"] {
+        for file in fs::read_dir(docs.join(folder)).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".md") && name != "SUMMARY.md" {
+                let link = if folder == "." { name } else { format!("{folder}/{name}") };
+                assert!(summary.contains(&format!("]({link})")), "{link} is not in docs/SUMMARY.md");
+                pages += 1;
+            }
+        }
+    }
+    assert!(pages >= 20, "{pages}");
+}
