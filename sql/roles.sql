@@ -1,11 +1,11 @@
--- Three roles with no more rights than their work needs. Optional, and not one of the migrations; see docs/postgres.md.
+-- Creates three roles with minimal privileges. Optional, and not a migration; see docs/postgres.md.
 --
--- By a superuser, in the database of likestream:
+-- Run it as a superuser in the database of likestream:
 --   psql --set ON_ERROR_STOP=1 --dbname likes --file sql/roles.sql
--- before the first `likesctl migrate`, again after it, and again after each one that changed something. It can be repeated
--- at any time. What `likesctl migrate` has made as another role passes to likestream_migrator.
+-- before the first `likesctl migrate`, after it, and after each migration. It is idempotent. Tables that `likesctl migrate`
+-- created as another role are handed over to likestream_migrator.
 --
--- None of them has a password yet: \password likestream_consumer, or let them in by certificate in pg_hba.conf.
+-- The roles have no passwords yet: run \password likestream_consumer, or allow client certificates in pg_hba.conf.
 
 BEGIN;
 
@@ -23,11 +23,11 @@ BEGIN
     EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO likestream_consumer', current_database());
 END $$;
 
--- Before Postgres 15 everybody might make tables there, which others would then take for the real ones.
+-- Before Postgres 15 every role could create tables in public and thereby shadow the real ones.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO likestream_migrator, likestream_consumer, likestream_reader;
 
--- likestream_migrator, for `likesctl migrate`: owns the tables, and so may do anything to them, and to nothing else.
+-- likestream_migrator, for `likesctl migrate`: owns the tables of likestream.
 GRANT CREATE ON SCHEMA public TO likestream_migrator;
 DO $$
 DECLARE
@@ -36,7 +36,7 @@ BEGIN
     FOR owned IN
         SELECT oid FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
-            -- Also those of hash_partitions.sql.
+            -- Includes the tables of hash_partitions.sql.
             AND (relname IN ('likes', 'likes_before_hashing', 'likes_schema', 'refinery_schema_history')
                 OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('public.likes')))
             AND relowner <> 'likestream_migrator'::regrole
@@ -45,9 +45,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- likestream_consumer: adds likes. It can't change or delete one, nor anything of the schema.
--- likestream_reader, for people: `likesctl` that only looks, `verify` and `doctor` among it, and "pending ack". `likesctl
--- reprocess` stores likes, and so needs the role of the consumers.
+-- likestream_consumer: inserts likes, and cannot update or delete them or change the schema.
+-- likestream_reader: for operators who use read-only commands of likesctl (verify, doctor) and `pending ack`. `likesctl
+-- reprocess` stores likes and needs the role of the consumers.
 DO $$
 BEGIN
     IF to_regclass('public.likes') IS NOT NULL THEN

@@ -1,12 +1,12 @@
--- Turns likes into a table of hash partitions while consumers write to it. Optional, see docs/postgres.md: whether it is
--- worth it, and what each step blocks. Not one of the migrations.
+-- Turns likes into a table of hash partitions while consumers write to it. Optional, and not a migration: docs/postgres.md
+-- explains when it is worth it, and which locks each step takes.
 --
--- Run it as the owner of likes, directly on Postgres, step by step or all at once:
+-- Run it as the owner of likes, directly on Postgres, step by step or as a whole:
 --   psql --set ON_ERROR_STOP=1 --file sql/optional/hash_partitions.sql
--- From step 2 to step 4 nobody but consumers may change likes. Triggers and further indexes are yours to make again.
--- To call it off before step 4: DROP FUNCTION IF EXISTS likes_to_hashed CASCADE; DROP TABLE likes_hashed;
+-- From step 2 to step 4 only consumers may change likes. Recreate triggers and further indexes yourself.
+-- To abort before step 4: DROP FUNCTION IF EXISTS likes_to_hashed CASCADE; DROP TABLE likes_hashed;
 
--- Step 1: the new table, with its partitions and the rights on the old one. Blocks nothing.
+-- Step 1: create the new table with its partitions and the privileges of the old one. Blocks nothing.
 BEGIN;
 CREATE TABLE likes_hashed (
     LIKE likes INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
@@ -31,8 +31,8 @@ BEGIN
 END $$;
 COMMIT;
 
--- Step 2: what is inserted from now on goes to both tables. Waits for running transactions of consumers, and new ones
--- wait for it: milliseconds.
+-- Step 2: store new likes in both tables. Waits for running transactions of consumers, and new ones wait for it:
+-- milliseconds.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 CREATE FUNCTION likes_to_hashed() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -45,13 +45,13 @@ CREATE TRIGGER likes_to_hashed AFTER INSERT ON likes REFERENCING NEW TABLE AS in
 FOR EACH STATEMENT EXECUTE FUNCTION likes_to_hashed();
 COMMIT;
 
--- Step 3: what was there before. Takes long and blocks nothing. Can be repeated.
+-- Step 3: copy the existing likes. Takes long and blocks nothing. Can be repeated.
 INSERT INTO likes_hashed (user_id, post_id, created_at) SELECT user_id, post_id, created_at FROM likes
 ON CONFLICT (user_id, post_id) DO NOTHING;
 ANALYZE likes_hashed;
 
--- Step 4: the new table takes the place of the old one, unless it lacks a like. The look takes long and blocks nothing.
--- The rest waits for running transactions of consumers, and new ones wait for it: milliseconds.
+-- Step 4: verify that the new table has every like, then swap the names. The check takes long and blocks nothing. The swap
+-- waits for running transactions of consumers, and new ones wait for it: milliseconds.
 BEGIN;
 SET LOCAL lock_timeout = '5s';
 DO $$
@@ -68,4 +68,4 @@ ALTER TABLE likes_hashed RENAME TO likes;
 ALTER TABLE likes RENAME CONSTRAINT likes_hashed_pkey TO likes_pkey;
 COMMIT;
 
--- Afterwards, when you are content: DROP TABLE likes_before_hashing;
+-- When everything works: DROP TABLE likes_before_hashing;
