@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboards, chart/files/dashboards/*.json. Argument: another folder for them.
+"""Writes the Grafana dashboards to chart/files/dashboards, or to the folder given as argument.
 
 Panels flow into rows of 24 columns. The chart replaces RUNBOOK_URL, as in chart/files/alerts.yaml.
 """
@@ -19,12 +19,12 @@ POST = INGEST + ', http_request_method="POST"'
 
 
 def rate(metric, by=""):
-    """Of a counter, or of several processes' counters, a second."""
+    """Query of the rate per second of a counter, summed over processes."""
     return f"sum{by and f' by ({by}) '}(rate({metric}[$__rate_interval]))"
 
 
 def quantiles(metric, *wanted, by=""):
-    """Targets of a histogram, one for each quantile. `by` has the labels that are kept."""
+    """Targets of a histogram, one per quantile. The labels in `by` are kept."""
     labels = f"{by}, le" if by else "le"
     legend = "".join(f"{{{{{label.strip()}}}}} " for label in by.split(",") if label)
     return [
@@ -38,8 +38,8 @@ def quantiles(metric, *wanted, by=""):
 
 def panel(kind, size, title, description, unit, targets, *, runbook=None, steps=(), **more):
     """
-    `targets` are pairs of a query and its legend, `steps` pairs of a value and the colour from
-    there on.
+    A panel of any kind. `targets` are pairs of a query and its legend, `steps` pairs of a threshold
+    and its colour, `runbook` is the title of a section.
     """
     colours = [{"color": "green", "value": None}]
     colours += [{"color": colour, "value": value} for value, colour in steps]
@@ -69,7 +69,7 @@ def panel(kind, size, title, description, unit, targets, *, runbook=None, steps=
 
 
 def stat(title, description, unit, query, **more):
-    """One figure of now, with the colour of its threshold."""
+    """The current value, in the colour of its threshold."""
     more["options"] = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "value",
@@ -81,7 +81,7 @@ def stat(title, description, unit, query, **more):
 
 
 def graph(title, description, unit, targets, *, width=8, stacked=False, **more):
-    """Lines over time, or areas that add up. Thresholds are dashed lines."""
+    """Lines over time, or stacked areas. Thresholds are dashed lines."""
     more["options"] = {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
         "tooltip": {"mode": "multi", "sort": "desc"},
@@ -121,7 +121,7 @@ def jobs_with(metric):
 
 
 def placed(rows):
-    """Panels with numbers and places, row by row: each has a title and what is in it."""
+    """Panels with ids and positions. `rows` are pairs of a title and its panels."""
     panels, y = [], 0
     for title, content in rows:
         place = {"x": 0, "y": y, "w": COLUMNS, "h": 1}
@@ -138,7 +138,7 @@ def placed(rows):
     return [{"id": number, **made} for number, made in enumerate(panels, 1)]
 
 
-# What follows are tables: one argument a line would be harder to read.
+# The calls below read as tables: one argument per line would be harder to read.
 # fmt: off
 
 
@@ -184,48 +184,47 @@ def overview():
     ingest_backlog = f'max(likestream_backlog_entries{{{INGEST}, {group}=""}})'
     limit = f"min(likestream_backlog_limit_entries{{{INGEST}}})"
     now = [
-        stat("Accepted", "Likes that Redis has taken, a second.", "short",
+        stat("Accepted", "Likes accepted by Redis, per second.", "short",
              rate(f"likestream_likes_accepted_total{{{INGEST}}}")),
-        stat("Stored", "Rows that are new in the table, a second.", "short",
+        stat("Stored", "Rows inserted into the table, per second.", "short",
              rate(f"likestream_rows_inserted_total{{{CONSUMER}}}")),
         stat("Refused",
-             "Requests with likes that were answered 5xx, of all in 5 minutes. 0.1 % may be.",
+             "POST requests answered with 5xx in the last 5 minutes. The objective is 0.1 %.",
              "percentunit",
              f"max(likestream:requests_failed:ratio_rate5m{{{INGEST}}})", runbook="Likes refused",
              steps=[(0.001, "orange"), (0.0144, "red")], defaults={"max": 1}),
-        stat("Backlog", "Entries that are not stored yet, undelivered and pending.", "short",
+        stat("Backlog", "Entries not stored yet: lag and pending.", "short",
              group_backlog, runbook="Backlog grows"),
-        stat("Of the limit",
-             "How much of INGEST_BACKLOG_LIMIT is used. Likes are refused at 100 %.", "percentunit",
+        stat("Limit used",
+             "Backlog relative to INGEST_BACKLOG_LIMIT. Ingest refuses likes at 100 %.",
+             "percentunit",
              f"{ingest_backlog} / {limit}", runbook="Backlog limit",
              steps=[(0.5, "orange"), (0.9, "red")], defaults={"max": 1}),
-        stat("Oldest like", "How long ago the oldest like was accepted that is not stored yet.",
-             "s",
-             f"max(likestream:oldest_age_seconds:max{{{CONSUMER}}})", runbook="Oldest age",
+        stat("Oldest like", "Age of the oldest like that is not stored yet.", "s",
+             f"max(likestream:oldest_age_seconds:max{{{CONSUMER}}})", runbook="Backlog too old",
              steps=[(60, "orange"), (900, "red")]),
-        stat("Dead letters", "Likes in Redis that could not be stored and wait for somebody.",
-             "short",
+        stat("Dead letters", "Dead letters in Redis. An operator retries or purges them.", "short",
              "sum(max by (namespace, job, partition)"
              f" (likestream_partition_dead_letters{{{CONSUMER}}}))", runbook="Dead letters",
              steps=[(1, "orange")]),
-        stat("Not ready", "Checks that fail, of all processes. The processes are in the last row.",
-             "short",
+        stat("Not ready", "Failing readiness checks. The last row shows the processes.", "short",
              f"count(likestream_check_passing{{{BOTH}}} == 0)"
              f" or 0 * count(likestream_check_passing{{{BOTH}}})",
              runbook="Not ready", steps=[(1, "red")]),
     ]
     likes = [
-        graph("Likes", "Accepted by ingest, and what became of them: new rows, or known already.",
+        graph("Likes",
+              "Likes accepted by ingest, inserted into the table, and deduplicated, per second.",
               "short", [
             (rate(f"likestream_likes_accepted_total{{{INGEST}}}"), "accepted"),
             (rate(f"likestream_rows_inserted_total{{{CONSUMER}}}"), "inserted"),
             (rate(f"likestream_likes_deduplicated_total{{{CONSUMER}}}"), "deduplicated"),
         ]),
         graph("Backlog",
-              "Entries that wait: of the consumers' group, and at ingest of the slowest of all "
-              "groups. At the limit likes are refused.",
+              "Entries not stored yet: of the consumer group, and of the slowest of all groups, "
+              "which ingest measures. Ingest refuses likes at the limit.",
               "short",
-              [(group_backlog, "consumers' group"), (ingest_backlog, "slowest group"),
+              [(group_backlog, "consumer group"), (ingest_backlog, "slowest group"),
                (limit, "limit")], runbook="Backlog limit",
               overrides=[{
                   "matcher": {"id": "byName", "options": "limit"},
@@ -235,115 +234,118 @@ def overview():
                       {"id": "custom.fillOpacity", "value": 0},
                   ],
               }]),
-        graph("Age of the oldest",
-              "How long ago the oldest like that is not stored was accepted, and the oldest that "
-              "was delivered to a consumer.", "s", [
+        graph("Oldest age",
+              "Age of the oldest like that is not stored yet, and of the oldest pending entry.",
+              "s", [
             (f"max(likestream:oldest_age_seconds:max{{{CONSUMER}}})", "oldest"),
             (f"max(likestream:partition_oldest_pending_age_seconds:max{{{CONSUMER}}})",
              "oldest pending"),
-        ], runbook="Oldest age", steps=[(900, "red")]),
+        ], runbook="Backlog too old", steps=[(900, "red")]),
         graph("Backlog by partition",
-              "One that stands out has no consumer, or an entry that is stuck.", "short", [
+              "A partition with a larger backlog has no consumer, or a stuck entry.", "short", [
             (f"max by (partition) (likestream_partition_backlog_entries{{{CONSUMER}}})",
              "{{partition}}"),
         ], stacked=True, runbook="Backlog grows"),
-        graph("Pending by partition", "Delivered and not acknowledged.", "short", [
+        graph("Pending entries by partition", "Entries delivered and not acknowledged.", "short", [
             (f"max by (partition) (likestream_partition_pending_entries{{{CONSUMER}}})",
              "{{partition}}"),
         ], stacked=True, runbook="Stuck pending"),
         graph("Refused requests",
-              "By problem code: those of 5xx are ours, the others the callers' doing.", "reqps", [
+              "By problem code. 5xx: likestream or Redis failed. 4xx: the client did.", "reqps", [
             (rate(f"likestream_requests_refused_total{{{INGEST}}}", "code"), "{{code}}"),
         ], stacked=True, runbook="Likes refused"),
     ]
     latency = [
-        graph("Answer", "How long callers wait for the answer to a request with likes.", "s",
+        graph("Request latency", "Duration of POST requests, as ingest measures it.", "s",
               quantiles(f"http_server_request_duration_seconds_bucket{{{POST}}}", 0.5, 0.95, 0.99),
-              runbook="Slow answers",
+              runbook="Slow responses",
               steps=[(0.5, "red")]),
-        graph("From Redis to commit",
-              "Of each batch and partition the oldest entry, by the clocks of Redis and the "
-              "consumer.", "s",
+        graph("End-to-end latency",
+              "Time from accept to commit of the oldest entry of each batch and partition, by the "
+              "clocks of Redis and the consumer.", "s",
               quantiles(f"likestream_end_to_end_latency_seconds_bucket{{{CONSUMER}}}", 0.5,
                         0.95, 0.99),
-              runbook="Stored late", steps=[(10, "red")]),
-        graph("Transactions in Postgres", "How long a transaction takes, committed or not.", "s",
+              runbook="High end-to-end latency", steps=[(10, "red")]),
+        graph("Postgres transactions", "Duration of transactions, committed or failed.", "s",
               quantiles(f"db_client_operation_duration_seconds_bucket{{{CONSUMER}}}", 0.5, 0.95,
-                        0.99), runbook="Postgres refuses"),
-        graph("Redis, p99 by command", "How long Redis takes, as ingest and consumers see it.", "s",
+                        0.99), runbook="Postgres write failures"),
+        graph("Redis p99 by command",
+              "Duration of Redis commands, measured by ingest and consumers.", "s",
               quantiles(f"messaging_client_operation_duration_seconds_bucket{{{BOTH}}}", 0.99,
-                        by="messaging_operation_name"), runbook="Slow answers"),
-        graph("Redis, commands", "Calls a second.", "ops", [
+                        by="messaging_operation_name"), runbook="Slow responses"),
+        graph("Redis commands", "Calls per second.", "ops", [
             (rate(f"messaging_client_operation_duration_seconds_count{{{BOTH}}}",
                   "messaging_operation_name"), "{{messaging_operation_name}}"),
         ]),
-        graph("Connections to Postgres", "In use and idle, of all consumers.", "short", [
+        graph("Postgres connections", "Used and idle connections of all consumers.", "short", [
             (f"sum by (db_client_connection_state) (db_client_connection_count{{{CONSUMER}}})",
              "{{db_client_connection_state}}"),
         ], stacked=True),
     ]
     batches = [
-        graph("Batches by what closed them",
-              "full: there is a backlog. linger: there is none. shutdown: a consumer ends.", "ops",
-              [
+        graph("Batches by flush reason",
+              "full: there is a backlog. linger: there is none. shutdown: a consumer drains.",
+              "ops", [
             (rate(f"likestream_batches_committed_total{{{CONSUMER}}}", "flush"), "{{flush}}"),
         ], stacked=True),
-        graph("Rows of a batch", "The more, the cheaper is each. BATCH_ROWS is the most.", "short",
+        graph("Rows per batch",
+              "Larger batches cost less per row. BATCH_ROWS closes a batch as full.", "short",
               quantiles(f"likestream_batch_rows_bucket{{{CONSUMER}}}", 0.5, 0.95)),
         graph("Failed transactions",
-              "retry passes by itself, halt needs an operator. Fell back: predicted to be new "
-              "rows, which they were not.", "ops", [
+              "retry: a transient error. halt: needs an operator. fallback: a direct copy failed "
+              "and the batch was staged.", "ops", [
             (rate(f"likestream_batches_failed_total{{{CONSUMER}}}", "class"), "{{class}}"),
-            (rate(f"likestream_direct_copy_fallbacks_total{{{CONSUMER}}}"), "fell back"),
-        ], runbook="Postgres refuses"),
+            (rate(f"likestream_direct_copy_fallbacks_total{{{CONSUMER}}}"), "fallback"),
+        ], runbook="Postgres write failures"),
     ]
     entries = [
-        graph("Entries", "Delivered, acknowledged and trimmed: the same, but for a short while.",
-              "short", [
+        graph("Entries",
+              "Entries delivered, acknowledged and trimmed, per second. The rates are equal except "
+              "for short times.", "short", [
             (rate(f"messaging_client_consumed_messages_total{{{CONSUMER}}}"), "delivered"),
             (rate(f"likestream_entries_acknowledged_total{{{CONSUMER}}}"), "acknowledged"),
             (rate(f"likestream_entries_trimmed_total{{{CONSUMER}}}"), "trimmed"),
         ]),
-        graph("Delivered again",
-              "Entries that a consumer had before, or another one. Much of it means that consumers "
-              "die.", "short", [
+        graph("Redeliveries",
+              "Entries delivered again, to the same consumer or by a claim. A high rate means that "
+              "consumers die.", "short", [
             (rate(f"likestream_entries_reclaimed_total{{{CONSUMER}}}"), "reclaimed"),
         ], runbook="Stuck pending"),
-        graph("Dead letters", "Written a second, by reason.", "short", [
+        graph("Dead letters", "Dead letters written per second, by reason.", "short", [
             (rate(f"likestream_dead_letters_total{{{CONSUMER}}}", "reason"), "{{reason}}"),
         ], stacked=True, runbook="Dead letters"),
-        graph("Lost",
-              "Entries that went from a stream before they were stored, in an hour. Any is one too "
-              "many.", "short", [
+        graph("Lost entries",
+              "Entries deleted from a stream before they were stored, per hour: data loss.",
+              "short", [
             (f"sum(increase(likestream_entries_lost_total{{{CONSUMER}}}[1h]))", "lost"),
         ], runbook="Lost entries", steps=[(1, "red")]),
-        graph("Trimming fails", "Times a second. What is stored stays in the memory of Redis.",
-              "ops", [
+        graph("Trim failures",
+              "Failures per second. Stored entries stay in the memory of Redis.", "ops", [
             (rate(f"likestream_trim_failures_total{{{CONSUMER}}}"), "failures"),
-        ], runbook="Trimming fails"),
-        graph("Sent again to Redis",
-              "Entries of which nobody knew if Redis had them. They are stored once all the same.",
-              "short", [
-            (rate(f"likestream_append_retries_total{{{INGEST}}}"), "repeats"),
-        ], runbook="Appends repeated"),
+        ], runbook="Trim failures"),
+        graph("Append retries",
+              "Entries appended again because the connection ended before Redis replied. Each like "
+              "is still stored once.", "short", [
+            (rate(f"likestream_append_retries_total{{{INGEST}}}"), "retries"),
+        ], runbook="Append retries"),
     ]
     processes = [
         graph("Partitions by consumer",
-              "Consumers share them evenly; a step is a change of members.", "short", [
+              "Consumers share partitions evenly. A step is a rebalance.", "short", [
             (f"sum by (instance) (likestream_partitions_owned{{{CONSUMER}}})", "{{instance}}"),
         ], stacked=True, runbook="Consumer flapping"),
-        graph("Partitions that nobody reads",
-              "Orphaned: there is no consumer for them. Paused: somebody wanted it so.", "short", [
+        graph("Unread partitions",
+              "orphaned: no consumer reads them. paused: an operator paused them.", "short", [
             (f"max(likestream_partitions_orphaned{{{CONSUMER}}})", "orphaned"),
             (f"sum(likestream_partitions_paused{{{CONSUMER}}})", "paused"),
         ], runbook="Partitions without a consumer"),
-        graph("Checks that pass", "Of each process, by name: all should be at 1.", "short", [
+        graph("Readiness checks", "By process and check: 1 passes, 0 fails.", "short", [
             (f"min by (instance, check) (likestream_check_passing{{{BOTH}}})",
              "{{instance}} {{check}}"),
         ], runbook="Not ready", defaults={"max": 1}),
     ]
     return dashboard("likestream-overview", "likestream",
-                     "For whoever is on call: how likes come in, wait, and are stored.", [
+                     "For the operator on call: likes from accept to commit.", [
         ("Now", now), ("Likes", likes), ("Latency", latency), ("Batches", batches),
         ("Entries", entries), ("Processes", processes),
     ])
@@ -352,58 +354,59 @@ def overview():
 def edge():
     requests = f"http_server_request_duration_seconds_count{{{INGEST}}}"
     http = [
-        graph("Requests", "By route and status.", "reqps", [
+        graph("Requests", "Requests per second by route and status.", "reqps", [
             (rate(requests, "http_route, http_response_status_code"),
              "{{http_route}} {{http_response_status_code}}"),
         ], width=12, stacked=True, runbook="Likes refused"),
-        graph("Requests that failed",
-              "Of those with likes, answered 5xx: in 5 minutes, and in an hour. Both over the line "
-              "is a page.", "percentunit", [
+        graph("Failed requests",
+              "POST requests answered with 5xx, over 5 minutes and over an hour. Both above the "
+              "line cause a page.", "percentunit", [
             (f"max(likestream:requests_failed:ratio_rate5m{{{INGEST}}})", "5m"),
             (f"max(likestream:requests_failed:ratio_rate1h{{{INGEST}}})", "1h"),
         ], width=12, runbook="Likes refused", steps=[(0.0144, "red")]),
-        graph("Answers, p99 by route", "From the head of the request to the head of the answer.",
-              "s",
+        graph("Request latency, p99 by route",
+              "From the head of the request to the head of the response.", "s",
               quantiles(f"http_server_request_duration_seconds_bucket{{{INGEST}}}", 0.99,
                         by="http_route"), width=12,
-              runbook="Slow answers", steps=[(0.5, "red")]),
-        graph("Answers to POST /likes", "One like.", "s",
+              runbook="Slow responses", steps=[(0.5, "red")]),
+        graph("Request latency of POST /likes", "Requests with a single like.", "s",
               quantiles(f'http_server_request_duration_seconds_bucket{{{POST}, '
                         'http_route="/likes"}', 0.5, 0.9, 0.99, 0.999), width=12,
-              runbook="Slow answers", steps=[(0.5, "red")]),
-        graph("In flight",
-              "Requests that are being answered, of all ingests. INGEST_MAX_REQUESTS is the most "
-              "that each one takes.", "short", [
+              runbook="Slow responses", steps=[(0.5, "red")]),
+        graph("Requests in flight",
+              "By ingest process. INGEST_MAX_REQUESTS is the limit of each one.", "short", [
             (f"sum by (instance) (http_server_active_requests{{{INGEST}}})", "{{instance}}"),
         ], width=12, stacked=True),
         graph("Connections",
-              "Of callers. INGEST_MAX_CONNECTIONS is the most that each ingest takes.", "short", [
+              "Client connections by ingest process. INGEST_MAX_CONNECTIONS is the limit of each "
+              "one.", "short", [
             (f"sum by (instance) (likestream_connections_open{{{INGEST}}})", "{{instance}}"),
         ], width=12, stacked=True),
-        graph("Refused, by code", "What the codes mean is in the README.", "reqps", [
+        graph("Refused requests by code", "The README explains the codes.", "reqps", [
             (rate(f"likestream_requests_refused_total{{{INGEST}}}", "code"), "{{code}}"),
         ], width=24, stacked=True, runbook="Likes refused"),
     ]
     redis = [
-        graph("Likes an entry",
-              "What arrives while Redis is busy shares an entry. More is cheaper for everybody "
-              "behind.", "short", [
+        graph("Likes per entry",
+              "Likes that arrive while Redis is busy share an entry. Larger entries cost Redis and "
+              "consumers less per like.", "short", [
             (f'{rate(f"likestream_likes_accepted_total{{{INGEST}}}")} / '
              + rate(f'messaging_client_sent_messages_total{{{INGEST}, error_type=""}}'), "likes"),
         ], width=8),
-        graph("Entries to Redis", "Sent a second, and by error those that were not taken.", "short",
+        graph("Appended entries",
+              "Entries sent to Redis per second: accepted ones, and failed ones by error.", "short",
               [
-            (rate(f'messaging_client_sent_messages_total{{{INGEST}, error_type=""}}'), "taken"),
+            (rate(f'messaging_client_sent_messages_total{{{INGEST}, error_type=""}}'), "accepted"),
             (rate(f'messaging_client_sent_messages_total{{{INGEST}, error_type!=""}}',
                   "error_type"), "{{error_type}}"),
         ], width=8, runbook="Redis unavailable"),
-        graph("How long Redis takes", "From sending an entry to its answer.", "s",
+        graph("Append latency", "From sending an entry to the reply of Redis.", "s",
               quantiles(f"messaging_client_operation_duration_seconds_bucket{{{INGEST}}}", 0.5,
                         0.95, 0.99), width=8,
-              runbook="Slow answers"),
+              runbook="Slow responses"),
     ]
     return dashboard("likestream-edge", "likestream: the edge",
-                     "What callers see of ingest, and what ingest sees of Redis.", [
+                     "HTTP requests to ingest, and its appends to Redis.", [
         ("HTTP", http), ("Redis", redis),
     ])
 

@@ -1,4 +1,4 @@
-"""A real Prometheus on a free port of loopback."""
+"""A real Prometheus on a free loopback port."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ TIMEOUT_S = 30
 
 
 class QueryError(Exception):
-    """The reason why Prometheus refuses a query."""
+    """An error response of Prometheus."""
 
 
 class Prometheus:
@@ -49,7 +49,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def serving(folder, configuration, *options):
-    """Prometheus with its data in the folder; it ends with the block."""
+    """Yields a Prometheus with its data in the folder, and stops it after the block."""
     port = free_port()
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(configuration), encoding="utf-8")

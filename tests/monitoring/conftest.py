@@ -1,4 +1,4 @@
-"""The trigger of the chart's ScaledObject, as helm renders it."""
+"""Fixtures: the trigger of the ScaledObject that the chart renders."""
 
 import json
 
@@ -26,7 +26,7 @@ def keda_trigger():
             command += ["--set-json", f"{name}={json.dumps(value)}"]
         objects = yaml.safe_load_all(output(*command))
         [scaled] = [found for found in objects if found and found["kind"] == "ScaledObject"]
-        # Of several triggers KEDA would take the largest, not their sum.
+        # With several triggers KEDA would use the largest value, not the sum.
         [trigger] = scaled["spec"]["triggers"]
         return trigger["metadata"]
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make test-monitoring` needs: Prometheus with promtool and, in the folder given, a
-# virtual environment.
+# Installs Prometheus with promtool for `make test-monitoring`, and a virtual environment in the
+# given folder.
 set -euo pipefail
 folder=${1:?a folder}
 here=$(dirname "$0")

@@ -1,4 +1,4 @@
-"""The parts of a PromQL query."""
+"""Analysis of PromQL queries."""
 
 import promql_parser
 from promql_parser import MatchOp
@@ -13,7 +13,7 @@ def parts(node):
 
 
 def walk(node, calls=()):
-    """Yields every node with the names of the functions around it."""
+    """Yields every node with the names of the enclosing functions."""
     yield node, calls
     if isinstance(node, promql_parser.Call):
         calls = (*calls, node.func.name)
@@ -26,7 +26,7 @@ def parse(query):
 
 
 def selectors(query):
-    """Returns the metrics that a query reads: (name, matchers, functions around it)."""
+    """Returns the metrics that a query reads: (name, matchers, enclosing functions)."""
     return [
         (node.name, node.matchers.matchers, calls)
         for node, calls in walk(parse(query))
@@ -35,7 +35,7 @@ def selectors(query):
 
 
 def literals(query):
-    """Returns the values that labels must have or must not have: (metric, label, value)."""
+    """Returns the label values that a query compares with: (metric, label, value)."""
     return [
         (name, matcher.name, matcher.value)
         for name, matchers, _ in selectors(query)
@@ -45,7 +45,7 @@ def literals(query):
 
 
 def groupings(query):
-    """Returns the labels of each `by`, `on`, `group_left` and the like, and its metrics."""
+    """Returns the labels of each `by`, `on`, `group_left` or similar, and its metrics."""
     found = []
     for node, _ in walk(parse(query)):
         labels = grouped_by(node)

@@ -1,4 +1,4 @@
-"""Rules, dashboards and the runbook, and every query in them."""
+"""The rules, dashboards and runbook, and all their queries."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ RULES = FILES / "alerts.yaml"
 RULE_TESTS = sorted((HERE / "rules").glob("*.yaml"))
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 
-# What Grafana substitutes. The interval is at least four scrapes.
+# Grafana substitutes these. The interval is at least four scrapes.
 VARIABLES = {
     "$__rate_interval": "20s",
     "$namespace": ".*",
@@ -35,7 +35,7 @@ DASHBOARDS = {
 
 
 def anchor(title):
-    """Returns the anchor that GitHub gives to a title."""
+    """Returns the anchor that GitHub creates for a title."""
     return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
 
 
@@ -60,7 +60,7 @@ def substituted(promql):
 
 
 def rule_queries():
-    """Returns the query of each rule and those in its annotations."""
+    """Returns the queries of all rules and of their annotations."""
     queries = {}
     for rule in RULE_LIST:
         name = rule.get("alert") or rule["record"]
@@ -73,7 +73,7 @@ def rule_queries():
 
 
 def panel_queries():
-    """Returns the queries of panels and annotations, with the variables filled in."""
+    """Returns the queries of panels and dashboard annotations, with variables substituted."""
     queries = {
         f"{name}-{target['refId']}": substituted(target["expr"])
         for name, panel in PANELS.items()

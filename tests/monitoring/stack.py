@@ -1,4 +1,4 @@
-"""The whole of likestream, started by `devstack up`, scraped by a Prometheus and under load."""
+"""A full stack, started by `devstack up`, scraped by Prometheus and under load."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ CALLERS, PAUSE_S, BATCH_LIKES = 4, 0.02, 100
 
 @contextlib.contextmanager
 def up(programs, folder):
-    """Yields the state of the stack, which ends with the block, and its data with it."""
+    """Yields the state of the stack. The stack and its data are removed after the block."""
     state = folder / "state.json"
     devstack = programs.folder / "devstack"
     environment = {**os.environ, "DEVSTACK_STATE": str(state)}
@@ -32,7 +32,7 @@ def up(programs, folder):
 
 @contextlib.contextmanager
 def scraped(state, folder):
-    """A Prometheus that scrapes the stack and evaluates the rules once a second."""
+    """Yields a Prometheus that scrapes the stack and evaluates the rules once per second."""
     jobs = []
     for name in ("ingest", "consumer"):
         parts = [part for part in state["parts"] if part["admin"] and part["name"].startswith(name)]
@@ -55,7 +55,7 @@ def scraped(state, folder):
 
 
 def request(number, dice):
-    """Of a hundred requests 20 are batches, one is not a like, and one is not even JSON."""
+    """Of a hundred requests 20 are batches, one is an invalid like, and one is not JSON."""
     if number % 100 == 98:
         return "/likes", json.dumps({"user_id": 0, "post_id": 42})
     if number % 100 == 99:
@@ -87,7 +87,7 @@ def send(url, seed, stop, failures):
 
 @contextlib.contextmanager
 def loaded(url):
-    """Callers send likes until the block ends. Yields what failed."""
+    """Sends likes from several clients until the block ends. Yields the failures."""
     stop, failures = threading.Event(), []
     threads = [
         threading.Thread(target=send, args=(url, seed, stop, failures), daemon=True)

@@ -1,4 +1,4 @@
-"""Dashboards are as deploy/dashboards.py writes them, and Grafana can show them."""
+"""The dashboards match deploy/dashboards.py and are valid for Grafana."""
 
 import json
 import sys
@@ -12,9 +12,9 @@ from sources import DASHBOARDS, FILES, PANELS
 from support import ROOT, output
 
 COLUMNS = 24
-# The most that a ConfigMap can have, with room for its metadata.
+# Size limit of a ConfigMap, less room for its metadata.
 MAX_BYTES = 900_000
-# A field of the plugin for Prometheus, which is not among Grafana's types.
+# A field of the Prometheus plugin, which Grafana's types lack.
 OF_PLUGINS = "].titleFormat"
 
 for_each_dashboard = pytest.mark.parametrize("file", DASHBOARDS)
@@ -28,7 +28,7 @@ def test_files_are_as_the_program_writes_them(tmp_path):
 
 
 def lost(ours, grafanas, where=""):
-    """Yields the fields that are gone after a pass through Grafana's types."""
+    """Yields the fields that a round trip through Grafana's types loses."""
     if isinstance(ours, dict) and isinstance(grafanas, dict):
         for key, value in ours.items():
             yield from lost(value, grafanas.get(key, KeyError), f"{where}.{key}")

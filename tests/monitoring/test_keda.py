@@ -1,4 +1,4 @@
-"""KEDA's query, asked of a real Prometheus, is the backlog of the consumer group or nothing."""
+"""KEDA's query on a real Prometheus returns the backlog of the consumer group, or no result."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from conftest import NAMESPACE
 from support import wait_until
 
 BACKLOG, ARCHIVED, QUOTED = 12_345, 20_000, 30_000
-# A group whose name could end a string.
+# A group name with characters that need escaping.
 QUOTED_GROUP = 'one-"of"-\\many'
 SCRAPED_S = 30
 
 
 def page(value, group=None):
-    """The metric as ingest and consumers expose it."""
+    """Returns the metric in the format of ingest and consumers."""
     labels = f"{{messaging_consumer_group_name={json.dumps(group)}}}" if group else ""
     return (
         "# HELP likestream_backlog_entries Backlog\n"
@@ -29,7 +29,7 @@ def page(value, group=None):
 
 @pytest.fixture(scope="module")
 def pages():
-    """What is scraped: job, namespace and page. Ingest's backlog is that of the slowest group."""
+    """The scraped pages: job, namespace, text. Ingest exports the backlog of the slowest group."""
     return {
         "consumer-1": ["consumer", NAMESPACE, page(BACKLOG, "likes-writers")],
         "consumer-2": ["consumer", NAMESPACE, page(BACKLOG, "likes-writers")],
@@ -44,7 +44,7 @@ def pages():
 
 @pytest.fixture(scope="module")
 def becomes(pages, make_httpserver, tmp_path_factory):
-    """Waits until the only value of a query is the given one; `consumer-gone` has gone."""
+    """Waits until a query returns only the given value. The scrape of `consumer-gone` fails."""
 
     def answer(request):
         text = pages[request.path.strip("/")][2]
@@ -90,7 +90,7 @@ def test_query_is_the_backlog_of_any_other_group(group, backlog, keda_trigger, b
 
 
 def test_query_is_empty_where_no_consumer_knows_the_backlog(keda_trigger, becomes, pages):
-    """Consumers that cannot ask Redis leave the metric out."""
+    """Consumers export no backlog while Redis does not answer."""
     for name, found in pages.items():
         if name.startswith("consumer"):
             found[2] = "target_info 1\n"

@@ -1,6 +1,6 @@
 """
-Every query of rules and panels is asked of a Prometheus that scrapes the real stack: while all is
-well, after several faults, and while Redis is silent, in this order.
+Runs every query of rules and panels on a Prometheus that scrapes a real stack: while the stack is
+healthy, after several faults, and while Redis does not answer, in this order.
 """
 
 import math
@@ -9,9 +9,9 @@ import time
 import pytest
 from promql_parser import MatchOp
 
+import faults
 import promql
 import stack
-import trouble
 from sources import ALERTS, PANEL_QUERIES, RULE_QUERIES
 from support import wait_until
 
@@ -20,29 +20,29 @@ LOOK_BACK_S = 15
 EVALUATED_S = 15
 SEEN_S = 30
 FAULT_S = 40
-# Alerts need more of a fault than its first error.
+# Time that a fault lasts after its first error: one error is not enough for alerts.
 HOLD_S = 3
 
-# Counters exist from 0 on, but this one, by error, only from its first error on.
+# Counters are exported from 0 on, except this one: its error label appears with the first error.
 ABSENT_WHILE_WELL = 'messaging_client_sent_messages_total{error_type!=""}'
-# No alert lasts long enough here to fire.
+# No fault of this suite lasts long enough for an alert to fire.
 ALWAYS_ABSENT = "ALERTS"
-# The faults that make these counters count.
+# Counters, and the faults that increase them.
 COUNTED = {
-    'likestream_batches_failed_total{class="retry"}': trouble.read_only_database,
-    'likestream_batches_failed_total{class="halt"}': trouble.no_table,
-    'likestream_requests_refused_total{code="redis-out-of-memory"}': trouble.full_redis,
-    'messaging_client_sent_messages_total{error_type!=""}': trouble.full_redis,
-    "likestream_dead_letters_total": trouble.malformed_entry,
+    'likestream_batches_failed_total{class="retry"}': faults.read_only_database,
+    'likestream_batches_failed_total{class="halt"}': faults.no_table,
+    'likestream_requests_refused_total{code="redis-out-of-memory"}': faults.full_redis,
+    'messaging_client_sent_messages_total{error_type!=""}': faults.full_redis,
+    "likestream_dead_letters_total": faults.malformed_entry,
 }
-# Alerts that would fire, should these faults last,
+# Alerts whose expressions match after these faults,
 SEEN = [
     "LikestreamDeadLetters",
     "LikestreamLikesRefused",
     "LikestreamLikesRefusedSlowBurn",
     "LikestreamRedisOutOfMemory",
 ]
-# and those that look at the present state of Redis.
+# and alerts on the current state of Redis.
 SEEN_WITHOUT_REDIS = ["LikestreamConsumersWithoutRedis", "LikestreamRedisUnavailable"]
 
 OPERATORS = {
@@ -58,12 +58,12 @@ def compared(matchers):
 
 
 def selectors(query):
-    """Returns the selectors of a query as sets: the name and each comparison."""
+    """Returns the selectors of a query as sets of the name and each comparison."""
     return [{name} | compared(matchers) for name, matchers, _ in promql.selectors(query)]
 
 
 def may_be_absent(query, *absent):
-    """Returns whether a query selects something that is absent, or a part of it."""
+    """Returns whether a query selects an absent series, or a subset of one."""
     known = [selector for each in absent for selector in selectors(each)]
     return any(each <= selector for selector in selectors(query) for each in known)
 
@@ -96,7 +96,7 @@ def scraped(state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def failures(state, scraped):
-    """What callers saw fail during some load, which goes on until the end."""
+    """Failed requests of a load that runs until the end of the module."""
     with stack.loaded(state["ingest_url"]) as failures:
         time.sleep(LOAD_S)
         yield failures
@@ -104,13 +104,13 @@ def failures(state, scraped):
 
 @pytest.fixture(scope="module")
 def prometheus(scraped, failures):
-    """Prometheus, while all is well, or after what other fixtures did."""
+    """Prometheus under load; healthy unless another fixture has caused faults."""
     return scraped
 
 
 @pytest.fixture(scope="module")
 def uncounted(prometheus, state):
-    """Lets all faults happen; returns the counters that did not count them."""
+    """Causes all faults. Returns the counters that did not increase."""
     missed = set()
     for selector, cause in COUNTED.items():
         query = f"increase({selector}[10s]) > 0"
@@ -125,7 +125,7 @@ def uncounted(prometheus, state):
 
 @pytest.fixture(scope="module")
 def silent_redis(uncounted, state):
-    with trouble.silent_redis(state):
+    with faults.silent_redis(state):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Rules, panels and KEDA ask only for metrics, labels and values in docs/metrics.md."""
+"""Rules, panels and KEDA use only metrics, labels and values that docs/metrics.md documents."""
 
 import functools
 import json
@@ -11,12 +11,12 @@ import promql
 from sources import PANEL_QUERIES, PANELS, RECORDED, RULE_QUERIES, substituted
 from support import ROOT
 
-# Prometheus and Kubernetes add these to everything that is scraped.
+# Prometheus and Kubernetes add these labels to all series.
 OF_TARGETS = {"namespace", "job", "instance", "pod"}
 OF_PROMETHEUS = {"up": set(), "ALERTS": {"alertname", "alertstate", "severity"}}
 ON_COUNTERS = {"rate", "increase", "irate", "resets"}
 ON_GAUGES = {"deriv", "predict_linear", "delta", "changes"}
-# Their values are not all documented; test_live looks for them in what runs.
+# Not all of their values are documented. test_live checks them on a running stack.
 ANY_VALUE = {"check", "messaging_consumer_group_name", "error_type", "alertstate"}
 
 ROW = re.compile(r"^\| `([a-z_]+)` [^|]*\| (\w+) \| ([^|]*)\| (.*)\|$", re.MULTILINE)
@@ -30,7 +30,7 @@ class Metric(NamedTuple):
 
 
 def documented():
-    """Returns the metrics of docs/metrics.md as Prometheus has them."""
+    """Returns the metrics of docs/metrics.md as Prometheus stores them."""
     metrics = {}
     for name, kind, labels, description in ROW.findall((ROOT / "docs/metrics.md").read_text()):
         metric = Metric(kind, set(re.findall(r"`([a-z_]+)`", labels)), description)
@@ -45,7 +45,7 @@ def documented():
 
 @functools.cache
 def known():
-    """Returns the documented metrics, those of Prometheus, and those that rules record."""
+    """Returns the documented metrics, those of Prometheus, and the recorded ones."""
     metrics = documented()
     metrics |= {name: Metric("gauge", labels) for name, labels in OF_PROMETHEUS.items()}
     for name, query in RECORDED.items():
@@ -56,9 +56,11 @@ def known():
 
 @functools.cache
 def allowed_values():
-    """Returns the values of each label that a query can compare."""
+    """Returns the documented values of the labels that queries compare."""
     page = (ROOT / "docs/http-api.md").read_text(encoding="utf-8")
-    rows = page.partition("| code | status |")[2].partition("\n\n")[0].splitlines()[1:]
+    rows = page.partition("| code | status |")[2].partition("
+
+")[0].splitlines()[1:]
     codes = " ".join(row.split("|")[1] for row in rows if row.startswith("|"))
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     values = {

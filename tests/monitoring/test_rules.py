@@ -1,4 +1,4 @@
-"""Rules are well formed, behave as their tests say, and every alert is tested."""
+"""The rules are valid and pass their promtool tests, and every alert is tested."""
 
 import pytest
 import yaml
@@ -34,7 +34,7 @@ def rule_tests():
 
 
 def looks_at(alert, test):
-    """Returns whether the alert fires, at each time when the test looks at it, in order."""
+    """Returns, for each check of the alert in a test, whether the alert fires."""
     looks = [look for look in test["alert_rule_test"] if look["alertname"] == alert]
     return [bool(look.get("exp_alerts")) for look in looks]
 
@@ -46,20 +46,20 @@ def test_alert_has_a_test_in_which_it_fires(alert, rule_tests):
 
 @for_each_alert
 def test_alert_has_a_test_before_its_time(alert, rule_tests):
-    """It does not fire yet, and does later in the same test."""
+    """In one test the alert does not fire at first and fires later."""
     looks = [looks_at(alert, test) for test in rule_tests]
     assert ALERTS[alert]["for"] == "0m" or any({True, False} <= set(fires) for fires in looks)
 
 
 def scraped_for(query):
-    """Yields the metrics that a query reads, through what is recorded."""
+    """Yields the metrics that a query reads, directly or through recorded series."""
     for name, _, _ in selectors(query):
         yield from scraped_for(RECORDED[name]) if name in RECORDED else [name]
 
 
 @for_each_alert
 def test_alert_has_a_test_in_which_its_metrics_are_there_and_it_does_not_fire(alert, rule_tests):
-    """Without its metrics it would be quiet whatever the rule says."""
+    """Without its metrics the alert could not fire, so the test would prove nothing."""
     needed = set(scraped_for(ALERTS[alert]["expr"]))
     quiet = [
         test for test in rule_tests if looks_at(alert, test) and not any(looks_at(alert, test))

@@ -1,4 +1,4 @@
-"""Every link to the runbook leads to a section, which knows the alerts that lead to it."""
+"""Every link to the runbook has a section, and each section names the alerts that link to it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Faults of a running stack, each until its block ends."""
+"""Context managers that cause a fault in a running stack and end it with the block."""
 
 import contextlib
 import time
@@ -26,7 +26,7 @@ def statements(state, before, after):
 
 
 def read_only_database(state):
-    """Postgres accepts no writes, in open sessions either. This is transient."""
+    """Makes Postgres read-only, for open sessions too. A transient error."""
     setting, reload = "default_transaction_read_only", "SELECT pg_reload_conf()"
     return statements(
         state,
@@ -36,14 +36,14 @@ def read_only_database(state):
 
 
 def no_table(state):
-    """The table is gone, which needs an operator."""
+    """Renames the table away. A halting error."""
     away, back = "likes RENAME TO likes_away", "likes_away RENAME TO likes"
     return statements(state, [f"ALTER TABLE {away}"], [f"ALTER TABLE {back}"])
 
 
 @contextlib.contextmanager
 def full_redis(state):
-    """Redis is over its memory limit and accepts nothing new."""
+    """Puts Redis over its memory limit, so that it refuses appends."""
     ask_redis(state, "CONFIG", "SET", "maxmemory", 1)
     yield
     ask_redis(state, "CONFIG", "SET", "maxmemory", 0)
@@ -51,14 +51,14 @@ def full_redis(state):
 
 @contextlib.contextmanager
 def malformed_entry(state):
-    """A producer writes an entry that is not a like."""
+    """Appends an undecodable entry."""
     ask_redis(state, "XADD", "likes:{0}", "*", "l", b"\xc1")
     yield
 
 
 @contextlib.contextmanager
 def silent_redis(state):
-    """Redis accepts connections and answers nobody, so that it can't be told to end that either."""
+    """Pauses the replies of Redis for SILENCE_S. The pause cannot be ended early."""
     end = time.monotonic() + SILENCE_S
     ask_redis(state, "CLIENT", "PAUSE", SILENCE_S * 1000, "ALL")
     yield
