@@ -324,8 +324,8 @@ def overview():
             (rate(f"likestream_trim_failures_total{{{CONSUMER}}}"), "failures"),
         ], runbook="Trim failures"),
         graph("Append retries",
-              "Entries appended again because the connection ended before Redis replied. Each like "
-              "is still stored once.", "short", [
+              "Appends retried after a lost reply, a failover or a moved slot. Each like is still "
+              "stored once.", "short", [
             (rate(f"likestream_append_retries_total{{{INGEST}}}"), "retries"),
         ], runbook="Append retries"),
     ]

@@ -134,22 +134,25 @@ impl StreamMetrics {
         let operation = names::MESSAGING_CLIENT_OPERATION_DURATION;
         let reasons = Reason::ALL.map(|reason| KeyValue::new(names::REASON, reason.code()));
         Self {
-            operation_duration: seconds(meter, operation, "How long Redis took", &REDIS_BOUNDARIES),
+            operation_duration: seconds(meter, operation, "Duration of Redis commands", &REDIS_BOUNDARIES),
             attributes,
             consumed,
             consumed_attributes,
-            reclaimed: counter(metric::ENTRIES_RECLAIMED, "Entries delivered again: own pending, or claimed"),
-            acknowledged: counter(metric::ENTRIES_ACKNOWLEDGED, "Entries settled and acknowledged"),
+            reclaimed: counter(
+                metric::ENTRIES_RECLAIMED,
+                "Entries delivered again: own pending entries and claimed ones",
+            ),
+            acknowledged: counter(metric::ENTRIES_ACKNOWLEDGED, "Entries acknowledged"),
             lost: counter(
                 metric::ENTRIES_LOST,
-                "Entries deleted from the stream before they were stored: this is loss of data",
+                "Entries deleted from a stream before they were stored: data loss",
             ),
             trimmed: counter(metric::ENTRIES_TRIMMED, "Acknowledged entries trimmed from the streams"),
-            trim_failures: counter(metric::TRIM_FAILURES, "Times that a stream could not be trimmed"),
+            trim_failures: counter(metric::TRIM_FAILURES, "Failed trims of a stream"),
             dead_letters: counting::counter(
                 meter,
                 metric::DEAD_LETTERS,
-                "Dead letters that were written, by reason",
+                "Dead letters written, by reason",
                 &reasons,
             ),
         }
@@ -163,38 +166,38 @@ impl BatchMetrics {
         Self {
             committed: counter_by(
                 metric::BATCHES_COMMITTED,
-                "Batches committed, by what closed them",
+                "Batches committed, by flush reason",
                 &Flush::ALL.map(|flush| KeyValue::new(names::FLUSH_LABEL, flush.name())),
             ),
             direct_copy_fallbacks: counter(
                 metric::DIRECT_COPY_FALLBACKS,
-                "Direct copies that failed, whose batch was staged instead",
+                "Batches whose direct copy failed and that were staged instead",
             ),
             failed: counter_by(
                 metric::BATCHES_FAILED,
-                "Transactions that failed and were tried again, by themselves (retry) or in vain until somebody mends something (halt)",
+                "Failed transactions, by class: transient (retry) or in need of an operator (halt)",
                 &[RETRY, HALT].map(|class| KeyValue::new(names::CLASS, class)),
             ),
-            rows_inserted: counter(metric::ROWS_INSERTED, "Rows that are new in the table"),
+            rows_inserted: counter(metric::ROWS_INSERTED, "Rows inserted into the table"),
             likes_deduplicated: counter(
                 metric::LIKES_DEDUPLICATED,
-                "Likes that were in the batch or the table before",
+                "Likes that were already in the batch or in the table",
             ),
             rows: meter
                 .u64_histogram(metric::BATCH_ROWS)
-                .with_description("Rows of a committed batch")
+                .with_description("Rows per committed batch")
                 .with_boundaries(ROWS_BOUNDARIES.into())
                 .build(),
             end_to_end_latency: seconds(
                 meter,
                 metric::END_TO_END_LATENCY,
-                "From Redis taking an entry to its commit, by their two clocks: of each batch and partition the oldest entry",
+                "Time from accept to commit of the oldest entry of each batch and partition, by the clocks of Redis and the consumer",
                 &END_TO_END_LATENCY_BOUNDARIES,
             ),
             transaction_duration: seconds(
                 meter,
                 names::DB_CLIENT_OPERATION_DURATION,
-                "How long a transaction took, committed or not, with the wait for its connection",
+                "Duration of transactions, committed or failed, including the wait for a connection",
                 &TRANSACTION_BOUNDARIES,
             ),
         }
@@ -206,14 +209,17 @@ impl PartitionMetrics {
         let gauge =
             |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
         Self {
-            owned: gauge(metric::PARTITIONS_OWNED, "Partitions that this consumer reads"),
+            owned: gauge(
+                metric::PARTITIONS_OWNED,
+                "Partitions that this consumer owns, including paused ones",
+            ),
             orphaned: gauge(
                 metric::PARTITIONS_ORPHANED,
-                "Partitions that no consumer of the group reads, by what this one knows",
+                "Partitions that no consumer of the group reads, as seen by this consumer",
             ),
             paused: gauge(
                 metric::PARTITIONS_PAUSED,
-                "Partitions that this consumer has and does not read, because somebody wants it so",
+                "Partitions that this consumer owns and does not read, because an operator paused them",
             ),
         }
     }
@@ -252,7 +258,7 @@ impl Metrics {
         meter
             .i64_observable_up_down_counter(names::DB_CLIENT_CONNECTION_COUNT)
             .with_unit("{connection}")
-            .with_description("Connections to Postgres")
+            .with_description("Connections to Postgres, by state")
             .with_callback(observe)
             .build();
     }

@@ -71,7 +71,7 @@ impl Metrics {
         let request_duration = seconds(
             meter,
             names::HTTP_SERVER_REQUEST_DURATION,
-            "How long requests took, from the head to the head of the answer",
+            "Duration of requests, from the head of the request to the head of the response",
             &REQUEST_BOUNDARIES,
         );
         let active_requests = meter
@@ -83,7 +83,7 @@ impl Metrics {
         let sent = counting::message_counter(
             meter,
             names::MESSAGING_CLIENT_SENT_MESSAGES,
-            "Stream entries that were sent to Redis; those with an error_type were not taken",
+            "Entries sent to Redis; those with an error_type were not confirmed",
             &append[..3],
         );
         let accepted = answer_attributes(scheme, "POST", Some("/likes"), StatusCode::ACCEPTED, None);
@@ -93,28 +93,28 @@ impl Metrics {
             active_posts: active_requests.bind(&active_attributes("POST", scheme)),
             active_requests,
             scheme,
-            accepted: counter(metric::LIKES_ACCEPTED, "Likes that Redis has taken"),
+            accepted: counter(metric::LIKES_ACCEPTED, "Likes accepted by Redis"),
             refused: counting::counter(
                 meter,
                 metric::REQUESTS_REFUSED,
-                "Requests that were refused, by problem code",
+                "Requests refused, by problem code",
                 &codes,
             ),
             sent,
             append_retries: counter(
                 metric::APPEND_RETRIES,
-                "Times that an entry was sent again because nobody knew if Redis had it: it may be there twice",
+                "Retries of appends; after a lost reply the entry may be in the stream twice",
             ),
             append_duration: seconds(
                 meter,
                 names::MESSAGING_CLIENT_OPERATION_DURATION,
-                "How long Redis took",
+                "Duration of Redis commands",
                 &APPEND_BOUNDARIES,
             ),
             append,
             connections: meter
                 .i64_up_down_counter(metric::CONNECTIONS_OPEN)
-                .with_description("Connections of callers")
+                .with_description("Open client connections")
                 .build(),
         }
     }
@@ -126,19 +126,19 @@ impl Metrics {
         let entries = Arc::clone(backlog);
         let full = Arc::clone(backlog);
         let limit = backlog.limit();
-        gauge(metric::BACKLOG, "Entries that are not stored yet, of the slowest of all groups")
+        gauge(metric::BACKLOG, "Entries not stored yet, of the slowest of all groups")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
                 if let Some(entries) = entries.entries() {
                     observer.observe(entries, &[]);
                 }
             })
             .build();
-        gauge(metric::BACKLOG_FULL, "1 while likes are refused because of INGEST_BACKLOG_LIMIT, else 0")
+        gauge(metric::BACKLOG_FULL, "1 while likes are refused because of INGEST_BACKLOG_LIMIT, otherwise 0")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
                 observer.observe(full.is_full().into(), &[]);
             })
             .build();
-        gauge(metric::BACKLOG_LIMIT, "INGEST_BACKLOG_LIMIT")
+        gauge(metric::BACKLOG_LIMIT, "Value of INGEST_BACKLOG_LIMIT")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| observer.observe(limit, &[]))
             .build();
     }

@@ -81,7 +81,7 @@ impl Backlog {
         };
         meter
             .u64_observable_gauge(metric::BACKLOG)
-            .with_description("Entries that are not stored yet, undelivered and pending, over all partitions")
+            .with_description("Entries not stored yet, lag and pending, over all partitions")
             .with_callback(total)
             .build();
 
@@ -95,13 +95,11 @@ impl Backlog {
             };
             meter.u64_observable_gauge(name).with_description(what).with_callback(observe).build();
         };
-        count(metric::PARTITION_BACKLOG, "Entries of a partition that are not stored yet", |sample| {
-            sample.backlog
+        count(metric::PARTITION_BACKLOG, "Entries of a partition not stored yet", |sample| sample.backlog);
+        count(metric::PARTITION_PENDING, "Pending entries of a partition", |sample| sample.pending);
+        count(metric::PARTITION_DEAD_LETTERS, "Dead letters of a partition in Redis", |sample| {
+            sample.dead_letters
         });
-        count(metric::PARTITION_PENDING, "Those that were delivered and are not acknowledged", |sample| {
-            sample.pending
-        });
-        count(metric::PARTITION_DEAD_LETTERS, "Dead letters that are in Redis", |sample| sample.dead_letters);
 
         let age = |name: &'static str, what: &'static str, of: fn(&PartitionSample) -> Duration| {
             let backlog = Arc::clone(self);
@@ -115,14 +113,12 @@ impl Backlog {
             let gauge = meter.f64_observable_gauge(name).with_unit("s").with_description(what);
             gauge.with_callback(observe).build();
         };
-        age(metric::PARTITION_OLDEST_AGE, "How long ago the oldest of the backlog was accepted", |sample| {
+        age(metric::PARTITION_OLDEST_AGE, "Age of the oldest entry of the backlog", |sample| {
             sample.oldest_age
         });
-        age(
-            metric::PARTITION_OLDEST_PENDING_AGE,
-            "How long ago the oldest of the pending was accepted",
-            |sample| sample.oldest_pending_age,
-        );
+        age(metric::PARTITION_OLDEST_PENDING_AGE, "Age of the oldest pending entry", |sample| {
+            sample.oldest_pending_age
+        });
     }
 
     fn of_each(

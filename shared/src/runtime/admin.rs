@@ -71,7 +71,7 @@ impl Health {
             }
         };
         let gauge = meter.u64_observable_gauge(names::metric::CHECK_PASSING).with_callback(observe);
-        gauge.with_description("1 where a check of /readyz passes, 0 where not").build();
+        gauge.with_description("1 if a check of /readyz passes, otherwise 0").build();
     }
 
     /// Returns every check by name, with the reason why it fails.

@@ -41,7 +41,7 @@ impl ExportFailures {
         };
         meter
             .u64_observable_counter(metric::EXPORT_FAILURES)
-            .with_description("Exports to a collector that failed: what they held is lost")
+            .with_description("Failed exports to a collector: their data is lost")
             .with_callback(observe)
             .build();
     }

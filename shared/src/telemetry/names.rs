@@ -1,7 +1,7 @@
-//! Names of metrics, spans and their attributes: those of OpenTelemetry's semantic conventions (of [`SCHEMA_URL`]), else with
-//! the prefix `likestream.`. docs/metrics.md and docs/telemetry.md explain them.
+//! Names of metrics, spans and attributes. They are OpenTelemetry semantic conventions (of [`SCHEMA_URL`]) where one exists;
+//! all others begin with `likestream.`. docs/metrics.md and docs/telemetry.md explain them.
 //!
-//! The conventions for messaging are in development, and have no system `redis`: that value is an addition.
+//! The conventions for messaging are in development and do not define the system `redis`: this value is an addition.
 
 pub use opentelemetry_semantic_conventions::{
     SCHEMA_URL,
@@ -26,7 +26,7 @@ pub const REDIS: &str = "redis";
 /// The value of [`DB_SYSTEM_NAME`].
 pub const POSTGRESQL: &str = "postgresql";
 
-/// Number of links, including those over the limit.
+/// Number of links of a span, including those over the limit.
 pub const LINKS_TOTAL: &str = "likestream.links.total";
 /// Number of likes in an entry or a batch.
 pub const LIKES: &str = "likestream.likes";
@@ -34,88 +34,88 @@ pub const LIKES: &str = "likestream.likes";
 pub const ROWS: &str = "likestream.rows";
 /// Number of rows that were new in the table.
 pub const ROWS_INSERTED: &str = "likestream.rows.inserted";
-/// What closed a batch.
+/// Why a batch was closed: full, linger or shutdown.
 pub const FLUSH: &str = "likestream.flush";
 /// Whether the direct copy of a batch failed.
 pub const FELL_BACK: &str = "likestream.direct_copy.fell_back";
 
-/// A partition's number, as a label.
+/// Number of a partition, as a label.
 pub const PARTITION: &str = "partition";
-/// A check of `/readyz`, as a label.
+/// Name of a check of `/readyz`, as a label.
 pub const CHECK: &str = "check";
-/// Why an entry or a like is a dead letter, as a label.
+/// Reason of a dead letter, as a label.
 pub const REASON: &str = "reason";
-/// A problem's code, as a label.
+/// Code of a problem, as a label.
 pub const CODE: &str = "code";
-/// The exported signal, traces or metrics, as a label.
+/// Exported signal, traces or metrics, as a label.
 pub const SIGNAL: &str = "signal";
-/// What closed a batch, as a label.
+/// Why a batch was closed, as a label.
 pub const FLUSH_LABEL: &str = "flush";
-/// The class of a failure, retry or halt, as a label.
+/// Class of a failure, retry or halt, as a label.
 pub const CLASS: &str = "class";
 
-/// Metrics that the semantic conventions have no name for.
+/// Metrics without a name in the semantic conventions.
 pub mod metric {
-    /// Entries that are not stored yet, over all partitions.
+    /// Entries not stored yet, over all partitions.
     pub const BACKLOG: &str = "likestream.backlog.entries";
     /// The value of `INGEST_BACKLOG_LIMIT`.
     pub const BACKLOG_LIMIT: &str = "likestream.backlog.limit.entries";
-    /// Whether likes are refused because of it.
+    /// Whether likes are refused because of `INGEST_BACKLOG_LIMIT`.
     pub const BACKLOG_FULL: &str = "likestream.backlog.full";
     /// Whether a check of `/readyz` passes.
     pub const CHECK_PASSING: &str = "likestream.check.passing";
-    /// Spans that were not started, because the queue was full.
+    /// Spans dropped because the export queue was full.
     pub const SPANS_DROPPED: &str = "likestream.spans.dropped";
-    /// Exports that failed.
+    /// Failed exports to a collector.
     pub const EXPORT_FAILURES: &str = "likestream.export.failures";
-    /// Connections of clients.
+    /// Open client connections.
     pub const CONNECTIONS_OPEN: &str = "likestream.connections.open";
-    /// Likes that Redis has accepted.
+    /// Likes accepted by Redis.
     pub const LIKES_ACCEPTED: &str = "likestream.likes.accepted";
-    /// Requests that were refused.
+    /// Refused requests.
     pub const REQUESTS_REFUSED: &str = "likestream.requests.refused";
-    /// Times that an entry was sent again.
+    /// Retries of appends.
     pub const APPEND_RETRIES: &str = "likestream.append.retries";
-    /// Entries of one partition that are not stored yet.
+    /// Entries of a partition not stored yet.
     pub const PARTITION_BACKLOG: &str = "likestream.partition.backlog.entries";
-    /// Pending entries of one partition.
+    /// Pending entries of a partition.
     pub const PARTITION_PENDING: &str = "likestream.partition.pending.entries";
     /// Age of the oldest entry of the backlog.
     pub const PARTITION_OLDEST_AGE: &str = "likestream.partition.oldest.age";
     /// Age of the oldest pending entry.
     pub const PARTITION_OLDEST_PENDING_AGE: &str = "likestream.partition.oldest_pending.age";
-    /// Dead letters that are in Redis.
+    /// Dead letters of a partition in Redis.
     pub const PARTITION_DEAD_LETTERS: &str = "likestream.partition.dead_letters";
-    /// Entries delivered again.
+    /// Redelivered and claimed entries.
     pub const ENTRIES_RECLAIMED: &str = "likestream.entries.reclaimed";
-    /// Entries settled and acknowledged.
+    /// Acknowledged entries.
     pub const ENTRIES_ACKNOWLEDGED: &str = "likestream.entries.acknowledged";
-    /// Entries that are lost.
+    /// Entries deleted from a stream before they were stored.
     pub const ENTRIES_LOST: &str = "likestream.entries.lost";
-    /// Entries trimmed.
+    /// Acknowledged entries trimmed from the streams.
     pub const ENTRIES_TRIMMED: &str = "likestream.entries.trimmed";
-    /// Times that a stream could not be trimmed.
+    /// Failed trims of a stream.
     pub const TRIM_FAILURES: &str = "likestream.trim.failures";
     /// Dead letters written.
     pub const DEAD_LETTERS: &str = "likestream.dead_letters";
-    /// Rows that are new in the table.
+    /// Rows inserted into the table.
     pub const ROWS_INSERTED: &str = "likestream.rows.inserted";
-    /// Likes that were there before.
+    /// Likes that were already in the batch or in the table.
     pub const LIKES_DEDUPLICATED: &str = "likestream.likes.deduplicated";
-    /// Transactions committed.
+    /// Committed batches.
     pub const BATCHES_COMMITTED: &str = "likestream.batches.committed";
-    /// Transactions that failed.
+    /// Failed transactions.
     pub const BATCHES_FAILED: &str = "likestream.batches.failed";
-    /// Batches whose direct copy failed.
+    /// Batches whose direct copy failed and that were staged instead.
     pub const DIRECT_COPY_FALLBACKS: &str = "likestream.direct_copy.fallbacks";
-    /// Rows of a batch.
+    /// Rows per committed batch.
     pub const BATCH_ROWS: &str = "likestream.batch.rows";
-    /// End-to-end latency: from the time that Redis accepts an entry to its commit.
+    /// Time from accept to commit.
     pub const END_TO_END_LATENCY: &str = "likestream.end_to_end.latency";
-    /// Partitions that a consumer reads.
+    /// Partitions that a consumer owns, including paused ones.
     pub const PARTITIONS_OWNED: &str = "likestream.partitions.owned";
     /// Partitions that no consumer reads.
     pub const PARTITIONS_ORPHANED: &str = "likestream.partitions.orphaned";
-    /// Partitions that the operator has paused.
+    /// Owned partitions that an operator has paused.
     pub const PARTITIONS_PAUSED: &str = "likestream.partitions.paused";
 }

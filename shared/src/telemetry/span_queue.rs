@@ -47,7 +47,7 @@ impl SpanQueue {
         let queue = self.clone();
         meter
             .u64_observable_counter(metric::SPANS_DROPPED)
-            .with_description("Spans that were not made, because as many as may wait for the collector")
+            .with_description("Spans dropped because the export queue was full")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
                 observer.observe(queue.0.dropped.load(Ordering::Relaxed), &[]);
             })
