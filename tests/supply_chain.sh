@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# What comes into the programs from others: licences, sources, banned crates and known vulnerabilities, by deny.toml. Argument:
-# the folder for the tool and its log.
+# Checks licences, sources, banned crates and known vulnerabilities of the dependencies, as configured in deny.toml.
+# Argument: the folder for the tool and its log.
 #
-# cargo-deny reads the same advisories as cargo-audit, which is therefore not used.
+# cargo-audit is not used, because cargo-deny reads the same advisories.
 set -euo pipefail
 folder=${1:?a folder}
 tool=$folder/tools/bin/cargo-deny
 log=$folder/advisories.log
 cd "$(dirname "$0")/.."
 
-# Of the workspace, and of the fuzz targets, which are none of its members.
+# Checks the workspace and the fuzz targets, which are not members of it.
 deny() {
     local manifest
     for manifest in Cargo.toml tests/fuzz/Cargo.toml; do
-        # Warnings, of crates that are there in two versions mostly, are for whoever asks for them.
+        # Warnings are hidden: most of them report crates with two versions.
         "$tool" --locked --log-level error --config deny.toml --manifest-path "$manifest" "$@"
     done
 }
@@ -21,13 +21,13 @@ deny() {
 deploy/cargo_tool.sh "$folder" cargo-deny 0.20.2 --no-default-features
 deny check --hide-inclusion-graph bans licenses sources
 
-# The database of advisories is somewhere on the internet: where that is not to be had, the rest counts all the same.
+# The advisory database is fetched over the network. Without network access, the other checks still apply.
 databases=("${CARGO_HOME:-$HOME/.cargo}"/advisory-dbs/*/crates)
 if ! GIT_TERMINAL_PROMPT=0 timeout 60 "$tool" fetch db >"$log" 2>&1; then
     if [ ! -d "${databases[0]}" ]; then
-        printf 'advisories NOT CHECKED: their database is not here and can'\''t be fetched, see %s\n' "$log"
+        printf 'advisories NOT CHECKED: cannot fetch the advisory database, and there is no local copy; see %s\n' "$log"
         exit 0
     fi
-    printf 'the newest advisories can'\''t be fetched, see %s: older ones are checked\n' "$log"
+    printf 'cannot update the advisory database; see %s. Checking against the local copy\n' "$log"
 fi
 deny --offline check --hide-inclusion-graph advisories

@@ -54,7 +54,11 @@ fn the_demo_passes_and_writes_its_figures() {
     let output = devstack(&arguments, &temporary).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
-    assert_eq!(stdout.lines().last(), Some("PASS: every accepted like is in the table, once"), "{stdout}");
+    assert_eq!(
+        stdout.lines().last(),
+        Some("PASS: every accepted like is in the table exactly once"),
+        "{stdout}"
+    );
     let figures: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(
         (&figures["accepted"], &figures["lost"], &figures["duplicated"]),
@@ -146,7 +150,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
         let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
         (output.status.code(), said)
     };
-    assert_eq!(run("down"), (Some(0), "nothing is up\n".to_owned()));
+    assert_eq!(run("down"), (Some(0), "the stack is not running\n".to_owned()));
     assert_eq!(run("status").0, Some(3));
 
     let (code, said) = run("up");
@@ -157,7 +161,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
         (Some(0), 3, 2),
         "{said}"
     );
-    assert!(run("up").1.starts_with("already up"));
+    assert!(run("up").1.starts_with("the stack is already running"));
     assert!(run("logs").1.contains("listening"));
 
     // One part dies: that is seen, and nothing is thrown away over it.
@@ -203,7 +207,7 @@ fn a_demo_whose_part_dies_says_which() {
     assert_eq!(demo.wait().unwrap().code(), Some(1));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut demo.stderr.take().unwrap(), &mut said).unwrap();
-    assert!(said.lines().last().unwrap().starts_with("error: postgres ended: "), "{said}");
+    assert!(said.lines().last().unwrap().starts_with("error: postgres exited: "), "{said}");
     assert_eq!(left_behind(&temporary), [""; 0]);
 }
 
@@ -215,7 +219,7 @@ fn a_postgres_that_cannot_start_says_why() {
         Lifetime::Attached,
     );
     let error = started.unwrap_err().to_string();
-    assert!(error.starts_with("postgres ended: ") && error.contains("shared_buffers"), "{error}");
+    assert!(error.starts_with("postgres exited: ") && error.contains("shared_buffers"), "{error}");
 }
 
 /// The command finds ingest and Redis, what it starts ends with it, and its exit code is ours.

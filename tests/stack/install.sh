@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that what the demo and the tests run on is here: a Rust toolchain with a linker, Redis, Postgres and
-# PgBouncer.
-# Silent when it is.
+# Installs the requirements of the demo and the tests if they are missing: a linker, Redis, Postgres and PgBouncer.
+# Fails without a Rust toolchain. Prints nothing if all of them are present.
 set -euo pipefail
 
 fail() {
@@ -17,7 +16,7 @@ has_postgres() {
     return 1
 }
 
-command -v cargo >/dev/null || fail 'cargo is not installed: install Rust (rustup) first'
+command -v cargo >/dev/null || fail 'cargo not found: install Rust with rustup'
 
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian packages where apt can; starts no system service. Arguments: their names.
+# Installs Debian packages with apt-get, without starting their services. Arguments: package names.
 set -euo pipefail
 
 fail() {
@@ -7,15 +7,15 @@ fail() {
     exit 1
 }
 
-by_hand="install these first: $*"
-command -v apt-get >/dev/null || fail "$by_hand (this machine has no apt-get to do it here)"
+by_hand="missing packages: install $*"
+command -v apt-get >/dev/null || fail "$by_hand (apt-get not found)"
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
-    sudo -n true 2>/dev/null || fail "$by_hand (for example: sudo apt-get install $*)"
+    sudo -n true 2>/dev/null || fail "$by_hand (sudo needs a password; run: sudo apt-get install $*)"
     as_root=(sudo -n)
 fi
 
-# Debian starts a service as soon as its package is installed, unless this file says no.
+# Debian starts a service when its package is installed, unless this file forbids it.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap '"${as_root[@]}" rm -f "$policy"' EXIT
@@ -28,6 +28,6 @@ log=$(mktemp)
 if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1; then
     tail -n 5 "$log" >&2
-    fail "apt-get can't install $*, its output is in $log"
+    fail "apt-get cannot install $*: see $log"
 fi
 rm -f "$log"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints where a valkey-server is, for REDIS_SERVER. Where none is installed, on Debian, it unpacks that of the
-# backports into the folder given, and installs nothing.
+# Prints the path of valkey-server, for REDIS_SERVER. If it is not installed, unpacks the package from Debian backports
+# into a folder without installing it. Argument: the folder.
 set -euo pipefail
 
 fail() {
@@ -12,10 +12,10 @@ if command -v valkey-server; then exit 0; fi
 folder=${1:?a folder}
 server=$folder/unpacked/usr/bin/valkey-server
 if [ ! -x "$server" ]; then
-    by_hand='install Valkey 8 first, so that valkey-server and valkey-cli are found'
-    command -v apt-get >/dev/null || fail "$by_hand (this machine has no apt-get)"
+    by_hand='valkey-server not found: install Valkey 8'
+    command -v apt-get >/dev/null || fail "$by_hand (apt-get not found)"
     mkdir -p "$folder"/{lists,cache/archives}/partial
-    # shellcheck disable=SC2016 # the variables are apt's
+    # shellcheck disable=SC2016 # apt-get expands the variables
     read -r codename repository < <(apt-get indextargets \
         --format '$(CREATED_BY) $(COMPONENT) $(CODENAME) $(REPO_URI)' | awk '$1 == "Packages" && $2 == "main" { print $3, $4; exit }')
     printf 'deb %s %s-backports main\n' "$repository" "$codename" >"$folder/backports.list"
@@ -24,7 +24,7 @@ if [ ! -x "$server" ]; then
     printf 'fetching Valkey\n' >&2
     if ! { "${apt[@]}" update && cd "$folder" && "${apt[@]}" download valkey-server valkey-tools; } >"$folder/log" 2>&1; then
         tail -n 3 "$folder/log" >&2
-        fail "$by_hand (the backports of $codename don't have it, or can't be reached)"
+        fail "$by_hand (not available from the backports of $codename)"
     fi
     for package in "$folder"/*.deb; do dpkg-deb -x "$package" "$folder/unpacked"; done
 fi

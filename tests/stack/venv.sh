@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a virtual environment of Python with what a file of requirements pins, unless it is there. Arguments: the folder, the file.
+# Creates a Python virtual environment from a requirements file, unless it is up to date. Arguments: the folder, the file.
 set -euo pipefail
-venv=${1:?a folder} requirements=${2:?a file of requirements}
+venv=${1:?a folder} requirements=${2:?a requirements file}
 
 python3 -c 'import ensurepip, venv' 2>/dev/null || "$(dirname "$0")"/packages.sh python3 python3-venv
 cmp -s "$requirements" "$venv/requirements.txt" && exit

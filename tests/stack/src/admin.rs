@@ -16,7 +16,7 @@ pub fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     write!(connection, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut response = String::new();
     connection.read_to_string(&mut response)?;
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "no HTTP response");
+    let broken = || io::Error::new(io::ErrorKind::InvalidData, "not an HTTP response");
     let (head, body) = response.split_once("\r\n\r\n").ok_or_else(broken)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(broken)?;
     Ok((status, body.to_owned()))
@@ -32,7 +32,7 @@ impl Metrics {
         get(address, "/metrics").map(|(_, text)| Self(text))
     }
 
-    /// Tells whether a metric has any series.
+    /// Returns whether a metric has any series.
     pub fn has(&self, name: &str) -> bool {
         let is_series = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         self.0.lines().any(is_series)

@@ -1,4 +1,4 @@
-//! Backlog of all partitions, as Redis reports it.
+//! Backlog of all partitions, as reported by Redis.
 
 use std::{error::Error, time::Duration};
 
@@ -7,8 +7,8 @@ use shared::{
     wire::partition::{KeyPrefix, Partition, PartitionCount},
 };
 
-/// How long a command waits for a server that is away.
-const RECONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// Time limit of a command while its server is unavailable.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Redis keys of a likestream with default settings.
 pub struct Keys {
@@ -42,9 +42,9 @@ impl Keys {
     }
 }
 
-/// Opens connections to Redis that outlive restarts of its servers.
+/// Opens connections to Redis that survive restarts of its servers.
 pub async fn connect(redis_url: &str) -> Result<Connections, Box<dyn Error>> {
-    Ok(Redis::at(redis_url, RECONNECT_PATIENCE)?.connect().await?)
+    Ok(Redis::at(redis_url, COMMAND_TIMEOUT)?.connect().await?)
 }
 
 /// Counts undelivered and pending entries over all streams.

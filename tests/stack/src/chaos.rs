@@ -1,7 +1,7 @@
-//! `devstack chaos`: faults under load, reproducible by a seed, and a check of every like.
+//! `devstack chaos`: fault injection under load, reproducible by a seed, followed by a check of every like.
 //!
 //! Purpose: prove that no fault loses or duplicates an accepted like. May depend on `stack`, `load`, `verify` and the
-//! library. Must not know how the programs recover: it only sees their processes, Redis and the table.
+//! library. Must not depend on how the programs recover: it sees only their processes, Redis and the table.
 
 mod check;
 mod injector;
@@ -54,7 +54,7 @@ pub(crate) struct ChaosOptions {
     #[arg(long, default_value = "one", value_name = "DEPLOYMENT")]
     redis: Deployment,
 
-    /// JSON file for the figures
+    /// JSON file for the report
     #[arg(long, default_value = "target/chaos.json", value_name = "FILE")]
     json: PathBuf,
 }
@@ -67,12 +67,12 @@ const REJECTED_PER_MILLE: u16 = 2;
 /// Time limit for draining the backlog after the load.
 const DRAIN_LIMIT: Duration = Duration::from_mins(2);
 
-/// Runs the load and the faults and tells whether every guarantee held.
+/// Runs the load and the faults, and returns whether every guarantee held.
 pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> {
     json_file::check(&options.json)?;
     let seed = options.seed.unwrap_or_else(|| rand::random::<u32>().into());
     eprint_line(format_args!(
-        "chaos with SEED={seed}: starting private servers, ingest and {CONSUMERS} consumers"
+        "chaos run with SEED={seed}: starting private servers, ingest and {CONSUMERS} consumers"
     ));
     let stack = Stack::start(stack_options(options.redis), Lifetime::Attached)?;
     let ingest = stack.ingest.listen();
@@ -88,7 +88,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
         rejected_per_mille: REJECTED_PER_MILLE,
     };
     let pace = Pace { connections: CONNECTIONS, per_second: Some(options.rate), until: Some(until) };
-    // The injector blocks a thread, so it must be told when this future is dropped.
+    // The injector blocks a thread, so it needs a signal when this future is dropped.
     let stop = CancellationToken::new();
     let _stop_on_drop = stop.clone().drop_guard();
     let injector = Injector {
@@ -118,11 +118,11 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     Ok(report.passed())
 }
 
-/// Settings with which a crash of Redis loses no accepted like, and pending entries are claimed soon.
+/// Settings under which a crash of Redis loses no accepted like and pending entries are claimed within seconds.
 fn stack_options(redis: Deployment) -> StackOptions {
     let acks = match redis {
         Deployment::One => "memory",
-        // A failover loses what the replica does not have.
+        // A failover loses entries that the replica has not received.
         Deployment::Cluster => "replicas:1",
     };
     let consumer_settings = [("BATCH_LINGER", "20ms"), ("WRITE_TIMEOUT", "900ms"), ("CLAIM_MIN_IDLE", "2s")];
@@ -136,7 +136,7 @@ fn stack_options(redis: Deployment) -> StackOptions {
     }
 }
 
-/// Waits until the backlog is empty or the time is up, and returns what is left of it.
+/// Waits until the backlog is empty or the time limit has passed, and returns the remaining backlog.
 async fn wait_until_drained(redis: &Connections) -> Result<u64, fred::error::Error> {
     let keys = Keys::default();
     let deadline = Instant::now() + DRAIN_LIMIT;

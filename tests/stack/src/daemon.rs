@@ -1,4 +1,4 @@
-//! The stack that outlives the command: `devstack up`, `down`, `status` and `logs`.
+//! Stack that keeps running after the command ends: `devstack up`, `down`, `status` and `logs`.
 
 use std::{
     error::Error,
@@ -56,7 +56,7 @@ enum StopSignal {
 }
 
 impl Part {
-    /// Tells whether the process runs and its id has not been reused by another one.
+    /// Returns whether the process runs and its id has not been reused by another process.
     fn is_running(&self) -> bool {
         let pid = Pid::from_raw(self.pid);
         let ticks = process::started_at_ticks(pid);
@@ -70,7 +70,7 @@ impl Part {
             Some(address) => match admin::get(address, "/readyz") {
                 Ok((200, _)) => "ready",
                 Ok(_) => "not ready",
-                Err(_) => "no answer",
+                Err(_) => "not responding",
             },
         }
     }
@@ -84,7 +84,7 @@ fn is_healthy(health: &str) -> bool {
     matches!(health, "running" | "ready")
 }
 
-/// Starts the stack unless it is up. `interrupted` tells whether a signal has come meanwhile.
+/// Starts the stack unless it is running. `interrupted` returns whether a signal has arrived during the start.
 pub(crate) async fn up(
     file: &Path,
     interrupted: impl AsyncFnOnce() -> bool,
@@ -92,13 +92,13 @@ pub(crate) async fn up(
     let _lock = lock(file)?;
     if let Some(state) = read(file)? {
         if state.parts.iter().all(Part::is_healthy) {
-            print_line("already up");
+            print_line("the stack is already running");
             print_urls(&state);
             return Ok(ExitCode::SUCCESS);
         }
-        // Its data may be needed: they are only removed on request.
+        // The data may be needed, so only `down` removes them.
         print_line(
-            "already up, but unhealthy: make status shows which part, make down removes it with its data",
+            "the stack is running but unhealthy: run make status for details, or make down to remove it with its data",
         );
         return Ok(ExitCode::from(EXIT_UNHEALTHY));
     }
@@ -117,16 +117,16 @@ pub(crate) async fn up(
     let state = describe(&stack);
     let json = serde_json::to_string_pretty(&state).map_err(io::Error::from);
     let written = json.and_then(|json| fs::write(file, json));
-    written.map_err(StackError::io(format!("{} can't be written", file.display())))?;
+    written.map_err(StackError::io(format!("cannot write {}", file.display())))?;
     stack.detach();
     print_urls(&state);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Two concurrent calls would each start a stack, one of which could not be found again.
+/// Locks the state file. Two concurrent calls would start two stacks, and the file could describe only one of them.
 fn lock(file: &Path) -> Result<File, StackError> {
     let path = file.with_extension("lock");
-    let failed = || format!("{} can't be locked", path.display());
+    let failed = || format!("cannot lock {}", path.display());
     let lock = File::create(&path).map_err(StackError::io(failed()))?;
     lock.lock().map_err(StackError::io(failed()))?;
     Ok(lock)
@@ -134,17 +134,17 @@ fn lock(file: &Path) -> Result<File, StackError> {
 
 pub(crate) fn down(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        print_line("nothing is up");
+        print_line("the stack is not running");
         return Ok(ExitCode::SUCCESS);
     };
     stop(&state, file)?;
-    print_line("stopped, and its data are removed");
+    print_line("stack stopped, data removed");
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn status(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        print_line("nothing is up: make up starts it");
+        print_line("the stack is not running: run make up");
         return Ok(ExitCode::from(EXIT_UNHEALTHY));
     };
     let mut all_healthy = true;
@@ -160,7 +160,7 @@ pub(crate) fn status(file: &Path) -> Result<ExitCode, Box<dyn Error>> {
 
 pub(crate) fn logs(file: &Path, follow: bool) -> Result<ExitCode, Box<dyn Error>> {
     let Some(state) = read(file)? else {
-        print_line("nothing is up: make up starts it");
+        print_line("the stack is not running: run make up");
         return Ok(ExitCode::from(EXIT_UNHEALTHY));
     };
     let mut tail = Command::new("tail");
@@ -214,7 +214,7 @@ fn stop(state: &State, file: &Path) -> Result<(), StackError> {
         if !process::end_by_pid(Pid::from_raw(part.pid), signal, STOP_LIMIT) {
             return Err(StackError::Timeout {
                 program: part.name.clone(),
-                action: "end",
+                action: "exit",
                 seconds: STOP_LIMIT.as_secs(),
                 log: part.log.clone(),
             });
@@ -224,16 +224,16 @@ fn stop(state: &State, file: &Path) -> Result<(), StackError> {
         // The folder may have been removed.
         let _ = fs::remove_dir_all(folder);
     }
-    fs::remove_file(file).map_err(StackError::io(format!("{} can't be removed", file.display())))
+    fs::remove_file(file).map_err(StackError::io(format!("cannot remove {}", file.display())))
 }
 
 fn print_urls(state: &State) {
-    print_line(&format!("likes are accepted at POST {}/likes", state.ingest_url));
+    print_line(&format!("send likes to POST {}/likes", state.ingest_url));
     print_line(&format!("export REDIS_URL={} DATABASE_URL={}", state.redis_url, state.database_url));
 }
 
 fn read(file: &Path) -> Result<Option<State>, StackError> {
-    let failed = || format!("{} can't be read, remove it", file.display());
+    let failed = || format!("cannot read {}", file.display());
     match fs::read_to_string(file) {
         Ok(json) => {
             serde_json::from_str(&json).map(Some).map_err(io::Error::from).map_err(StackError::io(failed()))

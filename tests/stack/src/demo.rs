@@ -29,7 +29,7 @@ use crate::{
 const BACKLOG_POLL: Duration = Duration::from_millis(50);
 const PROCESS_POLL: Duration = Duration::from_millis(500);
 
-/// Time without any progress after which draining fails.
+/// Time without progress after which draining fails.
 const STALLED: Duration = Duration::from_mins(1);
 
 #[derive(clap::Args)]
@@ -46,21 +46,21 @@ pub(crate) struct DemoOptions {
     #[arg(long, env = "CONNECTIONS", default_value = "128", value_parser = clap::value_parser!(u16).range(1..=4096))]
     connections: u16,
 
-    /// JSON file for the figures
+    /// JSON file for the report
     #[arg(long, default_value = "target/demo.json", value_name = "FILE")]
     json: PathBuf,
 }
 
 #[derive(Debug, Error)]
-#[error("{backlog} of {appended} stream entries are not acknowledged, without progress for a minute")]
+#[error("draining stalled: {backlog} of {appended} entries are unacknowledged, no progress for 1 minute")]
 struct Stalled {
     backlog: u64,
     appended: u64,
 }
 
-/// Runs the demo and tells whether every guarantee held.
+/// Runs the demo and returns whether every guarantee held.
 pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
-    eprint_line("starting private Redis and Postgres, ingest and two consumers");
+    eprint_line("starting a private Redis and Postgres, ingest and two consumers");
     let two_consumers = StackOptions { consumer_admin_ports: vec![0, 0], ..StackOptions::default() };
     let stack = Stack::start(two_consumers, Lifetime::Attached)?;
     json_file::check(&options.json)?;
@@ -74,7 +74,7 @@ pub(crate) async fn run(options: &DemoOptions) -> Result<bool, Box<dyn Error>> {
     Ok(report.passed())
 }
 
-/// Waits until a part of the stack ends by itself.
+/// Waits until a process of the stack exits unexpectedly.
 async fn part_ended(stack: &Stack) -> StackError {
     loop {
         if let Some(ended) = stack.ended_part() {
@@ -99,7 +99,9 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Report, Box<dyn
     let each = insert_each::run(load, &database_url).await?;
     let transactions = total(&stack.consumers, "likestream_batches_committed_total")?;
     if transactions < table.writing_transactions {
-        eprint_line("the consumers count fewer transactions than have inserted rows: their metric is wrong");
+        eprint_line(
+            "likestream_batches_committed_total is lower than the number of transactions that inserted rows",
+        );
     }
     let peak = |program: &Program| program.peak_resident_bytes().unwrap_or(0);
     Ok(Report {

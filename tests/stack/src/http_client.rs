@@ -1,4 +1,4 @@
-//! HTTP/1.1 client with one connection, which is kept alive and replaced when it breaks.
+//! HTTP/1.1 client with one keep-alive connection, which is replaced after a failure.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -18,11 +18,11 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// A request without a response.
 #[derive(Debug, Error)]
 pub enum HttpError {
-    #[error("no connection")]
+    #[error("cannot connect")]
     Connect(#[from] std::io::Error),
-    #[error("the connection broke")]
+    #[error("the connection failed")]
     Broken(#[from] hyper::Error),
-    #[error("not a valid request")]
+    #[error("invalid request")]
     Request(#[from] hyper::http::Error),
     #[error("no response within {} s", TIMEOUT.as_secs())]
     Timeout,
@@ -60,7 +60,7 @@ impl HttpClient {
         self.send(request).await
     }
 
-    /// Sends any request. After a failure the next one opens a new connection.
+    /// Sends any request. After a failure, the next request opens a new connection.
     pub async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Result<Response, HttpError> {
         let host = self.host.parse().map_err(hyper::http::Error::from)?;
         request.headers_mut().entry(header::HOST).or_insert(host);
@@ -84,7 +84,7 @@ impl HttpClient {
             timeout(TIMEOUT, TcpStream::connect(self.address)).await.map_err(|_| HttpError::Timeout)??;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Its error shows in the next request.
+        // Its error is reported by the next request.
         tokio::spawn(connection);
         Ok(sender)
     }

@@ -1,4 +1,4 @@
-//! The simple design, for comparison: one INSERT, and so one transaction, per like.
+//! The simple design, for comparison: one INSERT, and therefore one transaction, per like.
 
 use std::{
     sync::{
@@ -27,7 +27,7 @@ pub(crate) struct InsertedEach {
 pub(crate) enum InsertEachError {
     #[error("the comparison with single INSERTs failed")]
     Postgres(#[from] tokio_postgres::Error),
-    #[error("the comparison with single INSERTs crashed")]
+    #[error("the comparison with single INSERTs panicked")]
     Crashed(#[from] tokio::task::JoinError),
 }
 
@@ -45,7 +45,7 @@ pub(crate) async fn run(load: Load, database_url: &str) -> Result<InsertedEach, 
         let insert = client.prepare(insert).await?;
         connections.push((client, insert));
     }
-    let mut progress = Progress::new("one each", likes);
+    let mut progress = Progress::new("inserts", likes);
     let started = Instant::now();
     let mut writers = JoinSet::new();
     for (client, insert) in connections {

@@ -1,4 +1,4 @@
-//! Figures as a JSON file.
+//! Report as a JSON file.
 
 use std::{
     fs::{self, File},
@@ -9,16 +9,15 @@ use std::{
 use devstack::StackError;
 use serde::Serialize;
 
-/// Creates the folder and checks that the file can be written, before the work whose figures go there.
+/// Creates the folder and checks that the file can be written, before the run that produces the report.
 pub(crate) fn check(file: &Path) -> Result<(), StackError> {
     let folder = file.parent().map_or(Ok(()), fs::create_dir_all);
     let opened = folder.and_then(|()| File::options().append(true).create(true).open(file));
-    opened.map(drop).map_err(StackError::io(format!("{} can't be written", file.display())))
+    opened.map(drop).map_err(StackError::io(format!("cannot write {}", file.display())))
 }
 
-/// Writes the figures.
 pub(crate) fn write(file: &Path, figures: &impl Serialize) -> Result<(), StackError> {
     let json = serde_json::to_string_pretty(figures).map_err(io::Error::from);
     let written = json.and_then(|json| fs::write(file, json + "\n"));
-    written.map_err(StackError::io(format!("{} can't be written", file.display())))
+    written.map_err(StackError::io(format!("cannot write {}", file.display())))
 }

@@ -4,7 +4,7 @@ use std::{ops::AddAssign, time::Duration};
 
 use hdrhistogram::Histogram;
 
-/// Longest latency that is told apart from longer ones, in microseconds.
+/// Upper bound of the histogram in microseconds. Longer latencies are recorded as this value.
 const MAX_US: u64 = 60_000_000;
 const SIGNIFICANT_DIGITS: u8 = 3;
 

@@ -1,8 +1,8 @@
-//! Private Redis, Postgres and PgBouncer servers and the likestream programs as ordinary processes on free ports.
+//! Private Redis, Postgres and PgBouncer servers and the likestream programs, as ordinary processes on free ports.
 //!
 //! Purpose: start real servers for the demo, `make up`, chaos runs, benchmarks and integration tests, and make sure
 //! that they end with the process that started them. May depend on `shared` and on the programs' executables. Must not
-//! depend on the ingest, consumer or likesctl crates: the programs are known by their settings, HTTP and metrics only.
+//! depend on the ingest, consumer or likesctl crates: it uses only settings, HTTP and metrics of the programs.
 //!
 //! Calls that start, stop or wait for a process block, with a time limit.
 

@@ -1,4 +1,4 @@
-//! Load of a demo or chaos run: a celebrity posts, and everybody likes the post at once.
+//! Load of a demo or chaos run: many users like the same post at the same time.
 
 use std::{
     net::SocketAddr,
@@ -34,7 +34,7 @@ pub(crate) const REJECTED_POST: u64 = 2_000_000_011;
 const TRIES: u32 = 300;
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 
-/// Likes of a run. Each is computed from its index, so that no list has to be kept.
+/// Likes of a run. Each like is computed from its index, so no list is kept in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) likes: u64,
@@ -50,7 +50,7 @@ pub(crate) struct Pace {
     pub(crate) connections: u16,
     /// Maximum rate over all clients.
     pub(crate) per_second: Option<u32>,
-    /// When to stop, even if likes are left.
+    /// Time to stop, even if likes are left.
     pub(crate) until: Option<Instant>,
 }
 
@@ -83,7 +83,7 @@ impl Load {
         (first + 1, post)
     }
 
-    /// Tells whether the pair with this first like is for [`REJECTED_POST`].
+    /// Returns whether the pair with this first like is for [`REJECTED_POST`].
     pub(crate) fn is_rejected(self, first: u64) -> bool {
         self.pair(first).1 == REJECTED_POST
     }
@@ -104,7 +104,7 @@ impl IndexSet {
         Self((0..=size / 64).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Adds an index and tells whether it is new.
+    /// Adds an index and returns whether it is new.
     pub(crate) fn insert(&self, index: u64) -> bool {
         let (word, bit) = Self::place(index);
         self.0.get(word).is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
@@ -131,18 +131,18 @@ pub(crate) struct Sent {
     pub(crate) accepted: u64,
     /// First likes of all accepted pairs.
     pub(crate) pairs: IndexSet,
-    /// First likes of pairs with a request that failed, so that they may be stored without having been accepted.
+    /// First likes of pairs with a failed request. They may be stored without having been accepted.
     pub(crate) indeterminate: IndexSet,
     /// Number of requests that were retried.
     pub(crate) retries: u64,
-    /// From the last attempt to its 202.
+    /// Latency from the start of the last attempt to its 202.
     pub(crate) latencies: Latencies,
     pub(crate) started: Instant,
     pub(crate) elapsed: Duration,
 }
 
 impl Sent {
-    /// Tells whether the pair with this first like may be stored.
+    /// Returns whether the pair with this first like may be stored.
     pub(crate) fn may_have(&self, first: u64) -> bool {
         self.pairs.contains(first) || self.indeterminate.contains(first)
     }
@@ -157,7 +157,7 @@ impl Sent {
 
 #[derive(Debug, Error)]
 pub(crate) enum LoadError {
-    #[error("ingest answered {status}: {body}")]
+    #[error("ingest returned {status}: {body}")]
     Refused { status: StatusCode, body: String },
     #[error("ingest did not accept a like in {TRIES} attempts")]
     Exhausted(#[source] Option<HttpError>),

@@ -1,7 +1,7 @@
-//! `devstack`: demo and chaos runs on a private stack, and a stack that stays up for a developer.
+//! `devstack`: demo and chaos runs on a private stack, and a long-running stack for development.
 //!
 //! Purpose: the commands of the program. May depend on the library of this crate and on `shared`; the commands `demo`,
-//! `chaos`, `run` and `daemon` don't depend on one another.
+//! `chaos`, `run` and `daemon` do not depend on one another.
 
 mod chaos;
 mod daemon;
@@ -31,35 +31,35 @@ use shared::{
 };
 use tokio::runtime::Runtime;
 
-/// Run all of likestream on this machine: private Redis and Postgres, ingest, two consumers
+/// Run likestream on this machine: a private Redis and Postgres, ingest and two consumers
 #[derive(Parser)]
 #[command(name = "devstack", version, arg_required_else_help = true)]
 struct Devstack {
     #[command(subcommand)]
     command: Command,
 
-    /// State file that up, down, status and logs share [default: in the folder of this program]
+    /// State file of up, down, status and logs [default: in the folder of this program]
     #[arg(long, env = "DEVSTACK_STATE", value_name = "FILE")]
     state: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Send many likes at once to a private stack and verify that none is lost or duplicated
+    /// Send many concurrent likes to a private stack and verify that none is lost or duplicated
     Demo(demo::DemoOptions),
     /// Inject faults into a private stack under load and verify that no like is lost or duplicated
     Chaos(chaos::ChaosOptions),
-    /// Run a command beside a private Redis and ingest, which end with it, and pass on its exit code
+    /// Run a command with a private Redis and ingest, and return its exit code
     Run(run::RunOptions),
     /// Start the stack and leave it running
     Up,
-    /// Stop the stack that `up` has started and remove its data
+    /// Stop the stack and remove its data
     Down,
-    /// Show the state of the stack; exit code 3 unless all of it is healthy
+    /// Show the state of the stack (exit code 3 if a process is unhealthy)
     Status,
     /// Show the last lines of all logs
     Logs {
-        /// Keep printing new lines
+        /// Print new lines as they are written
         #[arg(long, short)]
         follow: bool,
     },
@@ -93,7 +93,7 @@ fn exit_code(passed: bool) -> ExitCode {
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs to the end or to the first signal, which drops the future and with it all processes that it has started.
+/// Runs a future until it completes or a signal arrives. A signal drops the future and thereby ends all its processes.
 fn until_interrupted(
     run: impl Future<Output = Result<ExitCode, Box<dyn Error>>>,
 ) -> Result<ExitCode, Box<dyn Error>> {
@@ -106,7 +106,7 @@ fn until_interrupted(
     })
 }
 
-/// A signal during the start must not leave half of the stack running.
+/// Starts the stack. A signal during the start must leave no process running.
 fn up(state: &Path) -> Result<ExitCode, Box<dyn Error>> {
     Runtime::new()?.block_on(async {
         let mut interrupts = Interrupts::install()?;
@@ -122,6 +122,6 @@ fn up(state: &Path) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn interrupted() -> ExitCode {
-    eprint_line("\ninterrupted: stopping everything");
+    eprint_line("\ninterrupted: stopping all processes");
     ExitCode::from(EXIT_INTERRUPTED)
 }

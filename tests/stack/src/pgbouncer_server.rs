@@ -15,28 +15,28 @@ use crate::{
 
 const CONFIG: &str = "pgbouncer.ini";
 
-/// Path on Debian, whose folder is not on every PATH.
+/// Path on Debian, in a folder that is not on every PATH.
 const DEBIAN_PROGRAM: &str = "/usr/sbin/pgbouncer";
 
-/// Unit that server connections are assigned to.
+/// Unit to which a server connection is assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolMode {
-    /// A client, for as long as it is connected.
+    /// A client, until it disconnects.
     Session,
     Transaction,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct PgbouncerOptions {
-    /// Port of the Postgres behind it, on loopback.
+    /// Loopback port of the Postgres server behind the pooler.
     pub postgres_port: u16,
     pub pool_mode: PoolMode,
     /// Pool size of each database.
     pub server_connections: usize,
 }
 
-/// Running PgBouncer on loopback without authentication. Its folder is removed with it. Started by root, it runs as
-/// another user, because it refuses to run as root.
+/// Running PgBouncer on loopback without authentication. Dropped, it stops and its folder is removed. Started by root,
+/// it runs as another user, because PgBouncer refuses to run as root.
 #[derive(Debug)]
 pub struct PgbouncerServer {
     process: ServerProcess,
@@ -46,7 +46,7 @@ pub struct PgbouncerServer {
 }
 
 impl PgbouncerServer {
-    /// Starts it and waits until it accepts connections.
+    /// Starts the server and waits until it accepts connections.
     pub fn start(options: PgbouncerOptions) -> Result<Self, StackError> {
         let user = process::unprivileged_user()?;
         let folder = ServerFolder::make("likestream-pgbouncer-", user.as_ref())?;
@@ -54,17 +54,17 @@ impl PgbouncerServer {
         Ok(Self { process, user, port, folder })
     }
 
-    /// Connection string of a database behind it, for the user `postgres`.
+    /// Connection string of a database behind the pooler, for the user `postgres`.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Kills it and so cuts the connections of clients and servers.
+    /// Kills the server, which closes the connections of clients and servers.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it on the same port after [`PgbouncerServer::kill`].
+    /// Starts the server on the same port after [`PgbouncerServer::kill`].
     pub fn start_again(&mut self, options: PgbouncerOptions) -> Result<(), StackError> {
         self.process = launch(options, self.port, &self.folder, self.user.as_ref())?;
         Ok(())
@@ -96,10 +96,11 @@ default_pool_size = {server_connections}
 "
     );
     let path = folder.path().join(CONFIG);
-    fs::write(&path, config).map_err(StackError::io("PgBouncer's settings can't be written"))?;
+    fs::write(&path, config).map_err(StackError::io("cannot write the configuration of PgBouncer"))?;
     let Some(user) = user else { return Ok(()) };
-    chown(&path, Some(user.uid), Some(user.gid))
-        .map_err(|errno| StackError::io("PgBouncer's settings can't be given away")(errno.into()))
+    chown(&path, Some(user.uid), Some(user.gid)).map_err(|errno| {
+        StackError::io("cannot change the owner of the PgBouncer configuration")(errno.into())
+    })
 }
 
 fn launch(

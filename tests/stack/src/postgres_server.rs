@@ -23,12 +23,12 @@ use crate::{
     process::{self, Lifetime, ServerCommand, ServerFolder, ServerProcess, wait_until},
 };
 
-/// Folders of Postgres installations that are not on the PATH: Debian's and Red Hat's.
+/// Folders of Postgres installations outside the PATH, on Debian and Red Hat.
 const INSTALLATIONS: [&str; 2] = ["/usr/lib/postgresql", "/usr"];
 
 #[derive(Clone, Debug, Default)]
 pub struct PostgresOptions {
-    /// Fixed port; any free one by default.
+    /// Fixed port [default: any free port].
     pub port: Option<u16>,
     /// Settings that override the defaults, like `("max_connections", "20")`.
     pub settings: Vec<(String, String)>,
@@ -36,8 +36,8 @@ pub struct PostgresOptions {
     pub files: Vec<(String, String)>,
 }
 
-/// Running Postgres on loopback with commit timestamps and trust authentication. Its folder is removed with it.
-/// Started by root, it runs as another user, because it refuses to run as root.
+/// Running Postgres on loopback with commit timestamps and trust authentication. Dropped, it stops and its folder is
+/// removed. Started by root, it runs as another user, because Postgres refuses to run as root.
 #[derive(Debug)]
 pub struct PostgresServer {
     process: ServerProcess,
@@ -49,7 +49,7 @@ pub struct PostgresServer {
 }
 
 impl PostgresServer {
-    /// Creates a database cluster, starts it and waits until it accepts connections.
+    /// Creates a database cluster, starts the server and waits until it accepts connections.
     pub fn start(options: PostgresOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let programs = programs()?;
         let user = process::unprivileged_user()?;
@@ -63,7 +63,7 @@ impl PostgresServer {
         Ok(Self { process, options, programs, user, port, folder })
     }
 
-    /// Connection string of a database: by Unix socket if the server has a `pg_hba.conf` of its own.
+    /// Connection string of a database. It uses the Unix socket if the options contain a `pg_hba.conf`.
     pub fn url(&self, database: &str) -> String {
         if self.options.files.iter().any(|(name, _)| name == "pg_hba.conf") {
             let folder = self.folder.path().display().to_string().replace('/', "%2F");
@@ -81,24 +81,24 @@ impl PostgresServer {
         self.process.pid().as_raw()
     }
 
-    /// Folder of its data and its log.
+    /// Folder of data and log.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Last line of its log, if it has ended.
+    /// Last line of the log, if the server has exited.
     pub fn last_output_if_ended(&self) -> Option<String> {
         (!self.process.is_running()).then(|| process::last_line(&self.folder.path().join("postgres.log")))
     }
 
-    /// Fast shutdown, which closes all connections. The data stay.
+    /// Performs a fast shutdown, which closes all connections. The data are kept.
     pub fn stop(&mut self) {
         self.process.stop();
     }
 
-    /// Kills all processes at once, as a power failure would. The data stay.
+    /// Kills all processes at once, like a power failure. The data are kept.
     pub fn kill(&mut self) {
-        // A stopped postmaster forks no more children.
+        // A frozen postmaster forks no children.
         self.pause();
         let mut processes = self.children();
         processes.push(self.process.pid());
@@ -109,7 +109,7 @@ impl PostgresServer {
         wait_until(Duration::from_secs(10), || !processes.iter().any(|pid| process::is_running(*pid)));
     }
 
-    /// Starts it on the same port after [`PostgresServer::stop`] or [`PostgresServer::kill`].
+    /// Starts the server on the same port after [`PostgresServer::stop`] or [`PostgresServer::kill`].
     pub fn start_again(&mut self) -> Result<(), StackError> {
         let user = self.user.as_ref();
         let folder = self.folder.path();
@@ -123,17 +123,17 @@ impl PostgresServer {
         self.folder.release();
     }
 
-    /// Freezes all processes (SIGSTOP): connections stay open and get no answers.
+    /// Freezes all processes (SIGSTOP): connections stay open and get no response.
     pub fn pause(&self) {
         self.signal_all(Signal::SIGSTOP);
     }
 
-    /// Continues a frozen server.
+    /// Resumes a frozen server.
     pub fn resume(&self) {
         self.signal_all(Signal::SIGCONT);
     }
 
-    /// Signals the postmaster first: a frozen one forks no more children.
+    /// Signals the postmaster first, because a frozen postmaster forks no children.
     fn signal_all(&self, signal: Signal) {
         self.process.signal(signal);
         for pid in self.children() {
@@ -141,7 +141,7 @@ impl PostgresServer {
         }
     }
 
-    /// Children of the postmaster, which run in sessions of their own.
+    /// Children of the postmaster. Each runs in a separate session.
     fn children(&self) -> Vec<Pid> {
         let first = self.process.pid();
         let children = fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap_or_default();
@@ -156,7 +156,7 @@ impl Drop for PostgresServer {
     }
 }
 
-/// Connects to a database and drives the connection in a task of its own.
+/// Connects to a database and drives the connection in a separate task.
 pub async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
@@ -217,7 +217,7 @@ fn write_private_file(path: &Path, text: &str, user: Option<&User>) -> Result<()
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         user.map_or(Ok(()), |user| Ok(chown(path, Some(user.uid), Some(user.gid))?))
     });
-    written.map_err(StackError::io("a file for Postgres can't be written"))
+    written.map_err(StackError::io("cannot write a file for Postgres"))
 }
 
 /// Folder of the newest `postgres` and `initdb`.
@@ -233,8 +233,8 @@ fn programs() -> Result<PathBuf, StackError> {
     newest.or_else(on_path).ok_or(StackError::Missing("Postgres (initdb and postgres)"))
 }
 
-/// Tells whether the server accepts connections. A startup packet for the superuser is answered with
-/// "authentication ok" or with an authorization error, and with neither during startup and shutdown.
+/// Returns whether the server accepts connections. It then answers a startup packet of the superuser with
+/// "authentication ok" or with an authorization error, and with neither of them during startup and shutdown.
 ///
 /// Source: Postgres manual, "Message Formats".
 fn accepts_connections(port: u16) -> bool {

@@ -1,4 +1,4 @@
-//! Server processes that never outlive the process that started them, unless they are detached.
+//! Server processes that end with the process that started them, unless they are detached.
 
 use std::{
     env,
@@ -22,8 +22,9 @@ use nix::{
 
 use crate::error::StackError;
 
-/// Supervisor shell of an attached server. It starts the server and reads a pipe from this process. When the pipe
-/// closes, however this process has ended, it ends the server and removes its folder, unless it has read `keep`.
+/// Supervisor shell of an attached server. It starts the server and reads a pipe from this process. The pipe closes
+/// when this process ends for any reason. The shell then stops the server and removes its folder, unless it has read
+/// `keep`.
 ///
 /// Arguments: the stop signal, the folder, the server and its arguments.
 const SUPERVISOR: &str = r#"
@@ -48,15 +49,15 @@ const WATCHDOG: &str = r#"read -r word; [ "$word" = done ] || kill -s KILL "$1" 
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// Time limit for a server to answer after its start.
+/// Time limit for a server to respond after its start.
 const START_SECONDS: u64 = 60;
 
-/// What the lifetime of a server is bound to.
+/// Lifetime of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// It ends with this process at the latest.
+    /// Ends with this process at the latest.
     Attached,
-    /// It runs until it is stopped.
+    /// Runs until it is stopped.
     Detached,
 }
 
@@ -69,14 +70,14 @@ pub(crate) struct ServerCommand<'a> {
     pub(crate) user: Option<&'a User>,
 }
 
-/// Running server. Dropped, it ends, unless it was released.
+/// Running server. Dropped, it is stopped, unless it was released.
 #[derive(Debug)]
 pub(crate) struct ServerProcess {
     child: Child,
     supervisor: Option<ChildStdin>,
     pid: Pid,
     stop_signal: Signal,
-    /// Whether there is nothing to end: the server has ended or was released.
+    /// Whether the server needs no stop on drop, because it has ended or was released.
     released: bool,
 }
 
@@ -96,7 +97,9 @@ impl ServerProcess {
             Lifetime::Detached => {
                 let mut server = Command::new(&program);
                 server.args(&command.arguments[1..]).stdin(Stdio::null());
-                server.stdout(log.try_clone().map_err(StackError::io("the log can't be shared"))?);
+                server.stdout(
+                    log.try_clone().map_err(StackError::io("cannot duplicate the handle of the log"))?,
+                );
                 server
             }
         };
@@ -120,7 +123,7 @@ impl ServerProcess {
         Ok(Self { child, supervisor, pid, stop_signal: command.stop_signal, released: false })
     }
 
-    /// Starts a server and waits until it answers.
+    /// Starts a server and waits until it responds.
     pub(crate) fn start_answering(
         command: &ServerCommand<'_>,
         lifetime: Lifetime,
@@ -138,7 +141,7 @@ impl ServerProcess {
         if up {
             Ok(server)
         } else {
-            Err(StackError::Timeout { program, action: "answer", seconds: START_SECONDS, log })
+            Err(StackError::Timeout { program, action: "respond", seconds: START_SECONDS, log })
         }
     }
 
@@ -176,7 +179,7 @@ impl ServerProcess {
         }
         self.signal(signal);
         if let Some(mut supervisor) = self.supervisor.take() {
-            // While this process runs, the folder is removed by its owner. A supervisor that has ended has removed it.
+            // While this process runs, the owner of the folder removes it. A supervisor that has ended has removed it.
             let _ = supervisor.write_all(b"keep\n");
         }
         let _ = self.child.wait();
@@ -222,7 +225,7 @@ impl Drop for Watchdog {
     }
 }
 
-/// Private folder for a server's data. Dropped, it is removed, unless it was released.
+/// Private folder for the data of a server. Dropped, it is removed, unless it was released.
 #[derive(Debug)]
 pub(crate) struct ServerFolder {
     path: PathBuf,
@@ -230,14 +233,15 @@ pub(crate) struct ServerFolder {
 }
 
 impl ServerFolder {
-    /// Makes a folder that belongs to the server's user.
+    /// Creates a folder that belongs to the user of the server.
     pub(crate) fn make(prefix: &str, user: Option<&User>) -> Result<Self, StackError> {
         let made = tempfile::Builder::new().prefix(prefix).tempdir();
-        let path = made.map_err(StackError::io("no temporary folder can be made"))?.keep();
+        let path = made.map_err(StackError::io("cannot create a temporary folder"))?.keep();
         let folder = Self { path, released: false };
         if let Some(user) = user {
-            chown(&folder.path, Some(user.uid), Some(user.gid))
-                .map_err(|errno| StackError::io("the temporary folder can't be given away")(errno.into()))?;
+            chown(&folder.path, Some(user.uid), Some(user.gid)).map_err(|errno| {
+                StackError::io("cannot change the owner of the temporary folder")(errno.into())
+            })?;
         }
         Ok(folder)
     }
@@ -261,13 +265,13 @@ impl Drop for ServerFolder {
     }
 }
 
-/// Tells whether a program is on the PATH.
+/// Returns whether a program is on the PATH.
 pub(crate) fn is_on_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// Tells whether a process exists and is not a zombie.
+/// Returns whether a process exists and is not a zombie.
 pub fn is_running(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with(['Z', 'X'])))
@@ -281,8 +285,8 @@ pub fn started_at_ticks(pid: Pid) -> Option<u64> {
     stat.rsplit(") ").next()?.split(' ').nth(19)?.parse().ok()
 }
 
-/// Ends a process that is not a child of this one: sends the signal and, after the time limit, SIGKILL. Tells whether it
-/// has ended.
+/// Ends a process that is not a child of this process: sends the signal and, after the time limit, SIGKILL. Returns
+/// whether the process has ended.
 pub fn end_by_pid(pid: Pid, signal: Signal, limit: Duration) -> bool {
     for signal in [signal, Signal::SIGKILL] {
         if kill(pid, signal) == Err(Errno::ESRCH) {
@@ -295,44 +299,44 @@ pub fn end_by_pid(pid: Pid, signal: Signal, limit: Duration) -> bool {
     false
 }
 
-/// Raises the limit of open files of this process, and of those that it starts from now on, to the hard limit.
+/// Raises the soft limit of open files to the hard limit, for this process and its future children.
 pub fn raise_open_files() -> Result<(), StackError> {
     let (_, hard_limit) = getrlimit(Resource::RLIMIT_NOFILE)
-        .map_err(|errno| StackError::io("the limit of open files is not known")(errno.into()))?;
+        .map_err(|errno| StackError::io("cannot read the limit of open files")(errno.into()))?;
     setrlimit(Resource::RLIMIT_NOFILE, hard_limit, hard_limit)
-        .map_err(|errno| StackError::io("the limit of open files can't be raised")(errno.into()))
+        .map_err(|errno| StackError::io("cannot raise the limit of open files")(errno.into()))
 }
 
-/// Polls a condition until it holds or the time is up, and tells which.
+/// Polls a condition until it holds or the time limit has passed. Returns whether it holds.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let give_up_at = Instant::now() + limit;
+    let deadline = Instant::now() + limit;
     loop {
         if condition() {
             return true;
         }
-        if Instant::now() >= give_up_at {
+        if Instant::now() >= deadline {
             return false;
         }
         thread::sleep(POLL);
     }
 }
 
-/// User for a server that refuses to run as root; none unless this process runs as root.
+/// User for a server that refuses to run as root, if this process runs as root.
 pub(crate) fn unprivileged_user() -> Result<Option<User>, StackError> {
     if !geteuid().is_root() {
         return Ok(None);
     }
     let user = ["postgres", "nobody"].into_iter().find_map(|name| User::from_name(name).ok().flatten());
-    user.map(Some).ok_or(StackError::Missing("a user postgres or nobody"))
+    user.map(Some).ok_or(StackError::Missing("user postgres or nobody"))
 }
 
-/// Last line of a log that is not empty.
+/// Last non-empty line of a log.
 pub(crate) fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("without any output").to_owned()
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no output").to_owned()
 }
 
 pub(crate) fn append_to(log: &Path) -> Result<File, StackError> {
     let file = OpenOptions::new().create(true).append(true).open(log);
-    file.map_err(StackError::io(format!("{} can't be written", log.display())))
+    file.map_err(StackError::io(format!("cannot write {}", log.display())))
 }

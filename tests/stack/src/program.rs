@@ -21,13 +21,14 @@ use crate::{
     process::{Watchdog, append_to, is_running, last_line, wait_until},
 };
 
-/// Time limit for a program to report its addresses after its start.
+/// Time limit for a program to log its addresses after its start.
 const START_SECONDS: u64 = 60;
 
 /// Time limit for a graceful shutdown.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
-/// Running program. Dropped, it is killed, unless it was detached; a watchdog kills it if this process ends first.
+/// Running program. Dropped, it is killed, unless it was detached. A watchdog kills it if this process ends without
+/// dropping it.
 #[derive(Debug)]
 pub struct Program {
     name: String,
@@ -38,7 +39,7 @@ pub struct Program {
     addresses: Addresses,
 }
 
-/// Addresses that a program logs when it listens.
+/// Addresses that a program logs once it listens.
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct Addresses {
     #[serde(default)]
@@ -48,13 +49,13 @@ struct Addresses {
 
 /// Folder of the likestream programs: the folder of this executable, or its parent for a test.
 pub fn programs_folder() -> Result<PathBuf, StackError> {
-    let own = env::current_exe().map_err(StackError::io("the folder of this program is not known"))?;
+    let own = env::current_exe().map_err(StackError::io("cannot determine the folder of this program"))?;
     let folders = own.ancestors().skip(1).take(2);
     let found = folders.filter(|folder| folder.join("ingest").is_file()).map(Path::to_path_buf).next();
-    found.ok_or(StackError::Missing("ingest, consumer and likesctl beside this program"))
+    found.ok_or(StackError::Missing("ingest, consumer and likesctl in the folder of this program"))
 }
 
-/// Command of a likestream program whose environment consists of these settings and the PATH.
+/// Command of a likestream program. Its environment consists of these settings and the PATH.
 pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, StackError> {
     let mut command = Command::new(programs_folder()?.join(name));
     command.env_clear().envs(settings.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
@@ -64,7 +65,10 @@ pub fn command(name: &str, settings: &[(&str, String)]) -> Result<Command, Stack
     Ok(command)
 }
 
-/// Runs a program, which must succeed.
+/// Runs a program to its end.
+///
+/// # Errors
+/// When its exit code is not 0.
 pub fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Result<(), StackError> {
     let output = command(name, settings)?.args(arguments).output();
     let output = output.map_err(|source| StackError::Spawn { program: name.to_owned(), source })?;
@@ -76,8 +80,8 @@ pub fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Resul
 }
 
 impl Program {
-    /// Starts a service in a process group of its own and waits until it reports its addresses. Its log is appended
-    /// to the file as JSON.
+    /// Starts a service in a separate process group and waits until it has logged its addresses. Its log is appended to
+    /// the file as JSON.
     pub fn start(name: &str, settings: &[(&str, String)], log: &Path) -> Result<Self, StackError> {
         // The file may contain the log of an earlier process.
         let offset = fs::metadata(log).map_or(0, |file| file.len());
@@ -93,16 +97,16 @@ impl Program {
         Ok(Self { name: name.to_owned(), child, watchdog, pid, log: log.to_owned(), addresses })
     }
 
-    /// Address for clients, which only ingest has.
+    /// Address for clients. Only ingest has one.
     ///
     /// # Panics
-    /// For another program.
+    /// If the program is not ingest.
     pub fn listen(&self) -> SocketAddr {
         #[expect(clippy::expect_used, reason = "a mistake of the calling code")]
         self.addresses.listen.expect("only ingest listens for clients")
     }
 
-    /// Address of its admin port.
+    /// Address of the admin port.
     pub fn admin(&self) -> SocketAddr {
         self.addresses.admin_listen
     }
@@ -111,17 +115,17 @@ impl Program {
         self.pid.as_raw()
     }
 
-    /// Last line of its log, if it has ended.
+    /// Last line of the log, if the program has exited.
     pub fn last_output_if_ended(&self) -> Option<String> {
         (!is_running(self.pid)).then(|| last_line(&self.log))
     }
 
-    /// Its log so far.
+    /// Log so far.
     pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until `/readyz` answers 200.
+    /// Waits until `/readyz` returns 200.
     pub fn wait_ready(&self, limit: Duration) -> Result<(), StackError> {
         let ready =
             wait_until(limit, || admin::get(self.admin(), "/readyz").is_ok_and(|(status, _)| status == 200));
@@ -130,7 +134,7 @@ impl Program {
 
     pub fn metrics(&self) -> Result<Metrics, StackError> {
         Metrics::read(self.admin())
-            .map_err(StackError::io(format!("the metrics of {} can't be read", self.name)))
+            .map_err(StackError::io(format!("cannot read the metrics of {}", self.name)))
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -149,22 +153,25 @@ impl Program {
         if status.is_some() {
             self.watchdog = None;
         }
-        status.ok_or_else(|| self.timeout("end", limit))
+        status.ok_or_else(|| self.timeout("exit", limit))
     }
 
-    /// Sends SIGTERM and waits until it ends.
+    /// Sends SIGTERM and waits for the exit.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus, StackError> {
         self.signal(Signal::SIGTERM);
         self.wait_exit(limit)
     }
 
-    /// Sends SIGTERM, after which it must end in time with exit code 0.
+    /// Sends SIGTERM and waits for the exit.
+    ///
+    /// # Errors
+    /// When the program does not exit in time with exit code 0.
     pub fn stop(&mut self) -> Result<(), StackError> {
         let status = self.terminate(STOP_LIMIT)?;
         if status.success() {
             return Ok(());
         }
-        let program = format!("{}, with {status},", self.name);
+        let program = format!("{} ({status})", self.name);
         Err(StackError::Ended { program, last_output: last_line(&self.log) })
     }
 
@@ -186,12 +193,12 @@ impl Program {
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
     }
 
-    /// Number of its open files and sockets.
+    /// Number of open files and sockets.
     pub fn open_files(&self) -> Option<usize> {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).ok().map(Iterator::count)
     }
 
-    /// Leaves it running when this value is dropped.
+    /// Leaves the program running when this value is dropped.
     pub fn detach(mut self) {
         self.child = None;
         self.watchdog = None;
@@ -213,7 +220,7 @@ impl Drop for Program {
     }
 }
 
-/// Process that has not reported its addresses. Dropped, it is killed.
+/// Process that has not logged its addresses yet. Dropped, it is killed.
 struct Unstarted<'a> {
     name: &'a str,
     child: Option<Child>,

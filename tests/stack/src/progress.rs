@@ -1,4 +1,4 @@
-//! Progress of a long operation: a bar on a terminal, a line now and then elsewhere.
+//! Progress of a long operation: a bar on a terminal, periodic lines otherwise.
 
 use std::{
     fmt,
@@ -11,7 +11,6 @@ use shared::stderr::eprint_line;
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Progress display.
 pub(crate) struct Progress {
     label: &'static str,
     total: u64,
@@ -22,7 +21,7 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(label: &'static str, total: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            // Fits into 80 columns up to a hundred million.
+            // Fits into 80 columns for up to 100 million.
             let template = "{prefix:>8} {bar:24} {human_pos}/{human_len} {rate} {elapsed}";
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar())

@@ -1,4 +1,4 @@
-//! Private Redis Cluster: three masters with a replica each.
+//! Private Redis Cluster: three primaries with one replica each.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ const MASTERS: usize = 3;
 const SLOTS: u16 = 16_384;
 const READY_SECONDS: u64 = 60;
 
-/// Silence of a master after which its replica takes over.
+/// Unresponsive time of a primary after which its replica takes over.
 const NODE_TIMEOUT_MS: &str = "3000";
 
-/// Keys of one MIGRATE command.
+/// Number of keys per MIGRATE command.
 const MIGRATED_AT_ONCE: &str = "100";
 
-/// Six servers on loopback. The first three start as masters; the server three places after a master is its replica.
+/// Six servers on loopback. The first three start as primaries; server `n + 3` starts as the replica of server `n`.
 #[derive(Debug)]
 pub struct RedisCluster {
     servers: Vec<RedisServer>,
 }
 
-/// Node of the cluster, as another node sees it.
+/// Node of the cluster, as reported by another node.
 #[derive(Debug)]
 struct Node {
     port: u16,
@@ -38,7 +38,7 @@ impl RedisCluster {
     /// Starts the servers with additional arguments and waits until they form a cluster.
     ///
     /// # Errors
-    /// When they do not form one in time.
+    /// When they do not form a cluster in time.
     pub fn start(arguments: &[&str]) -> Result<Self, StackError> {
         let mut servers = Vec::new();
         for _ in 0..2 * MASTERS {
@@ -54,7 +54,7 @@ impl RedisCluster {
             let first = number * share;
             let last = (first + share).min(SLOTS) - 1;
             server.command(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()])?;
-            // Nodes with the same epoch would first have to resolve the conflict.
+            // Equal epochs would be a conflict that the nodes resolve first.
             server.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()])?;
         }
         for (server, bus_port) in &servers[1..] {
@@ -96,10 +96,10 @@ impl RedisCluster {
         &mut self.servers
     }
 
-    /// Index in [`RedisCluster::servers`] of the current master of a key.
+    /// Index in [`RedisCluster::servers`] of the current primary of a key.
     ///
     /// # Errors
-    /// When no healthy server knows it.
+    /// When no healthy primary owns its slot.
     pub fn master_of(&self, key: &str) -> Result<usize, StackError> {
         let slot = self.slot_of(key)?;
         self.master_of_slot(slot)
@@ -108,7 +108,7 @@ impl RedisCluster {
     /// Hash slot of a key.
     ///
     /// # Errors
-    /// When no server answers.
+    /// When no server responds.
     pub fn slot_of(&self, key: &str) -> Result<u16, StackError> {
         let slot = self.running()?.command(&["CLUSTER", "KEYSLOT", key])?;
         slot.trim().parse().map_err(|_| self.timeout("return the slot of a key"))
@@ -119,21 +119,23 @@ impl RedisCluster {
         let has = |node: &&Node| node.slots.iter().any(|(first, last)| (*first..=*last).contains(&slot));
         let owner = nodes.iter().filter(|node| node.is_master && node.is_healthy).find(has);
         let server = owner.and_then(|owner| self.servers.iter().position(|s| s.port() == owner.port));
-        server.ok_or_else(|| self.timeout("have a master for every slot"))
+        server.ok_or_else(|| self.timeout("have a primary for every slot"))
     }
 
-    /// Index of a master other than this one.
+    /// Index of another primary.
     ///
     /// # Errors
+    /// When there are not two healthy primaries.
     pub fn other_master(&self, excluded: usize) -> Result<usize, StackError> {
         let slots = [0, SLOTS / 2, SLOTS - 1].map(|slot| self.master_of_slot(slot));
         let mut masters = slots.into_iter().collect::<Result<Vec<_>, _>>()?;
         masters.retain(|master| *master != excluded);
-        masters.first().copied().ok_or_else(|| self.timeout("have two masters"))
+        masters.first().copied().ok_or_else(|| self.timeout("have two primaries"))
     }
 
-    /// Moves a slot to another master as an operator does: announces it on both sides, migrates its keys and informs all
-    /// masters. Between the steps, while the slot is divided between two masters, `meanwhile` is called.
+    /// Migrates a slot to another primary with the commands that an operator uses: announces the migration on both sides,
+    /// migrates the keys and informs all primaries. `meanwhile` is called between the steps, while the slot is divided
+    /// between two primaries.
     ///
     /// Source: the Redis Cluster specification, "Live reconfiguration".
     ///
@@ -162,9 +164,9 @@ impl RedisCluster {
             from.command(&[&migrate[..], &keys].concat())?;
         }
         meanwhile();
-        // The new owner first: from then on the slot has exactly one.
+        // Inform the new owner first, so that the slot has exactly one owner.
         for server in [to, from].into_iter().chain(&self.servers) {
-            // Replicas refuse the command, and a server that is down learns of the new owner later.
+            // Replicas refuse the command, and a server that is down learns the new owner later.
             let informed = server.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
             if server.port() == to.port() {
                 informed?;
@@ -173,9 +175,10 @@ impl RedisCluster {
         Ok(())
     }
 
-    /// Waits until every slot has a healthy master and, among the running servers, every replica is connected.
+    /// Waits until every slot has a healthy primary and every running replica is connected.
     ///
     /// # Errors
+    /// When the cluster is not healthy in time.
     pub fn wait_healthy(&self) -> Result<(), StackError> {
         self.wait("form a cluster", |cluster| {
             let ports: Vec<u16> = cluster.running_servers().map(RedisServer::port).collect();
@@ -200,7 +203,7 @@ impl RedisCluster {
 
     fn running(&self) -> Result<&RedisServer, StackError> {
         let mut running = self.running_servers().filter(|server| server.command(&["PING"]).is_ok());
-        running.next().ok_or_else(|| self.timeout("answer"))
+        running.next().ok_or_else(|| self.timeout("respond"))
     }
 
     fn wait(&self, action: &'static str, condition: impl Fn(&Self) -> bool) -> Result<(), StackError> {

@@ -11,17 +11,17 @@ use crate::{
 const SENTINELS: usize = 3;
 const READY_SECONDS: u64 = 90;
 
-/// Service name of the master.
+/// Service name of the primary.
 const MASTER: &str = "likestream";
 
-/// Silence of the master after which a failover begins, and the time limit of the failover.
+/// Unresponsive time of the primary after which a failover begins, and the time limit of the failover.
 const DOWN_AFTER_MS: &str = "1000";
 const FAILOVER_TIMEOUT_MS: &str = "3000";
 
 /// Five servers on loopback.
 #[derive(Debug)]
 pub struct RedisSentinels {
-    /// Two servers, of which the first starts as the master.
+    /// Two servers. The first starts as the primary.
     pub servers: Vec<RedisServer>,
     sentinels: Vec<RedisServer>,
 }
@@ -30,7 +30,7 @@ impl RedisSentinels {
     /// Starts all servers and waits until the sentinels have discovered one another and the replica.
     ///
     /// # Errors
-    /// When they do not in time.
+    /// When discovery does not complete in time.
     pub fn start() -> Result<Self, StackError> {
         let server = |arguments: &[&str]| {
             let arguments = [&["--appendonly", "yes"], arguments].concat();
@@ -74,7 +74,7 @@ impl RedisSentinels {
         )
     }
 
-    /// Index in [`RedisSentinels::servers`] of the current master according to a majority of the sentinels.
+    /// Index in [`RedisSentinels::servers`] of the current primary, according to a majority of the sentinels.
     ///
     /// # Errors
     /// When there is no majority.
@@ -86,7 +86,10 @@ impl RedisSentinels {
         let is_master = |server: &&RedisServer| {
             self.sentinels.iter().filter(|sentinel| names(sentinel, server)).count() > SENTINELS / 2
         };
-        self.servers.iter().position(|server| is_master(&server)).ok_or_else(|| self.timeout("agree"))
+        self.servers
+            .iter()
+            .position(|server| is_master(&server))
+            .ok_or_else(|| self.timeout("agree on a primary"))
     }
 
     fn timeout(&self, action: &'static str) -> StackError {

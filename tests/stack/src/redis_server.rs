@@ -19,11 +19,11 @@ use crate::{
 
 #[derive(Clone, Debug, Default)]
 pub struct RedisOptions {
-    /// Fixed port; any free one by default.
+    /// Fixed port [default: any free port].
     pub port: Option<u16>,
     /// Additional arguments of `redis-server`, like `--appendonly yes`.
     pub arguments: Vec<String>,
-    /// Text of a configuration file, for servers that rewrite theirs.
+    /// Text of a configuration file, for servers that rewrite it.
     pub config: Option<String>,
     /// TLS instead of plain text.
     pub tls: Option<RedisTls>,
@@ -34,14 +34,14 @@ pub struct RedisOptions {
 pub struct RedisTls {
     /// Certificate authority of the server and of its clients.
     pub ca: PathBuf,
-    /// Server certificate, which `redis-cli` presents as its client certificate, too.
+    /// Server certificate. `redis-cli` also presents it as the client certificate.
     pub certificate: PathBuf,
     pub key: PathBuf,
     /// Whether clients must present a certificate.
     pub require_client_certificates: bool,
 }
 
-/// Program named by `REDIS_SERVER`, like `valkey-server`; `redis-server` by default.
+/// Program named by `REDIS_SERVER`, like `valkey-server` [default: `redis-server`].
 fn server_program() -> String {
     env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
@@ -52,8 +52,8 @@ fn cli_program() -> String {
     server.strip_suffix("-server").map_or_else(|| "redis-cli".to_owned(), |name| format!("{name}-cli"))
 }
 
-/// Running Redis on loopback, without persistence by default and with the `noeviction` policy. Its folder is removed
-/// with it.
+/// Running Redis on loopback with the `noeviction` policy and, by default, without persistence. Dropped, it stops and
+/// its folder is removed.
 #[derive(Debug)]
 pub struct RedisServer {
     process: ServerProcess,
@@ -63,7 +63,7 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts it and waits until it answers.
+    /// Starts the server and waits until it responds.
     pub fn start(options: RedisOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let program = server_program();
         if !Path::new(&program).is_file() && !process::is_on_path(&program) {
@@ -89,27 +89,27 @@ impl RedisServer {
         self.process.pid().as_raw()
     }
 
-    /// Folder of its data and its log.
+    /// Folder of data and log.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Last line of its log, if it has ended.
+    /// Last line of the log, if the server has exited.
     pub fn last_output_if_ended(&self) -> Option<String> {
         (!self.process.is_running()).then(|| process::last_line(&self.folder.path().join("redis.log")))
     }
 
-    /// Graceful shutdown. The data stay.
+    /// Shuts the server down gracefully. The data are kept.
     pub fn stop(&mut self) {
         self.process.stop();
     }
 
-    /// Kills it. The data stay.
+    /// Kills the server. The data are kept.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it on the same port after [`RedisServer::stop`] or [`RedisServer::kill`].
+    /// Starts the server on the same port after [`RedisServer::stop`] or [`RedisServer::kill`].
     pub fn start_again(&mut self) -> Result<(), StackError> {
         self.process = launch(&self.options, self.port, self.folder.path(), Lifetime::Attached)?;
         Ok(())
@@ -121,20 +121,20 @@ impl RedisServer {
         self.folder.release();
     }
 
-    /// Sends a command by `redis-cli` and returns its output.
+    /// Sends a command with `redis-cli` and returns its output.
     ///
     /// # Errors
-    /// When the server does not answer, or answers with an error.
+    /// When the server does not respond, or returns an error.
     pub fn command(&self, words: &[&str]) -> Result<String, StackError> {
         cli(&self.options, self.port, words)
     }
 
-    /// Freezes it (SIGSTOP): connections stay open and get no answers.
+    /// Freezes the server (SIGSTOP): connections stay open and get no response.
     pub fn pause(&self) {
         self.process.signal(Signal::SIGSTOP);
     }
 
-    /// Continues a frozen server.
+    /// Resumes a frozen server.
     pub fn resume(&self) {
         self.process.signal(Signal::SIGCONT);
     }
@@ -157,9 +157,9 @@ fn launch(
     let mut arguments = vec![server_program()];
     if let Some(config) = &options.config {
         let file = folder.join("redis.conf");
-        // A server that is started again has rewritten it.
+        // A restarted server has rewritten the file.
         if !file.exists() {
-            fs::write(&file, config).map_err(StackError::io("the configuration can't be written"))?;
+            fs::write(&file, config).map_err(StackError::io("cannot write the configuration of Redis"))?;
         }
         arguments.push("redis.conf".to_owned());
     }
@@ -169,7 +169,7 @@ fn launch(
         None => &["--port", &port_text],
     };
     let common = ["--bind", "127.0.0.1", "--dir", ".", "--save", "", "--maxmemory-policy", "noeviction"];
-    // There is one replica at most, so waiting for others to join a transfer is pointless.
+    // There is at most one replica, so a transfer need not wait for other replicas.
     let more = ["--repl-diskless-sync-delay", "0", "--logfile", "redis.log"];
     let defaults = ports.iter().chain(&common).chain(&more);
     arguments.extend(defaults.map(|&word| word.to_owned()));
@@ -214,7 +214,7 @@ fn answers(port: u16) -> bool {
         connection.write_all(b"PING\r\n")?;
         let mut pong = [0; 5];
         connection.read_exact(&mut pong)?;
-        // A server that requires a password answers, too.
+        // A server that requires a password responds with an error.
         Ok(&pong == b"+PONG" || &pong == b"-NOAU")
     };
     ping().unwrap_or(false)

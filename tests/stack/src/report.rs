@@ -1,11 +1,10 @@
-//! Result of a demo run, for people and as JSON.
+//! Result of a demo run, as text and as JSON.
 
 use devstack::terminal::print_line;
 use serde::Serialize;
 use shared::thousands::group_thousands;
 
-/// All figures. Rates are likes per second; `in` ends with the last 202, `out` when everything is stored and
-/// acknowledged.
+/// All figures. Rates are likes per second: `in` up to the last 202, `out` up to the end of draining.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) accepted: u64,
@@ -32,7 +31,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Tells whether every guarantee held.
+    /// Returns whether every guarantee held.
     pub(crate) fn passed(&self) -> bool {
         let expected = self.distinct..=self.distinct + self.indeterminate;
         self.accepted > 0
@@ -51,14 +50,14 @@ impl Report {
 
     fn counts(&self) -> [(&'static str, String); 6] {
         let transactions = format!(
-            "{}, {:.0} likes each ({:.1} likes per stream entry)",
+            "{}, {:.0} likes per transaction ({:.1} likes per entry)",
             grouped(self.transactions),
             self.likes_per_transaction,
             self.likes_per_entry
         );
         [
-            ("accepted", format!("{} likes, answered 202", grouped(self.accepted))),
-            ("distinct", format!("{} pairs of user and post", grouped(self.distinct))),
+            ("accepted", format!("{} likes (202 responses)", grouped(self.accepted))),
+            ("distinct", format!("{} (user, post) pairs", grouped(self.distinct))),
             ("rows", format!("{} in Postgres", grouped(self.rows))),
             ("lost", grouped(self.lost)),
             ("duplicated", grouped(self.duplicated)),
@@ -70,30 +69,32 @@ impl Report {
         let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let per_second_in = rounded(self.likes_per_second_in);
         let per_second_out = rounded(self.likes_per_second_out);
-        let latency =
-            format!("p50 {:.0} ms, p99 {:.0} ms from accept", self.end_to_end_p50_ms, self.end_to_end_p99_ms);
+        let latency = format!(
+            "p50 {:.0} ms, p99 {:.0} ms from accept to commit",
+            self.end_to_end_p50_ms, self.end_to_end_p99_ms
+        );
         let memory = format!(
-            "peak of ingest {}, of the larger consumer {}",
+            "peak {} in ingest, {} in the larger consumer",
             mib(self.ingest_peak_rss_bytes),
             mib(self.consumer_peak_rss_bytes)
         );
         let insert_each = format!(
-            "{} likes/s, {likes} transactions for {likes} likes, no HTTP",
+            "{} likes/s, {likes} transactions for {likes} likes, without HTTP",
             rounded(self.insert_each_likes_per_second),
             likes = grouped(self.insert_each_likes)
         );
         [
             ("likes/s", format!("{per_second_in} in, {per_second_out} out")),
             ("POST", format!("p50 {:.1} ms, p99 {:.1} ms", self.post_p50_ms, self.post_p99_ms)),
-            ("to commit", latency),
+            ("end to end", latency),
             ("memory", memory),
-            ("one INSERT each", insert_each),
+            ("INSERT per like", insert_each),
         ]
     }
 
     fn verdict(&self) -> String {
         if self.passed() {
-            return "PASS: every accepted like is in the table, once".to_owned();
+            return "PASS: every accepted like is in the table exactly once".to_owned();
         }
         format!(
             "FAIL: {} lost, {} duplicated, {} unexpected rows",
@@ -104,7 +105,7 @@ impl Report {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, for people to read")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, for display")]
 fn rounded(rate: f64) -> String {
     grouped(rate.round() as u64)
 }

@@ -1,4 +1,4 @@
-//! `devstack run`: a command beside a private Redis and ingest.
+//! `devstack run`: a command with a private Redis and ingest.
 
 use std::{
     error::Error,
@@ -30,21 +30,21 @@ pub(crate) struct RunOptions {
     #[arg(long = "ingest", value_name = "NAME=VALUE", value_parser = setting)]
     ingest_settings: Vec<(String, String)>,
 
-    /// Command and its arguments. Its environment has LIKES_URL for ingest, LIKES_ADMIN_URL for its admin port and
+    /// Command and its arguments. Its environment contains LIKES_URL (ingest), LIKES_ADMIN_URL (admin port of ingest) and
     /// REDIS_URL
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
 fn setting(text: &str) -> Result<(String, String), &'static str> {
-    let (name, value) = text.split_once('=').ok_or("allowed is NAME=VALUE")?;
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Runs the command to its end. Dropped, it ends everything that it has started.
+/// Runs the command to its end. Dropping the future ends all processes that it has started.
 pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>> {
     let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
-    let logs = logs.map_err(StackError::io("no temporary folder can be made"))?;
+    let logs = logs.map_err(StackError::io("cannot create a temporary folder"))?;
     let redis = RedisServer::start(RedisOptions::default(), Lifetime::Attached)?;
     let mut settings = vec![
         ("REDIS_URL", redis.url()),
@@ -55,7 +55,7 @@ pub(crate) async fn run(options: &RunOptions) -> Result<ExitCode, Box<dyn Error>
     let mut ingest = Program::start("ingest", &settings, &logs.path().join("ingest.log"))?;
     ingest.wait_ready(READY)?;
 
-    let (program, arguments) = options.command.split_first().ok_or(StackError::Missing("the command"))?;
+    let (program, arguments) = options.command.split_first().ok_or(StackError::Missing("command"))?;
     let mut command = Command::new(program);
     command
         .args(arguments)

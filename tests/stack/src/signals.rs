@@ -1,10 +1,10 @@
-//! Signals that ask a program to end.
+//! Termination signals.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Exit code of a program that such a signal has ended.
+/// Exit code after a termination signal.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// SIGINT, SIGTERM and SIGHUP.

@@ -23,21 +23,21 @@ const BYTE_EVERY_MS: std::ops::Range<u64> = 500..2_000;
 /// Delay before a client connects or reconnects.
 const CONNECT_WITHIN_MS: std::ops::Range<u64> = 0..1_000;
 
-/// Largest frame that a server must accept without negotiation.
+/// Largest frame that every server must accept.
 const CONTINUATION_BYTES: u32 = 16_384;
 
-/// What a slow client sends.
+/// Behaviour of a slow client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slowness {
-    /// Nothing.
+    /// Sends nothing.
     Silent,
-    /// A byte of a header now and then.
+    /// Sends a header byte by byte.
     Head,
-    /// A byte of a body now and then.
+    /// Sends a body byte by byte.
     Body,
-    /// The HTTP/2 preface and nothing more.
+    /// Sends only the HTTP/2 preface.
     Http2Silent,
-    /// A byte of an HTTP/2 header block now and then.
+    /// Sends an HTTP/2 header block byte by byte.
     Http2Head,
 }
 
@@ -59,7 +59,7 @@ impl Slowness {
             Self::Http2Silent => http2_preface(),
             Self::Http2Head => {
                 let mut opening = http2_preface();
-                // HEADERS without END_HEADERS on stream 1, with ":method: GET" alone; then a CONTINUATION begins.
+                // HEADERS without END_HEADERS on stream 1, with only ":method: GET", followed by the start of a CONTINUATION.
                 opening.extend(http2_frame(1, 0x1, 1));
                 opening.push(0x82);
                 opening.extend(http2_frame(CONTINUATION_BYTES, 0x9, 1));
@@ -146,7 +146,7 @@ async fn run_client(address: SocketAddr, mode: Slowness, counters: Arc<Counters>
         if counters.no_more_connects.load(Ordering::Relaxed) {
             return;
         }
-        // A refused connection counts as one that was closed at once.
+        // A connection that the server accepts and closes immediately counts as closed.
         if let Ok(connection) = TcpStream::connect(address).await {
             let open = OpenGuard::new(&counters);
             hold(connection, mode).await;
@@ -187,7 +187,7 @@ async fn hold(mut connection: TcpStream, mode: Slowness) {
         loop {
             let pause = rand::rng().random_range(BYTE_EVERY_MS);
             sleep_until(Instant::now() + Duration::from_millis(pause)).await;
-            // A server that has stopped reading may still send an answer.
+            // A server that has stopped reading may still send a response.
             if to_server.write_all(&[byte]).await.is_err() {
                 return std::future::pending().await;
             }

@@ -1,4 +1,4 @@
-//! All servers and programs of a likestream, in the order in which they start and stop.
+//! All servers and programs of a stack, with the order in which they start and stop.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ pub(crate) const READY: Duration = Duration::from_mins(1);
 
 #[derive(Default)]
 pub(crate) struct StackOptions {
-    /// Ports of the parts; none or 0 for any free one.
+    /// Ports of the processes; none or 0 means any free port.
     pub(crate) redis_port: Option<u16>,
     pub(crate) postgres_port: Option<u16>,
     pub(crate) ingest_port: u16,
@@ -36,7 +36,7 @@ pub(crate) struct StackOptions {
     pub(crate) consumer_settings: Vec<(&'static str, String)>,
 }
 
-/// Running stack. Dropped, its parts end in this order.
+/// Running stack. Dropped, its processes end in the order of the fields.
 pub(crate) struct Stack {
     pub(crate) ingest: Program,
     pub(crate) consumers: Vec<Program>,
@@ -48,10 +48,10 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Starts all parts and waits until they are ready.
+    /// Starts all processes and waits until they are ready.
     pub(crate) fn start(options: StackOptions, lifetime: Lifetime) -> Result<Self, StackError> {
         let logs = tempfile::Builder::new().prefix("likestream-logs-").tempdir();
-        let logs = logs.map_err(StackError::io("no temporary folder can be made"))?;
+        let logs = logs.map_err(StackError::io("cannot create a temporary folder"))?;
         // An accepted like must survive a crash of Redis.
         let mut arguments = ["--appendonly", "yes"].map(str::to_owned).to_vec();
         arguments.extend(options.redis_arguments);
@@ -83,28 +83,28 @@ impl Stack {
             ("REDIS_URL", self.redis.url()),
             ("DATABASE_URL", self.postgres.url("postgres")),
             ("CONSUMER_ADMIN_LISTEN", loopback(admin_port)),
-            // All programs and the load share one machine, which may be slow: fewer, larger transactions.
+            // All programs and the load share one machine, so use fewer and larger transactions.
             ("BATCH_LINGER", "150ms".to_owned()),
         ];
         settings.extend(self.consumer_settings.iter().cloned());
         Program::start("consumer", &settings, &log(self.logs.path(), number))
     }
 
-    /// Replaces a consumer that has ended.
+    /// Replaces a consumer that has exited.
     pub(crate) fn replace_consumer(&mut self, number: usize) -> Result<(), StackError> {
         let consumer = self.start_consumer(number, 0)?;
         self.consumers[number] = consumer;
         Ok(())
     }
 
-    /// Replaces an ingest that has ended by one on the same ports.
+    /// Replaces an ingest that has exited. The new one uses the same ports.
     pub(crate) fn replace_ingest(&mut self) -> Result<(), StackError> {
         let ports = [self.ingest.listen().port(), self.ingest.admin().port()];
         self.ingest = start_ingest(&self.redis.url(), ports, &self.ingest_settings, self.logs.path())?;
         Ok(())
     }
 
-    /// Reports a part that has ended by itself, with the last line of its log.
+    /// Returns the error of a process that has exited unexpectedly, with the last line of its log.
     pub(crate) fn ended_part(&self) -> Option<StackError> {
         let programs = [("ingest", &self.ingest)].into_iter();
         let programs = programs.chain(self.consumers.iter().map(|consumer| ("a consumer", consumer)));
@@ -115,7 +115,7 @@ impl Stack {
         ended.next().map(|(program, last_output)| StackError::Ended { program, last_output })
     }
 
-    /// Leaves all parts running when this value is dropped.
+    /// Leaves all processes running when this value is dropped.
     pub(crate) fn detach(self) {
         let Self { ingest, consumers, redis, postgres, logs, .. } = self;
         consumers.into_iter().chain([ingest]).for_each(Program::detach);
@@ -124,7 +124,10 @@ impl Stack {
         let _ = logs.keep();
     }
 
-    /// Stops the programs, ingest first, each of which must end gracefully, and then the servers.
+    /// Shuts the programs down gracefully, ingest first, and then the servers.
+    ///
+    /// # Errors
+    /// When a program does not shut down gracefully.
     pub(crate) fn stop(mut self) -> Result<(), StackError> {
         for program in [&mut self.ingest].into_iter().chain(&mut self.consumers) {
             program.stop()?;

@@ -1,4 +1,4 @@
-//! Redis of a stack: one server or a cluster.
+//! Redis deployment of a stack: one server or a cluster.
 
 use std::{slice, thread, time::Duration};
 
@@ -9,13 +9,13 @@ use devstack::{
     redis_server::{RedisOptions, RedisServer},
 };
 
-/// How Redis is deployed.
+/// Deployment of Redis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Deployment {
     /// One server
     #[default]
     One,
-    /// Three masters with one replica each
+    /// Three primaries with one replica each
     Cluster,
 }
 
@@ -25,7 +25,7 @@ pub(crate) enum StackRedis {
 }
 
 impl StackRedis {
-    /// Starts it. A cluster always ends with this process.
+    /// Starts the servers. A cluster always ends with this process.
     pub(crate) fn start(
         deployment: Deployment,
         options: RedisOptions,
@@ -35,7 +35,7 @@ impl StackRedis {
             Deployment::One => RedisServer::start(options, lifetime).map(Self::One),
             Deployment::Cluster => {
                 let arguments: Vec<&str> = options.arguments.iter().map(String::as_str).collect();
-                // Without a master, only its own slots are unavailable.
+                // Without a primary, only its own slots are unavailable.
                 let arguments = [&["--cluster-require-full-coverage", "no"], &arguments[..]].concat();
                 RedisCluster::start(&arguments).map(Self::Cluster)
             }
@@ -57,7 +57,7 @@ impl StackRedis {
         }
     }
 
-    /// Current master of a key.
+    /// Current primary of a key.
     pub(crate) fn server_of(&mut self, key: &str) -> Result<&mut RedisServer, StackError> {
         match self {
             Self::One(server) => Ok(server),
@@ -73,10 +73,10 @@ impl StackRedis {
             Self::One(server) => slice::from_mut(server),
             Self::Cluster(cluster) => cluster.servers_mut(),
         };
-        servers.iter_mut().find(|server| server.port() == port).ok_or(StackError::Missing("a server"))
+        servers.iter_mut().find(|server| server.port() == port).ok_or(StackError::Missing("the Redis server"))
     }
 
-    /// Moves the slot of a key to another master and pauses twice while it is divided between both.
+    /// Migrates the slot of a key to another primary, and pauses twice while the slot is divided between the two.
     pub(crate) fn move_slot(&self, key: &str, pause: Duration) -> Result<(), StackError> {
         let Self::Cluster(cluster) = self else { return Ok(()) };
         let to = cluster.other_master(cluster.master_of(key)?)?;
@@ -84,7 +84,7 @@ impl StackRedis {
         cluster.wait_healthy()
     }
 
-    /// Waits until it tolerates the loss of another server.
+    /// Waits until the deployment tolerates the loss of another server.
     pub(crate) fn wait_healthy(&self) -> Result<(), StackError> {
         match self {
             Self::One(_) => Ok(()),

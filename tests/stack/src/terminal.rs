@@ -1,4 +1,4 @@
-//! Lines on standard output, for people.
+//! Lines on standard output.
 
 use std::io::{self, Write};
 

@@ -13,7 +13,7 @@ pub(crate) struct Table {
     pub(crate) rows: u64,
     /// Accepted pairs that are neither in the table nor among the dead letters.
     pub(crate) lost: u64,
-    /// Rows of a pair that has a row already.
+    /// Additional rows of a pair.
     pub(crate) duplicated: u64,
     /// Rows of pairs that were never sent, or for which every request was refused.
     pub(crate) unexpected: u64,
@@ -25,10 +25,10 @@ pub(crate) struct Table {
 }
 
 #[derive(Debug, Error)]
-#[error("the table can't be read")]
+#[error("cannot read the table")]
 pub(crate) struct VerifyError(#[from] tokio_postgres::Error);
 
-/// Reads the table. `dead_lettered` are pairs, by their first like, that the table has rejected.
+/// Reads the table. `dead_lettered` contains the rejected pairs, by their first like.
 pub(crate) async fn read_table(
     client: &Client,
     load: Load,

@@ -35,7 +35,7 @@ pub(crate) struct ChaosReport {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
-    /// 202 responses, and the distinct pairs among them.
+    /// 202 responses, and distinct pairs among them.
     accepted: u64,
     distinct: u64,
     /// Requests that were retried, and pairs that may be stored without having been accepted.
@@ -49,12 +49,13 @@ pub(crate) struct Findings {
     lost: u64,
     /// Additional rows of a pair, and additional dead letters of an entry.
     duplicated: u64,
-    /// Rows and dead letters of likes that were never sent or belong in the other place.
+    /// Rows and dead letters of likes that were never sent, rejected likes in the table, and valid ones among the dead
+    /// letters.
     unexpected: u64,
 }
 
 impl ChaosReport {
-    /// Tells whether every guarantee held.
+    /// Returns whether every guarantee held.
     pub(crate) fn passed(&self) -> bool {
         let Findings { accepted, lost, duplicated, unexpected, .. } = self.findings;
         accepted > 0 && lost == 0 && duplicated == 0 && unexpected == 0 && self.backlog == 0
@@ -77,9 +78,11 @@ impl ChaosReport {
             "lost {lost}, duplicated {duplicated}, unexpected {unexpected}, backlog {backlog}"
         ));
         if self.passed() {
-            print_line("PASS: every accepted like is in the table once, or a dead letter with its reason");
+            print_line(
+                "PASS: every accepted like is in the table exactly once or is a dead letter with its reason",
+            );
         } else {
-            print_line(&format!("FAIL: reproduce it with SEED={seed}"));
+            print_line(&format!("FAIL: reproduce this run with SEED={seed}"));
         }
     }
 }
@@ -90,13 +93,13 @@ struct DeadLetters {
     rejected: IndexSet,
     /// Number of dead letters of malformed entries, by payload.
     malformed: HashMap<Bytes, u32>,
-    /// Dead letters that are neither.
+    /// All other dead letters.
     unexpected: u64,
     /// Additional dead letters of an entry.
     duplicated: u64,
 }
 
-/// What was sent, and where it must be found.
+/// Sent likes and entries, and the servers in which they must be found.
 pub(crate) struct Check<'a> {
     pub(crate) load: Load,
     pub(crate) sent: &'a Sent,
@@ -106,7 +109,7 @@ pub(crate) struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// Compares the servers with what was sent.
+    /// Compares the contents of the servers with the sent likes.
     pub(crate) async fn run(&self) -> Result<Findings, Box<dyn Error>> {
         let &Self { load, sent, malformed, table, .. } = self;
         let dead_letters = self.read_dead_letters().await?;

@@ -29,7 +29,7 @@ const PAUSE_SLICE: Duration = Duration::from_millis(100);
 /// A fault could not be injected, or the stack did not recover from it.
 #[derive(Debug, Error)]
 pub(crate) enum InjectorError {
-    #[error("the stack did not recover from a fault")]
+    #[error("the stack did not recover after a fault")]
     Stack(#[from] StackError),
     #[error("Redis rejected a command of the fault injector")]
     Redis(#[from] fred::error::Error),
@@ -49,7 +49,7 @@ pub(crate) struct Injector {
 }
 
 impl Injector {
-    /// Injects one fault after the other until the time is up. Blocks.
+    /// Injects one fault after another until the given time. Blocks.
     ///
     /// # Errors
     /// When a program does not recover, or does not shut down gracefully.
@@ -70,7 +70,7 @@ impl Injector {
         Ok(self)
     }
 
-    /// Sleeps until the time is up or the run is stopped.
+    /// Sleeps for a duration, or until the run is stopped.
     fn pause(&self, length: Duration) {
         let until = Instant::now() + length;
         while Instant::now() < until && !self.stop.is_cancelled() {
@@ -101,7 +101,7 @@ impl Injector {
         Ok(())
     }
 
-    /// Index of the consumer that a fault is about.
+    /// Index of the consumer that a fault affects.
     fn consumer_of(&self, fault: Fault) -> usize {
         fault.target % self.stack.consumers.len()
     }
@@ -170,7 +170,7 @@ impl Injector {
         self.stack.redis.wait_healthy()
     }
 
-    /// Freezes the server of a partition and calls `before_resume` just before it continues.
+    /// Freezes the server of a partition and calls `before_resume` just before it resumes.
     fn freeze_redis(
         &mut self,
         fault: Fault,
@@ -242,7 +242,7 @@ impl Injector {
     }
 }
 
-/// Stream of the partition that a fault is about.
+/// Stream of the partition that a fault affects.
 fn stream_of(fault: Fault) -> String {
     let streams: Vec<String> = Keys::default().streams().collect();
     streams[fault.target % streams.len()].clone()

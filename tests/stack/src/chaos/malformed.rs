@@ -1,4 +1,4 @@
-//! Entries with likes that can't be stored, and the dead letters and rows that must result from them.
+//! Malformed entries, and the dead letters and rows that must result from them.
 
 use std::collections::HashMap;
 
@@ -17,12 +17,12 @@ pub(crate) const NEIGHBOUR_POST: u64 = 2_000_000_012;
 pub(crate) struct Malformed {
     /// Payloads of dead letters.
     dead_letters: HashMap<Bytes, Certainty>,
-    /// Users of valid likes in the same entry, which must be in the table.
+    /// Users of valid likes in the same entry. They must be in the table.
     neighbours: HashMap<i64, Certainty>,
     count: u32,
 }
 
-/// Whether an entry was appended.
+/// Knowledge of whether an entry was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Certainty {
     Appended,
@@ -38,7 +38,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Builds one of three sorts of malformed entries; the payload is unique.
+    /// Builds one of three kinds of malformed entry with a unique payload.
     fn new(number: u32) -> Self {
         match number % 3 {
             0 => {
@@ -93,7 +93,7 @@ impl Malformed {
         self.count
     }
 
-    /// Tells whether a malformed entry results in a dead letter with this payload.
+    /// Returns whether a malformed entry results in a dead letter with this payload.
     pub(crate) fn is_dead_letter(&self, payload: &Bytes) -> bool {
         self.dead_letters.contains_key(payload)
     }
@@ -101,14 +101,14 @@ impl Malformed {
     /// Counts required dead letters and rows that were not found.
     pub(crate) fn missing(&self, dead_letters: &HashMap<Bytes, u32>, neighbours: &[i64]) -> u64 {
         let required = |certainty: &Certainty| *certainty == Certainty::Appended;
-        let letters = self.dead_letters.iter().filter(|(_, certainty)| required(certainty));
-        let missing_letters = letters.filter(|(payload, _)| !dead_letters.contains_key(*payload)).count();
+        let dead = self.dead_letters.iter().filter(|(_, certainty)| required(certainty));
+        let missing_dead_letters = dead.filter(|(payload, _)| !dead_letters.contains_key(*payload)).count();
         let rows = self.neighbours.iter().filter(|(_, certainty)| required(certainty));
         let missing_rows = rows.filter(|(user, _)| !neighbours.contains(user)).count();
-        (missing_letters + missing_rows) as u64
+        (missing_dead_letters + missing_rows) as u64
     }
 
-    /// Counts rows that no malformed entry results in.
+    /// Counts rows that result from no malformed entry.
     pub(crate) fn unexpected_neighbours(&self, neighbours: &[i64]) -> u64 {
         neighbours.iter().filter(|user| !self.neighbours.contains_key(user)).count() as u64
     }

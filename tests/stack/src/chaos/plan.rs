@@ -15,13 +15,13 @@ const OUTAGE_MS: std::ops::RangeInclusive<u64> = 300..=3_000;
 /// Number of malformed entries per fault.
 const MALFORMED: std::ops::RangeInclusive<u32> = 1..=20;
 
-/// FaultKind of a fault.
+/// Kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum FaultKind {
-    /// SIGKILL and a replacement.
+    /// SIGKILL, then a replacement.
     KillConsumer,
     KillIngest,
-    /// A graceful shutdown, which must succeed, and a replacement; one process after the other.
+    /// Graceful shutdown, which must succeed, and a replacement, one process after another.
     RollOutConsumers,
     RollOutIngest,
     RestartPostgres,
@@ -38,9 +38,9 @@ pub(crate) enum FaultKind {
     KillConsumerAtFrozenRedis,
     /// Redis refuses writes.
     FillRedis,
-    /// Entries with likes that can't be stored.
+    /// Entries that must become dead letters.
     Malformed,
-    /// The slot of a partition moves to another master.
+    /// Migration of the slot of a partition to another primary.
     MoveSlot,
 }
 
@@ -77,21 +77,21 @@ impl fmt::Display for FaultKind {
         let name = match self {
             Self::KillConsumer => "kill -9 of a consumer",
             Self::KillIngest => "kill -9 of ingest",
-            Self::RollOutConsumers => "roll-out of the consumers",
-            Self::RollOutIngest => "roll-out of ingest",
+            Self::RollOutConsumers => "rolling restart of the consumers",
+            Self::RollOutIngest => "graceful restart of ingest",
             Self::RestartPostgres => "restart of Postgres",
             Self::KillPostgres => "kill -9 of Postgres",
             Self::FreezePostgres => "frozen Postgres",
             Self::RestartRedis => "restart of Redis",
             Self::KillRedis => "kill -9 of Redis",
             Self::FreezeRedis => "frozen Redis",
-            Self::CutRedisConnections => "cut connections to Redis",
-            Self::CutPostgresConnections => "cut connections to Postgres",
-            Self::KillConsumerAtFrozenPostgres => "kill -9 of a consumer at a frozen Postgres",
-            Self::KillConsumerAtFrozenRedis => "kill -9 of a consumer at a frozen Redis",
+            Self::CutRedisConnections => "killed connections to Redis",
+            Self::CutPostgresConnections => "killed connections to Postgres",
+            Self::KillConsumerAtFrozenPostgres => "kill -9 of a consumer while Postgres is frozen",
+            Self::KillConsumerAtFrozenRedis => "kill -9 of a consumer while Redis is frozen",
             Self::FillRedis => "Redis out of memory",
             Self::Malformed => "malformed entries",
-            Self::MoveSlot => "move of a slot",
+            Self::MoveSlot => "slot migration",
         };
         f.pad(name)
     }
@@ -103,15 +103,15 @@ pub(crate) struct Fault {
     pub(crate) kind: FaultKind,
     /// Pause before the fault.
     pub(crate) after: Duration,
-    /// Duration, for kinds that have one.
+    /// Duration of the outage, for kinds that have one.
     pub(crate) outage: Duration,
-    /// Number of a consumer or partition, to be taken modulo their count.
+    /// Number of the affected consumer or partition, modulo their count.
     pub(crate) target: usize,
     /// Number of malformed entries.
     pub(crate) malformed: u32,
 }
 
-/// Endless sequence of faults. Every kind comes once before any comes again.
+/// Endless sequence of faults. Every kind occurs once before any kind repeats.
 pub(crate) struct Plan {
     random: StdRng,
     kinds: Vec<FaultKind>,
