@@ -1,4 +1,4 @@
-//! Upper limit of Postgres: the same rows copied into the table by binary COPY alone.
+//! Upper limit of Postgres: binary COPY of the same rows into the table.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ use crate::BenchError;
 
 const COPY: &str = "COPY likes (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
-/// Writes rows in their order, in transactions of `batch_rows` over several connections, and returns the duration.
+/// Writes rows in order, in transactions of `batch_rows` over several connections, and returns the duration.
 /// Encoding and connecting are not measured.
 pub(crate) async fn run(
     database_url: &str,

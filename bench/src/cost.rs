@@ -1,4 +1,4 @@
-//! Processor time of processes.
+//! CPU time of processes.
 
 use std::{fs, io};
 
@@ -7,11 +7,11 @@ use devstack::{postgres_server::PostgresServer, program::Program, redis_server::
 /// Unit of the times in `/proc/<pid>/stat`: `USER_HZ`, which is 100 on all architectures with the generic ABI of Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Processor time in seconds of a process and of its running and ended children.
+/// CPU time in seconds of a process and of its running and ended children.
 pub(crate) fn cpu_seconds(pid: i32) -> io::Result<f64> {
     let times = ticks(pid)?;
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    // A child that ends meanwhile is counted with its parent the next time.
+    // A child that ends in between is counted with its parent on the next call.
     let children = children.split_whitespace().filter_map(|child| ticks(child.parse().ok()?).ok());
     let children: i64 = children.map(|[user, system, ..]| user + system).sum();
     Ok((times.iter().sum::<i64>() + children) as f64 / TICKS_PER_SECOND)
@@ -27,7 +27,7 @@ fn ticks(pid: i32) -> io::Result<[i64; 4]> {
     times.try_into().map_err(|_| io::Error::other("unexpected content of /proc/<pid>/stat"))
 }
 
-/// Processor time in seconds of the parts of the pipeline.
+/// CPU time in seconds of each part of the pipeline.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cpu {
     pub(crate) http_server: f64,

@@ -26,7 +26,7 @@ struct Case {
     writers: u16,
 }
 
-/// Likes in entries.
+/// Likes and their number per entry.
 #[derive(Clone, Copy)]
 pub(crate) struct Backlog {
     pub(crate) traffic: Traffic,
@@ -48,12 +48,12 @@ fn case(kind: &str, writers: u16, likes: u64, per_entry: usize, duplicate_percen
         percent => format!(", {percent} % duplicates"),
     };
     let name = format!("{kind}, {writers} writer{plural}{duplicates}");
-    // At 100 % all likes repeat those before the first one.
+    // At 100 %, every like repeats one that precedes the first like.
     let traffic = Traffic { first: likes, duplicate_percent, ..Traffic::new(likes) };
     Case { name, backlog: Backlog { traffic, per_entry }, writers }
 }
 
-/// Measures 1, 2 and 4 writers, packed entries and entries of one like, and duplicates.
+/// Measures 1, 2 and 4 writers, packed entries and entries with one like, and duplicates.
 pub(crate) async fn run(
     settings: &Settings,
     servers: &Servers,
@@ -61,7 +61,7 @@ pub(crate) async fn run(
 ) -> Result<(), BenchError> {
     let likes = settings.likes;
     let packed = [1, 2, 4].map(|writers| case("packed", writers, likes, PACKED, 0));
-    let single = [1, 2, 4].map(|writers| case("one an entry", writers, likes / 4, 1, 0));
+    let single = [1, 2, 4].map(|writers| case("one like per entry", writers, likes / 4, 1, 0));
     let duplicates = [5, 50, 100].map(|percent| case("packed", 2, likes, PACKED, percent));
     for run in 1..=settings.runs {
         for case in packed.iter().chain(&single).chain(&duplicates) {
@@ -92,7 +92,7 @@ async fn measure(case: &Case, servers: &Servers, figures: &mut Figures) -> Resul
     add("Postgres CPU s per million likes", drained.cpu.postgres / likes * 1e6);
     add("Redis CPU s per million likes", drained.cpu.redis / likes * 1e6);
     add("WAL bytes per like", drained.wal_bytes / likes);
-    add("consumer MiB resident at most", mib(drained.resident_bytes));
+    add("consumer peak resident MiB", mib(drained.resident_bytes));
     if rows.is_empty() {
         return Ok(());
     }
@@ -100,12 +100,12 @@ async fn measure(case: &Case, servers: &Servers, figures: &mut Figures) -> Resul
     let copied = copy_limit::run(&servers.database_url(), &rows, case.writers.into(), BATCH_ROWS).await?;
     servers.check_rows(rows.len() as u64).await?;
     add("copy limit, rows/s", rows.len() as f64 / copied.as_secs_f64());
-    // For the same backlog: duplicates cost the copy limit nothing.
+    // Relative to the same backlog. The copy limit writes no duplicates.
     add("of the copy limit", copied.as_secs_f64() / seconds);
     Ok(())
 }
 
-/// Measures likes for one post and as many for recent posts in turn.
+/// Measures likes for one post and the same number for recent posts in turn.
 pub(crate) async fn hot_post(
     settings: &Settings,
     servers: &Servers,
@@ -132,7 +132,7 @@ pub(crate) async fn hot_post(
     Ok(())
 }
 
-/// Appends a backlog and then starts the consumers that drain it. Their start is part of the duration.
+/// Appends a backlog and then starts the consumers that drain it. The duration includes their start.
 pub(crate) async fn drain(backlog: Backlog, writers: u16, servers: &Servers) -> Result<Drained, BenchError> {
     servers.append(traffic::entries(&backlog.traffic.likes(), backlog.per_entry)).await?;
     let before = Cpu::now(None, &servers.redis, &[], &servers.postgres)?;

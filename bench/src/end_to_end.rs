@@ -15,12 +15,12 @@ const CAPACITY_CLIENTS: Clients = Clients::new(64, 1);
 const OPEN_LOOP_CLIENTS: Clients = Clients::new(256, 1);
 const PERCENT: [u32; 4] = [1, 10, 50, 90];
 
-/// Ingest sets the accept time and Postgres the commit time, by the same clock of one machine.
+/// Ingest sets the accept time and Postgres the commit time, with the clock of one machine.
 const LATENCIES: &str = "
 SELECT percentile_cont(ARRAY[0.5, 0.99, 0.999]) WITHIN GROUP (ORDER BY
        extract(epoch FROM pg_xact_commit_timestamp(xmin) - created_at)::float8 * 1000) FROM likes";
 
-/// Measures 1, 10, 50 and 90 % of the capacity, which a closed loop of clients has measured just before.
+/// Measures 1, 10, 50 and 90 % of the capacity. A closed loop of clients measures the capacity first.
 pub(crate) async fn run(
     settings: &Settings,
     servers: &Servers,

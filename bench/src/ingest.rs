@@ -1,4 +1,4 @@
-//! `POST /likes`, compared with the same HTTP service that answers at once.
+//! `POST /likes`, compared with the same HTTP service that responds immediately.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(crate) async fn run(
 ) -> Result<(), BenchError> {
     servers.empty().await?;
     let ingest = servers.start_ingest(&[])?;
-    let at_once = servers.start_bench_server("discard")?;
+    let discarding = servers.start_bench_server("discard")?;
     let mut users = 1;
     for run in 1..=settings.runs {
         for clients in CLIENTS {
@@ -40,7 +40,7 @@ pub(crate) async fn run(
             let before = accepted(&ingest)?;
             let measured = measure(&ingest, servers, load, &mut users).await?;
             let after = accepted(&ingest)?;
-            let limit = measure(&at_once, servers, load, &mut users).await?;
+            let limit = measure(&discarding, servers, load, &mut users).await?;
             let per_second = measured.responses.per_second();
             let limit_per_second = limit.responses.per_second();
             let mut add = |measure, value| figures.add(ROW, &case, measure, value);
@@ -53,7 +53,7 @@ pub(crate) async fn run(
             add("HTTP limit, CPU s per million likes", limit.cpu_per_million);
             let entries = after.entries - before.entries;
             add("likes per entry", (after.likes - before.likes) / entries.max(1.0));
-            add("MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
+            add("peak resident MiB", mib(ingest.peak_resident_bytes().unwrap_or(0)));
             add("Redis bytes per queued like", measured.redis_bytes_per_like);
         }
         for rate in RATES {
@@ -65,13 +65,13 @@ pub(crate) async fn run(
             let closed_loop = Load::closed_loop(OPEN_LOOP_CLIENTS, settings.duration);
             let load = |first_user| Load { per_second, first_user, ..closed_loop };
             let measured = measure(&ingest, servers, load, &mut users).await?;
-            let limit = measure(&at_once, servers, load, &mut users).await?;
+            let limit = measure(&discarding, servers, load, &mut users).await?;
             let mut add = |measure, value| figures.add(ROW, &case, measure, value);
             add_latencies(&measured.responses.latencies, &mut add);
             add("HTTP limit, p99 ms", limit.responses.latencies.quantile_ms(0.99));
         }
     }
-    stop([ingest, at_once])
+    stop([ingest, discarding])
 }
 
 fn add_latencies(latencies: &Latencies, add: &mut impl FnMut(&'static str, f64)) {

@@ -47,13 +47,13 @@ impl Clients {
 /// Requests of a load run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    /// With several likes per request they use `POST /likes/batch`.
+    /// Clients with several likes per request use `POST /likes/batch`.
     pub(crate) clients: Clients,
-    /// Open loop: total requests per second, independent of responses. Without it a closed loop, in which each client
-    /// waits for a response before its next request.
+    /// Open loop: total requests per second, independent of responses. None is a closed loop, in which each client waits
+    /// for the response before its next request.
     pub(crate) per_second: Option<f64>,
     pub(crate) duration: Duration,
-    /// First user id: no pair is sent twice.
+    /// First user id, so that no pair is sent twice.
     pub(crate) first_user: u64,
 }
 
@@ -107,7 +107,7 @@ async fn run_client(
         if let Some(per_second) = load.per_second {
             let scheduled = started + Duration::from_secs_f64(index as f64 / per_second);
             if due < scheduled {
-                // A late timer is not charged to the server; a client that was still busy is.
+                // A late timer does not count as latency of the server; a client that was still busy does.
                 sleep_until(scheduled).await;
                 due = Instant::now();
             } else {

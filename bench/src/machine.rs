@@ -1,4 +1,4 @@
-//! Machine and software versions of the figures.
+//! Machine and software versions of a measurement.
 
 use std::{fs, io, process::Command, thread};
 
@@ -10,7 +10,7 @@ use crate::{
     servers::{POSTGRES_SETTINGS, REDIS_ARGUMENTS, Servers},
 };
 
-/// Environment that absolute figures depend on.
+/// Environment on which absolute figures depend.
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,

@@ -1,8 +1,8 @@
-//! Benchmarks of likestream beside the limits of the machine and the simple design of one INSERT per like.
+//! Benchmarks of likestream, compared with the limits of the machine and the simple design of one INSERT per like.
 //!
 //! Purpose: measure real servers and programs over several runs, and write tables, JSON and a chart. May depend on
-//! `shared`, on `devstack`, which starts everything, and, in `bench-server` alone, on the HTTP layer of `ingest`. Must
-//! not know the internals of the programs: they are measured by their HTTP, their metrics and their processes.
+//! `shared`, on `devstack`, which starts all processes, and, only in `bench-server`, on the HTTP layer of `ingest`. Must
+//! not depend on the internals of the programs: it measures their HTTP, metrics and processes.
 
 mod copy_limit;
 mod cost;
@@ -42,11 +42,11 @@ use tokio::{runtime::Runtime, task::JoinError};
 
 use crate::{figures::Figures, machine::Machine, servers::Servers};
 
-/// Measure likestream beside the limits of the machine and the simple design
+/// Measure likestream and compare it with the limits of the machine and the simple design
 #[derive(Parser, Debug)]
 #[command(name = "bench")]
 struct Settings {
-    /// Rows to measure
+    /// Benchmarks to run
     #[arg(
         long,
         value_delimiter = ',',
@@ -54,7 +54,7 @@ struct Settings {
     )]
     rows: Vec<Row>,
 
-    /// Text in the names of the cases to measure, like "2 writers"
+    /// Substring of the cases to measure, like "2 writers"
     #[arg(long, default_value = "", value_name = "TEXT")]
     case: String,
 
@@ -62,7 +62,7 @@ struct Settings {
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
 
-    /// Likes of a backlog
+    /// Number of likes in a backlog
     #[arg(long, default_value = "2000000", value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     likes: u64,
 
@@ -70,7 +70,7 @@ struct Settings {
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     duration: Duration,
 
-    /// Number of slow connections beside those of the measured clients
+    /// Number of slow connections in addition to those of the measured clients
     #[arg(long, default_value = "5000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     slow_connections: u32,
 
@@ -117,25 +117,26 @@ enum BenchError {
     Redis(#[from] fred::error::Error),
     #[error("a request failed")]
     Http(#[from] HttpError),
-    #[error("a like was refused with {0}")]
+    #[error("ingest refused a like with {0}")]
     Refused(hyper::StatusCode),
     #[error("a client panicked")]
     Crashed(#[from] JoinError),
     #[error("the table has {rows} rows instead of {expected}: the run is invalid")]
     Rows { rows: u64, expected: u64 },
     #[error(
-        "{entries} entries are left, without progress for a minute; last log lines of the consumers: {last_lines:?}"
+        "draining stalled: {entries} entries are left, no progress for 1 minute; last log lines of the consumers: {}",
+        .last_lines.join(" | ")
     )]
     Stalled { entries: u64, last_lines: Vec<String> },
-    #[error("{open} of {wanted} slow connections are open, closed by ingest so far: {closed}")]
+    #[error("only {open} of {wanted} slow connections are open; ingest has closed {closed}")]
     SlowConnections { wanted: u32, open: u64, closed: u64 },
     #[error("{0}")]
     Unknown(&'static str),
-    #[error("a file can't be read or written")]
+    #[error("cannot read or write a file")]
     Io(#[from] io::Error),
-    #[error("the figures can't be written as JSON")]
+    #[error("cannot write the figures as JSON")]
     Json(#[from] serde_json::Error),
-    #[error("the plot can't be drawn: {0}")]
+    #[error("cannot draw the chart: {0}")]
     Plot(String),
 }
 
@@ -144,7 +145,7 @@ fn main() -> ExitCode {
     let measured = Runtime::new().map_err(BenchError::from).and_then(|runtime| {
         runtime.block_on(async {
             let mut interrupts = Interrupts::install()?;
-            // All servers and programs end with the dropped future.
+            // Dropping the future ends all servers and programs.
             tokio::select! {
                 measured = measure(&settings) => measured.map(|()| ExitCode::SUCCESS),
                 () = interrupts.recv() => Ok(ExitCode::from(EXIT_INTERRUPTED)),
@@ -161,7 +162,7 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
     fs::create_dir_all(&settings.out)?;
     // Thousands of clients run in this process.
     process::raise_open_files()?;
-    eprint_line("starting private Redis and Postgres");
+    eprint_line("starting a private Redis and Postgres");
     let servers = Servers::start().await?;
     let machine = Machine::describe(&servers).await?;
     let mut figures = Figures::default();
@@ -176,7 +177,7 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
             Row::SlowConnections => slow_connections::run(settings, &servers, &mut figures).await?,
             Row::Growth => growth::run(settings, &servers, &mut figures).await?,
         }
-        // After each row, so that an interruption loses no measured one.
+        // Written after each benchmark, so that an interruption loses no finished one.
         report::write_json(&settings.out.join("results.json"), settings, &machine, &figures)?;
         plot::draw(&settings.out.join("results.svg"), &machine, &figures)?;
     }
@@ -186,7 +187,7 @@ async fn measure(settings: &Settings) -> Result<(), BenchError> {
 }
 
 impl Settings {
-    /// Tells whether a case is to be measured, and prints it.
+    /// Returns whether a case is selected, and prints its progress line.
     fn begins(&self, row: &str, case: &str, run: u32) -> bool {
         let wanted = case.contains(&self.case);
         if wanted {

@@ -1,4 +1,5 @@
-//! The whole pipeline under load, compared with the simple design of one INSERT, and so one transaction, per like.
+//! The whole pipeline under load, compared with the simple design of one INSERT, and therefore one transaction,
+//! per like.
 
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ const ROW: &str = "pipeline";
 const SIMPLE: &str = "simple design";
 const CONSUMERS: u16 = 2;
 
-/// All parts share the machine with the load: larger transactions leave more of it to the others.
+/// All processes share the machine with the load. Larger transactions leave more CPU time to the others.
 const BATCH_LINGER: &str = "100ms";
 const CLIENTS: [Clients; 3] = [Clients::new(64, 1), Clients::new(512, 1), Clients::new(64, 100)];
 
@@ -51,12 +52,12 @@ pub(crate) async fn run(
             let load_run = run_load(servers, &ingest, &consumers, load).await?;
             let mut add = |measure, value| figures.add(ROW, &case, measure, value);
             load_run.add_to(&mut add);
-            add("ingest MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
+            add("ingest peak resident MiB", mib(ingest.peak_resident_bytes().unwrap_or(0)));
             let resident = consumers.iter().filter_map(Program::peak_resident_bytes).max();
-            add("consumer MiB resident at most", mib(resident.unwrap_or(0)));
+            add("consumer peak resident MiB", mib(resident.unwrap_or(0)));
             stop(consumers)?;
             let backlog_per_second = drain_backlog(servers, &ingest, load).await?;
-            figures.add(ROW, &case, "likes/s stored of a backlog", backlog_per_second);
+            figures.add(ROW, &case, "likes/s stored from a backlog", backlog_per_second);
             stop([ingest])?;
 
             eprint_line(format_args!("{SIMPLE}, {case}: run {run} of {}", settings.runs));
@@ -68,7 +69,10 @@ pub(crate) async fn run(
 
             let mut add = |measure, value| figures.add(ROW, &case, measure, value);
             add("times the simple design's likes/s", load_run.stored_per_second / simple.stored_per_second);
-            add("backlog, times the simple design's likes/s", backlog_per_second / simple.stored_per_second);
+            add(
+                "times the simple design's likes/s, from a backlog",
+                backlog_per_second / simple.stored_per_second,
+            );
             let cpu = load_run.postgres_per_million() / simple.postgres_per_million();
             add("of the simple design's Postgres CPU", cpu);
             let transactions = load_run.transactions_per_like / simple.transactions_per_like;
@@ -78,7 +82,7 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Builds a backlog without consumers and returns the likes per second with which it is stored afterwards.
+/// Builds a backlog without consumers, then starts them and returns the likes stored per second.
 async fn drain_backlog(servers: &Servers, ingest: &Program, load: Load) -> Result<f64, BenchError> {
     servers.empty().await?;
     let responses = load::send(ingest.listen(), load).await?;
@@ -127,7 +131,7 @@ impl LoadRun {
     }
 
     fn add_to(&self, add: &mut impl FnMut(&'static str, f64)) {
-        add("likes/s answered", self.responses.per_second());
+        add("likes/s accepted", self.responses.per_second());
         add("likes/s stored", self.stored_per_second);
         add("p50 ms", self.responses.latencies.quantile_ms(0.5));
         add("p99 ms", self.responses.latencies.quantile_ms(0.99));

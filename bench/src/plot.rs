@@ -1,4 +1,4 @@
-//! Chart of the ratios.
+//! Chart of the figures that are relative to a limit.
 
 use std::{error::Error, path::Path};
 

@@ -1,4 +1,4 @@
-//! Figures as tables and as JSON.
+//! Figures as text tables and as JSON.
 
 use std::{fs, path::Path};
 
@@ -19,7 +19,7 @@ struct Results<'a> {
     machine: &'a Machine,
     likes: u64,
     runs: u32,
-    seconds_a_run: f64,
+    seconds_per_run: f64,
     targets: Vec<Target>,
     figures: &'a [Figure],
 }
@@ -35,14 +35,14 @@ pub(crate) fn write_json(
         machine,
         likes: settings.likes,
         runs: settings.runs,
-        seconds_a_run: settings.duration.as_secs_f64(),
+        seconds_per_run: settings.duration.as_secs_f64(),
         targets: figures.targets(),
         figures: figures.all(),
     };
     Ok(fs::write(file, serde_json::to_string_pretty(&results)? + "\n")?)
 }
 
-/// Table of all figures and table of the targets.
+/// Returns the tables of figures and targets.
 pub(crate) fn tables(machine: &Machine, figures: &Figures) -> String {
     let mut table = table(["row", "case", "measure", "median", "min", "max"]);
     let mut previous = ("", "");

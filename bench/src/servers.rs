@@ -1,4 +1,4 @@
-//! Servers under measurement and their state between two runs.
+//! Measured servers, and their state between two runs.
 
 use std::{
     path::Path,
@@ -25,7 +25,7 @@ use tokio_postgres::Client;
 
 use crate::BenchError;
 
-/// Settings of Postgres: memory of a small production server, and no checkpoint in the middle of a run.
+/// Settings of Postgres: the memory of a small production server, and no checkpoint during a run.
 pub(crate) const POSTGRES_SETTINGS: [(&str, &str); 4] = [
     ("shared_buffers", "1GB"),
     ("max_wal_size", "16GB"),
@@ -33,7 +33,6 @@ pub(crate) const POSTGRES_SETTINGS: [(&str, &str); 4] = [
     ("track_commit_timestamp", "on"),
 ];
 
-/// Arguments of Redis.
 pub(crate) const REDIS_ARGUMENTS: [&str; 4] = ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"];
 
 const READY: Duration = Duration::from_secs(20);
@@ -42,7 +41,7 @@ const READY: Duration = Duration::from_secs(20);
 const DRAINED_POLL: Duration = Duration::from_millis(10);
 const STALLED: Duration = Duration::from_mins(1);
 
-/// Concurrent appends.
+/// Number of concurrent appends.
 const APPENDS_IN_FLIGHT: usize = 512;
 
 /// Redis, Postgres with the schema, and connections to both.
@@ -84,7 +83,7 @@ impl Servers {
         self.checkpoint().await
     }
 
-    /// Completes the writes of earlier runs, so that they don't disturb the next one.
+    /// Completes the writes of earlier runs, so that they do not affect the next one.
     pub(crate) async fn checkpoint(&self) -> Result<(), BenchError> {
         Ok(self.sql.batch_execute("CHECKPOINT").await?)
     }
@@ -99,7 +98,6 @@ impl Servers {
         Ok(())
     }
 
-    /// Appends entries.
     pub(crate) async fn append(&self, entries: Vec<(Partition, Bytes)>) -> Result<(), BenchError> {
         let appends = stream::iter(entries).map(async |(partition, payload)| {
             let stream = self.keys.stream(partition);
@@ -133,7 +131,7 @@ impl Servers {
         }
     }
 
-    /// Starts consumers with a static assignment, so that none waits for a rebalance.
+    /// Starts consumers with a static assignment, so that no consumer waits for a rebalance.
     pub(crate) fn start_consumers(
         &self,
         count: u16,
@@ -158,7 +156,7 @@ impl Servers {
             ("REDIS_URL", self.redis.url()),
             ("INGEST_LISTEN", "127.0.0.1:0".to_owned()),
             ("INGEST_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
-            // No backpressure: the streams may get as long as a run needs.
+            // No backpressure: the streams can grow as long as a run needs.
             ("INGEST_BACKLOG_LIMIT", "1000000000".to_owned()),
         ];
         all.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
@@ -182,7 +180,10 @@ impl Servers {
         Ok(row.try_get::<_, i64>(0)?.unsigned_abs())
     }
 
-    /// Invalidates a run after which the table does not have the expected number of rows.
+    /// Checks the number of rows after a run.
+    ///
+    /// # Errors
+    /// When it differs: the run is invalid.
     pub(crate) async fn check_rows(&self, expected: u64) -> Result<(), BenchError> {
         let rows = self.rows().await?;
         if rows == expected { Ok(()) } else { Err(BenchError::Rows { rows, expected }) }
@@ -203,11 +204,14 @@ impl Servers {
     pub(crate) fn redis_bytes(&self) -> Result<f64, BenchError> {
         let memory = self.redis.command(&["INFO", "memory"])?;
         let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
-        used.ok_or(BenchError::Unknown("the memory use of Redis is unknown"))
+        used.ok_or(BenchError::Unknown("cannot read the memory use of Redis"))
     }
 }
 
-/// Shuts programs down gracefully, which must succeed.
+/// Shuts programs down gracefully.
+///
+/// # Errors
+/// When a program does not shut down gracefully.
 pub(crate) fn stop(programs: impl IntoIterator<Item = Program>) -> Result<(), BenchError> {
     for mut program in programs {
         program.stop()?;

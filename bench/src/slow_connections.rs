@@ -1,4 +1,4 @@
-//! `POST /likes` beside thousands of connections that send next to nothing, compared with the same without them.
+//! `POST /likes` with thousands of slow connections, compared with the same load without them.
 
 use std::time::{Duration, Instant};
 
@@ -20,44 +20,44 @@ const ROW: &str = "slow connections";
 const CLIENTS: Clients = Clients::new(32, 1);
 const LIKES_PER_SECOND: f64 = 2_000.0;
 
-/// Measured durations: long enough that ingest closes slow connections meanwhile.
+/// Factor of the measured duration, long enough that ingest closes slow connections during the run.
 const DURATIONS: u32 = 3;
 
 /// Time limit for slow connections to open, and to disappear.
 const SETTLE_LIMIT: Duration = Duration::from_mins(1);
 const SETTLE_POLL: Duration = Duration::from_millis(20);
 
-/// Measures without slow connections, beside them, and after them.
+/// Measures without slow connections, with them, and after them.
 pub(crate) async fn run(
     settings: &Settings,
     servers: &Servers,
     figures: &mut Figures,
 ) -> Result<(), BenchError> {
     let slow = settings.slow_connections;
-    let disturbed_case = format!("{slow} slow ones");
+    let disturbed_case = format!("{slow} slow connections");
     let mut users = 1;
     for run in 1..=settings.runs {
         if !settings.begins(ROW, &disturbed_case, run) {
             continue;
         }
         servers.empty().await?;
-        // Peak memory is known since the start of a process only.
+        // The peak memory of a process counts from its start.
         let ingest = servers.start_ingest(&[])?;
         let undisturbed = measure(settings, &ingest, &mut users).await?;
         let files_before = open_files(&ingest)?;
         let mut add = |case: &str, measure, value| figures.add(ROW, case, measure, value);
-        add("none", "MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
+        add("none", "peak resident MiB", mib(ingest.peak_resident_bytes().unwrap_or(0)));
 
         let slow_clients = SlowClients::start(ingest.listen(), slow, &Slowness::HTTP1);
         wait_open(&slow_clients, slow).await?;
         let disturbed = measure(settings, &ingest, &mut users).await?;
-        add(&disturbed_case, "MiB resident at most", mib(ingest.peak_resident_bytes().unwrap_or(0)));
+        add(&disturbed_case, "peak resident MiB", mib(ingest.peak_resident_bytes().unwrap_or(0)));
         add(&disturbed_case, "open at the end", slow_clients.open() as f64);
         add(&disturbed_case, "closed by ingest", slow_clients.closed() as f64);
         slow_clients.stop().await;
         let left = files_left(&ingest, files_before).await?;
         let after = measure(settings, &ingest, &mut users).await?;
-        add("afterwards", "open files more than before", left);
+        add("afterwards", "additional open files", left);
         for (case, responses) in
             [("none", &undisturbed), (disturbed_case.as_str(), &disturbed), ("afterwards", &after)]
         {
@@ -78,7 +78,7 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Measures clients, all of whose likes must be accepted, after a warm-up.
+/// Measures clients after a warm-up. All likes must be accepted.
 async fn measure(settings: &Settings, ingest: &Program, users: &mut u64) -> Result<Responses, BenchError> {
     let mut responses = None;
     for duration in [settings.duration / 5, settings.duration * DURATIONS] {
@@ -91,7 +91,7 @@ async fn measure(settings: &Settings, ingest: &Program, users: &mut u64) -> Resu
     responses.ok_or(BenchError::Unknown("no like was sent"))
 }
 
-/// Waits until nearly all slow connections are open: those that ingest has just closed are reconnecting.
+/// Waits until at least 90 % of the slow connections are open. Those that ingest has just closed are reconnecting.
 async fn wait_open(slow_clients: &SlowClients, wanted: u32) -> Result<(), BenchError> {
     let deadline = Instant::now() + SETTLE_LIMIT;
     while slow_clients.open() < u64::from(wanted - wanted / 10) {
@@ -105,7 +105,7 @@ async fn wait_open(slow_clients: &SlowClients, wanted: u32) -> Result<(), BenchE
     Ok(())
 }
 
-/// Waits until ingest has no more files open than before, and returns how many are left when the time is up.
+/// Waits until ingest has no additional open files, and returns the number that is left after the time limit.
 async fn files_left(ingest: &Program, before: usize) -> Result<f64, BenchError> {
     let deadline = Instant::now() + SETTLE_LIMIT;
     loop {
@@ -118,5 +118,5 @@ async fn files_left(ingest: &Program, before: usize) -> Result<f64, BenchError> 
 }
 
 fn open_files(ingest: &Program) -> Result<usize, BenchError> {
-    ingest.open_files().ok_or(BenchError::Unknown("the open files of ingest can't be counted"))
+    ingest.open_files().ok_or(BenchError::Unknown("cannot count the open files of ingest"))
 }

@@ -1,4 +1,4 @@
-//! Cost of telemetry: the pipeline under load, without a collector and with one that accepts nothing.
+//! Cost of telemetry: the pipeline under load, without a collector and with a frozen collector.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ const BATCH_LINGER: &str = "100ms";
 const CLIENTS: Clients = Clients::new(64, 1);
 const OFF: &str = "off";
 
-/// Sampling ratio of each case; without one there is no collector.
+/// Cases with their sampling ratio. None means no collector.
 const CASES: [(&str, Option<&str>); 3] = [
     (OFF, None),
     ("frozen collector, 1 % sampled", Some("0.01")),
@@ -27,18 +27,18 @@ const CASES: [(&str, Option<&str>); 3] = [
 
 /// Result of a load run.
 struct LoadRun {
-    answered_per_second: f64,
+    accepted_per_second: f64,
     stored_per_second: f64,
     ingest_cpu_per_million: f64,
 }
 
-/// Measures the cases in turn; each run begins with another one.
+/// Measures the cases in turn. Each run begins with a different case.
 pub(crate) async fn run(
     settings: &Settings,
     servers: &Servers,
     figures: &mut Figures,
 ) -> Result<(), BenchError> {
-    // The kernel accepts connections for it, and no process reads from them.
+    // The kernel accepts connections to this port, and no process reads from them.
     let frozen = TcpListener::bind("127.0.0.1:0").await?;
     let endpoint = format!("http://{}", frozen.local_addr()?);
     for run in 1..=settings.runs {
@@ -53,15 +53,18 @@ pub(crate) async fn run(
         let off = load_runs.iter().find(|(case, _)| *case == OFF).map(|(_, load_run)| load_run);
         for (case, load_run) in &load_runs {
             let mut add = |measure, value| figures.add(ROW, case, measure, value);
-            add("likes/s answered", load_run.answered_per_second);
+            add("likes/s accepted", load_run.accepted_per_second);
             add("likes/s stored", load_run.stored_per_second);
             add("ingest CPU s per million likes", load_run.ingest_cpu_per_million);
             if let Some(off) = off {
                 add(
-                    "of the likes/s answered without",
-                    load_run.answered_per_second / off.answered_per_second,
+                    "of the likes/s accepted without telemetry",
+                    load_run.accepted_per_second / off.accepted_per_second,
                 );
-                add("of the likes/s stored without", load_run.stored_per_second / off.stored_per_second);
+                add(
+                    "of the likes/s stored without telemetry",
+                    load_run.stored_per_second / off.stored_per_second,
+                );
             }
         }
     }
@@ -99,7 +102,7 @@ async fn run_load(
     let ingest_cpu_per_million = (cpu_seconds(ingest.pid())? - cpu_before) / likes * 1e6;
     stop(consumers.into_iter().chain([ingest]))?;
     Ok(LoadRun {
-        answered_per_second: responses.per_second(),
+        accepted_per_second: responses.per_second(),
         stored_per_second: likes / seconds,
         ingest_cpu_per_million,
     })

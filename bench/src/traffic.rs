@@ -1,4 +1,4 @@
-//! Deterministic likes, the same in every run.
+//! Deterministic likes, identical in every run.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,8 +9,8 @@ use shared::wire::{
     partition::{Partition, PartitionCount, mix},
 };
 
-/// Prime number of user ids. The user of a like is its index times a factor modulo the prime, so that only duplicates
-/// have the same user.
+/// Prime number of user ids. The user of a like is its index times a factor, modulo the prime, so only duplicates have
+/// the same user.
 const USERS: u64 = 1_099_511_627_689;
 const USER_FACTOR: u64 = 190_359_128_657;
 
@@ -18,13 +18,13 @@ const USER_FACTOR: u64 = 190_359_128_657;
 const RECENT_POSTS: u64 = 100_000;
 const LIKES_PER_POST: u64 = 200;
 
-/// Likes of a packed entry: what ingest groups under high load on 16 partitions.
+/// Likes of a packed entry, as ingest groups them under high load on 16 partitions.
 pub(crate) const PACKED: usize = 32;
 
 /// Sequence of likes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Traffic {
-    /// Index of the first like: likes before it were sent earlier.
+    /// Index of the first like. Earlier likes were sent before.
     pub(crate) first: u64,
     pub(crate) likes: u64,
     /// Percentage of likes that repeat an earlier one of this sequence.
@@ -99,7 +99,7 @@ pub(crate) fn rows_in_sql(from: u64, to: u64) -> String {
     )
 }
 
-/// Groups likes into the payloads of entries as ingest would append them.
+/// Groups likes into payloads of entries, as ingest does.
 pub(crate) fn entries(likes: &[Like], per_entry: usize) -> Vec<(Partition, Bytes)> {
     let partitions = PartitionCount::DEFAULT;
     let mut groups: Vec<Vec<Like>> = vec![Vec::new(); usize::from(partitions.get())];

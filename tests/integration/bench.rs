@@ -1,12 +1,12 @@
-//! `make bench`, as small as it can be: that it measures all that it should, not what.
+//! `make bench` with minimal sizes: it must report every figure, whatever the values.
 
 use std::{fs, process::Command};
 
 use serde_json::Value;
 
-/// A figure of each row, as case and measure.
+/// One figure of each benchmark: row, case, measure.
 const FIGURES: [(&str, &str, &str); 11] = [
-    ("drain", "one an entry, 4 writers", "likes/s"),
+    ("drain", "one like per entry, 4 writers", "likes/s"),
     ("drain", "packed, 2 writers, 5 % duplicates", "of the copy limit"),
     ("hot post", "2 writers", "of the rate for recent posts"),
     ("ingest", "512 connections", "of the HTTP limit"),
@@ -14,8 +14,8 @@ const FIGURES: [(&str, &str, &str); 11] = [
     ("pipeline", "64 connections", "times the simple design's likes/s"),
     ("pipeline", "64 connections, batches of 100", "times the simple design's likes/s"),
     ("end to end", "10 % of capacity", "p99 ms"),
-    ("telemetry", "frozen collector, all sampled", "of the likes/s stored without"),
-    ("slow connections", "50 slow ones", "times the undisturbed p99"),
+    ("telemetry", "frozen collector, all sampled", "of the likes/s stored without telemetry"),
+    ("slow connections", "50 slow connections", "times the undisturbed p99"),
     ("growth", "key (user_id, post_id), 0.01 M rows", "of the rate into an empty table"),
 ];
 
@@ -38,7 +38,7 @@ fn all_rows_are_measured() {
         assert_eq!(figure["runs"].as_array().unwrap().len(), 1);
     }
     assert!(results["machine"]["cores"].as_u64().is_some_and(|cores| cores > 0));
-    // Those of growth are for 20 M rows, two of slow connections for 5000 of them.
+    // The target of growth is for 20 M rows, and two of slow connections are for 5000 connections.
     assert_eq!(results["targets"].as_array().unwrap().len(), 23);
     let table = String::from_utf8(ended.stdout).unwrap();
     assert!(table.contains("target") && table.contains("of the HTTP limit"), "{table}");

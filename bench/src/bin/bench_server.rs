@@ -28,11 +28,11 @@ use tokio_util::sync::CancellationToken;
 const INSERT: &str =
     "INSERT INTO likes (user_id, post_id, created_at) VALUES ($1, $2, now()) ON CONFLICT DO NOTHING";
 
-/// Serve POST /likes as ingest does, without Redis
+/// Serve POST /likes with the HTTP service of ingest, without Redis
 #[derive(Parser, Debug)]
 #[command(name = "bench-server")]
 struct Settings {
-    /// What happens to a like
+    /// Sink of accepted likes
     #[arg(long, env = "BENCH_SINK")]
     sink: Sink,
 
@@ -49,9 +49,9 @@ struct Settings {
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 enum Sink {
-    /// Nothing: the response is sent at once
+    /// Discard the like and respond immediately
     Discard,
-    /// One INSERT, and so one transaction, through a connection pool
+    /// Store the like with one INSERT, in one transaction, through a connection pool
     Insert,
 }
 
@@ -65,9 +65,9 @@ impl settings::Settings for Settings {
 enum BenchServerError {
     #[error(transparent)]
     Setting(#[from] SettingError),
-    #[error("can't listen")]
+    #[error("cannot listen on a port")]
     Listen(#[from] io::Error),
-    #[error("the connection pool can't be created")]
+    #[error("cannot create the connection pool")]
     Pool(#[from] BuildError),
 }
 
@@ -123,7 +123,7 @@ fn partition(like: Like) -> Partition {
     PartitionCount::DEFAULT.of_user(like.user_id())
 }
 
-/// The allocator of ingest.
+/// Same allocator as in ingest.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -147,7 +147,7 @@ async fn run(
     let admin_listen = admin_listener.local_addr()?;
     tracing::info!(%listen, %admin_listen, "listening");
     tokio::spawn(admin::serve(admin_listener, Health::default(), telemetry.clone(), shutdown.clone()));
-    // As long as an entry id of Redis.
+    // As long as a real entry id.
     let entry_id: Arc<str> = "1700000000000-0".into();
     match settings.sink {
         Sink::Discard => ingest::serve_with(listener, Discard { entry_id }, &telemetry, shutdown).await,
