@@ -1,18 +1,18 @@
-# likestream. `make` alone tells what there is to do.
+# likestream. `make` prints the targets.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO := cargo
-# One profile for everything, so that nothing is compiled twice.
+# One profile for all targets, so that no crate is compiled twice.
 BUILD := $(CARGO) build --locked --release
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVSTACK := $(TARGET)/release/devstack
 
-# Tests mostly wait, for servers and for one another.
+# Tests spend most of their time waiting for servers, so run two per core.
 export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 
-# Python leaves no caches beside its sources.
+# Keep the source tree free of Python caches.
 export PYTHONDONTWRITEBYTECODE := 1
 
 LIKES ?= 1000000
@@ -30,52 +30,53 @@ help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: # Redis, Postgres, PgBouncer and a linker, where they are missing
+install: # Install Redis, Postgres, PgBouncer and a linker if they are missing
 	@tests/stack/install.sh
 
 .PHONY: build
-build: install ## Build all programs (release) into target/release
+build: install ## Build all programs (release profile) into target/release
 	$(BUILD)
 
-# Without --package, features are unified over the whole workspace, as for `build`: nothing is compiled twice.
+# Without --package, features are unified over the whole workspace as in `build`, so that no crate is compiled twice.
 .PHONY: build-stack
-build-stack: install # The programs of a stack, without bench
+build-stack: install # Build the programs of a stack, without bench
 	$(BUILD) $(addprefix --bin ,ingest consumer likesctl devstack)
 
 .PHONY: demo
 demo: build-stack ## Send likes to a private stack and verify that none is lost or duplicated (LIKES=1000000 DUPLICATES=5)
 	@$(DEVSTACK) demo --likes $(LIKES) --duplicates $(DUPLICATES)
 
-# Unit tests run without optimisation: tests of paused time need a feature of tokio that the programs must not have, and
-# which would have everything compiled again. nextest, where it is installed, runs them in parallel over all crates.
+# Unit tests are built without optimisation. Tests with paused time need a tokio feature that the programs must not have;
+# in the release profile it would cause a full rebuild. If nextest is installed, it runs the tests of all crates in
+# parallel.
 UNIT_TESTS := $(CARGO) $(if $(shell command -v cargo-nextest),nextest run,test) --locked --workspace --lib --bins --test layout
 
 .PHONY: test
-test: build ## Run all tests, against real servers that they start themselves
+test: build ## Run unit tests and integration tests against real servers
 	$(UNIT_TESTS)
 	$(CARGO) test --locked --release --package likestream-tests --test integration
 
 .PHONY: check
-check: install ## Formatting, clippy and unit tests: the fast loop, under a minute when warm
+check: install ## Check formatting, run clippy and unit tests (under a minute with a warm build)
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(UNIT_TESTS)
 
 .PHONY: test-valkey
-test-valkey: build ## The integration tests on Valkey 8 in place of Redis
+test-valkey: build ## Run the integration tests with Valkey 8 instead of Redis
 	server=$$(tests/stack/valkey.sh $(abspath $(TARGET))/valkey) && \
 	REDIS_SERVER=$$server $(CARGO) test --locked --release --package likestream-tests --test integration
 
 .PHONY: chaos
-chaos: build-stack ## Inject faults of every kind under load and verify every like (SEED=7 MINUTES=10 REDIS=one|cluster)
+chaos: build-stack ## Inject faults under load and verify every like (SEED=7 MINUTES=10 REDIS=one|cluster)
 	@$(DEVSTACK) chaos $(if $(SEED),--seed $(SEED)) --duration $(MINUTES)m --redis $(REDIS)
 
 .PHONY: bench
-bench: build ## Measure likestream beside the limits of the machine (ROWS=drain,ingest RUNS=3)
+bench: build ## Run the benchmarks and compare with the limits of the machine (ROWS=drain,ingest RUNS=3)
 	@$(TARGET)/release/bench --runs $(RUNS) $(if $(ROWS),--rows $(ROWS),--out bench)
 
 .PHONY: test-http
-test-http: build ## What /openapi.json and docs/examples say against what ingest does
+test-http: build ## Test ingest against its OpenAPI document, and the clients in docs/examples
 	@tests/http/install.sh $(abspath $(TARGET))/http
 	@$(DEVSTACK) run -- $(abspath $(TARGET))/http/venv/bin/python -m pytest tests/http
 
@@ -84,23 +85,23 @@ image: ## Build the container image with docker or buildah (IMAGE=likestream:loc
 	@deploy/image/build.sh $(IMAGE)
 
 .PHONY: test-image
-test-image: build ## The image really built of the programs, and run; compose.yaml and all that it names
+test-image: build ## Build and run the container image, and test compose.yaml
 	@tests/image/install.sh $(abspath $(TARGET))/image
-	@# Root of a user namespace may do all that is done here.
+	@# buildah needs root, or root in a user namespace.
 	@$$([ $$(id -u) = 0 ] || echo buildah unshare) $(TARGET)/image/venv/bin/python -m pytest tests/image
 
 .PHONY: test-monitoring
-test-monitoring: build ## Alerts, dashboards and what KEDA asks, with a real Prometheus
+test-monitoring: build ## Test alerts, dashboards and the KEDA query with a real Prometheus
 	@tests/monitoring/install.sh $(abspath $(TARGET))/monitoring
 	@$(TARGET)/monitoring/venv/bin/python -m pytest tests/monitoring
 
 .PHONY: chart-test
-chart-test: build ## The Helm chart against Kubernetes' schemas and the programs, and values that it must refuse
+chart-test: build ## Test the Helm chart against the Kubernetes schemas and the programs
 	@tests/chart/install.sh $(abspath $(TARGET))/chart
 	@$(TARGET)/chart/venv/bin/python -m pytest tests/chart
 
 .PHONY: chart-files
-chart-files: ## Write the chart's README and deploy/manifests anew
+chart-files: ## Regenerate the README of the chart and deploy/manifests
 	@tests/chart/install.sh $(abspath $(TARGET))/chart
 	@$(TARGET)/chart/venv/bin/python tests/chart/documents.py
 
@@ -112,11 +113,11 @@ docs: ## Build the documentation as a book into target/book, and check every lin
 	@tests/docs/book.sh $(abspath $(TARGET))/tools/bin/mdbook $(abspath $(TARGET))/book
 
 .PHONY: fuzz
-fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
+fuzz: install ## Fuzz the decoders (FUZZ_SECONDS=60 per target)
 	@deploy/cargo_tool.sh $(abspath $(TARGET)) cargo-fuzz 0.13.2
-	@# cargo-fuzz has no --locked of its own.
+	@# cargo-fuzz has no --locked option.
 	@$(CARGO) metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
-	@# The sanitizer's flags are not stable in Rust.
+	@# cargo-fuzz needs unstable compiler flags.
 	@for target in decode like_request; do \
 		mkdir -p $(TARGET)/fuzz/corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(TARGET)/fuzz $(TARGET)/tools/bin/cargo-fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
@@ -124,28 +125,28 @@ fuzz: install ## Feed the decoders random bytes, FUZZ_SECONDS=60 each
 	done
 
 .PHONY: supply-chain
-supply-chain: install ## Check what comes from others: licences, sources, advisories
+supply-chain: install ## Check licences, sources and advisories of the dependencies
 	@tests/supply_chain.sh $(abspath $(TARGET))
 
 .PHONY: sbom
-sbom: install ## Write what each program consists of, as CycloneDX, into target/sbom
+sbom: install ## Write a CycloneDX SBOM of each program into target/sbom
 	@deploy/sbom.sh $(abspath $(TARGET))
 
 .PHONY: up down status logs
-up: build-stack ## Start the same stack and leave it running
+up: build-stack ## Start a local stack and leave it running
 	@$(DEVSTACK) up
-# A running stack can be inspected and stopped even if the code does not compile.
+# These use an existing devstack program, so that they work even if the code does not compile.
 down: $(DEVSTACK) ## Stop the stack and remove its data
 	@$(DEVSTACK) down
 status: $(DEVSTACK) ## Show the state of the stack
 	@$(DEVSTACK) status
-logs: $(DEVSTACK) ## Show the logs of the stack and follow them
+logs: $(DEVSTACK) ## Follow the logs of the stack
 	@$(DEVSTACK) logs --follow
 $(DEVSTACK):
 	@$(MAKE) build-stack
 
 .PHONY: lint
-lint: install ## Check the formatting, run clippy, warnings denied, and ruff
+lint: install ## Check formatting, run clippy and ruff (warnings are errors)
 	@tests/stack/venv.sh $(TARGET)/lint/venv tests/lint/requirements.txt
 	$(TARGET)/lint/venv/bin/ruff format --check tests deploy
 	$(TARGET)/lint/venv/bin/ruff check tests deploy

@@ -1,1 +1,1 @@
-//! Nothing but tests: see `integration/`.
+//! Empty library: this package contains only tests.

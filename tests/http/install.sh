@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make test-http` needs: curl, Node, Go and, in the folder given, a virtual
-# environment with schemathesis.
+# Installs the requirements of `make test-http`: curl, Node, Go and, in a folder, a virtual environment with
+# schemathesis. Argument: the folder.
 set -euo pipefail
 folder=${1:?a folder}
 here=$(dirname "$0")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make test-image` needs: buildah, Prometheus, openssl, busybox and, in the folder
-# given, a virtual environment with whatever reads the Dockerfile and compose.yaml.
+# Installs the requirements of `make test-image`: buildah, Prometheus, openssl, busybox and, in a folder, a virtual
+# environment with parsers of the Dockerfile and compose.yaml. Argument: the folder.
 set -euo pipefail
 folder=${1:?a folder}
 here=$(dirname "$0")

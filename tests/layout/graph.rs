@@ -1,4 +1,4 @@
-//! Which file of a crate imports which, by its syntax.
+//! Imports between the files of a crate, by syntax.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// The files of a crate and the files that each of them imports from.
+/// Files of a crate, and the files from which each of them imports.
 pub(crate) struct ModuleGraph {
     imports: BTreeMap<String, BTreeSet<String>>,
 }
@@ -22,7 +22,7 @@ pub(crate) fn read(file: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Reads all sources of a crate, those of unit tests excepted.
+/// Reads all sources of a crate except unit tests.
 pub(crate) fn crate_graph(name: &str) -> ModuleGraph {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src");
     let mut sources = Vec::new();
@@ -46,7 +46,7 @@ fn collect(root: &Path, folder: &Path, sources: &mut Vec<(String, String)>) {
     }
 }
 
-/// Modules under `#[cfg(test)]`: tests, stand-ins and what they share.
+/// Returns whether a file belongs to a module under `#[cfg(test)]`: tests, fakes and their helpers.
 fn is_of_tests(file: &str) -> bool {
     file.trim_end_matches(".rs").split('/').any(|segment| matches!(segment, "tests" | "testing" | "fake"))
 }
@@ -72,32 +72,32 @@ impl ModuleGraph {
         Self { imports }
     }
 
-    /// Names of the modules at the top of the crate.
+    /// Names of the top-level modules of the crate.
     pub(crate) fn modules(&self) -> BTreeSet<String> {
         self.imports.keys().map(|file| module_of(file).to_owned()).collect()
     }
 
-    /// Imports between different modules at the top: from, to, and the file.
+    /// Imports between different top-level modules: from, to, and the file.
     pub(crate) fn edges(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         let all = self.imports.iter().flat_map(|(file, targets)| targets.iter().map(move |to| (file, to)));
         all.map(|(file, to)| (module_of(file), module_of(to), &**file)).filter(|(from, to, _)| from != to)
     }
 
-    /// Circles of imports that files of at least two modules take part in. A path through an imported module counts as an
-    /// import of that module's own file.
+    /// Import cycles that involve files of at least two modules. A path through an imported module counts as an import of
+    /// the file of that module.
     pub(crate) fn file_cycles_across_modules(&self) -> Vec<Vec<String>> {
         let reachable: BTreeMap<&str, BTreeSet<&str>> =
             self.imports.keys().map(|file| (&**file, self.reachable(file))).collect();
         let mut cycles = BTreeSet::new();
         for (file, targets) in &reachable {
-            let circle: Vec<String> = targets
+            let cycle: Vec<String> = targets
                 .iter()
                 .filter(|other| reachable.get(**other).is_some_and(|back| back.contains(file)))
                 .map(|other| (*other).to_owned())
                 .collect();
-            let modules: BTreeSet<&str> = circle.iter().map(|file| module_of(file)).collect();
+            let modules: BTreeSet<&str> = cycle.iter().map(|file| module_of(file)).collect();
             if modules.len() > 1 {
-                cycles.insert(circle);
+                cycles.insert(cycle);
             }
         }
         cycles.into_iter().collect()
@@ -185,7 +185,7 @@ impl<'ast> Visit<'ast> for Paths {
     /// `pub(crate)` names a module and imports nothing.
     fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
 
-    /// Macros are not parsed: their text is searched for paths from the root of the crate.
+    /// Macros are not parsed. Their text is searched for paths from the root of the crate.
     fn visit_macro(&mut self, item: &'ast syn::Macro) {
         let text = item.tokens.to_string().replace(" :: ", "::");
         let words = text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
@@ -195,7 +195,7 @@ impl<'ast> Visit<'ast> for Paths {
         visit::visit_macro(self, item);
     }
 
-    /// Unit tests may look wherever they like; paths in other inline modules are rare and start at `crate`.
+    /// Unit tests may import any module. Paths in other inline modules are rare and start at `crate`.
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
         let is_test = item.attrs.iter().any(|attribute| {
             attribute.path().is_ident("cfg")

@@ -1,4 +1,4 @@
-//! The direction of dependencies between modules: what each crate's documentation says, held against its imports.
+//! Direction of dependencies between modules and crates, checked against the imports.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use graph::{ModuleGraph, crate_graph};
 
-/// Modules of each crate from top to bottom, a line per layer. A module may import from layers below it, and nothing
-/// from its own layer or above.
+/// Modules of each crate from top to bottom, one line per layer. A module may import only from lower layers.
 const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "shared",
@@ -58,7 +57,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     ),
 ];
 
-/// Names of our crates, and the crates of ours that each may depend on.
+/// Crates of this workspace, and the workspace crates on which each may depend.
 const CRATES: &[(&str, &[&str])] = &[
     ("shared", &[]),
     ("ingest", &["shared"]),
@@ -122,7 +121,7 @@ fn crates_depend_only_on_crates_below() {
     }
 }
 
-/// A checker that sees nothing would pass, too.
+/// Without this test, a checker that detects nothing would pass.
 #[test]
 fn a_wrong_import_is_seen() {
     let graph = ModuleGraph::of_sources(&[

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs Prometheus with promtool for `make test-monitoring`, and a virtual environment in the
-# given folder.
+# Installs the requirements of `make test-monitoring`: Prometheus with promtool and, in a folder, a virtual environment.
+# Argument: the folder.
 set -euo pipefail
 folder=${1:?a folder}
 here=$(dirname "$0")

@@ -1,4 +1,4 @@
-//! Payloads of stream entries: whatever comes, it is read or refused, and every like is accounted for.
+//! Payloads of entries: arbitrary bytes are decoded or refused, and every like is accounted for.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Bodies of POST /likes and /likes/batch: any bytes are parsed into likes or refused.
+//! Bodies of POST /likes and /likes/batch: arbitrary bytes are parsed into likes or refused.
 
 #![no_main]
 
