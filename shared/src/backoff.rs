@@ -1,10 +1,10 @@
-//! Waits between attempts: doubling, capped, jittered.
+//! Exponential backoff: delays between retries that double, with a cap and jitter.
 
 use std::time::Duration;
 
 use rand::RngExt;
 
-/// The waits of one run of failures. A success starts anew with a new one.
+/// The delays of one run of failures. After a success the caller creates a new one.
 #[derive(Debug)]
 pub struct Backoff {
     next: Duration,
@@ -12,28 +12,28 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// For what mends itself.
+    /// For transient errors: 50 ms to 5 s.
     pub fn retry() -> Self {
         Self { next: Duration::from_millis(50), cap: Duration::from_secs(5) }
     }
 
-    /// For a server on which all else waits, too.
+    /// For a server that everything else depends on: 25 ms to 500 ms.
     pub fn server() -> Self {
         Self { next: Duration::from_millis(25), cap: Duration::from_millis(500) }
     }
 
-    /// For what somebody has to mend.
+    /// For halting errors, which an operator has to fix: 1 s to 15 s.
     pub fn halt() -> Self {
         Self { next: Duration::from_secs(1), cap: Duration::from_secs(15) }
     }
 
-    /// Waits between two attempts to connect to a server.
+    /// For connections to a server: 50 ms to 1 s.
     pub fn reconnect() -> Self {
         Self { next: Duration::from_millis(50), cap: Duration::from_secs(1) }
     }
 
-    /// How long to wait before the next attempt: between half of the step and all of it, so that many consumers
-    /// don't come back all at once.
+    /// Returns the delay before the next attempt: a random one between half of the step and all of it, so that consumers do
+    /// not retry all at once.
     pub fn next_delay(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.cap);

@@ -1,4 +1,4 @@
-//! What all programs of one likestream must agree on is recorded in Redis by the first one that starts.
+//! Cluster settings: the partition count, on which all programs must agree. The first program that starts records it in Redis.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use crate::{
+    error_chain::one_line,
     redis::{self, Connections, Retry, is_refusal},
     runtime::service::{Unreachable, wait_for},
     settings::args::StreamArgs,
@@ -18,48 +19,48 @@ use crate::{
 
 const PARTITIONS: &str = "partitions";
 
-/// Earlier numbers of partitions, separated by commas: a program that is still set to one of them follows the record.
+/// Earlier partition counts, separated by commas. A program that is configured with one of them uses the recorded count.
 const GROWN_FROM: &str = "grown_from";
 
-/// Interval between two reads of the record.
+/// Interval between two reads of the cluster settings.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Compares and sets: raises the number of partitions if it still is the expected one.
+/// Compare-and-set of the partition count.
 ///
-/// KEYS: settings. ARGV: the expected number, the new one.
+/// KEYS: cluster settings. ARGV: the expected count, the new one.
 const INCREASE_PARTITIONS: &str = include_str!("cluster_settings/increase_partitions.lua");
 
-/// The programs would not agree, or Redis could not tell.
+/// Error of the cluster settings.
 #[derive(Debug, ThisError)]
 pub enum ClusterSettingsError {
     /// Redis failed.
-    #[error("the settings recorded in Redis can't be read")]
+    #[error("cannot read the cluster settings in Redis")]
     Redis(#[from] Error),
-    /// Another number of partitions is on record.
+    /// The configured partition count differs from the recorded one.
     #[error(
-        "LIKES_PARTITIONS: '{configured}' is not what Redis has on record in {key}: allowed is {recorded}, or nothing to go by the record; likesctl partitions grow makes more"
+        "LIKES_PARTITIONS: '{configured}' differs from the partition count in {key} in Redis; expected {recorded} or unset (likesctl partitions grow raises the count)"
     )]
     Partitions {
-        /// By this program's settings.
+        /// The setting of this program.
         configured: PartitionCount,
-        /// By the first program that started, or since then by `likesctl partitions grow`.
+        /// The count set by the first program that started, or since by `likesctl partitions grow`.
         recorded: PartitionCount,
         /// The key of the record.
         key: String,
     },
-    /// What is on record is no number of partitions.
+    /// The recorded partition count is invalid.
     #[error(
-        "{key} in Redis has partitions '{recorded}', which is no number of partitions: put right what somebody has written there"
+        "{key} in Redis: partition count '{recorded}' is not valid; restore the previous value, an integer from 1 to 1024"
     )]
     Garbage {
-        /// What is there.
+        /// The invalid value.
         recorded: String,
         /// The key of the record.
         key: String,
     },
-    /// The key is someone else's.
+    /// The key exists with another type, so another application owns it.
     #[error(
-        "LIKES_STREAM: the key {key} in Redis is a {kind}, not the hash of likestream's settings: choose another prefix, or remove it"
+        "LIKES_STREAM: key {key} in Redis is a {kind}, not the hash of cluster settings; choose another prefix or delete the key"
     )]
     ForeignKey {
         /// The key of the record.
@@ -76,7 +77,7 @@ impl ClusterSettingsError {
     }
 }
 
-/// What is on record.
+/// The hash of cluster settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Record {
     partitions: Option<String>,
@@ -114,7 +115,7 @@ async fn negotiate(
         (Some(recorded), Some(configured)) if record.has_grown_from(configured) => {
             tracing::warn!(
                 %configured, %recorded,
-                "the partitions have grown: LIKES_PARTITIONS should be set to the number on record, which is used"
+                "partition count has grown since LIKES_PARTITIONS was set, using the recorded one"
             );
             Ok(recorded)
         }
@@ -127,12 +128,12 @@ async fn negotiate(
     }
 }
 
-/// How many partitions there are: what is on record, and if nothing is, what this program is set to, which is then
-/// recorded. A program that is set to a number from which the partitions have grown follows. Where Redis fails it is
-/// asked again for as long as `limit`: a part of it may be away just now. `server` names it.
+/// Returns the recorded partition count. Where none is recorded, records the configured one. A program that is configured
+/// with an earlier count uses the recorded one. Failures of Redis are retried for `limit`, because a part of a cluster may
+/// be unavailable. `server` is its name and address.
 ///
 /// # Errors
-/// When this program is set to another number, or Redis went on failing.
+/// When the configured count conflicts with the recorded one, or Redis keeps failing.
 pub async fn negotiate_within(
     limit: Duration,
     server: &str,
@@ -146,7 +147,7 @@ pub async fn negotiate_within(
     wait_for(server, "REDIS_URL", limit, is_refusal, settled).await
 }
 
-/// Whether anybody has recorded how many partitions there are.
+/// Returns whether a partition count is recorded, valid or not.
 ///
 /// # Errors
 /// When Redis fails.
@@ -154,7 +155,7 @@ pub async fn is_recorded(redis: &Connections, keys: &KeyPrefix) -> Result<bool, 
     Ok(read(redis, &keys.settings()).await?.partitions.is_some())
 }
 
-/// How many partitions are on record: nothing where there is no record, or none that makes sense.
+/// Returns the recorded partition count. `None` where there is none, or an invalid one.
 ///
 /// # Errors
 /// When Redis fails.
@@ -162,7 +163,8 @@ pub async fn recorded(redis: &Connections, keys: &KeyPrefix) -> Result<Option<Pa
     Ok(read(redis, &keys.settings()).await?.partitions())
 }
 
-/// Tells of a grown number of partitions, for ever. A record that is lost is made anew.
+/// Watches the cluster settings and publishes a higher partition count. Restores settings that were deleted or lowered. Never
+/// returns.
 pub async fn watch(redis: Connections, keys: KeyPrefix, partitions: watch::Sender<PartitionCount>) {
     let key = keys.settings();
     let mut ticks = interval(WATCH_INTERVAL);
@@ -174,36 +176,39 @@ pub async fn watch(redis: Connections, keys: KeyPrefix, partitions: watch::Sende
         let record = match read_or_record(&redis, &key, known).await {
             Ok(record) => record,
             Err(error) => {
-                // What is away is noticed elsewhere.
+                // An unavailable Redis is reported elsewhere.
                 if !redis::is_away(&error) && refused.replace(Record::default()) != Some(Record::default()) {
-                    tracing::error!(key, %error, "the record of settings can't be read: put it right");
+                    let error = one_line(&error);
+                    tracing::error!(key, error, "cannot read cluster settings");
                 }
                 continue;
             }
         };
         match record.partitions() {
             Some(recorded) if recorded == known => refused = None,
-            // Partitions that somebody may have written to must be read.
+            // Every partition that may contain likes must be read.
             Some(recorded) if recorded < known => {
                 match increase_partitions(&redis, &keys, recorded, known).await {
                     Ok(true) => tracing::error!(
                         key, %recorded, used = %known,
-                        "the record had fewer partitions than there are: it is put right"
+                        "partition count in cluster settings was lowered, restored"
                     ),
-                    // Somebody else was quicker.
+                    // Another process has changed it in between.
                     Ok(false) => {}
-                    Err(error) => tracing::debug!(%error, "the record has fewer partitions than there are"),
+                    Err(error) => {
+                        tracing::debug!(error = one_line(&error), "cannot restore lowered partition count");
+                    }
                 }
             }
             Some(recorded) => {
-                tracing::info!(from = %known, to = %recorded, "the partitions have grown");
+                tracing::info!(from = %known, to = %recorded, "partition count has grown");
                 partitions.send_replace(recorded);
             }
             None if refused.as_ref() == Some(&record) => {}
             None => {
                 let recorded = record.partitions.clone().unwrap_or_default();
                 tracing::error!(
-                    key, recorded, used = %known, "what is on record is no number of partitions: put it right"
+                    key, recorded, used = %known, "invalid partition count in cluster settings, ignored"
                 );
                 refused = Some(record);
             }
@@ -211,10 +216,10 @@ pub async fn watch(redis: Connections, keys: KeyPrefix, partitions: watch::Sende
     }
 }
 
-/// Raises the number of partitions. Everybody follows who looks at the record.
+/// Raises the partition count, if it still is `from`, and returns whether it was. Running programs follow by [`watch()`].
 ///
 /// # Errors
-/// When Redis fails. `false` when the number was not `from` any more.
+/// When Redis fails.
 pub async fn increase_partitions(
     redis: &Connections,
     keys: &KeyPrefix,
@@ -225,7 +230,7 @@ pub async fn increase_partitions(
     Ok(redis.eval::<u64>(INCREASE_PARTITIONS, &[keys.settings()], Retry::NonIdempotent, args).await? == 1)
 }
 
-/// A Redis that is out of memory refuses to write, even where there would be nothing to write; so it is read first.
+/// Reads the cluster settings before writing: a Redis that is out of memory rejects HSETNX even where it changes nothing.
 async fn read_or_record(redis: &Connections, key: &str, first: PartitionCount) -> Result<Record, Error> {
     let record = read(redis, key).await?;
     if record.partitions.is_some() {
@@ -242,13 +247,14 @@ async fn read(redis: &Connections, key: &str) -> Result<Record, Error> {
     Ok(Record { partitions, grown_from })
 }
 
-/// Says so, loudly, when a server of Redis might drop streams to make room.
+/// Logs an error if a Redis server may evict streams when its memory is full.
 pub async fn warn_of_eviction(redis: &Connections) {
     for server in redis.servers() {
         let memory: String = match server.send("INFO", vec!["memory".into()]).await {
             Ok(memory) => memory,
             Err(error) => {
-                tracing::warn!(%error, "Redis does not tell its maxmemory-policy: see that it is noeviction");
+                let error = one_line(&error);
+                tracing::warn!(error, "cannot read maxmemory-policy, which must be noeviction");
                 return;
             }
         };
@@ -257,7 +263,7 @@ pub async fn warn_of_eviction(redis: &Connections) {
         if policy.starts_with("allkeys") {
             tracing::error!(
                 maxmemory_policy = policy,
-                "Redis drops likes when its memory is full: set maxmemory-policy to noeviction"
+                "Redis evicts likes when its memory is full, set maxmemory-policy to noeviction"
             );
         }
     }

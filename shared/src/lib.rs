@@ -1,9 +1,9 @@
-//! The parts that every likestream program has: the formats on the wire, settings, connections to Redis and Postgres,
-//! telemetry, and the life of a service.
+//! The parts that all likestream programs share: wire formats, settings, connections to Redis and Postgres, telemetry, and the
+//! lifecycle of a service.
 //!
 //! Dependencies point downwards: `cluster_settings`, `backlog` → `runtime` → `telemetry`, `redis`, `postgres` → `tls` →
-//! `settings` → `wire`. No Redis command or SQL statement of the pipeline is here, except for the cluster settings and the
-//! size of the backlog, which all programs have to agree on.
+//! `settings` → `wire`. Redis commands and SQL statements of the pipeline are elsewhere, except for the cluster settings and
+//! the backlog, on which all programs have to agree.
 
 pub mod backlog;
 pub mod backoff;

@@ -1,8 +1,7 @@
 //! Connections to Postgres.
 //!
-//! Purpose: connect, as libpq's parameters say, sort failures by what to do next, and write rows in the format of a
-//! binary COPY. May depend on `settings`, `tls` and `wire`. Must not know any statement of the pipeline: those are in
-//! the consumer's `store`.
+//! Purpose: connect with libpq's TLS parameters, classify failures, and encode rows for a binary COPY. May depend on
+//! `settings`, `tls` and `wire`. Must not know any statement of the pipeline: those are in the consumer's `store`.
 
 mod classify;
 mod connect;

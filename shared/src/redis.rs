@@ -1,8 +1,8 @@
-//! Connections to Redis: a single server, the master that sentinels name, or a cluster.
+//! Connections to Redis: a single server, the primary behind Sentinel, or a cluster.
 //!
-//! Purpose: find the servers, keep one connection to each, send every command to the server that has its key, and say
-//! what a failed command means. May depend on `settings`, `tls` and fred. Must not know any command of the pipeline:
-//! those are in `cluster_settings`, `backlog` and in the programs.
+//! Purpose: discover the servers, keep one connection to each, route each command by its key, and classify errors. May
+//! depend on `settings`, `tls` and fred. Must not know any command of the pipeline: those are in `cluster_settings`,
+//! `backlog` and in the programs.
 
 mod connection;
 mod connections;
@@ -37,13 +37,13 @@ const URLS: &str = "allowed is a URL like redis://user:password@host:6379/0, red
 #[derive(Clone)]
 pub struct Redis {
     deployment: Deployment,
-    /// For every server; which one it is comes on top.
+    /// Credentials and TLS, the same for every server.
     login: Config,
     timeout: Duration,
     address: String,
 }
 
-/// How Redis is run.
+/// Kind of deployment.
 #[derive(Clone)]
 enum Deployment {
     One(Server),
@@ -52,15 +52,15 @@ enum Deployment {
 }
 
 impl Redis {
-    /// Reads the URL and the files of certificates, and connects to nothing yet.
+    /// Reads the URL and the certificate files. Nothing is connected yet.
     pub fn new(args: &RedisArgs) -> Result<Self, SettingError> {
         Self::with(args.url()?.expose_secret(), args.redis_timeout, Files::of(args))
     }
 
-    /// At this URL, with so much time for a command.
+    /// Parses a URL. `timeout` is the time limit of a command.
     ///
     /// # Errors
-    /// When the URL can't be used.
+    /// When the URL is invalid.
     pub fn at(url: &str, timeout: Duration) -> Result<Self, SettingError> {
         Self::with(url, timeout, Files::default())
     }
@@ -74,9 +74,9 @@ impl Redis {
         if !["redis", "redis-cluster", "redis-sentinel"].contains(&scheme.as_str()) {
             return Err(SettingError::new("REDIS_URL", URLS));
         }
-        // For TLS the parser would look for certificates of its own choice.
+        // fred's own parser would choose the trusted certificates for a rediss:// URL itself.
         let url = &format!("{scheme}://{rest}");
-        // The parser's own error might quote a part of the URL, and so of a password.
+        // The parser's error may quote a part of the URL, and so a part of the password.
         let config = match scheme.as_str() {
             "redis-cluster" => Config::from_url_clustered(url),
             "redis-sentinel" => Config::from_url_sentinel(url),
@@ -104,15 +104,15 @@ impl Redis {
         Ok(Self { deployment, login: config, timeout, address })
     }
 
-    /// Hosts and ports of the URL, for people to read.
+    /// Returns the hosts and ports of the URL.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Finds the servers and connects to them. From then on connections are kept up, and the log says how they are.
+    /// Discovers the servers and connects to them. Lost connections are made again in the background, and logged.
     ///
     /// # Errors
-    /// When nobody tells where the servers are, or none of them lets us in.
+    /// When discovery fails, or no server accepts a connection.
     pub fn connect(&self) -> BoxFuture<'_, Result<Connections, Error>> {
         Box::pin(Connections::open(self))
     }
@@ -121,17 +121,17 @@ impl Redis {
         connection::open(&self.login, server, self.timeout).await
     }
 
-    /// Whether the servers are what the URL says.
+    /// Checks that the server is of the kind that the URL names.
     async fn check(&self, connection: &Connection) -> Result<(), Error> {
         if matches!(self.deployment, Deployment::Cluster { .. }) {
             return Ok(());
         }
-        // A server that doesn't tell is taken for what it should be.
+        // A server that rejects INFO is assumed to be of that kind.
         let about = connection.send::<String>("INFO", vec!["cluster".into()]).await.unwrap_or_default();
         if about.contains("cluster_enabled:1") {
             let server = address(&connection.server);
-            let what = format!("{server} is a node of a cluster: use redis-cluster://{server}");
-            return Err(Error::new(ErrorKind::Config, what));
+            let text = format!("{server} is a cluster node: use redis-cluster://{server}");
+            return Err(Error::new(ErrorKind::Config, text));
         }
         Ok(())
     }
@@ -140,8 +140,13 @@ impl Redis {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
+    use crate::error_chain::one_line;
 
     #[derive(Parser)]
     struct Flags {
@@ -175,5 +180,35 @@ mod tests {
         assert_eq!(cluster.address(), "b:7001, a:7000");
         let sentinels = redis("redis-sentinel://a:1/2?node=b:2&sentinelServiceName=m").ok().unwrap();
         assert!(matches!(sentinels.deployment, Deployment::Sentinels { ref master, .. } if master == "m"));
+    }
+
+    /// Replies to every command with an error.
+    async fn rejecting_server(reply: &'static str) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                while client.read(&mut [0; 1_024]).await.is_ok_and(|bytes| bytes > 0) {
+                    client.write_all(reply.as_bytes()).await.unwrap();
+                }
+            }
+        });
+        port
+    }
+
+    async fn failed(port: u16) -> String {
+        let redis = redis(&format!("redis://:hunter2@127.0.0.1:{port}")).ok().unwrap();
+        one_line(&redis.connect().await.err().unwrap())
+    }
+
+    #[tokio::test]
+    async fn failed_connections_have_readable_causes() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        assert_eq!(failed(closed).await, "Connection refused (os error 111)");
+        let wrong = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+        assert_eq!(
+            failed(rejecting_server(wrong).await).await,
+            "WRONGPASS invalid username-password pair or user is disabled"
+        );
     }
 }

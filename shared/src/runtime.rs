@@ -1,7 +1,7 @@
-//! The life of a service.
+//! The lifecycle of a service.
 //!
 //! Purpose: start, wait for servers, handle signals, serve the admin port, flush telemetry, exit. May depend on `settings`
-//! and `telemetry`. Must not know what the service does.
+//! and `telemetry`. Must not know the work of the service.
 
 pub mod admin;
 pub mod service;

@@ -1,8 +1,8 @@
 //! Logs on stderr, metrics as Prometheus text, and traces and metrics by OTLP where a collector is set.
 //!
-//! Purpose: start all three with the settings of a program, give out what instruments and spans are made with, and flush at
-//! the end. May depend on `settings`, `tls` and `error_chain`. Must not know Redis, Postgres, HTTP or what the services
-//! measure: only `names` lists how that is called.
+//! Purpose: start logs, metrics and traces with the settings of a program, provide meters and tracers, and flush at the end.
+//! May depend on `settings`, `tls` and `error_chain`. Must not know Redis, Postgres, HTTP or the measurements of the
+//! services; only `names` lists the names of their metrics.
 
 pub mod counting;
 mod exporter_health;
@@ -73,13 +73,13 @@ pub struct Telemetry {
     exports: Arc<Mutex<Option<ExportRuntime>>>,
 }
 
-/// Metrics that can't be written as text.
+/// Error of the Prometheus text format.
 #[derive(Debug, Error)]
-#[error("metrics can't be exported")]
+#[error("cannot write metrics as Prometheus text")]
 pub struct ExportError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 impl Telemetry {
-    /// Starts logs (for the whole process, so once), metrics and traces of a program.
+    /// Starts logs, metrics and traces of a program. Logs are global to the process, so this is called once.
     pub fn start(program: &'static str, args: &TelemetryArgs) -> Result<Self, SettingError> {
         let settings = OtelSettings::read(&|name| env::var_os(name))?;
         let log_level = logs::start(args.log_format, &args.rust_log)
@@ -87,7 +87,7 @@ impl Telemetry {
         Self::export(program, settings, log_level)
     }
 
-    /// Metrics without logs and without a collector, for tests inside of one process.
+    /// Starts metrics without logs and without a collector, for tests within a process.
     pub fn metrics_only() -> Result<Self, SettingError> {
         Self::export("test", OtelSettings::default(), LogLevel::fixed())
     }
@@ -99,7 +99,7 @@ impl Telemetry {
     ) -> Result<Self, SettingError> {
         let OtelSettings { resource_attributes, accepts_contexts, traces, metrics, ignored } = settings;
         for setting in ignored {
-            tracing::warn!("ignored: {setting}");
+            tracing::warn!(setting, "setting is ignored");
         }
         let resource = resource(program, resource_attributes);
         let registry = Registry::new();
@@ -139,7 +139,7 @@ impl Telemetry {
         Ok(telemetry)
     }
 
-    /// Makes the instruments of metrics.
+    /// Returns the meter for all instruments.
     pub fn meter(&self) -> Meter {
         let scope = InstrumentationScope::builder(SCOPE)
             .with_version(env!("CARGO_PKG_VERSION"))
@@ -147,12 +147,12 @@ impl Telemetry {
         self.meters.meter_with_scope(scope.build())
     }
 
-    /// Makes spans.
+    /// Returns the tracer of the program.
     pub fn tracing(&self) -> Tracing {
         self.tracing.clone()
     }
 
-    /// The level of logs, to be read and changed.
+    /// Returns the log level, which can be changed.
     pub fn log_level(&self) -> &LogLevel {
         &self.log_level
     }
@@ -164,11 +164,11 @@ impl Telemetry {
         String::from_utf8(text).map_err(|e| ExportError(e.into()))
     }
 
-    /// Exports the last spans and metrics, if the collector accepts them soon. For the end of a program.
+    /// Exports the last spans and metrics at the end of a program, within [`FINAL_EXPORT_TIMEOUT`].
     pub fn flush(self) {
         let Self { meters, tracers, exports, .. } = self;
         let Some(exports) = exports.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        // The SDK waits in calls that block, in some of them for longer than it was told.
+        // The SDK waits in blocking calls, and in some of them exceeds its timeout.
         let (metrics_done, done) = mpsc::channel();
         let spans_done = metrics_done.clone();
         thread::spawn(move || {
@@ -182,12 +182,10 @@ impl Telemetry {
         for _ in 0..2 {
             match done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok((_, Ok(()))) => {}
-                Ok((signal, Err(error))) => tracing::warn!(%error, "the last {signal} were not exported"),
+                Ok((signal, Err(error))) => tracing::warn!(signal, %error, "final export failed"),
                 Err(_) => {
-                    tracing::warn!(
-                        "not all of the last traces and metrics were exported: the collector does not answer"
-                    );
-                    // The SDK would log an error about a runtime that is shut down. It ends with the process.
+                    tracing::warn!("final export timed out: no reply from the collector");
+                    // Dropped with the process: the SDK would log an error about a runtime that is shut down.
                     mem::forget(exports);
                     return;
                 }
@@ -197,7 +195,7 @@ impl Telemetry {
     }
 }
 
-/// Describes the program to the collector. Attributes that are set win over those that are known here.
+/// Describes the program to the collector. Configured attributes override the defaults.
 fn resource(program: &'static str, attributes: Vec<KeyValue>) -> Resource {
     let instance: TraceId = RandomIdGenerator::default().new_trace_id();
     Resource::builder_empty()

@@ -1,6 +1,6 @@
-//! Numbers for people.
+//! Formatting of large numbers.
 
-/// Separates the thousands of digits: 1234567 is 1,234,567.
+/// Inserts thousands separators: 1234567 becomes 1,234,567.
 pub fn group_thousands(digits: &str) -> String {
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

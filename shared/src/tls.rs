@@ -1,4 +1,4 @@
-//! TLS to the servers: whom to trust, and who we are. Files are read once, at start.
+//! TLS clients: trusted authorities, and the client certificate. Files are read once, at start.
 
 mod verifiers;
 
@@ -21,26 +21,26 @@ use rustls::{
 
 use self::verifiers::ForAnyName;
 
-/// What is asked of the server's certificate.
+/// Verification of the server certificate.
 pub(crate) enum Trust {
     /// No verification: protects against eavesdropping only.
     Anything,
-    /// A trusted authority has signed it, for any name.
+    /// Signed by a trusted authority, for any name.
     Chain(RootCertStore),
-    /// That, and that it is for the name that we call the server by.
+    /// Signed by a trusted authority, for the host name of the server.
     ChainAndName(RootCertStore),
 }
 
-/// The certificate and the key that show the server who we are.
+/// Client certificate and its private key.
 pub(crate) struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
-/// A file that can't be used, named by what the caller calls it.
+/// A file that cannot be used, with the setting that names it.
 #[derive(Debug)]
 pub(crate) struct BadFile<S> {
-    /// Which setting names it.
+    /// The setting that names the file.
     pub(crate) setting: S,
     path: PathBuf,
     problem: String,
@@ -52,7 +52,7 @@ impl<S> fmt::Display for BadFile<S> {
     }
 }
 
-/// The authorities that a file names, in PEM.
+/// Reads trusted authorities from a PEM file.
 pub(crate) fn roots_of_file<S>(setting: S, path: &Path) -> Result<RootCertStore, BadFile<S>> {
     let certificates = match certificates(path) {
         Ok(certificates) => certificates,
@@ -68,10 +68,10 @@ pub(crate) fn roots_of_file<S>(setting: S, path: &Path) -> Result<RootCertStore,
     Ok(roots)
 }
 
-/// The authorities that the system trusts.
+/// Returns the trusted authorities of the system.
 ///
 /// # Errors
-/// When there are none, with why.
+/// When the system has none, with the reason.
 pub(crate) fn roots_of_system() -> Result<RootCertStore, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -84,7 +84,7 @@ pub(crate) fn roots_of_system() -> Result<RootCertStore, String> {
 }
 
 impl Identity {
-    /// From files in PEM. `of_chain` and `of_key` are the settings that name them.
+    /// Reads PEM files, and checks that the key belongs to the certificate. `of_chain` and `of_key` are the settings that name them.
     pub(crate) fn of_files<S>(
         (of_chain, chain): (S, &Path),
         (of_key, key): (S, &Path),
@@ -109,10 +109,10 @@ impl Identity {
     }
 }
 
-/// How to speak TLS as a client.
+/// Returns the configuration of a TLS client.
 ///
 /// # Errors
-/// When the library can't do it with what it was given.
+/// When rustls rejects the authorities or the client certificate.
 pub(crate) fn client(trust: Trust, identity: Option<Identity>) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = verifier(trust, &provider)?;
@@ -151,7 +151,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
-/// In words that never repeat what is in the file.
+/// Describes an error without quoting the contents of the file.
 fn describe(error: &pem::Error, what: &str) -> String {
     match error {
         pem::Error::Io(error) => format!("can't be read: {error}"),
@@ -159,14 +159,14 @@ fn describe(error: &pem::Error, what: &str) -> String {
     }
 }
 
-/// The error of the TLS library that is behind another, if it is.
+/// Finds an error of rustls among the causes of another error.
 pub(crate) fn error_behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // The source of an error of the system is the source of what it wraps, not that itself.
+        // The source of an I/O error is the source of the error that it wraps, and not that error itself.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = match wrapped {
             Some(wrapped) => Some(wrapped),
@@ -176,7 +176,7 @@ pub(crate) fn error_behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a r
     None
 }
 
-/// Whether two sides will not agree however often they try: somebody has to mend a certificate or a setting.
+/// Whether an operator has to fix a certificate or a setting: a retry would fail again.
 pub(crate) fn is_refusal(error: &rustls::Error) -> bool {
     match error {
         rustls::Error::InvalidCertificate(_)

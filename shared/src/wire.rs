@@ -1,7 +1,7 @@
-//! The formats that other programs and other languages rely on.
+//! Formats that other programs and languages rely on.
 //!
-//! Purpose: a like, its bytes in a stream entry, the partition and the keys that it belongs to, and the fields of a dead
-//! letter. Depends on nothing of ours. Must not know Redis, Postgres or HTTP.
+//! Purpose: a like, its encoding in a stream entry, its partition, the names of keys in Redis, and the fields of a dead
+//! letter. Depends on no other module. Must not know Redis, Postgres or HTTP.
 
 pub mod codec;
 pub mod dead_letter;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the test vectors beside it: the wire formats as another language writes them (needs PyPI's msgpack)."""
+"""Generate the test vectors in this folder independently of the Rust code (requires the msgpack package)."""
 import json
 import pathlib
 

@@ -100,7 +100,7 @@ struct InsertEach {
 
 impl LikeSink for InsertEach {
     async fn publish(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
-        let unavailable = |error: &dyn std::error::Error| {
+        let unavailable = |error: &(dyn std::error::Error + 'static)| {
             tracing::warn!(error = one_line(error), "not inserted");
             PublishError::Unavailable
         };

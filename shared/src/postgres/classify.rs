@@ -1,28 +1,28 @@
-//! Sorts failures of Postgres by what to do next.
+//! Classifies failures of Postgres as transient, halting or rejected.
 
 use tokio_postgres::error::SqlState;
 
 use super::tls;
 
-/// Whether Postgres doesn't let us in, which waiting will not change: unknown user or database, wrong password, a
-/// certificate that one side doesn't take.
+/// Whether an operator has to act before a connection can succeed: unknown user or database, wrong password, a certificate
+/// that one side rejects.
 pub fn is_refusal(error: &tokio_postgres::Error) -> bool {
     classify(error) == FailureClass::Halt
 }
 
-/// What to do after a failed statement.
+/// Class of a failed statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureClass {
-    /// Transient: try the same again, later, for as long as it takes.
+    /// Transient: the batch is retried with exponential backoff, without a limit.
     Retry,
-    /// Rejected: the table never accepts some of these rows, which bisection finds.
+    /// Rejected: the table does not accept some of the rows. Bisection finds them.
     Reject,
-    /// Halting: an operator has to fix the schema, the rights or a certificate first; tried again now and then.
+    /// Halting: an operator has to fix the schema, the permissions or a certificate. Retried at long intervals.
     Halt,
 }
 
-/// Sorts a failure by its SQLSTATE (Postgres manual, appendix A), or by what came between. Whatever is not known to be the rows' or the
-/// schema's fault is worth another try: a like must not be given up over an error that nobody foresaw.
+/// Classifies a failure by its SQLSTATE (Postgres manual, appendix A) or, without one, by the TLS error. Everything else is
+/// transient: an unforeseen error must not discard a like.
 pub fn classify(error: &tokio_postgres::Error) -> FailureClass {
     let of_connection = || if tls::is_refusal(error) { FailureClass::Halt } else { FailureClass::Retry };
     error.code().map_or_else(of_connection, class_of_sqlstate)
@@ -31,9 +31,9 @@ pub fn classify(error: &tokio_postgres::Error) -> FailureClass {
 fn class_of_sqlstate(state: &SqlState) -> FailureClass {
     let code = state.code();
     match code.get(..2).unwrap_or_default() {
-        // data exception, integrity constraint, WITH CHECK OPTION, and what a trigger raises
+        // data exception, integrity constraint, WITH CHECK OPTION, errors raised by triggers
         "22" | "23" | "44" | "P0" => FailureClass::Reject,
-        // not supported, no such user, database or schema, undefined or forbidden
+        // not supported; invalid user, database or schema; undefined object or missing permission
         "0A" | "28" | "3D" | "3F" | "42" => FailureClass::Halt,
         _ => FailureClass::Retry,
     }

@@ -1,4 +1,4 @@
-//! Likes as rows of a binary COPY.
+//! Encodes likes as rows of a binary COPY.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -6,14 +6,14 @@ use crate::wire::like::Like;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
-/// The number of columns, and each column's length and bytes.
+/// Size of a row: the number of columns, and each column's length and bytes.
 const ROW_BYTES: usize = 2 + 3 * (4 + 8);
 
-/// Postgres counts microseconds from 2000-01-01.
+/// 2000-01-01, the epoch of timestamps in Postgres, in microseconds since the Unix epoch.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
-/// Rows of `user_id bigint, post_id bigint, created_at timestamptz` as `COPY … (FORMAT binary)` wants them: a header, then
-/// for each row the number of columns and each column's length and bytes, then a trailer.
+/// Encodes rows of `user_id bigint, post_id bigint, created_at timestamptz` for `COPY … (FORMAT binary)`: a header, then for
+/// each row the number of columns and each column's length and bytes, then a trailer.
 ///
 /// Source: Postgres manual, COPY, "Binary Format".
 pub fn encode(likes: &[Like]) -> Bytes {

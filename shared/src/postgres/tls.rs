@@ -1,4 +1,4 @@
-//! TLS to Postgres, by the parameters of libpq: `sslmode`, `sslrootcert`, `sslcert` and `sslkey` in DATABASE_URL.
+//! TLS to Postgres, with libpq's parameters in DATABASE_URL: `sslmode`, `sslrootcert`, `sslcert` and `sslkey`.
 //!
 //! Source: Postgres manual, "SSL Support" of libpq.
 
@@ -20,17 +20,17 @@ use crate::{
     tls::{self, Identity, Trust},
 };
 
-/// How the connection begins that a Postgres, or a pooler, should be able to tell from others on the same port.
+/// ALPN protocol, by which a server or a proxy recognises Postgres.
 const PROTOCOL: &[u8] = b"postgresql";
 
-/// Whether and how connections are encrypted.
+/// Encryption of connections.
 #[derive(Clone)]
 pub(super) enum Tls {
     Off,
     On(MakeRustlsConnect),
 }
 
-/// What a URL says of TLS.
+/// TLS parameters of a URL.
 #[derive(Debug, Default)]
 pub(super) struct Parameters {
     mode: Option<String>,
@@ -39,7 +39,7 @@ pub(super) struct Parameters {
     key: Option<String>,
 }
 
-/// libpq's modes but `allow`.
+/// libpq's modes, except `allow`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Disable,
@@ -50,11 +50,11 @@ enum Mode {
 }
 
 impl Parameters {
-    /// Takes them out of a URL: the rest is what tokio-postgres understands.
+    /// Removes the parameters from a URL. Returns them and the rest, which tokio-postgres can parse.
     pub(super) fn take_out(url: &str) -> (Self, String) {
         let mut taken = Self::default();
         let scheme = url.find("://").map_or(0, |at| at + 3);
-        // A password may have a question mark.
+        // A password may contain a question mark.
         let hosts = url[scheme..].find('@').map_or(scheme, |at| scheme + at);
         let Some(query) = url[hosts..].find('?').map(|at| hosts + at).filter(|_| scheme > 0) else {
             return (taken, url.to_owned());
@@ -75,16 +75,16 @@ impl Parameters {
             "sslkey" => &mut self.key,
             _ => return false,
         };
-        // An empty one is none, as for libpq.
+        // libpq, too, ignores an empty value.
         let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
         *place = Some(value).filter(|value| !value.is_empty());
         true
     }
 
-    /// Reads the files, and tells tokio-postgres whether to ask for TLS.
+    /// Reads the certificate files, and sets the mode of tokio-postgres.
     pub(super) fn apply(&self, config: &mut Config) -> Result<Tls, SettingError> {
         let mode = self.mode(config)?;
-        // There is none over a socket of the system.
+        // Unix sockets have no TLS.
         let is_local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
         if mode == Mode::Disable || is_local {
             config.ssl_mode(SslMode::Disable);
@@ -101,7 +101,7 @@ impl Parameters {
         let from_system = self.root.as_deref() == Some("system");
         let mode = match self.mode.as_deref() {
             None if from_system => Mode::VerifyFull,
-            // In a text of words and values it is still there.
+            // A key-value connection string still contains the mode.
             None if config.get_ssl_mode() == SslMode::Require => Mode::Require,
             None if config.get_ssl_mode() == SslMode::Disable => Mode::Disable,
             None | Some("prefer") => Mode::Prefer,
@@ -114,7 +114,7 @@ impl Parameters {
                 return Err(bad(format!("sslmode '{other}' is not known: allowed are {allowed}")));
             }
         };
-        // What is silently not heeded would be taken for safety.
+        // A parameter that is silently ignored would give a false sense of security.
         let wrong = if from_system && mode != Mode::VerifyFull {
             "sslrootcert 'system' trusts too many for less: allowed with it is sslmode=verify-full"
         } else if self.root.is_some() && matches!(mode, Mode::Disable | Mode::Prefer) {
@@ -159,11 +159,11 @@ fn bad(problem: impl std::fmt::Display) -> SettingError {
 }
 
 impl Tls {
-    /// Connects; the connection is served until the client is dropped.
+    /// Connects, and serves the connection until the client is dropped.
     pub(super) async fn connect(&self, config: &Config) -> Result<(Client, JoinHandle<()>), Error> {
         let Self::On(tls) = self else {
             let (client, connection) = config.connect(NoTls).await?;
-            // Why it has ended is the error of whatever was in flight.
+            // The reason for its end is the error of the statement in flight.
             return Ok((client, tokio::spawn(connection.map(drop))));
         };
         match config.connect(tls.clone()).await {
@@ -185,16 +185,16 @@ impl Connect for Tls {
     }
 }
 
-/// Whether the server may have nothing against us but that we came with TLS.
+/// Whether the server may accept the same connection without TLS.
 fn may_do_without(error: &Error) -> bool {
     error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || tls::error_behind(error).is_some()
 }
 
-/// Whether the server and we will not agree on TLS, however often we try.
+/// Whether TLS fails for a reason that a retry does not fix.
 pub(super) fn is_refusal(error: &Error) -> bool {
     let has_none = || {
         let source = std::error::Error::source(error);
-        // tokio-postgres has only words for this.
+        // tokio-postgres has no type for this error.
         source.is_some_and(|source| source.to_string() == "server does not support TLS")
     };
     tls::error_behind(error).is_some_and(tls::is_refusal) || has_none()

@@ -11,45 +11,49 @@ use fred::{
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{pipeline, tls};
+use super::{errors::readable, pipeline, tls};
 
-/// Over the command timeout: how long what was sent may stay unacknowledged before the system gives up a connection.
+/// Added to the command timeout for TCP_USER_TIMEOUT, after which the kernel closes a connection with unacknowledged data.
 const USER_TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
 
-/// One connection to one server. It never reconnects by itself, and ends when dropped.
+/// Connection to one server. It never reconnects, and closes when dropped.
 pub struct Connection {
     pub(super) server: Server,
     client: Client,
-    /// Cancelled when it has ended, or is to end.
+    /// Cancelled when the connection has ended or should end.
     pub(super) ended: CancellationToken,
     _router: AbortOnDropHandle<()>,
 }
 
 impl Connection {
-    /// Where the server is, for people.
+    /// Returns the server's host and port.
     pub fn address(&self) -> String {
         address(&self.server)
     }
 
-    /// Sends a command. What is in flight when the connection ends fails at once, and so does what is sent after that.
-    /// A server that doesn't answer in time ends the connection: whatever else is asked on it would wait for as long.
+    /// Sends a command. Commands in flight when the connection ends fail at once, as do later commands. A timeout ends the
+    /// connection, because other commands on it would time out as well.
     ///
     /// # Errors
-    /// What the server said, or that there was no answer.
+    /// The server's error, or a lost connection or timeout.
     pub async fn send<R: FromValue>(&self, name: &'static str, args: Vec<Value>) -> Result<R, Error> {
         self.send_boxed(name, args).await.and_then(Value::convert)
     }
 
-    /// Compiles fred's large future here, once, and not in every crate that sends a command.
+    /// Boxes fred's large future, so that it is compiled once and not in every crate that sends a command.
     fn send_boxed(&self, name: &'static str, args: Vec<Value>) -> BoxFuture<'_, Result<Value, Error>> {
         Box::pin(self.send_value(name, args))
     }
 
     pub(super) async fn send_value(&self, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
+        self.send_unexplained(name, args).await.map_err(readable)
+    }
+
+    async fn send_unexplained(&self, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
         let answer = tokio::select! {
             biased;
             answer = pipeline::send(&self.client, name, args) => answer,
-            () = self.ended.cancelled() => Err(Error::new(ErrorKind::IO, "the connection to Redis broke")),
+            () = self.ended.cancelled() => Err(Error::new(ErrorKind::IO, "connection to Redis lost")),
         };
         if answer.as_ref().is_err_and(|error| *error.kind() == ErrorKind::Timeout) {
             self.end();
@@ -104,30 +108,30 @@ async fn open_unexplained(
     let router = tokio::spawn(async move {
         let _ends = ends.clone().drop_guard();
         tokio::select! {
-            // Why it has ended is the error of whatever was in flight.
+            // The reason is the error of the commands in flight.
             _ = router => {}
             () = ends.cancelled() => {}
         }
     });
     let router = AbortOnDropHandle::new(router);
     let connection = Connection { server: server.clone(), client, ended, _router: router };
-    // One that has a password lets us in while it still loads its data.
-    connection.send::<Value>("PING", Vec::new()).await?;
+    // A server that is still loading its dataset accepts AUTH.
+    connection.send_unexplained("PING", Vec::new()).await?;
     Ok(connection)
 }
 
-/// The task that serves the client's connection, once there is one. With no policy for reconnecting it ends with its
-/// connection. What is sent to it after that would wait in vain: that is what `ended` of a [`Connection`] is for.
+/// Connects, and returns the task that serves the connection. Without a reconnect policy the task ends with its connection,
+/// and later commands would never complete; `ended` of a [`Connection`] fails them.
 async fn connect(client: &Client) -> Result<AbortOnDropHandle<Result<(), Error>>, Error> {
-    // fred looks whether there is a connection, and then begins to listen for one. One that came in between would be
-    // waited for without end, so the listening has to begin before the connecting.
+    // fred's `wait_for_connect` first checks for a connection and then subscribes to its notification. A connection made in
+    // between would be missed and waited for without end, so the future must be polled before connecting.
     let mut connected = pin!(client.wait_for_connect());
     let _not_yet = connected.as_mut().now_or_never();
     let mut router = AbortOnDropHandle::new(client.connect());
     tokio::select! {
         connected = connected => connected.map(|()| router),
         ended = &mut router => {
-            let silent = || Error::new(ErrorKind::IO, "the connection to Redis could not be made");
+            let silent = || Error::new(ErrorKind::IO, "cannot connect to Redis");
             Err(ended.ok().and_then(Result::err).unwrap_or_else(silent))
         }
     }

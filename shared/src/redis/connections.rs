@@ -1,7 +1,7 @@
-//! A connection to each server of a Redis, kept up, and commands sent to the server that has their key.
+//! Keeps a connection to each server of a Redis deployment, and routes commands by key.
 //!
-//! fred is used for single connections only. Its own routing stalls all servers while one of them is away, and it
-//! follows ASK in a way that can mix up replies; so routing, redirection and reconnecting are done here.
+//! fred is used for single connections only. Its own routing stalls all servers while one of them is unavailable, and its
+//! handling of ASK can mix up replies. So routing, redirection and reconnecting are done here.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -23,28 +23,28 @@ use super::{
     errors::{Outcome, error_code, outcome, redirected},
     topology::Topology,
 };
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, error_chain::one_line};
 
-/// Between two attempts at one command.
+/// Delay between two attempts at one command.
 const RETRY_DELAY: Duration = Duration::from_millis(25);
 
-/// How often the topology is asked for, and at most when a change is suspected.
+/// Interval between two reads of the topology, and the minimum where a change is suspected.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A connection that broke sooner than this was no success: the waits before the next one go on growing.
+/// Minimum lifetime of a connection that resets the backoff.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
 
-/// Whether a command may be sent again when nobody knows if it was carried out.
+/// Whether a command may be sent again after its reply was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// No: only when it was certainly not carried out.
+    /// Sent again only if it was certainly not executed.
     NonIdempotent,
-    /// Yes: twice does no harm.
+    /// Sent again even if it may have been executed.
     Idempotent,
 }
 
-/// Connections to all servers of a Redis that take writes. They end with the last clone.
+/// Connections to all servers that accept writes: the primaries. They close when the last clone is dropped.
 #[derive(Clone)]
 pub struct Connections {
     shared: Arc<Shared>,
@@ -54,24 +54,24 @@ pub struct Connections {
 struct Shared {
     redis: Redis,
     state: watch::Sender<State>,
-    /// Somebody has reason to think that the topology has changed.
+    /// Notified when an error suggests that the topology has changed.
     change_suspected: Notify,
     stop: CancellationToken,
 }
 
-/// Which servers there are, and those of them that are connected.
+/// The topology, and the servers that are connected.
 struct State {
     topology: Topology,
     nodes: HashMap<Server, Arc<Connection>>,
 }
 
 impl Connections {
-    /// Finds the servers and connects to them. One at least must let us in; the others are connected when they can be.
+    /// Discovers the servers and connects to them. At least one must accept; the others are connected in the background.
     pub(super) async fn open(redis: &Redis) -> Result<Self, Error> {
         let topology = redis.discover(&[], &[]).await?;
         let opened = topology.servers().iter().map(async |server| (server.clone(), redis.open(server).await));
         let mut connections = HashMap::new();
-        let mut failed = Error::new(ErrorKind::Cluster, "no server has any slots");
+        let mut failed = Error::new(ErrorKind::Cluster, "no server of the cluster has any slots");
         for (server, opened) in join_all(opened).await {
             match opened {
                 Ok(connection) => {
@@ -98,12 +98,11 @@ impl Connections {
         Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
     }
 
-    /// Sends a command, `name` and `args`, to the server that has the key. While that server is away, says that it has
-    /// the key no longer, or is just moving it, the command waits or is sent again, within `REDIS_TIMEOUT`; then it has
-    /// that time for its answer.
+    /// Sends a command to the server that owns the key. While that server is unavailable, or the slot moves to another one,
+    /// the command waits or is sent again, within `REDIS_TIMEOUT`. Each attempt then has that time for its reply.
     ///
     /// # Errors
-    /// What the server said, or that it can't be reached. Then the command may have been carried out or not.
+    /// The server's error, or that the server is unavailable. In the second case the command may have been executed.
     pub async fn run<R: FromValue>(
         &self,
         key: &str,
@@ -114,7 +113,7 @@ impl Connections {
         self.run_counting(key, retry, name, args).await.map(|(answer, _)| answer)
     }
 
-    /// The same for a script, which goes to the server that has its first key; all keys must be there.
+    /// Runs a script on the server that owns its first key. All keys must be in the same slot.
     ///
     /// # Errors
     /// As [`Connections::run`].
@@ -131,7 +130,7 @@ impl Connections {
         self.run(keys.first().map_or("", String::as_str), retry, "EVAL", all).await
     }
 
-    /// As [`Connections::run`], with how often the command was sent.
+    /// As [`Connections::run`]; also returns the number of attempts.
     ///
     /// # Errors
     /// As [`Connections::run`].
@@ -147,7 +146,7 @@ impl Connections {
         Ok((answer.convert()?, sent))
     }
 
-    /// A future of some KiB, compiled here, once, and not for every type of answer in every crate.
+    /// Boxes a future of some KiB, so that it is compiled once and not for every type of reply in every crate.
     fn run_boxed(
         &self,
         slot: u16,
@@ -173,7 +172,7 @@ impl Connections {
             let mut answer = node.send_value(name, args.clone()).await;
             let asked = answer.as_ref().err().and_then(|error| redirected(error, "ASK"));
             if let Some(node) = asked.and_then(|(_, server)| self.node_at(&server)) {
-                // Rare, and so not always part of what is waited for.
+                // Boxed, so that a rare case does not enlarge the future.
                 answer = Box::pin(ask(&node, name, args.clone())).await;
             }
             let error = match answer {
@@ -193,11 +192,11 @@ impl Connections {
         }
     }
 
-    /// A connection of its own to the server that has the key, with twice the usual time for an answer: the one that
-    /// there was, if it is still good.
+    /// Returns a dedicated connection to the server that owns the key, with twice the usual time limit. Reuses `before`
+    /// where it is open and still leads to that server.
     ///
     /// # Errors
-    /// When there is none to be had.
+    /// When the server is unknown or does not accept the connection.
     pub fn dedicated_connection<'a>(
         &'a self,
         key: &str,
@@ -206,7 +205,8 @@ impl Connections {
         let slot = redis_keyslot(key.as_bytes());
         Box::pin(async move {
             let server = self.shared.state.borrow().topology.server_of(slot).cloned();
-            let server = server.ok_or_else(|| Error::new(ErrorKind::Cluster, "no server has the slot"))?;
+            let server = server
+                .ok_or_else(|| Error::new(ErrorKind::Cluster, "no server of the cluster owns the slot"))?;
             if let Some(before) = before.filter(|before| before.server == server && !before.has_ended()) {
                 return Ok(before);
             }
@@ -215,7 +215,7 @@ impl Connections {
         })
     }
 
-    /// Takes note of what an error says of the topology.
+    /// Updates the topology from an error: applies MOVED, and triggers discovery where the server may have changed.
     pub fn report_error(&self, error: &Error) {
         if outcome(error) == Outcome::Refused {
             return;
@@ -224,7 +224,7 @@ impl Connections {
             self.shared.state.send_if_modified(|state| state.topology.moved(slot, &server));
         }
         if error_code(error) == Some("READONLY") {
-            // One that was the master: whoever is it now can be found only by asking anew.
+            // The server was the primary before a failover. Only discovery finds the new one.
             self.shared.state.borrow().nodes.values().for_each(|node| node.end());
         }
         self.shared.change_suspected.notify_one();
@@ -235,7 +235,7 @@ impl Connections {
         self.shared.connected()
     }
 
-    /// Whether all servers that there are by what is known are connected, and answer.
+    /// Checks that all servers of the topology are connected and reply.
     ///
     /// # Errors
     /// The first failure, or that a server is not connected.
@@ -246,7 +246,7 @@ impl Connections {
                 state.topology.servers().iter().find(|server| !state.nodes.contains_key(*server)).map(address)
             };
             if let Some(missing) = missing {
-                return Err(Error::new(ErrorKind::IO, format!("no connection to {missing}")));
+                return Err(Error::new(ErrorKind::IO, format!("not connected to {missing}")));
             }
             let servers = self.servers();
             let pinged = servers.iter().map(async |server| server.send::<Value>("PING", Vec::new()).await);
@@ -272,7 +272,7 @@ impl Connections {
         node.ok_or_else(|| {
             let server = self.shared.state.borrow().topology.server_of(slot).map(address);
             let server = server.as_deref().unwrap_or("the server of the slot").to_owned();
-            Error::new(ErrorKind::Timeout, format!("no connection to {server}"))
+            Error::new(ErrorKind::Timeout, format!("not connected to {server}"))
         })
     }
 }
@@ -294,14 +294,18 @@ impl Shared {
                     failing = false;
                     found.remember(&topology);
                     if found.servers() != topology.servers() {
-                        tracing::info!(servers = addresses(found.servers()), "Redis is on other servers");
+                        tracing::info!(servers = addresses(found.servers()), "Redis topology changed");
                     }
                     self.keep(&found, &mut kept, HashMap::new());
                     topology = found;
                 }
                 Err(error) if !failing => {
                     failing = true;
-                    tracing::warn!(redis = self.redis.address(), %error, "no server tells where Redis is");
+                    tracing::warn!(
+                        redis = self.redis.address(),
+                        error = one_line(&error),
+                        "Redis discovery failed, retrying"
+                    );
                 }
                 Err(_) => {}
             }
@@ -309,7 +313,7 @@ impl Shared {
         }
     }
 
-    /// Keeps up connections to the servers of a topology, and to no others.
+    /// Starts connections to new servers of a topology, and ends those to servers that left it.
     fn keep(
         self: &Arc<Self>,
         topology: &Topology,
@@ -354,17 +358,18 @@ impl Shared {
                     }
                     let since = Instant::now();
                     self.serve(connection).await;
-                    // One that lets us in and breaks at once is no better than one that doesn't let us in.
+                    // A connection that is lost at once counts as a failed attempt.
                     let was_good = since.elapsed() >= STABLE_AFTER;
                     if was_good {
                         backoff = Backoff::reconnect();
                     }
                     if was_good || !failing {
-                        tracing::warn!(redis = address(&server), "the connection to Redis broke");
+                        tracing::warn!(redis = address(&server), "connection to Redis lost, reconnecting");
                     }
                 }
                 Err(error) if !failing => {
-                    tracing::warn!(redis = address(&server), %error, "no connection to Redis");
+                    let error = one_line(&error);
+                    tracing::warn!(redis = address(&server), error, "cannot connect to Redis, retrying");
                 }
                 Err(_) => {}
             }
@@ -374,13 +379,13 @@ impl Shared {
         }
     }
 
-    /// Lets commands use a connection until it ends.
+    /// Makes a connection available to commands until it ends.
     async fn serve(&self, connection: Connection) {
         let connection = Arc::new(connection);
         let server = connection.server.clone();
         self.state.send_modify(|state| drop(state.nodes.insert(server.clone(), Arc::clone(&connection))));
         connection.ended.cancelled().await;
-        // A server that left the topology and came back has another one by now.
+        // If the server left the topology and came back, it has another connection by now.
         self.state.send_modify(|state| {
             if state.nodes.get(&server).is_some_and(|node| Arc::ptr_eq(node, &connection)) {
                 state.nodes.remove(&server);
@@ -389,8 +394,8 @@ impl Shared {
     }
 }
 
-/// Sends a command to a server that a slot is just moving to. ASKING speaks of the next command on its connection:
-/// should another's come between, the answer is MOVED, and all begins anew.
+/// Sends a command to the server that a slot is moving to. ASKING applies to the next command on the connection. If
+/// another task's command comes first, the reply is MOVED, and the command is routed again.
 async fn ask(node: &Connection, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
     let asking = node.send_value("ASKING", Vec::new());
     let (_, answer) = join(asking, node.send_value(name, args)).await;

@@ -1,4 +1,4 @@
-//! Finds the servers: one by its URL, the master that sentinels name, or the nodes of a cluster.
+//! Discovers the servers: the one of the URL, the primary behind Sentinel, or the nodes of a cluster.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,11 +15,11 @@ use super::{
     topology::Topology,
 };
 
-/// How long the other nodes of a cluster may take to answer once one has.
+/// Time limit for the other nodes of a cluster after the first reply.
 const OTHER_ANSWERS: Duration = Duration::from_millis(100);
 
 impl Redis {
-    /// Which servers have which slots. Those in `connected` are asked first, and if need be those in `known` and in
+    /// Returns which server owns which slots. Asks the servers in `connected` first; if none replies, those in `known` and in
     /// the URL.
     pub(super) async fn discover(
         &self,
@@ -53,7 +53,7 @@ impl Redis {
         login: &Config,
         master: &str,
     ) -> Result<Server, Error> {
-        let mut failed = Error::new(ErrorKind::Sentinel, "no sentinels are known");
+        let mut failed = Error::new(ErrorKind::Sentinel, "REDIS_URL names no sentinels");
         for sentinel in sentinels {
             let asked = async {
                 let connection = connection::open(login, sentinel, self.timeout).await?;
@@ -63,7 +63,10 @@ impl Redis {
             match asked.await {
                 Ok(Some((host, port))) => return Ok(Server::new(host, port)),
                 Ok(None) => {
-                    let why = format!("{} knows no master of the name '{master}'", address(sentinel));
+                    let why = format!(
+                        "sentinel {} monitors no primary named '{master}' (sentinelServiceName)",
+                        address(sentinel)
+                    );
                     failed = Error::new(ErrorKind::Sentinel, why);
                 }
                 Err(error) => failed = error,
@@ -73,7 +76,7 @@ impl Redis {
     }
 }
 
-/// What a node of a cluster thinks of the cluster, with how new that is.
+/// Returns a node's view of the cluster, with its epoch.
 async fn ask_node(connection: &Connection) -> Result<(u64, Topology), Error> {
     let (info, slots) = try_join(
         connection.send::<String>("CLUSTER", vec!["INFO".into()]),
@@ -85,14 +88,14 @@ async fn ask_node(connection: &Connection) -> Result<(u64, Topology), Error> {
     Ok((epoch.unwrap_or(0), Topology::of_cluster(slots, &connection.server.host)?))
 }
 
-/// Of several answers that of the newest epoch: a node that was cut off from the others doesn't know better. Once there
-/// is one, nodes that are slow to answer are waited for only a little.
+/// Returns the view with the newest epoch: a node that is cut off from the others has an outdated one. After the first reply
+/// the other nodes have [`OTHER_ANSWERS`].
 async fn newest(
     asked: impl Iterator<Item = impl Future<Output = Result<(u64, Topology), Error>>>,
 ) -> Result<Topology, Error> {
     let mut asked: FuturesUnordered<_> = asked.collect();
     let mut best: Option<(u64, Topology)> = None;
-    let mut failed = Error::new(ErrorKind::Cluster, "nobody is there to tell about the cluster");
+    let mut failed = Error::new(ErrorKind::Cluster, "no node of the cluster is known");
     let mut until = None;
     loop {
         let answer = match until {

@@ -1,28 +1,33 @@
-//! What a failed command means: was it executed, is it worth another try, who is to blame.
+//! Classifies failed commands (was it executed, is a retry worthwhile, does an operator have to act), and makes fred's texts
+//! readable.
+
+use std::{borrow::Cow, io};
 
 use fred::{
     prelude::{Error, ErrorKind},
     types::config::Server,
 };
 
-/// What an error says about its command.
+use crate::error_chain::words;
+
+/// Whether a failed command was executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The server answered, and will answer so again.
+    /// Not executed: the server rejected it, and would reject it again.
     Refused,
-    /// It was not carried out, and may be soon, here or elsewhere.
+    /// Not executed: a retry may succeed, on this server or on another.
     NotExecuted,
-    /// It was carried out or not.
+    /// Possibly executed: the reply was lost.
     Unknown,
 }
 
 pub(super) fn outcome(error: &Error) -> Outcome {
     match (error_code(error), error.kind()) {
-        // The last two come from a server that was the master a moment ago, or will be.
+        // READONLY and MASTERDOWN come from a replica during a failover.
         (Some("MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "READONLY" | "MASTERDOWN"), _) => {
             Outcome::NotExecuted
         }
-        // fred closes the connection over this one, and gives it as the answer to all that was in flight.
+        // fred closes the connection on CLUSTERDOWN, and fails all commands in flight with it.
         (Some("CLUSTERDOWN"), _)
         | (
             None,
@@ -32,7 +37,7 @@ pub(super) fn outcome(error: &Error) -> Outcome {
     }
 }
 
-/// The slot and the server that a redirection names, `MOVED 3999 127.0.0.1:6381` or `ASK 3999 127.0.0.1:6381`.
+/// Returns the slot and the server of a redirection: `MOVED 3999 127.0.0.1:6381` or `ASK 3999 127.0.0.1:6381`.
 pub(super) fn redirected(error: &Error, code: &str) -> Option<(u16, Server)> {
     let mut words = error.details().split(' ');
     let (_, slot, server) = (words.next().filter(|word| *word == code)?, words.next()?, words.next()?);
@@ -40,25 +45,26 @@ pub(super) fn redirected(error: &Error, code: &str) -> Option<(u16, Server)> {
     Some((slot.parse().ok()?, Server::new(host, port.parse().ok()?)))
 }
 
-/// Whether Redis doesn't let us in, or we will not be let in by such a one, which waiting will not change.
+/// Whether an operator has to act before a connection can succeed: wrong credentials, missing permissions, TLS, or a URL of
+/// the wrong kind.
 pub fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Auth | ErrorKind::Config | ErrorKind::Tls)
         || matches!(error_code(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
         || error.details().contains("DB index is out of range")
 }
 
-/// Whether the server, or what is between, is in trouble: no answer, or a broken connection.
+/// Whether the server is unavailable: no reply, a lost connection, or a failover.
 pub fn is_away(error: &Error) -> bool {
     outcome(error) != Outcome::Refused
 }
 
-/// The error code that a Redis server's error starts with, like `NOGROUP` or `OOM`.
+/// Returns the code at the start of a server error, like `NOGROUP` or `OOM`.
 pub fn error_code(error: &Error) -> Option<&str> {
     let code = error.details().split(' ').next()?;
     (code.len() >= 2 && code.bytes().all(|b| b.is_ascii_uppercase())).then_some(code)
 }
 
-/// What kind of error it is, for metrics and spans: one of few.
+/// Returns the type of an error for metrics and spans, of low cardinality.
 pub fn error_type(error: &Error) -> &'static str {
     const CODES: [&str; 16] = [
         "BUSY",
@@ -86,6 +92,60 @@ pub fn error_type(error: &Error) -> &'static str {
     })
 }
 
+/// Returns the error with a readable text. fred keeps only the `Debug` text of an I/O error, and Redis appends the SHA-1 of
+/// a script to its errors. An error code stays at the start of the text.
+pub(super) fn readable(error: Error) -> Error {
+    let details = error.details();
+    let text = match io_text(details) {
+        Some(text) => text,
+        None if *error.kind() == ErrorKind::Timeout && details == "Request timed out." => {
+            "no reply within the time limit (REDIS_TIMEOUT)".into()
+        }
+        None => without_script(details),
+    };
+    let text = text.trim_end_matches('.').to_owned();
+    Error::new(error.kind().clone(), text)
+}
+
+/// Returns the text of an I/O error from its `Debug` text.
+///
+/// Source: `Debug` of `std::io::Error`.
+fn io_text(debug: &str) -> Option<Cow<'_, str>> {
+    if let Some(code) = debug.strip_prefix("Os { code: ") {
+        let code = code.split(',').next()?.parse().ok()?;
+        return Some(io::Error::from_raw_os_error(code).to_string().into());
+    }
+    if let Some(kind) = debug.strip_prefix("Kind(") {
+        return Some(words(kind.strip_suffix(')')?).into());
+    }
+    let fields = debug.strip_prefix("Custom { kind: ").or_else(|| debug.strip_prefix("Error { kind: "))?;
+    let (kind, text) = fields.split_once(", ")?;
+    let quoted = text.split_once(": \"").and_then(|(_, text)| Some(text.rsplit_once('"')?.0));
+    Some(quoted.map_or_else(|| words(kind).into(), Cow::from))
+}
+
+/// Cuts off where in a script an error occurred: ` script: <SHA-1>, on @user_script:1.`, of Redis 6 `(call to f_<SHA-1>)`.
+fn without_script(details: &str) -> Cow<'_, str> {
+    let is_sha1 = |text: &str| text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Some((text, place)) = details.rsplit_once(" script: ")
+        && place.split_once(", on ").is_some_and(|(sha1, _)| is_sha1(sha1))
+    {
+        return text.into();
+    }
+    if let Some((text, call)) = details.split_once(" (call to f_")
+        && let Some((sha1, rest)) = call.split_once("): ")
+        && is_sha1(sha1)
+    {
+        // `@user_script:1: ERR …`
+        let rest = rest
+            .strip_prefix("@user_script")
+            .and_then(|rest| rest.split_once(": "))
+            .map_or(rest, |(_, rest)| rest);
+        return format!("{text}: {rest}").into();
+    }
+    details.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +170,58 @@ mod tests {
         assert_eq!(code("NOGROUP No such key").as_deref(), Some("NOGROUP"));
         assert_eq!(code("OOM command not allowed").as_deref(), Some("OOM"));
         assert_eq!(code("Connection reset"), None);
+    }
+    /// The texts that fred makes of I/O errors, and that Redis 7 and Redis 6 send for errors in scripts.
+    #[test]
+    fn texts_are_free_of_debug_text_and_script_hashes() {
+        let text = |error: Error| readable(error).details().to_owned();
+        let io = |error: io::Error| text(Error::from(error));
+        assert_eq!(io(io::Error::from_raw_os_error(111)), "Connection refused (os error 111)");
+        assert_eq!(io(io::ErrorKind::UnexpectedEof.into()), "unexpected eof");
+        let dns = "failed to lookup address information: Name or service not known";
+        assert_eq!(io(io::Error::other(dns)), dns);
+        assert_eq!(
+            io(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError)),
+            "invalid data"
+        );
+
+        let server = |details: &'static str| text(Error::new(ErrorKind::Unknown, details));
+        assert_eq!(
+            server(
+                "OOM command not allowed when used memory > 'maxmemory'. script: \
+                 a7f30a777e3a14deb342c34c70e37dd1e66eb928, on @user_script:1."
+            ),
+            "OOM command not allowed when used memory > 'maxmemory'"
+        );
+        assert_eq!(
+            server(
+                "ERR Error running script (call to f_a7f30a777e3a14deb342c34c70e37dd1e66eb928): \
+                 @user_script:1: WRONGTYPE Operation against a key"
+            ),
+            "ERR Error running script: WRONGTYPE Operation against a key"
+        );
+        let own = "ERR no such script: likes, on the server";
+        assert_eq!(server(own), own);
+        assert_eq!(
+            text(Error::new(ErrorKind::Timeout, "Request timed out.")),
+            "no reply within the time limit (REDIS_TIMEOUT)"
+        );
+    }
+
+    /// A word in capitals at the start would be read as a server's error code.
+    #[test]
+    fn readable_texts_keep_the_meaning_of_an_error() {
+        for (kind, details) in [
+            (ErrorKind::IO, "Os { code: 104, kind: ConnectionReset, message: \"Connection reset by peer\" }"),
+            (ErrorKind::IO, "Custom { kind: Other, error: \"failed\" }"),
+            (ErrorKind::Timeout, "Request timed out."),
+            (ErrorKind::Unknown, "LOADING Redis is loading the dataset in memory"),
+            (ErrorKind::Cluster, "MOVED 3999 127.0.0.1:6381"),
+        ] {
+            let error = Error::new(kind, details);
+            let readable = readable(error.clone());
+            assert_eq!(outcome(&readable), outcome(&error), "{details}");
+            assert_eq!(error_code(&readable), error_code(&error), "{details}");
+        }
     }
 }

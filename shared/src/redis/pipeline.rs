@@ -1,8 +1,8 @@
-//! Commands that share a write with others that are sent at the same time.
+//! Batches writes of commands that are sent at the same time.
 //!
-//! fred 10 writes to the socket after each custom command (`CommandKind::should_flush`), however many more are waiting: a
-//! system call each, and a wake of Redis. After those that it has functions for it first looks whether more wait. So
-//! what is sent in great numbers goes by those functions.
+//! fred 10 flushes the socket after each custom command (`CommandKind::should_flush`), even where more commands are queued:
+//! each costs a system call and wakes Redis. For commands with a typed function it first checks the queue. So the frequent
+//! commands are sent by those functions.
 
 use fred::{
     bytes_utils::Str,
@@ -11,7 +11,7 @@ use fred::{
     types::{ClusterHash, CustomCommand},
 };
 
-/// Sends a command, `name` and `args`.
+/// Sends a command, by its typed function if it is a frequent one.
 pub(super) async fn send(client: &Client, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
     match (name, args.as_slice()) {
         ("XADD", [stream, id, fields @ ..]) => {

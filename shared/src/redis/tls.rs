@@ -1,4 +1,4 @@
-//! TLS to Redis: the settings, and what a failure means.
+//! TLS to Redis: settings, and readable causes of failed handshakes.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +7,7 @@ use fred::{
     types::config::{TlsConfig, TlsConnector},
 };
 
+use super::errors::readable;
 use crate::{
     settings::{SettingError, args::RedisArgs},
     tls::{self, BadFile, Identity, Trust},
@@ -16,7 +17,7 @@ const CA: &str = "REDIS_TLS_CA";
 const CERT: &str = "REDIS_TLS_CERT";
 const KEY: &str = "REDIS_TLS_KEY";
 
-/// The files that settings name.
+/// Paths of the PEM files.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Files<'a> {
     ca: Option<&'a PathBuf>,
@@ -30,10 +31,10 @@ impl<'a> Files<'a> {
         Self { ca: redis_tls_ca.as_ref(), certificate: redis_tls_cert.as_ref(), key: redis_tls_key.as_ref() }
     }
 
-    /// Checks that no file is set, for a URL without TLS.
+    /// Checks that no file is set where the URL has no TLS.
     ///
     /// # Errors
-    /// When one is: it would be ignored, and the connection would not be encrypted.
+    /// When a file is set: it would be ignored, and the connection would not be encrypted.
     pub(super) fn unused(self) -> Result<(), SettingError> {
         let given = [(CA, self.ca), (CERT, self.certificate), (KEY, self.key)];
         let first = given.into_iter().find_map(|(setting, file)| Some((setting, file?)));
@@ -43,7 +44,7 @@ impl<'a> Files<'a> {
         })
     }
 
-    /// For a URL with TLS.
+    /// Reads the files where the URL has TLS.
     pub(super) fn read(self) -> Result<TlsConfig, SettingError> {
         let bad = |file: BadFile<&'static str>| SettingError::new(file.setting, &file);
         let roots = match self.ca {
@@ -74,53 +75,102 @@ fn alone(setting: &'static str, file: &Path, other: &str) -> SettingError {
     )
 }
 
-/// What is wrong, where a connection failed over TLS and waiting will not change it. fred keeps of an error no more than its
-/// `Debug`, so these are names of rustls's.
-const TROUBLES: [(&str, &str); 14] = [
-    ("UnknownIssuer", "the authority of its certificate is not trusted, see REDIS_TLS_CA"),
-    ("CaUsedAsEndEntity", "its certificate is that of an authority, not one for servers"),
+/// Causes of failed handshakes that a retry does not fix, by the name that rustls has for them: fred keeps only the `Debug`
+/// text of an error. The first match counts.
+const CAUSES: [(&str, &str); 14] = [
+    ("UnknownIssuer", "the server certificate is not signed by a trusted authority (see REDIS_TLS_CA)"),
+    ("CaUsedAsEndEntity", "the server certificate is a CA certificate"),
     (
         "NotValidForName",
-        "its certificate is for another name than that in REDIS_URL, or in what the cluster or the sentinels say",
+        "the server certificate is not valid for the host in REDIS_URL, or in the addresses of the cluster or the sentinels",
     ),
-    ("Expired", "its certificate has expired"),
-    ("NotValidYet", "its certificate is not valid yet"),
-    ("InvalidCertificate", "its certificate is not valid"),
-    ("CertificateRequired", "it wants a client certificate, see REDIS_TLS_CERT"),
-    // What OpenSSL up to TLS 1.2 says of the same.
+    ("InvalidCertificate(Expired", "the server certificate has expired"),
+    ("InvalidCertificate(NotValidYet", "the server certificate is not valid yet"),
+    ("InvalidCertificate", "the server certificate is not valid"),
+    ("CertificateRequired", "the server requires a client certificate (see REDIS_TLS_CERT)"),
+    // OpenSSL up to TLS 1.2 sends this alert for a missing client certificate.
     (
         "AlertReceived(HandshakeFailure)",
-        "it agrees to nothing that we offer: it may want a client certificate, see REDIS_TLS_CERT",
+        "the server rejected the TLS handshake: it may require a client certificate (see REDIS_TLS_CERT)",
     ),
-    ("AlertReceived(UnknownCA)", "it doesn't trust the authority of our certificate, REDIS_TLS_CERT"),
-    ("AlertReceived(CertificateExpired)", "our certificate has expired, REDIS_TLS_CERT"),
-    ("AlertReceived(", "it doesn't take our certificate, or how we speak TLS"),
-    ("PeerIncompatible", "it has no version of TLS that we have"),
+    (
+        "AlertReceived(UnknownCA)",
+        "the server does not trust the authority of the client certificate (see REDIS_TLS_CERT)",
+    ),
+    ("AlertReceived(CertificateExpired)", "the client certificate has expired (see REDIS_TLS_CERT)"),
+    ("AlertReceived(", "the server rejected the client certificate or the TLS parameters"),
+    ("PeerIncompatible", "the server has no TLS version in common with this program"),
     (
         "InvalidMessage(InvalidContentType)",
-        "it does not speak TLS on this port: use redis:// or its port for TLS",
+        "the server does not use TLS on this port (redis:// is without TLS)",
     ),
-    ("InvalidDnsNameError", "REDIS_URL names it by what can't be in a certificate"),
+    ("InvalidDnsNameError", "the host in REDIS_URL can't be the name in a certificate"),
 ];
 
-/// The same error, in words for people if it is about TLS, which the connection was made with or without.
+/// Returns the error of a failed connection, with or without TLS, with a readable text.
 pub(super) fn explained(error: Error, with_tls: bool) -> Error {
     let details = error.details();
-    if !with_tls {
-        let broke_off = ["ConnectionReset", "BrokenPipe", "UnexpectedEof"];
-        if !broke_off.iter().any(|name| details.contains(name)) {
-            return error;
+    let hint = if with_tls {
+        let cause = CAUSES.iter().find(|(name, _)| details.contains(name));
+        if let Some((_, cause)) = cause.filter(|_| !details.contains("CloseNotify")) {
+            return Error::new(ErrorKind::Tls, *cause);
         }
-        let hint = "a server that wants TLS breaks off like this, REDIS_URL is rediss:// for that";
-        return Error::new(error.kind().clone(), format!("{details}: {hint}"));
+        // A server without TLS waits for the rest of a command.
+        (*error.kind() == ErrorKind::Timeout)
+            .then_some("the server may not use TLS (redis:// is without TLS)")
+    } else {
+        let lost =
+            ["ConnectionReset", "BrokenPipe", "UnexpectedEof"].iter().any(|name| details.contains(name));
+        lost.then_some("the server may require TLS (rediss:// is with TLS)")
+    };
+    let error = readable(error);
+    match hint {
+        Some(hint) => Error::new(error.kind().clone(), format!("{}: {hint}", error.details())),
+        None => error,
     }
-    if *error.kind() == ErrorKind::Timeout {
-        let hint = "a server without TLS says nothing to it, REDIS_URL is redis:// for that";
-        return Error::new(ErrorKind::Timeout, format!("{details}: {hint}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustls::{AlertDescription, CertificateError};
+
+    use super::*;
+
+    fn text(error: io::Error, with_tls: bool) -> String {
+        explained(Error::from(error), with_tls).details().to_owned()
     }
-    let trouble = TROUBLES.iter().find(|(name, _)| details.contains(name));
-    match trouble {
-        Some((_, words)) if !details.contains("CloseNotify") => Error::new(ErrorKind::Tls, *words),
-        _ => error,
+
+    #[test]
+    fn failed_handshakes_have_readable_causes() {
+        let tls = |error: rustls::Error| text(io::Error::new(io::ErrorKind::InvalidData, error), true);
+        assert_eq!(
+            tls(CertificateError::UnknownIssuer.into()),
+            "the server certificate is not signed by a trusted authority (see REDIS_TLS_CA)"
+        );
+        assert_eq!(
+            tls(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)),
+            "the server requires a client certificate (see REDIS_TLS_CERT)"
+        );
+        assert_eq!(
+            tls(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)),
+            "the client certificate has expired (see REDIS_TLS_CERT)"
+        );
+        assert_eq!(tls(CertificateError::Expired.into()), "the server certificate has expired");
+    }
+
+    #[test]
+    fn a_lost_connection_without_tls_hints_at_tls() {
+        assert_eq!(
+            text(io::Error::from_raw_os_error(104), false),
+            "Connection reset by peer (os error 104): the server may require TLS (rediss:// is with TLS)"
+        );
+        assert_eq!(text(io::Error::from_raw_os_error(111), false), "Connection refused (os error 111)");
+        let silent = explained(Error::new(ErrorKind::Timeout, "Request timed out."), true);
+        assert_eq!(
+            silent.details(),
+            "no reply within the time limit (REDIS_TIMEOUT): the server may not use TLS (redis:// is without TLS)"
+        );
     }
 }

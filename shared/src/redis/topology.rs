@@ -1,24 +1,23 @@
-//! Which server has which keys.
+//! The assignment of slots to servers.
 
 use fred::{
     prelude::{Error, ErrorKind, Value},
     types::config::Server,
 };
 
-/// How many slots a cluster has. Source: the Redis Cluster specification, "Key distribution model".
+/// Number of slots of a cluster. Source: the Redis Cluster specification, "Key distribution model".
 const SLOTS: u16 = 16_384;
 
-/// More servers are not remembered.
+/// Maximum number of servers that are remembered for discovery.
 const MAX_KNOWN: usize = 3_000;
 
-/// The servers that take writes, and which slots each has. All slots of a Redis that is no cluster are with its one
-/// server.
+/// The servers that accept writes, and the slots of each. Outside of a cluster one server owns all slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Topology {
     servers: Vec<Server>,
     /// For each slot an index into the servers.
     owners: Vec<Option<u16>>,
-    /// All servers that could be asked for the topology, replicas included.
+    /// All servers that can be asked for the topology, replicas included.
     pub(super) known: Vec<Server>,
 }
 
@@ -28,8 +27,8 @@ impl Topology {
         Self { servers: vec![server], owners: vec![Some(0); SLOTS.into()], known }
     }
 
-    /// From the reply to `CLUSTER SLOTS`, `[[first, last, [host, port, …], replica …] …]`, of a server at
-    /// `asked_host`, which leaves out a host that is its own or that it doesn't know.
+    /// Parses the reply to `CLUSTER SLOTS`, `[[first, last, [host, port, …], replica …] …]`. A host that is missing there is
+    /// `asked_host`, that of the server that replied.
     pub(super) fn of_cluster(slots: Value, asked_host: &str) -> Result<Self, Error> {
         let mut topology = Self { servers: Vec::new(), owners: vec![None; SLOTS.into()], known: Vec::new() };
         for range in slots.into_array() {
@@ -46,16 +45,16 @@ impl Topology {
             }
             topology.known.extend(servers);
         }
-        // A server that was taken out of its cluster, or has forgotten it, is none to be believed.
+        // A node that was removed from its cluster, or reset, reports no slots.
         if topology.servers.is_empty() { Err(unexpected()) } else { Ok(topology) }
     }
 
-    /// How many slots have a server.
+    /// Returns the number of slots with a server.
     pub(super) fn covered(&self) -> usize {
         self.owners.iter().flatten().count()
     }
 
-    /// Remembers whom else one could ask.
+    /// Keeps the known servers of an earlier topology.
     pub(super) fn remember(&mut self, earlier: &Self) {
         let forgotten = earlier.known.iter().filter(|server| !self.known.contains(server));
         let room = MAX_KNOWN.saturating_sub(self.known.len());
@@ -63,19 +62,19 @@ impl Topology {
         self.known.extend(forgotten);
     }
 
-    /// The server of a slot, unless nobody has it.
+    /// Returns the server that owns a slot.
     pub(super) fn server_of(&self, slot: u16) -> Option<&Server> {
         let owner = self.owners.get(usize::from(slot)).copied().flatten()?;
         self.servers.get(usize::from(owner))
     }
 
-    /// Each server once.
+    /// Returns the servers that accept writes, each once.
     pub(super) fn servers(&self) -> &[Server] {
         &self.servers
     }
 
-    /// A server has said that the slot is with another one. Whether that is news; only servers are believed that are
-    /// in the topology already.
+    /// Applies a MOVED redirection, and returns whether it changed the topology. Ignores servers that are not in the
+    /// topology.
     pub(super) fn moved(&mut self, slot: u16, server: &Server) -> bool {
         let owner = self.servers.iter().position(|known| known == server).and_then(|i| u16::try_from(i).ok());
         match (owner, self.owners.get_mut(usize::from(slot))) {
@@ -93,12 +92,12 @@ impl Topology {
             self.servers.push(server.clone());
             self.servers.len() - 1
         });
-        // There are not more servers than slots.
+        // A cluster has no more servers than slots.
         u16::try_from(index).unwrap_or(u16::MAX)
     }
 }
 
-/// `[host, port, …]`
+/// Parses `[host, port, …]`.
 fn server(value: Value, asked_host: &str) -> Option<Server> {
     let mut parts = value.into_array().into_iter();
     let host = parts.next()?.into_string().filter(|host| !host.is_empty() && host != "?");
@@ -131,9 +130,9 @@ mod tests {
         let topology = cluster();
         assert_eq!(topology.server_of(0), Some(&Server::new("a", 1)));
         assert_eq!(topology.server_of(8_192), Some(&Server::new("asked", 3)));
-        assert_eq!(topology.server_of(16_383), None, "nobody has it");
+        assert_eq!(topology.server_of(16_383), None, "no server owns it");
         assert_eq!(topology.servers(), [Server::new("a", 1), Server::new("asked", 3)]);
-        assert!(topology.known.contains(&Server::new("b", 2)), "replicas may be asked, too");
+        assert!(topology.known.contains(&Server::new("b", 2)), "replicas can be asked, too");
     }
 
     #[test]
@@ -141,7 +140,7 @@ mod tests {
         let mut topology = cluster();
         assert!(topology.moved(5, &Server::new("asked", 3)));
         assert_eq!(topology.server_of(5), Some(&Server::new("asked", 3)));
-        assert!(!topology.moved(5, &Server::new("asked", 3)), "no news");
+        assert!(!topology.moved(5, &Server::new("asked", 3)), "not a change");
         assert!(!topology.moved(5, &Server::new("stranger", 9)), "not in the topology");
     }
 
@@ -152,7 +151,7 @@ mod tests {
             Topology::of_cluster(Value::Array(vec![Value::Array(vec![0.into(), 1.into()])]), "h").is_err()
         );
         assert!(Topology::of_cluster(Value::Array(vec!["x".into()]), "h").is_err());
-        assert!(Topology::of_cluster(Value::Array(Vec::new()), "h").is_err(), "of no cluster any more");
+        assert!(Topology::of_cluster(Value::Array(Vec::new()), "h").is_err(), "not in a cluster any more");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The admin port of a service: `/livez`, `/readyz?verbose`, `/metrics`, and `/loglevel`, which can be changed.
+//! The admin port of a service: `/livez`, `/readyz?verbose`, `/metrics` and `/loglevel` (read, set, reset).
 
 use std::{
     collections::BTreeMap,
@@ -30,24 +30,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{Telemetry, names};
 
-/// Directives are short.
 const MAX_DIRECTIVES_BYTES: usize = 4 << 10;
 
-/// Who asks has an answer long before that. Nobody may keep a file open for longer by saying nothing.
+/// Maximum lifetime of a connection, so that an idle client does not hold a file descriptor.
 const CONNECTION_LIFE: Duration = Duration::from_secs(10);
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: usize = 64;
 
-/// Between two attempts to accept one, when that fails.
+/// Delay after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// Whether a service can do its work: ready when every check passes.
+/// Readiness of a service: ready when every check passes.
 #[derive(Clone, Default)]
 pub struct Health {
     failing: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
 }
 
-/// One thing that readiness depends on.
+/// One readiness check.
 #[derive(Clone)]
 pub struct Check {
     name: &'static str,
@@ -55,14 +54,14 @@ pub struct Check {
 }
 
 impl Health {
-    /// A check that fails until it is first told that it passes.
+    /// Registers a check, which fails until its first [`Check::pass`].
     pub fn check(&self, name: &'static str) -> Check {
         let check = Check { name, health: self.clone() };
-        check.set(Some("not yet known".to_owned()));
+        check.set(Some("not checked yet".to_owned()));
         check
     }
 
-    /// Shows the checks as a metric.
+    /// Registers the checks as a metric.
     fn observe(&self, meter: &Meter) {
         let health = self.clone();
         let observe = move |observer: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
@@ -81,12 +80,12 @@ impl Health {
 }
 
 impl Check {
-    /// From now on it passes. Tells whether that is new.
+    /// Marks the check as passing. Returns whether that is a change.
     pub fn pass(&self) -> bool {
         self.set(None)
     }
 
-    /// From now on it fails, for this reason. Tells whether failing (not the reason) is new.
+    /// Marks the check as failing. Returns whether that is a change; a new reason alone is not.
     pub fn fail(&self, why: impl Into<String>) -> bool {
         self.set(Some(why.into()))
     }
@@ -104,8 +103,8 @@ struct Admin {
     telemetry: Telemetry,
 }
 
-/// Serves the admin port until the token is cancelled. It should outlive the draining of the service, so that
-/// the last figures can still be read.
+/// Serves the admin port until the token is cancelled. It should outlive the drain of the service, so that the last metrics
+/// can be scraped.
 pub async fn serve(listener: TcpListener, health: Health, telemetry: Telemetry, stop: CancellationToken) {
     health.observe(&telemetry.meter());
     let router = Router::new()
@@ -115,7 +114,7 @@ pub async fn serve(listener: TcpListener, health: Health, telemetry: Telemetry, 
         .route("/loglevel", get(log_level).put(set_log_level).delete(reset_log_level))
         .layer(DefaultBodyLimit::max(MAX_DIRECTIVES_BYTES))
         .with_state(Admin { health, telemetry });
-    // Not graceful: nobody's work is lost with a scrape, and an idle keep-alive connection must not hold up the end.
+    // Not a graceful shutdown: an interrupted scrape loses nothing, and an idle connection must not delay the exit.
     stop.run_until_cancelled(serve_connections(listener, router)).await;
 }
 
@@ -130,7 +129,7 @@ async fn serve_connections(listener: TcpListener, router: Router) {
         tokio::spawn(async move {
             let server = auto::Builder::new(TokioExecutor::new());
             let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
-            // How it ends is for whoever asked. An answer that has begun is not cut.
+            // Errors concern only the client. A response that has begun is completed.
             if timeout(CONNECTION_LIFE, connection.as_mut()).await.is_err() {
                 connection.as_mut().graceful_shutdown();
                 let _ = timeout(CLOSE_GRACE, connection).await;
@@ -165,7 +164,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }
         Err(error) => {
-            tracing::error!(%error, "metrics could not be rendered");
+            tracing::error!(%error, "metrics cannot be rendered");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -180,18 +179,18 @@ async fn set_log_level(State(admin): State<Admin>, directives: String) -> (Statu
     match log_level.set(directives.trim()) {
         Ok(()) => {
             let current = log_level.current();
-            tracing::warn!(directives = current, "what is logged was changed");
+            tracing::warn!(directives = current, "log level changed");
             (StatusCode::OK, current + "\n")
         }
         Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }
 
-/// Back to what the program was started with.
+/// Restores the directives of the start.
 async fn reset_log_level(State(admin): State<Admin>) -> String {
     let log_level = admin.telemetry.log_level();
     log_level.reset();
     let current = log_level.current();
-    tracing::warn!(directives = current, "what is logged was changed back");
+    tracing::warn!(directives = current, "log level changed back to RUST_LOG");
     current + "\n"
 }

@@ -1,4 +1,4 @@
-//! The life of a service: telemetry, signals, run, flush, exit code.
+//! The lifecycle of a service: telemetry, signals, run, flush, exit code.
 
 use std::{error::Error, fmt, future::Future, io, process::ExitCode, time::Duration};
 
@@ -16,17 +16,17 @@ use crate::{
     telemetry::{Telemetry, TelemetryArgs},
 };
 
-/// Between two attempts to reach a server at start.
+/// Delay between two attempts to reach a server at start.
 const START_RETRY: Duration = Duration::from_millis(250);
 
-/// Why a service failed.
+/// Error of a service.
 pub trait Failure: Error + 'static {
-    /// Whether it is over a setting, so that starting it again would not help.
+    /// Whether a setting has to be corrected, so that a restart does not help.
     fn is_over_a_setting(&self) -> bool;
 }
 
-/// Runs a program's service on so many threads until it ends by itself or by SIGTERM or SIGINT, which cancel the token. An error
-/// ends the process with one line, and with code 1, or [`settings::EXIT_USAGE`] where a setting has to be corrected.
+/// Runs a service on `threads` worker threads until it ends. SIGTERM and SIGINT cancel its token. An error is printed in one
+/// line; the exit code is then 1, or [`settings::EXIT_USAGE`] where a setting has to be corrected.
 pub fn run<F, R, E>(program: &'static str, telemetry: &TelemetryArgs, threads: usize, service: F) -> ExitCode
 where
     F: FnOnce(Telemetry, CancellationToken) -> R,
@@ -42,7 +42,7 @@ where
             let ended = service(telemetry.clone(), shutdown).await;
             ended.map_err(|error| (one_line(&error), error.is_over_a_setting()))
         });
-        // Tasks that are still blocked in a system call must not hold up the end.
+        // Tasks that are blocked in a system call must not delay the exit.
         runtime.shutdown_background();
         ended
     });
@@ -57,49 +57,70 @@ where
     }
 }
 
-/// A server did not come up in time, or does not let us in.
-#[derive(Debug, thiserror::Error)]
+/// A server could not be reached at start. The text names the server, the cause and the setting to check.
+#[derive(Debug)]
 pub enum Unreachable<E: Error + 'static> {
-    /// It can't be reached.
-    #[error("{server} was not reachable for {waited}: start it or correct {setting}")]
+    /// Every attempt failed.
     Away {
-        /// Its name and address.
+        /// Name and address.
         server: String,
-        /// What it might be over.
+        /// The setting to check.
         setting: &'static str,
         /// `STARTUP_TIMEOUT`.
         waited: humantime::FormattedDuration,
         /// The last failure.
         source: E,
     },
-    /// It accepts connections and says nothing.
-    #[error("{server} accepts connections and did not answer for {waited}: see what is wrong with it")]
+    /// The last attempt got no reply.
     Silent {
-        /// Its name and address.
+        /// Name and address.
         server: String,
         /// `STARTUP_TIMEOUT`.
         waited: humantime::FormattedDuration,
-        /// The last failure before that, if there was one.
+        /// The last failure before that.
         source: Option<E>,
     },
-    /// It says no.
-    #[error("{server} refuses: correct {setting}")]
+    /// The server rejected the connection, and would reject it again.
     Refused {
-        /// Its name and address.
+        /// Name and address.
         server: String,
-        /// What it is over.
+        /// The setting to check.
         setting: &'static str,
-        /// What it said.
+        /// The rejection.
         source: E,
     },
 }
 
-/// Tries until it works, for as long as `limit`: at the start of a whole system nobody comes first. Waiting is
-/// logged once. `server` names it with its address, `setting` is what to correct; `is_refusal` tells an answer that
-/// waiting will not change.
+impl<E: Error + 'static> fmt::Display for Unreachable<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Away { server, setting, waited, source } => {
+                let cause = one_line(source);
+                write!(f, "cannot reach {server} within {waited}: {cause}; start it or check {setting}")
+            }
+            Self::Silent { server, waited, source } => {
+                write!(f, "no reply from {server} within {waited}")?;
+                if let Some(source) = source {
+                    write!(f, ", earlier: {}", one_line(source))?;
+                }
+                f.write_str("; check the server and the network")
+            }
+            Self::Refused { server, setting, source } => {
+                write!(f, "cannot connect to {server}: {}; check {setting}", one_line(source))
+            }
+        }
+    }
+}
+
+/// Without a source: the text contains the cause, followed by the advice.
+impl<E: Error + 'static> Error for Unreachable<E> {}
+
+/// Retries `attempt` until it succeeds, at most for `limit`: a program may start before its servers. The wait is logged
+/// once. `server` is its name and address, `setting` the one to check; `is_refusal` recognises a failure that a retry does
+/// not fix.
 ///
 /// # Errors
-/// The last failure, when the time is over, or a refusal at once.
+/// The last failure at the end of `limit`, or a refusal at once.
 pub async fn wait_for<T, E, F, R>(
     server: impl fmt::Display,
     setting: &'static str,
@@ -112,10 +133,10 @@ where
     R: Future<Output = Result<T, E>>,
     E: Error + 'static,
 {
-    let give_up_at = Instant::now() + limit;
+    let deadline = Instant::now() + limit;
     let mut last = None;
     loop {
-        let source = match timeout_at(give_up_at, attempt()).await {
+        let source = match timeout_at(deadline, attempt()).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(source)) if is_refusal(&source) => {
                 return Err(Unreachable::Refused { server: server.to_string(), setting, source });
@@ -126,15 +147,52 @@ where
                 return Err(Unreachable::Silent { server: server.to_string(), waited, source: last });
             }
         };
-        // The next attempt should have some time, too: one that is cut short would seem to find a silent server.
-        if Instant::now() + 2 * START_RETRY > give_up_at {
+        // An attempt that is cut short would be reported as a silent server.
+        if Instant::now() + 2 * START_RETRY > deadline {
             let waited = humantime::format_duration(limit);
             return Err(Unreachable::Away { server: server.to_string(), setting, waited, source });
         }
         if last.is_none() {
-            tracing::info!(%server, error = one_line(&source), "waiting for it to come up");
+            tracing::info!(%server, error = one_line(&source), "server is unavailable at start, retrying");
         }
         last = Some(source);
         tokio::time::sleep(START_RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> io::Error {
+        io::Error::from_raw_os_error(111)
+    }
+
+    #[test]
+    fn unreachable_servers_are_named_with_cause_and_advice() {
+        let (server, setting) = ("Redis at host:6379".to_owned(), "REDIS_URL");
+        let waited = || humantime::format_duration(Duration::from_secs(30));
+        let away = Unreachable::Away { server: server.clone(), setting, waited: waited(), source: refused() };
+        assert_eq!(
+            one_line(&away),
+            "cannot reach Redis at host:6379 within 30s: Connection refused (os error 111); \
+             start it or check REDIS_URL"
+        );
+        let denied = Unreachable::Refused { server: server.clone(), setting, source: refused() };
+        assert_eq!(
+            one_line(&denied),
+            "cannot connect to Redis at host:6379: Connection refused (os error 111); check REDIS_URL"
+        );
+        let silent =
+            |source| one_line(&Unreachable::Silent { server: server.clone(), waited: waited(), source });
+        assert_eq!(
+            silent(None),
+            "no reply from Redis at host:6379 within 30s; check the server and the network"
+        );
+        assert_eq!(
+            silent(Some(refused())),
+            "no reply from Redis at host:6379 within 30s, earlier: Connection refused (os error 111); \
+             check the server and the network"
+        );
     }
 }

@@ -5,8 +5,8 @@ use std::{io, process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that the first SIGTERM or SIGINT cancels. A second one ends the program on the spot: whatever is then
-/// unfinished is redelivered later.
+/// Returns a token that the first SIGTERM or SIGINT cancels. A second signal ends the process at once; unfinished entries are
+/// redelivered later.
 ///
 /// # Errors
 /// When the handlers can't be installed.
@@ -22,11 +22,11 @@ pub fn on_signal() -> io::Result<CancellationToken> {
                 _ = interrupt.recv() => "SIGINT",
             };
             if signals_seen > 1 {
-                tracing::warn!(signal = name, "second signal: ending at once");
+                tracing::warn!(signal = name, "second signal, exiting without draining");
                 process::exit(130);
             }
             shutdown.cancel();
-            tracing::info!(signal = name, "shutting down");
+            tracing::info!(signal = name, "shutdown requested");
         }
     });
     Ok(token)

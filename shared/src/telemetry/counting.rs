@@ -1,11 +1,11 @@
-//! Counters that are exported from the start.
+//! Counters that are exported with the value 0 from the start.
 
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Meter},
 };
 
-/// A counter that starts at 0, for each of the labels if there are any: Prometheus sees no increase in a counter that first
+/// Returns a counter that is exported as 0 for each of the labels: Prometheus sees no increase in a counter that first
 /// appears at 1.
 pub fn counter(meter: &Meter, name: &'static str, what: &'static str, labels: &[KeyValue]) -> Counter<u64> {
     let counter = meter.u64_counter(name).with_description(what).build();
@@ -18,7 +18,7 @@ pub fn counter(meter: &Meter, name: &'static str, what: &'static str, labels: &[
     counter
 }
 
-/// A counter of messages, as the semantic conventions have it, that starts at 0 with the attributes.
+/// Returns a counter of messages, with the unit of the semantic conventions, that is exported as 0 with the attributes.
 pub fn message_counter(
     meter: &Meter,
     name: &'static str,

@@ -1,5 +1,4 @@
-//! Exporter health: failed exports are counted, and a log line tells when exports begin to fail and when they work again. The
-//! SDK would log every failed batch.
+//! Exporter health: counts failed exports, and logs the first failure and the recovery. The SDK would log every failed batch.
 
 use std::{
     sync::{
@@ -31,7 +30,7 @@ use super::{
 pub(super) struct ExportFailures(Arc<AtomicU64>);
 
 impl ExportFailures {
-    /// Registers them as a metric.
+    /// Registers the numbers as a metric.
     pub(super) fn observe(meter: &Meter, by_signal: Vec<(Signal, Self)>) {
         let observe = move |observer: &dyn AsyncInstrument<u64>| {
             for (signal, failures) in &by_signal {
@@ -47,7 +46,7 @@ impl ExportFailures {
     }
 }
 
-/// An exporter whose failures are counted and logged here, and so hidden from the SDK.
+/// Wraps an exporter. Counts and logs its failures, and hides them from the SDK.
 #[derive(Debug)]
 pub(super) struct MonitoredExporter<E> {
     exporter: E,
@@ -62,7 +61,7 @@ impl<E> MonitoredExporter<E> {
         Self { exporter, signal, failures, is_failing: AtomicBool::new(false), queue: None }
     }
 
-    /// Releases the places that exported spans had in this queue.
+    /// Releases the slots of exported spans in this queue.
     pub(super) fn draining(self, queue: SpanQueue) -> Self {
         Self { queue: Some(queue), ..self }
     }
@@ -73,13 +72,13 @@ impl<E> MonitoredExporter<E> {
             Ok(()) => {
                 if self.is_failing.swap(false, Ordering::Relaxed) {
                     let failures = self.failures.0.load(Ordering::Relaxed);
-                    tracing::info!(signal, failures, "exported again");
+                    tracing::info!(signal, failures, "export to the collector works again");
                 }
             }
             Err(error) => {
                 self.failures.0.fetch_add(1, Ordering::Relaxed);
                 if !self.is_failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(signal, %error, "not exported, and lost, until the collector takes it");
+                    tracing::warn!(signal, %error, "export to the collector fails, data is dropped until it recovers");
                 }
             }
         }

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Minimum time between two lines.
+/// Minimum interval between two lines.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Permits one line per interval, with the number of events that it stands for.
+/// Permits one line per interval, with the number of events since the last one.
 #[derive(Default)]
 pub struct LogRate(Mutex<State>);
 
@@ -20,8 +20,8 @@ struct State {
 }
 
 impl LogRate {
-    /// Counts events. If a line is due, returns the number of events since the last one, these included. Events after the last
-    /// line of a flood are counted in the next one; metrics have all of them.
+    /// Counts events. If a line is due, returns the number of events since the last line, including these. Events after the last
+    /// line of a burst appear in the first line of the next one; metrics count all events at once.
     pub fn record(&self, count: usize) -> Option<u64> {
         self.record_at(Instant::now(), count)
     }

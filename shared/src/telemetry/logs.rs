@@ -1,4 +1,4 @@
-//! Logs on stderr, whose level can be changed while a program runs.
+//! Logs on stderr, with a level that can be changed at run time.
 
 use std::{
     io::{self, IsTerminal},
@@ -22,12 +22,12 @@ pub(super) enum LogFormat {
     Json,
 }
 
-/// Directives that can't be used.
+/// Invalid directives.
 #[derive(Debug, Error)]
 #[error("'{0}' is not valid: allowed is a level or something like info,consumer=debug")]
 pub struct InvalidDirectives(String);
 
-/// The directives in force, which can be read and changed.
+/// The active directives, which can be changed.
 #[derive(Clone)]
 pub struct LogLevel {
     /// The value of `RUST_LOG`.
@@ -48,38 +48,38 @@ impl LogLevel {
         Self::new("off", None)
     }
 
-    /// Returns the directives in force.
+    /// Returns the active directives.
     pub fn current(&self) -> String {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts other directives in force.
+    /// Replaces the active directives.
     pub fn set(&self, directives: &str) -> Result<(), InvalidDirectives> {
         let new = filter(directives)?;
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         directives.clone_into(&mut current);
         if let Some(filter) = &self.filter {
-            // It fails only when the subscriber is gone, and then nothing is logged at all.
+            // Fails only after the subscriber was dropped, when nothing is logged at all.
             let _ = filter.reload(new);
         }
         Ok(())
     }
 
-    /// Puts the directives of the start in force again.
+    /// Restores the directives of the start.
     pub fn reset(&self) {
-        // They were valid at the start.
+        // The directives were valid at the start.
         let _ = self.set(&self.configured);
     }
 }
 
-/// Starts logs, for the whole process.
+/// Starts the logs of the process.
 pub(super) fn start(format: LogFormat, directives: &str) -> Result<LogLevel, InvalidDirectives> {
     let (filter, handle) = reload::Layer::new(filter(directives)?);
     let lines = fmt::layer()
         .with_timer(SystemTime)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        // It would report them on stderr, and panic if stderr is what fails.
+        // The layer would report them on stderr, and panic if stderr itself fails.
         .log_internal_errors(false);
     let logs = tracing_subscriber::registry().with(filter);
     match format {
@@ -89,8 +89,8 @@ pub(super) fn start(format: LogFormat, directives: &str) -> Result<LogLevel, Inv
     Ok(LogLevel::new(directives, Some(handle)))
 }
 
-/// The SDK logs at `info` how its parts start and stop, and its exporter logs each failure, which `exporter_health` does better.
-/// Both are logged only on demand.
+/// Default level of the SDK. At `info` it logs the start and stop of its parts, and its exporter logs each failure, which
+/// `exporter_health` reports instead. Both are logged only where a directive names them.
 const QUIET: (&str, &str) = ("opentelemetry", "opentelemetry=warn,opentelemetry-otlp=off");
 
 /// A single word must be a level: the parser would accept a typo as a target.
@@ -107,6 +107,6 @@ fn filter(directives: &str) -> Result<EnvFilter, InvalidDirectives> {
     let (target, quiet) = QUIET;
     let asked = directives.contains(target) || ["off", "error"].contains(&directives.trim());
     let directives = if asked { directives.to_owned() } else { format!("{directives},{quiet}") };
-    // A client of the admin port could send a regular expression that takes forever to compile.
+    // A client of the admin port could send a regular expression with an excessive compile time.
     EnvFilter::builder().with_regex(false).parse(directives).map_err(|_| invalid())
 }

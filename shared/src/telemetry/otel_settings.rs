@@ -1,9 +1,13 @@
-//! The standard variables of OpenTelemetry, `OTEL_*`: all are checked here, because the SDK ignores what it can't use.
+//! The standard variables of OpenTelemetry, `OTEL_*`. All are validated here, because the SDK ignores invalid values.
 //!
-//! The checked values of compression, temporality, span limits, batch and queue size are then read by the SDK itself. The
-//! others are read here, because the SDK has no exporters to choose, propagators, certificates or durations like `10s`; does
-//! not decode resource attributes; knows the names of samplers only in lower case; takes an empty variable of one signal for
-//! one that is set (endpoint, headers, insecure); and does not tell the scheme of the endpoint, which decides on TLS.
+//! The SDK itself then reads compression, temporality, span limits, batch and queue size. The others are read here, because
+//! the SDK
+//!
+//! - does not support a choice of exporters, propagators, certificates or durations like `10s`,
+//! - does not decode resource attributes,
+//! - accepts the names of samplers only in lower case,
+//! - treats an empty variable of one signal as set (endpoint, headers, insecure),
+//! - does not expose the scheme of the endpoint, which decides on TLS.
 //!
 //! Sources: the OpenTelemetry specification, "Environment Variable Specification" and "OpenTelemetry Protocol Exporter".
 
@@ -21,17 +25,17 @@ use crate::{
     tls::{self, BadFile, Identity},
 };
 
-/// The checked settings. By default nothing is exported.
+/// Validated settings. By default nothing is exported.
 #[derive(Default)]
 pub(super) struct OtelSettings {
-    /// With the name of the service, if it is set.
+    /// Resource attributes, including the service name if it is set.
     pub(super) resource_attributes: Vec<KeyValue>,
     /// Whether the trace contexts of callers and entries are used.
     pub(super) accepts_contexts: bool,
     /// `None` where the signal is not exported.
     pub(super) traces: Option<TraceSettings>,
     pub(super) metrics: Option<ExporterSettings>,
-    /// Values of the specification that are not implemented here.
+    /// Values of the specification that are not implemented.
     pub(super) ignored: Vec<String>,
 }
 
@@ -41,17 +45,17 @@ pub(super) struct TraceSettings {
     pub(super) max_queue_spans: usize,
 }
 
-/// How one signal is exported.
+/// Exporter settings of one signal.
 pub(super) struct ExporterSettings {
     pub(super) protocol: Protocol,
-    /// With the signal's path if the protocol is HTTP.
+    /// Endpoint, with the signal's path if the protocol is HTTP.
     pub(super) endpoint: Uri,
     pub(super) headers: HeaderMap,
     pub(super) timeout: Duration,
     pub(super) interval: Duration,
-    /// The PEM of the trusted authorities, where the system's are not.
+    /// PEM of the trusted authorities. `None` for those of the system.
     pub(super) authorities: Option<Vec<u8>>,
-    /// The PEM of the client certificate and of its key.
+    /// PEM of the client certificate and of its key.
     pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -69,7 +73,7 @@ impl Signal {
         }
     }
 
-    /// The exporter's variable for this signal alone.
+    /// Returns the exporter's variable for this signal.
     pub(super) fn variable(self, setting: &str) -> String {
         format!("OTEL_EXPORTER_OTLP_{}_{setting}", self.name().to_uppercase())
     }
@@ -88,10 +92,10 @@ impl OtelSettings {
     /// Reads the variables that `lookup` finds.
     ///
     /// # Errors
-    /// For the first variable that can't be used.
+    /// For the first invalid variable.
     pub(super) fn read(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, SettingError> {
         let mut variables = Variables { lookup, ignored: Vec::new() };
-        // A program that exports nothing must start, whatever else is set.
+        // With exports disabled, invalid variables must not prevent a start.
         if variables.word("OTEL_SDK_DISABLED", &BOOLEAN)? == Some(true) {
             return Ok(Self::default());
         }
@@ -129,7 +133,7 @@ struct Variables<'a> {
 }
 
 impl Variables<'_> {
-    /// By the specification, an empty value is the same as none.
+    /// Returns the value of a variable. By the specification an empty value counts as unset.
     fn get(&self, name: &str) -> Result<Option<String>, SettingError> {
         let value = (self.lookup)(name).map(OsString::into_string).transpose();
         let value = value.map_err(|_| SettingError::new(name.to_owned(), "expected text in UTF-8"))?;
@@ -159,7 +163,7 @@ impl Variables<'_> {
         self.parsed(name, &expected, |value| value.parse().ok().filter(|number| range.contains(number)))
     }
 
-    /// The specification has milliseconds, the other settings of the program have units.
+    /// Accepts milliseconds, as in the specification, and units, as in the other settings of the program.
     fn duration(&self, name: &str, default: Duration) -> Result<Duration, SettingError> {
         let expected = "a number of milliseconds, or a duration like 250ms or 30s";
         let parse = |value: &str| {
@@ -169,7 +173,7 @@ impl Variables<'_> {
         Ok(self.parsed(name, expected, parse)?.unwrap_or(default))
     }
 
-    /// Reads a list of names. Those of the specification that are not implemented are ignored, as it demands.
+    /// Reads a list of names. Names of the specification that are not implemented are ignored, as it requires.
     fn names(
         &mut self,
         name: &str,
@@ -219,7 +223,7 @@ impl Variables<'_> {
         Ok(attributes?.unwrap_or_default().into_iter().chain(name).collect())
     }
 
-    /// Checks everything, but reads files only for a signal that is exported.
+    /// Validates all variables of a signal, but reads files only if the signal is exported.
     fn exporter(
         &mut self,
         signal: Signal,
@@ -246,14 +250,14 @@ impl Variables<'_> {
         Ok(Some(settings))
     }
 
-    /// Without a variable that says so, a signal with an endpoint is exported.
+    /// Without an explicit choice of exporters, a signal with an endpoint is exported.
     fn is_exported(&mut self, signal: Signal) -> Result<bool, SettingError> {
         let name = format!("OTEL_{}_EXPORTER", signal.name().to_uppercase());
         let exporters = match signal {
             Signal::Traces => {
                 self.names(&name, &["otlp", "none"], &["console", "logging", "zipkin", "jaeger"])
             }
-            // The admin port has Prometheus metrics in any case.
+            // The admin port serves Prometheus metrics in any case.
             Signal::Metrics => self.names(&name, &["otlp", "none", "prometheus"], &["console", "logging"]),
         };
         Ok(match exporters? {
@@ -262,13 +266,13 @@ impl Variables<'_> {
         })
     }
 
-    /// The exporter's variable that decides for a signal: its own where that is set, else the one for all signals.
+    /// Returns the variable that applies to a signal: its own if that is set, else the one for all signals.
     fn exporter_variable(&self, signal: Signal, setting: &str) -> Result<String, SettingError> {
         let own = signal.variable(setting);
         Ok(if self.get(&own)?.is_some() { own } else { format!("OTEL_EXPORTER_OTLP_{setting}") })
     }
 
-    /// With HTTP a signal has its own path below the endpoint for all signals; its own endpoint is used as it is.
+    /// With HTTP the signal's path is appended to the endpoint for all signals. An endpoint of the signal is used unchanged.
     fn endpoint(&self, signal: Signal, protocol: Protocol) -> Result<Uri, SettingError> {
         let name = self.exporter_variable(signal, "ENDPOINT")?;
         let insecure = self.word(&self.exporter_variable(signal, "INSECURE")?, &BOOLEAN)?;
@@ -283,12 +287,12 @@ impl Variables<'_> {
             format!("{}/v1/{}", value.trim_end_matches('/'), signal.name())
         };
         let uri = url.parse().ok().filter(|uri| !url.contains(['@', '#', ' ']) && is_endpoint(uri));
-        // A password may stand before an @.
+        // The part before an @ may contain a password.
         let shown = value.rfind('@').map_or(value.clone(), |at| format!("…{}", &value[at..]));
         uri.ok_or_else(|| invalid(&name, &shown, URLS))
     }
 
-    /// An error does not show the headers: they may be secrets.
+    /// Reads the headers. An error does not show them, because they may contain secrets.
     fn headers(&self, signal: Signal) -> Result<HeaderMap, SettingError> {
         let name = self.exporter_variable(signal, "HEADERS")?;
         let header = |pair: Option<(&str, String)>| {
@@ -332,7 +336,7 @@ fn invalid(name: &str, value: &str, expected: &str) -> SettingError {
     SettingError::new(name.to_owned(), format!("'{value}' is not valid; expected {expected}"))
 }
 
-/// The parts of `key=value,key=value`, decoded; `None` for one that is no pair.
+/// Returns the decoded pairs of `key=value,key=value`; `None` for an invalid one.
 fn pairs(value: &str) -> impl Iterator<Item = Option<(&str, String)>> {
     value.split(',').filter(|pair| !pair.trim().is_empty()).map(|pair| {
         let (key, value) = pair.split_once('=').filter(|(key, _)| !key.trim().is_empty())?;
@@ -340,11 +344,11 @@ fn pairs(value: &str) -> impl Iterator<Item = Option<(&str, String)>> {
     })
 }
 
-/// Whether a URL has nothing but a scheme, a host, a port and a path.
+/// Whether a URL consists only of a scheme, a host, a port and a path.
 fn is_endpoint(uri: &Uri) -> bool {
     let Some(authority) = uri.authority() else { return false };
     let host = authority.host();
-    // What stands behind the colon and is no port is a part of the authority, but not of the port.
+    // The authority may contain an invalid port, which `port_u16` does not return.
     let whole = authority.port_u16().map_or(host.to_owned(), |port| format!("{host}:{port}"));
     let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
     let has_server = !host.is_empty() && authority.port_u16() != Some(0) && authority.as_str() == whole;

@@ -1,4 +1,4 @@
-//! Export to a collector by OTLP, on threads of its own: a slow collector holds up nothing else.
+//! Export to a collector by OTLP, on a dedicated runtime, so that a slow collector delays nothing else.
 
 use std::{collections::HashMap, future::Future, pin::Pin, time::Duration};
 
@@ -24,13 +24,13 @@ use super::{
 };
 use crate::{error_chain::one_line, settings::SettingError};
 
-/// Time for the last exports at the end of a program.
+/// Time limit for the final exports at the end of a program.
 pub(super) const FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A response says little, and nothing that is needed.
+/// Maximum size of a response. Its contents are not needed.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
-/// The threads that export.
+/// The runtime of the exporters.
 pub(super) struct ExportRuntime(Runtime);
 
 impl ExportRuntime {
@@ -39,7 +39,7 @@ impl ExportRuntime {
         runtime.map(Self).map_err(|error| SettingError::new("OTEL_EXPORTER_OTLP_ENDPOINT", one_line(&error)))
     }
 
-    /// Exports spans in batches, from a queue of the SDK.
+    /// Returns a processor that exports spans in batches from the SDK's queue.
     pub(super) fn span_processor(
         &self,
         settings: &ExporterSettings,
@@ -75,13 +75,13 @@ impl ExportRuntime {
         Ok(PeriodicReader::builder(exporter).with_interval(settings.interval).build())
     }
 
-    /// Stops the threads in the middle of whatever they do.
+    /// Stops the threads without waiting for exports in flight.
     pub(super) fn shut_down(self) {
         self.0.shutdown_background();
     }
 }
 
-fn refused(signal: Signal, setting: &str, error: &dyn std::error::Error) -> SettingError {
+fn refused(signal: Signal, setting: &str, error: &(dyn std::error::Error + 'static)) -> SettingError {
     SettingError::new(signal.variable(setting), one_line(error))
 }
 
@@ -100,7 +100,7 @@ fn with_grpc<B: WithExportConfig + WithTonicConfig>(builder: B, settings: &Expor
     if let Some((certificate, key)) = &settings.identity {
         tls = tls.identity(Identity::from_pem(certificate, key));
     }
-    // The exporter's timeout begins when there is a connection.
+    // The exporter's timeout starts only after the connection is made.
     builder.with_tls_config(tls.timeout(settings.timeout))
 }
 
@@ -135,7 +135,7 @@ fn http_client(settings: &ExporterSettings, signal: Signal) -> Result<reqwest::C
     client.build().map_err(|error| refused(signal, "ENDPOINT", &error))
 }
 
-/// Sends on the export threads, because the SDK calls it on threads without tokio.
+/// Sends requests on the export runtime, because the SDK calls it on threads without tokio.
 #[derive(Debug)]
 struct RuntimeClient {
     client: reqwest::Client,

@@ -1,4 +1,4 @@
-//! A bound on the spans that wait for the collector: when it is reached, no span is started that would only be dropped.
+//! Limit on spans that wait for export. At the limit no span is started, because the SDK would drop it.
 
 use std::sync::{
     Arc,
@@ -9,7 +9,7 @@ use opentelemetry::metrics::{AsyncInstrument, Meter};
 
 use super::names::metric;
 
-/// Places for spans, from their start to their export.
+/// Slots for spans, from their start to their export.
 #[derive(Clone, Debug)]
 pub(super) struct SpanQueue(Arc<Places>);
 
@@ -21,12 +21,12 @@ struct Places {
 }
 
 impl SpanQueue {
-    /// With the size of the SDK's own queue, which thus is never full.
+    /// Creates a limit of the size of the SDK's queue, which therefore never overflows.
     pub(super) fn new(max: usize) -> Self {
         Self(Arc::new(Places { reserved: AtomicUsize::new(0), max, dropped: AtomicU64::new(0) }))
     }
 
-    /// Reserves a place for a span, or counts the span as dropped.
+    /// Reserves a slot for a span, or counts the span as dropped.
     pub(super) fn try_reserve(&self) -> bool {
         let one_more = |reserved| (reserved < self.0.max).then_some(reserved + 1);
         let is_reserved =
@@ -37,7 +37,7 @@ impl SpanQueue {
         is_reserved
     }
 
-    /// Releases the places of spans that were exported or lost.
+    /// Releases the slots of spans that were exported or dropped.
     pub(super) fn release(&self, spans: usize) {
         self.0.reserved.fetch_sub(spans, Ordering::Relaxed);
     }

@@ -1,6 +1,6 @@
 //! Spans of requests, entries and batches, and the trace contexts that link them.
 //!
-//! Only sampled spans exist here. Nothing else costs a span, and no context of it is kept or sent.
+//! Only sampled spans are created. Unsampled work has no span, and its context is neither kept nor propagated.
 
 use std::{borrow::Cow, error::Error, fmt, time::SystemTime};
 
@@ -23,20 +23,21 @@ use crate::error_chain::one_line;
 /// The headers of a request, as a carrier of a trace context.
 pub use opentelemetry_http::HeaderExtractor;
 
-/// The W3C header, and the field of an entry, that names a span.
+/// W3C header and entry field with the ids of the trace and the parent span.
 ///
 /// Source: <https://www.w3.org/TR/trace-context/>
 pub const TRACEPARENT: &str = "traceparent";
-/// The W3C header, and the field of an entry, with what tracing systems add to the context.
+/// W3C header and entry field with vendor-specific data of the context.
 pub const TRACESTATE: &str = "tracestate";
 
-/// Longer ones are ignored: they would be sent along with each like. W3C demands 512 characters at least.
+/// Maximum length of a trace state. Longer ones are ignored, because each like would carry them. W3C requires support for at
+/// least 512 characters.
 const MAX_TRACESTATE_BYTES: usize = 512;
 
 /// The scope of spans and metrics.
 pub(super) const SCOPE: &str = "likestream";
 
-/// Starts spans, or none where traces are not exported.
+/// Starts spans; starts none where traces are not exported.
 #[derive(Clone, Default)]
 pub struct Tracing(Option<Tracers>);
 
@@ -46,25 +47,25 @@ struct Tracers {
     accepts_contexts: bool,
 }
 
-/// A sampled span that has started. It ends when its last clone is dropped.
+/// A started, sampled span. It ends when its last clone is dropped.
 #[derive(Clone)]
 pub struct Span(Context);
 
 /// Describes a span to be started.
 pub struct SpanStart<'a> {
-    /// Of low cardinality.
+    /// Name, of low cardinality.
     pub name: Cow<'static, str>,
-    /// Which side of the operation it describes.
+    /// Side of the operation: client, server, producer, consumer or internal.
     pub kind: SpanKind,
-    /// The span that it is a part of.
+    /// Context of the parent span.
     pub parent: Option<&'a SpanContext>,
-    /// A sampled one makes the span sampled, too.
+    /// Links to other spans. A sampled link makes the span sampled.
     pub links: Links,
-    /// Time of the start.
+    /// Start time.
     pub at: SystemTime,
 }
 
-/// Links of a span to other sampled spans: the first ones, and the number of all.
+/// Links of a span to other sampled spans: the first [`Links::MAX`], and the total number.
 #[derive(Clone, Debug, Default)]
 pub struct Links {
     contexts: Vec<SpanContext>,
@@ -72,7 +73,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// Maximum number of links that are kept. `OTEL_SPAN_LINK_COUNT_LIMIT` decides how many of them are exported.
+    /// Maximum number of links that are kept. `OTEL_SPAN_LINK_COUNT_LIMIT` limits the exported ones.
     pub(super) const MAX: usize = 1_024;
 
     /// Adds a link to a sampled span.
@@ -83,7 +84,6 @@ impl Links {
         }
     }
 
-    /// Whether there is no link.
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }
@@ -99,7 +99,7 @@ impl Tracing {
         self.0.is_some()
     }
 
-    /// Extracts the context of a caller or a producer, sampled or not.
+    /// Extracts the trace context of a caller or a producer, sampled or not.
     pub fn named_by(&self, fields: &dyn Extractor) -> Option<SpanContext> {
         self.0.as_ref().filter(|tracers| tracers.accepts_contexts)?;
         let [parent] = fields.get_all(TRACEPARENT)?.try_into().ok()?;
@@ -134,12 +134,12 @@ impl Tracing {
 }
 
 impl Span {
-    /// The context to propagate.
+    /// Returns the context to propagate.
     pub fn context(&self) -> SpanContext {
         self.0.span().span_context().clone()
     }
 
-    /// Trace id and span id.
+    /// Returns the trace id and the span id.
     pub fn ids(&self) -> (TraceId, SpanId) {
         let span = self.0.span();
         (span.span_context().trace_id(), span.span_context().span_id())
@@ -151,7 +151,7 @@ impl Span {
     }
 
     /// Marks the span as failed. `error_type` is of low cardinality.
-    pub fn failed(&self, error_type: impl Into<opentelemetry::Value>, error: &dyn Error) {
+    pub fn failed(&self, error_type: impl Into<opentelemetry::Value>, error: &(dyn Error + 'static)) {
         self.set(names::ERROR_TYPE, error_type);
         self.0.span().set_status(Status::error(one_line(error)));
     }
@@ -168,17 +168,17 @@ impl Span {
     }
 }
 
-/// The trace id as a field of a log line.
+/// Returns the trace id as a field of a log line.
 pub fn trace_id(span: Option<&Span>) -> Option<impl tracing::Value + use<>> {
     span.map(|span| tracing::field::display(span.ids().0))
 }
 
-/// The span id as a field of a log line.
+/// Returns the span id as a field of a log line.
 pub fn span_id(span: Option<&Span>) -> Option<impl tracing::Value + use<>> {
     span.map(|span| tracing::field::display(span.ids().1))
 }
 
-/// The fields of an entry that carry a context.
+/// Returns the fields of an entry that carry a context.
 pub fn fields(context: &SpanContext) -> impl Iterator<Item = (&'static str, String)> + use<> {
     let flags = context.trace_flags() & TraceFlags::SAMPLED;
     let parent = format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id());
@@ -186,7 +186,7 @@ pub fn fields(context: &SpanContext) -> impl Iterator<Item = (&'static str, Stri
     [(TRACEPARENT, parent), (TRACESTATE, state)].into_iter().filter(|(_, value)| !value.is_empty())
 }
 
-/// Whether the text has the form that W3C demands; the SDK accepts more.
+/// Whether the text has the form that W3C requires. The SDK accepts more.
 fn is_traceparent(text: &str) -> bool {
     let is_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let mut parts = text.trim().split('-');
@@ -196,14 +196,14 @@ fn is_traceparent(text: &str) -> bool {
     known.iter().all(|known| *known) && (parts.next().is_none() || !text.trim().starts_with("00-"))
 }
 
-/// Joins the parts of the trace state. `None` if it is too long.
+/// Joins the parts of the trace state. Returns `None` if it is too long.
 fn bounded_state(fields: &dyn Extractor) -> Option<String> {
     let parts = fields.get_all(TRACESTATE)?;
     let bytes: usize = parts.iter().map(|part| part.len() + 1).sum();
     (bytes <= MAX_TRACESTATE_BYTES + 1).then(|| parts.join(","))
 }
 
-/// A carrier whose trace state is replaced.
+/// Carrier with a replaced trace state.
 struct Bounded<'a> {
     fields: &'a dyn Extractor,
     state: Option<String>,
@@ -219,8 +219,8 @@ impl Extractor for Bounded<'_> {
     }
 }
 
-/// Samples a span with a sampled link, too: a batch has no parent, and yet belongs to the traces of its entries. Samples no span
-/// for which the queue has no place.
+/// Samples a span if one of its links is sampled: a batch has no parent, but belongs to the traces of its entries. Does not sample
+/// a span without a free slot in the queue.
 #[derive(Clone, Debug)]
 pub(super) struct LinkedSampler {
     pub(super) sampler: Sampler,

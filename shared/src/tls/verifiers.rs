@@ -1,6 +1,6 @@
-//! A verifier that asks for less than all. The TLS library calls that dangerous, and it is: it is here for those modes of
-//! libpq, `sslmode=require` and `verify-ca`, that people know for what they are, and for nothing else. That the other side has the key
-//! of the certificate it shows is verified in all cases.
+//! A verifier that accepts a certificate for any host name. rustls calls such verifiers dangerous. It exists only for libpq's
+//! `sslmode=require` and `verify-ca`, whose limits are documented by Postgres. In all cases the server must have the private
+//! key of its certificate.
 
 use rustls::{
     DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -13,9 +13,9 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-/// Takes a certificate for any name: with authorities those that one of them has signed (`sslmode=verify-ca`, for an
-/// authority of one's own that signs nothing but one's own servers), without them any (`require` and `prefer`, which keep out who
-/// listens, and not who stands in between).
+/// Accepts a certificate for any host name. With `roots` it must be signed by one of them (`sslmode=verify-ca`, for a private
+/// authority that signs only your own servers). Without them any certificate is accepted (`require` and `prefer`), which
+/// protects against eavesdropping but not against a man in the middle.
 #[derive(Debug)]
 pub(super) struct ForAnyName {
     pub(super) roots: Option<RootCertStore>,

@@ -1,13 +1,13 @@
-//! Likes to bytes and back: the payload of a stream entry.
+//! Encodes and decodes likes: the payload of a stream entry.
 //!
-//! A payload is one MessagePack array: the schema version, then one array a like.
+//! A payload is one MessagePack array: the schema version, then one array per like.
 //!
 //! ```text
 //! [1, [user_id, post_id, created_at_us], [user_id, post_id, created_at_us], …]
 //! ```
 //!
-//! Within version 1 a like may have more trailing elements; readers ignore them. Integers may have any
-//! MessagePack width. A like that can't be read does not spoil its neighbours, see [`decode`].
+//! In version 1 a like may have additional trailing elements, which readers ignore. Integers may have any MessagePack width.
+//! An invalid like does not affect its neighbours, see [`decode`].
 
 use std::{fmt, mem, ops::Range};
 
@@ -21,72 +21,72 @@ use thiserror::Error;
 
 use crate::wire::like::{InvalidLike, Like};
 
-/// The field of a stream entry that holds the payload.
+/// Field of a stream entry that contains the payload.
 pub const FIELD: &str = "l";
 
-/// The only schema version there is.
+/// The only schema version.
 pub const VERSION: u64 = 1;
 
-/// At most this many bytes a like takes in a payload: an array header and three 64-bit integers.
+/// Maximum size of an encoded like: an array header and three 64-bit integers.
 pub const MAX_LIKE_BYTES: usize = 1 + 3 * 9;
 
-/// Nesting that a payload may have. Ours has two; more can only be trailing elements of a later minor revision.
+/// Maximum nesting of a payload. Version 1 has two levels; only trailing elements of a later revision may have more.
 const MAX_DEPTH: usize = 32;
 
-/// The whole payload can't be read.
+/// Error of a whole payload.
 #[derive(Debug, Error)]
 pub enum DecodeError {
-    /// Not the MessagePack that it should be.
-    #[error("not a MessagePack array of a version and likes: {0}")]
+    /// Invalid MessagePack, or of another structure.
+    #[error("malformed payload: {0}; expected a MessagePack array of a version and likes")]
     Malformed(String),
-    /// A version from the future. Not to be guessed at.
-    #[error("unknown schema version {0}, this program knows {VERSION}")]
+    /// A later schema version.
+    #[error("unknown schema version {0}; expected {VERSION}")]
     UnknownVersion(u64),
 }
 
-/// One like of a payload that otherwise reads well.
+/// An invalid like of a valid payload.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadLike {
-    /// Which one, from 0.
+    /// Index in the payload, from 0.
     pub index: usize,
-    /// Where its bytes lie in the payload.
+    /// Range of its bytes in the payload.
     pub bytes: Range<usize>,
-    /// What is wrong with it.
+    /// The reason.
     pub why: BadLikeReason,
 }
 
-/// What is wrong with one like.
+/// Reason why a like is invalid.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum BadLikeReason {
-    /// Not an array that starts with three integers.
-    #[error("a like is an array of at least three integers, this one has {0}")]
+    /// Not an array with three integers at its start.
+    #[error("{0}; expected an array of at least three integers")]
     Shape(&'static str),
-    /// Three integers, out of range.
+    /// An integer is out of range.
     #[error(transparent)]
     Invalid(#[from] InvalidLike),
 }
 
-/// What a payload holds.
+/// The likes of a payload.
 #[derive(Debug, Default)]
 pub struct Decoded {
-    /// The good ones, in order.
+    /// Valid likes, in order.
     pub likes: Vec<Like>,
-    /// The others.
+    /// Invalid likes, in order.
     pub bad: Vec<BadLike>,
 }
 
-/// The payload of these likes, at version [`VERSION`].
+/// Encodes likes as a payload of version [`VERSION`].
 pub fn encode(likes: &[Like]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(8 + likes.len() * MAX_LIKE_BYTES);
-    #[expect(clippy::expect_used, reason = "a Vec takes every write and integers always serialize")]
+    #[expect(clippy::expect_used, reason = "writes to a Vec cannot fail, and integers always serialize")]
     rmp_serde::encode::write(&mut bytes, &Payload(likes)).expect("encoding integers into memory");
     bytes
 }
 
-/// A payload around the bytes of likes as they are, so that bad likes can be kept apart and unchanged.
+/// Returns a payload with the unchanged bytes of likes, so that invalid likes can be kept separately.
 pub fn frame(like_bytes: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(6 + like_bytes.iter().map(|like| like.len()).sum::<usize>());
-    // A Vec takes every write.
+    // Writes to a Vec cannot fail.
     let _ = rmp::encode::write_array_len(&mut bytes, u32::try_from(1 + like_bytes.len()).unwrap_or(u32::MAX));
     let _ = rmp::encode::write_uint(&mut bytes, VERSION);
     for like in like_bytes {
@@ -95,10 +95,10 @@ pub fn frame(like_bytes: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// Names and values of a foreign entry's fields as one MessagePack array `[name, value, name, value, …]` of binaries.
+/// Encodes the fields of an unknown entry as one MessagePack array `[name, value, name, value, …]` of binaries.
 pub fn pack_fields<'a>(fields: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A Vec takes every write.
+    // Writes to a Vec cannot fail.
     let _ = rmp::encode::write_array_len(&mut bytes, u32::try_from(2 * fields.len()).unwrap_or(u32::MAX));
     for part in fields.flat_map(|(name, value)| [name, value]) {
         let _ = rmp::encode::write_bin(&mut bytes, part);
@@ -106,10 +106,10 @@ pub fn pack_fields<'a>(fields: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8]
     bytes
 }
 
-/// Reads a payload. Bytes from outside: nothing is trusted, nothing is allocated ahead on their word.
+/// Decodes a payload. The bytes are untrusted: nothing is allocated by a length that they claim.
 ///
 /// # Errors
-/// When the payload as a whole can't be read, or has no like. A bad like alone is in [`Decoded::bad`].
+/// When the payload is malformed or has no like. Single invalid likes are in [`Decoded::bad`].
 pub fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
     let mut decoded = Decoded::default();
     for element in Elements::of(payload)? {
@@ -122,32 +122,32 @@ pub fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
     Ok(decoded)
 }
 
-/// A like of a payload, and where it stands there.
+/// A valid like of a payload, with its position.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LocatedLike {
-    /// Which one, from 0, bad ones counted.
+    /// Index in the payload, from 0, counting invalid likes.
     pub index: usize,
     /// The like.
     pub like: Like,
-    /// Where its bytes lie in the payload.
+    /// Range of its bytes in the payload.
     pub bytes: Range<usize>,
 }
 
-/// The good likes of a payload that [`decode`] has read, with their places; up to the first element that can't be read.
+/// Returns the valid likes of a payload with their positions, up to the first malformed element.
 pub fn locate(payload: &[u8]) -> Vec<LocatedLike> {
     let elements = Elements::of(payload).into_iter().flatten().map_while(Result::ok);
     let located = |Element { index, bytes, like }| Some(LocatedLike { index, like: like.ok()?, bytes });
     elements.filter_map(located).collect()
 }
 
-/// Something that stands in a payload where a like should be.
+/// An element at the position of a like.
 struct Element {
     index: usize,
     bytes: Range<usize>,
     like: Result<Like, BadLikeReason>,
 }
 
-/// The elements of a payload, up to the first that can't be read, and an error where something follows the last.
+/// Iterates over the elements of a payload. Ends with an error at a malformed element, or if bytes follow the last one.
 struct Elements<'a> {
     payload: &'a [u8],
     rest: &'a [u8],
@@ -167,7 +167,7 @@ impl<'a> Elements<'a> {
             return Err(DecodeError::UnknownVersion(version));
         }
         if elements == 1 {
-            return Err(malformed("it holds no like"));
+            return Err(malformed("it contains no likes"));
         }
         Ok(Self { payload, rest, index: 0, count: elements as usize - 1 })
     }
@@ -217,7 +217,7 @@ impl Serialize for Payload<'_> {
     }
 }
 
-/// An element where a like should be: whatever it is, it is read to its end, so that the next one can be found.
+/// An element at the position of a like. It is read to its end whatever its type, so that the next one can be found.
 enum WireLike {
     Integers([i128; 3]),
     Other(&'static str),
@@ -229,7 +229,7 @@ impl WireLike {
             Self::Integers([user_id, post_id, created_at_us]) => {
                 Ok(Like::new(user_id, post_id, created_at_us)?)
             }
-            Self::Other(what) => Err(BadLikeReason::Shape(what)),
+            Self::Other(problem) => Err(BadLikeReason::Shape(problem)),
         }
     }
 }
@@ -238,7 +238,7 @@ impl<'de> Deserialize<'de> for WireLike {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match deserializer.deserialize_any(AnyValue)? {
             Any::Array(integers) => Ok(integers.map_or_else(Self::Other, Self::Integers)),
-            Any::Integer(_) | Any::Other => Ok(Self::Other("no array")),
+            Any::Integer(_) | Any::Other => Ok(Self::Other("not an array")),
         }
     }
 }
@@ -279,8 +279,8 @@ impl<'de> Visitor<'de> for AnyValue {
         for slot in &mut integers {
             match seq.next_element::<Any>()? {
                 Some(Any::Integer(integer)) => *slot = integer,
-                Some(_) => read = read.and(Err("something else among its first three elements")),
-                None => read = read.and(Err("fewer elements")),
+                Some(_) => read = read.and(Err("an element among the first three is not an integer")),
+                None => read = read.and(Err("fewer than three elements")),
             }
         }
         while seq.next_element::<IgnoredAny>()?.is_some() {}
@@ -317,7 +317,7 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 }
 
-/// What the payload field of an entry holds, if it has one.
+/// Returns the payload field of an entry, if it has one.
 pub fn payload(fields: &[(Bytes, Bytes)]) -> Option<Bytes> {
     fields.iter().find(|(name, _)| name == FIELD).map(|(_, payload)| payload.clone())
 }

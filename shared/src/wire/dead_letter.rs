@@ -1,32 +1,32 @@
-//! What can't be stored, and why: the contents of a dead-letter stream.
+//! Dead letters: entries and likes that cannot be stored, with the reason.
 
 use bytes::Bytes;
 
 use crate::wire::codec;
 
-/// At most this many likes of one entry become separate dead letters: one call of a script appends them all, and Redis
-/// bounds its arguments.
+/// Maximum number of separate dead letters of one entry. A single script call appends all of them, and Redis limits its
+/// arguments.
 const MAX_SEPARATE: usize = 1_000;
 
-/// Why something is a dead letter. The codes are stable: people filter by them.
+/// Reason of a dead letter. The codes are stable, because operators filter by them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The payload is not what it should be, or missing.
+    /// The payload is malformed or missing.
     Undecodable,
-    /// The payload's schema version is not known.
+    /// The payload has an unknown schema version.
     UnknownVersion,
-    /// One like of a good entry is not a like.
+    /// One like of a valid entry is invalid.
     InvalidLike,
-    /// The database will never take this like.
+    /// Postgres rejected the row.
     Rejected,
-    /// It was delivered too often, and the processes that quarantined it did not survive it.
+    /// The entry exceeded the number of deliveries, and two processes did not survive its quarantine.
     MaxDeliveries,
-    /// An operator dropped it while it was pending, and imported it from the exported file.
+    /// An operator dropped the pending entry, and imported it later from the exported file.
     Dropped,
 }
 
 impl Reason {
-    /// All there are.
+    /// All reasons.
     pub const ALL: [Self; 6] = [
         Self::Undecodable,
         Self::UnknownVersion,
@@ -54,22 +54,22 @@ impl Reason {
     }
 }
 
-/// One entry of a dead-letter stream to be.
+/// A dead letter to be appended.
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
     reason: Reason,
     detail: String,
     payload: Bytes,
-    /// The fields of an entry that has no payload field, packed, so that nothing of it is lost.
+    /// The packed fields of an entry without a payload field, so that no data is lost.
     original: Option<Bytes>,
 }
 
-/// One like of an entry that can't be stored.
+/// One like of an entry, with the reason why it cannot be stored.
 pub struct DeadLike<'a> {
-    /// Which one of its entry, from 0.
+    /// Index in the entry, from 0.
     pub index: usize,
     pub why: String,
-    /// As they are.
+    /// The original bytes.
     pub bytes: &'a [u8],
 }
 
@@ -78,7 +78,7 @@ impl DeadLetter {
         Self { reason, detail, payload, original: None }
     }
 
-    /// Of a whole entry, undecoded. One that has no payload field keeps the fields that it has.
+    /// Creates a dead letter of a whole entry, undecoded. Without a payload field it keeps the entry's fields.
     pub fn of_entry(reason: Reason, detail: String, fields: &[(Bytes, Bytes)]) -> Self {
         if let Some(payload) = codec::payload(fields) {
             return Self::new(reason, detail, payload);
@@ -88,19 +88,19 @@ impl DeadLetter {
         Self { original, ..Self::new(reason, detail, Bytes::new()) }
     }
 
-    /// Of likes of one entry: a letter each, and beyond [`MAX_SEPARATE`] one for all the rest.
+    /// Creates dead letters of the likes of one entry: one each for the first [`MAX_SEPARATE`], and one for all others.
     pub fn of_likes(reason: Reason, mut likes: Vec<DeadLike<'_>>) -> Vec<Self> {
         let rest = likes.split_off(likes.len().min(MAX_SEPARATE));
-        let alone = likes.iter().map(|DeadLike { index, why, bytes }| {
+        let separate = likes.iter().map(|DeadLike { index, why, bytes }| {
             Self::new(reason, format!("like {index} of the entry: {why}"), codec::frame(&[bytes]).into())
         });
-        let mut letters: Vec<Self> = alone.collect();
+        let mut dead_letters: Vec<Self> = separate.collect();
         if let [first, .., last] | [first @ last] = &rest[..] {
             let detail = format!("likes {} to {} of the entry: {}", first.index, last.index, first.why);
             let bytes: Vec<&[u8]> = rest.iter().map(|like| like.bytes).collect();
-            letters.push(Self::new(reason, detail, codec::frame(&bytes).into()));
+            dead_letters.push(Self::new(reason, detail, codec::frame(&bytes).into()));
         }
-        letters
+        dead_letters
     }
 
     pub fn reason(&self) -> Reason {
@@ -112,7 +112,7 @@ impl DeadLetter {
         &self.payload
     }
 
-    /// The fields that are known before it is appended, name after value after name.
+    /// Returns alternating names and values of the fields that are known before the append.
     pub fn fields(&self) -> Vec<Bytes> {
         let mut fields = vec![
             Bytes::from_static(codec::FIELD.as_bytes()),

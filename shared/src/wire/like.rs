@@ -1,8 +1,8 @@
-//! The like: the one value that travels the whole pipeline.
+//! The like: the value that passes through the whole pipeline.
 
 use thiserror::Error;
 
-/// Largest `created_at`, in microseconds since the Unix epoch: the last one of the year 9999, the end of RFC 3339.
+/// Largest `created_at` in microseconds since the Unix epoch: the end of the year 9999, the limit of RFC 3339.
 pub const MAX_CREATED_AT_US: i64 = 253_402_300_799_999_999;
 
 /// One user likes one post. Every value of this type is storable: [`Like::new`] is its only constructor.
@@ -13,7 +13,7 @@ pub struct Like {
     created_at_us: i64,
 }
 
-/// Why three integers are not a like.
+/// Reason why three integers are not a like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InvalidLike {
     /// An id outside of 1 … 2^63−1, with the field's name.
@@ -21,7 +21,7 @@ pub enum InvalidLike {
     Id {
         /// `user_id` or `post_id`.
         field: &'static str,
-        /// What was given.
+        /// The invalid value.
         value: i128,
     },
     /// A time before the Unix epoch or after the year 9999.
@@ -32,9 +32,8 @@ pub enum InvalidLike {
 }
 
 impl Like {
-    /// Checks the three integers: ids from 1 to 2^63−1, the time in microseconds since the Unix epoch from 0 to
-    /// [`MAX_CREATED_AT_US`]. They are wider than the fields so that any integer of JSON or MessagePack can be
-    /// named in the error.
+    /// Validates ids from 1 to 2^63−1, and a time in microseconds since the Unix epoch from 0 to [`MAX_CREATED_AT_US`]. The
+    /// parameters are wider than the fields, so that the error can show any integer of JSON or MessagePack.
     pub fn new(user_id: i128, post_id: i128, created_at_us: i128) -> Result<Self, InvalidLike> {
         Ok(Self {
             user_id: id("user_id", user_id)?,
@@ -46,17 +45,17 @@ impl Like {
         })
     }
 
-    /// Who likes: 1 … 2^63−1.
+    /// Returns the id of the user who likes: 1 … 2^63−1.
     pub fn user_id(&self) -> i64 {
         self.user_id
     }
 
-    /// What is liked: 1 … 2^63−1.
+    /// Returns the id of the liked post: 1 … 2^63−1.
     pub fn post_id(&self) -> i64 {
         self.post_id
     }
 
-    /// When, in microseconds since the Unix epoch: 0 … [`MAX_CREATED_AT_US`].
+    /// Returns the time in microseconds since the Unix epoch: 0 … [`MAX_CREATED_AT_US`].
     pub fn created_at_us(&self) -> i64 {
         self.created_at_us
     }

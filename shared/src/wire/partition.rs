@@ -1,20 +1,20 @@
-//! Which stream a like goes to, and what the keys in Redis are called.
+//! The partition of a like, and the names of keys in Redis.
 
 use std::{fmt, num::NonZeroU16, str::FromStr};
 
 use thiserror::Error;
 
-/// One of the streams, from 0.
+/// A partition, which is one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Partition(u16);
 
 impl Partition {
-    /// Its number, from 0.
+    /// Returns its number, from 0.
     pub fn number(self) -> u16 {
         self.0
     }
 
-    /// Its number, to index a list that has one element a partition.
+    /// Returns its number as an index of a list with one element per partition.
     pub fn index(self) -> usize {
         self.0.into()
     }
@@ -26,7 +26,7 @@ impl fmt::Display for Partition {
     }
 }
 
-/// How many streams there are: 1 … [`PartitionCount::MAX`].
+/// Number of partitions: 1 … [`PartitionCount::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartitionCount(NonZeroU16);
 
@@ -36,10 +36,10 @@ pub struct PartitionCount(NonZeroU16);
 pub struct InvalidPartitionCount;
 
 impl PartitionCount {
-    /// The most that are allowed.
+    /// Maximum number of partitions.
     pub const MAX: u16 = 1024;
 
-    /// Where nobody says otherwise.
+    /// Count that is recorded where no program is configured with one.
     pub const DEFAULT: Self = Self(NonZeroU16::new(16).unwrap());
 
     /// # Errors
@@ -48,28 +48,28 @@ impl PartitionCount {
         NonZeroU16::new(count).filter(|count| count.get() <= Self::MAX).map(Self).ok_or(InvalidPartitionCount)
     }
 
-    /// As a plain number.
+    /// Returns the count as a number.
     pub fn get(self) -> u16 {
         self.0.get()
     }
 
-    /// All of them, in order.
+    /// Returns all partitions in order.
     pub fn partitions(self) -> impl Iterator<Item = Partition> {
         (0..self.get()).map(Partition)
     }
 
-    /// The partition of all likes of this user: [`mix`] of the id, modulo the count. Stable for ever, and easy to
-    /// write in any language; `shared/vectors/partition.json` has examples.
+    /// Returns the partition of all likes of a user: [`mix`] of the id, modulo the count. The function never changes, and is
+    /// simple to implement in any language; `shared/vectors/partition.json` has test vectors.
     ///
-    /// By user and not by post: both likes of one (user, post) meet in one partition, while the likes of a
-    /// celebrity's post spread over all of them.
+    /// The key is the user and not the post: duplicates of one (user, post) are in the same partition, while the likes of a
+    /// celebrity's post spread over all partitions.
     pub fn of_user(self, user_id: i64) -> Partition {
         #[expect(clippy::cast_possible_truncation, reason = "a remainder of a u16 fits into one")]
         Partition((mix(user_id.cast_unsigned()) % u64::from(self.get())) as u16)
     }
 }
 
-/// The output function of SplitMix64: a bijection that spreads neighbours far.
+/// The output function of SplitMix64: a bijection that scatters neighbouring numbers.
 ///
 /// Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
 pub fn mix(number: u64) -> u64 {
@@ -93,11 +93,11 @@ impl fmt::Display for PartitionCount {
     }
 }
 
-/// The prefix of every key that belongs to one likestream, `likes` by default: `LIKES_STREAM`.
+/// Prefix of all keys in Redis, `likes` by default: `LIKES_STREAM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPrefix(String);
 
-/// The prefix would break the names of the keys.
+/// The prefix is empty, too long, or has a character that key names cannot contain.
 #[derive(Debug, Error)]
 #[error("allowed are 1 to 128 of the characters a-z A-Z 0-9 . _ : -")]
 pub struct InvalidKeyPrefix;
@@ -122,50 +122,49 @@ impl fmt::Display for KeyPrefix {
 }
 
 impl KeyPrefix {
-    /// The stream of a partition, `likes:{7}`. The braces are a hash tag: all keys of a partition share a slot of
+    /// Returns the stream of a partition, `likes:{7}`. The braces are a hash tag, so all keys of a partition share a slot in
     /// Redis Cluster.
     pub fn stream(&self, partition: Partition) -> String {
         format!("{self}:{{{partition}}}")
     }
 
-    /// What stands for the streams of all partitions, `likes:{partition}`.
+    /// Returns the template of the streams of all partitions, `likes:{partition}`.
     pub fn stream_template(&self) -> String {
         format!("{self}:{{partition}}")
     }
 
-    /// The dead letters of a partition, `likes:{7}:dead`.
+    /// Returns the dead-letter stream of a partition, `likes:{7}:dead`.
     pub fn dead_letters(&self, partition: Partition) -> String {
         format!("{self}:{{{partition}}}:dead")
     }
 
-    /// The hash of quarantined entries of a partition, `likes:{7}:quarantine`: entry id → number of quarantines that have
-    /// begun and not ended.
+    /// Returns the hash of quarantined entries of a partition, `likes:{7}:quarantine`: entry id → number of quarantines that
+    /// have begun and not ended.
     pub fn quarantine(&self, partition: Partition) -> String {
         format!("{self}:{{{partition}}}:quarantine")
     }
 
-    /// The hash of the members of a consumer group, `likes:members:likes-writers`: consumer → its last heartbeat.
+    /// Returns the hash of the members of a consumer group, `likes:members:likes-writers`: consumer → last heartbeat.
     pub fn members(&self, group: &str) -> String {
         format!("{self}:members:{group}")
     }
 
-    /// The hash of when a group last committed entries of each partition, `likes:commits:likes-writers`: partition → Unix
-    /// milliseconds.
+    /// Returns the hash of a group's last commits, `likes:commits:likes-writers`: partition → Unix milliseconds.
     pub fn commits(&self, group: &str) -> String {
         format!("{self}:commits:{group}")
     }
 
-    /// The set of the partitions that a group is not to read, `likes:paused:likes-writers`: their numbers, or `all`.
+    /// Returns the set of a group's paused partitions, `likes:paused:likes-writers`: their numbers, or `all`.
     pub fn paused(&self, group: &str) -> String {
         format!("{self}:paused:{group}")
     }
 
-    /// The stream of what people have done by `likesctl`, `likes:audit`.
+    /// Returns the audit stream of changes by `likesctl`, `likes:audit`.
     pub fn audit(&self) -> String {
         format!("{self}:audit")
     }
 
-    /// The hash that records what all programs must agree on, `likes:settings`.
+    /// Returns the hash of cluster settings, `likes:settings`.
     pub fn settings(&self) -> String {
         format!("{self}:settings")
     }
@@ -185,7 +184,7 @@ mod tests {
         partition: u16,
     }
 
-    /// The vectors were made by the Python program beside them, not by this code.
+    /// `vectors/make.py` generates the vectors, independently of this code.
     #[test]
     fn agrees_with_the_vectors_of_another_language() {
         let vectors: Vec<Vector> =

@@ -1,4 +1,4 @@
-//! Values and what they mean.
+//! Accepted and rejected values of the variables.
 
 use std::{cell::RefCell, collections::BTreeSet};
 
@@ -135,7 +135,7 @@ fn empty_variables_of_a_signal_leave_the_general_ones_in_force() {
     }
 }
 
-/// The SDK reads the variable itself, and ignores spaces around a value no less than another word.
+/// The SDK reads these variables itself, and ignores values with surrounding spaces and unknown ones.
 #[test]
 fn the_sdk_understands_every_value_that_passes() {
     let zstd = [("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd")];
@@ -147,10 +147,10 @@ fn the_sdk_understands_every_value_that_passes() {
     read(&[("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"), ("OTEL_SPAN_LINK_COUNT_LIMIT", "0")]);
 }
 
-/// The example is the list that documentation and the chart are compared with.
+/// Documentation and the chart are compared with the list in the example.
 #[test]
 fn every_variable_is_in_the_example() {
-    // Read when the test runs: an image is built without it.
+    // Read at run time: the image is built without this file.
     let example = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../.env.example")).unwrap();
     let listed: BTreeSet<_> = example
         .lines()

@@ -17,7 +17,7 @@ struct Vector {
     likes: Vec<[String; 3]>,
 }
 
-/// The vectors were made by the Python program beside them, with another MessagePack library.
+/// `vectors/make.py` generates the vectors, with another MessagePack library.
 #[test]
 fn reads_and_writes_what_another_language_does() {
     let vectors: Vec<Vector> = serde_json::from_str(include_str!("../../../vectors/codec.json")).unwrap();
@@ -75,14 +75,14 @@ fn trailing_elements_of_a_like_are_ignored() {
 fn payloads_that_are_no_payload_are_refused_whole() {
     let cases: [(&str, &[u8]); 9] = [
         ("nothing", &[]),
-        ("no array", &[0x01]),
+        ("not an array", &[0x01]),
         ("an empty array", &[0x90]),
         ("no like", &[0x91, 0x01]),
-        ("a version that is no integer", &[0x92, 0xa1, b'1', 0x93, 7, 8, 9]),
-        ("a like too few", &[0x93, 0x01, 0x93, 7, 8, 9]),
+        ("a version that is not an integer", &[0x92, 0xa1, b'1', 0x93, 7, 8, 9]),
+        ("one like too few", &[0x93, 0x01, 0x93, 7, 8, 9]),
         ("cut in a like", &[0x92, 0x01, 0x93, 7, 8]),
-        ("bytes behind it", &[0x92, 0x01, 0x93, 7, 8, 9, 0x00]),
-        ("four thousand million likes promised", &[0xdd, 0xff, 0xff, 0xff, 0xff, 0x01]),
+        ("trailing bytes", &[0x92, 0x01, 0x93, 7, 8, 9, 0x00]),
+        ("a length of four thousand million likes", &[0xdd, 0xff, 0xff, 0xff, 0xff, 0x01]),
     ];
     for (what, payload) in cases {
         let refused = decode(payload);
