@@ -217,7 +217,7 @@ async fn a_foreign_key_under_our_name_is_a_clear_failure() {
 async fn a_policy_that_drops_streams_is_warned_of() {
     let setup = Setup::with_redis(&["--maxmemory-policy", "allkeys-lru"]).await;
     let ingest = setup.ingest(&[]);
-    assert!(ingest.log_text().contains("Redis drops likes when its memory is full"));
+    assert!(ingest.log_text().contains("Redis evicts likes when its memory is full"));
     let redis = setup.redis_client().await;
     append_raw(&redis, 0, b"x").await;
     redis.flushall::<()>(false).await.unwrap();

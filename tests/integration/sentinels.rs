@@ -62,5 +62,5 @@ async fn a_master_of_another_name_is_said() {
         ],
     );
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("knows no master of the name 'other'"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("monitors no primary named 'other'"), "{}", ended.stderr);
 }

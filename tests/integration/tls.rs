@@ -88,10 +88,11 @@ fn failed_in_words(ended: &Ended) -> String {
     ended.stderr.lines().last().unwrap().to_owned()
 }
 
-fn redis_says(redis: &RedisServer, settings: Settings<'_>, trouble: &str) {
+fn redis_says(redis: &RedisServer, settings: Settings<'_>, cause: &str) {
     let line = last_line(&[&[("REDIS_URL", redis.url().as_str())], settings].concat());
-    let refused = format!("error: Redis at 127.0.0.1:{} refuses: correct REDIS_URL: ", redis.port());
-    assert!(line.starts_with(&refused) && line.contains(trouble), "{line}");
+    let server = format!("error: cannot connect to Redis at 127.0.0.1:{}: ", redis.port());
+    assert!(line.starts_with(&server) && line.ends_with("; check REDIS_URL"), "{line}");
+    assert!(line.contains(cause), "{line}");
 }
 
 #[test]
@@ -101,21 +102,34 @@ fn what_is_wrong_with_a_certificate_of_redis_is_said_at_once() {
     let (ca, others) = (file.to_str().unwrap(), others.to_str().unwrap());
     let redis = authority.redis(&HERE, true, &[]);
 
-    redis_says(&redis, &[("REDIS_TLS_CA", others)], "the authority of its certificate is not trusted");
+    redis_says(
+        &redis,
+        &[("REDIS_TLS_CA", others)],
+        "the server certificate is not signed by a trusted authority",
+    );
     // Those of the system don't include one that was made just now.
     let system = last_line(&[("REDIS_URL", &redis.url())]);
     assert!(
-        system.contains("is not trusted") || system.contains("no certificates of authorities"),
+        system.contains("is not signed by a trusted authority")
+            || system.contains("no certificates of authorities"),
         "{system}"
     );
-    redis_says(&redis, &[("REDIS_TLS_CA", ca)], "it wants a client certificate, see REDIS_TLS_CERT");
+    redis_says(
+        &redis,
+        &[("REDIS_TLS_CA", ca)],
+        "the server requires a client certificate (see REDIS_TLS_CERT)",
+    );
     let stranger = other.issue("stranger", &[]);
     let shown =
         [("REDIS_TLS_CA", ca), ("REDIS_TLS_CERT", stranger.certificate()), ("REDIS_TLS_KEY", stranger.key())];
-    redis_says(&redis, &shown, "it doesn't trust the authority of our certificate");
+    redis_says(&redis, &shown, "the server does not trust the authority of the client certificate");
 
     let elsewhere = authority.redis(&["redis.example"], false, &[]);
-    redis_says(&elsewhere, &[("REDIS_TLS_CA", ca)], "its certificate is for another name");
+    redis_says(
+        &elsewhere,
+        &[("REDIS_TLS_CA", ca)],
+        "the server certificate is not valid for the host in REDIS_URL",
+    );
 }
 
 #[test]
@@ -124,13 +138,13 @@ fn tls_on_one_side_only_is_said() {
     let ca = authority.file().display().to_string();
     let encrypted = authority.redis(&HERE, false, &[]);
     let line = last_line(&[("REDIS_URL", &encrypted.url().replace("rediss", "redis"))]);
-    assert!(line.contains("a server that wants TLS breaks off like this"), "{line}");
+    assert!(line.contains("the server may require TLS (rediss:// is with TLS)"), "{line}");
 
     let plain = start_redis(&[]);
     let url = plain.url().replace("redis", "rediss");
     let line = last_line(&[("REDIS_URL", &url), ("REDIS_TLS_CA", &ca), ("REDIS_TIMEOUT", "500ms")]);
     // What it makes of a greeting is up to the random bytes in it: an error, or waiting for more.
-    let words = ["it does not speak TLS on this port", "a server without TLS says nothing to it"];
+    let words = ["the server does not use TLS on this port", "the server may not use TLS"];
     assert!(words.iter().any(|words| line.contains(words)), "{line}");
 }
 
@@ -179,7 +193,7 @@ async fn the_modes_of_postgres_are_those_of_libpq() {
     let mut setup = Setup::of_servers(redis, authority.postgres(&["postgres.example"], who));
     make_role(&setup).await;
     let server = setup.postgres();
-    let address = format!("error: Postgres at 127.0.0.1:{} refuses: correct DATABASE_URL: ", server.port());
+    let address = format!("error: cannot connect to Postgres at 127.0.0.1:{}: ", server.port());
     let url = |parameters: &str| whole_url(server, "127.0.0.1", parameters);
 
     for (parameters, ca) in [
@@ -197,9 +211,9 @@ async fn the_modes_of_postgres_are_those_of_libpq() {
     }
     for (parameters, ca, why) in [
         ("sslmode=verify-full", &ca, "not valid for name \"127.0.0.1\""),
-        ("sslmode=verify-full", &others, "UnknownIssuer"),
-        ("sslmode=verify-ca", &others, "UnknownIssuer"),
-        ("sslmode=require", &others, "UnknownIssuer"),
+        ("sslmode=verify-full", &others, "it is not signed by a trusted authority"),
+        ("sslmode=verify-ca", &others, "it is not signed by a trusted authority"),
+        ("sslmode=require", &others, "it is not signed by a trusted authority"),
     ] {
         let line = failed_in_words(&migrate(&url(&format!("{parameters}&sslrootcert={ca}"))));
         assert!(line.starts_with(&address) && line.contains(why), "{parameters}: {line}");
@@ -223,15 +237,16 @@ async fn a_missing_certificate_and_missing_tls_of_postgres_are_said() {
     for (parameters, why) in [
         (full.clone(), "requires a valid client certificate"),
         (with(&authority.issue("somebody", &[])), "certificate authentication failed"),
-        (with(&other.issue("stranger", &[])), "UnknownCA"),
+        (with(&other.issue("stranger", &[])), "unknown CA"),
     ] {
         let line = failed_in_words(&migrate(&whole_url(server, "127.0.0.1", &parameters)));
-        assert!(line.contains("refuses: correct DATABASE_URL: ") && line.contains(why), "{line}");
+        assert!(line.starts_with("error: cannot connect to Postgres at ") && line.contains(why), "{line}");
     }
 
     let plain = Setup::new().await.database_url();
     let line = failed_in_words(&migrate(&format!("{plain}?sslmode=require")));
-    assert!(line.contains("refuses") && line.contains("server does not support TLS"), "{line}");
+    assert!(line.starts_with("error: cannot connect to Postgres at "), "{line}");
+    assert!(line.contains("server does not support TLS"), "{line}");
 }
 
 /// The line must name the setting, and what is allowed or wrong; there is nothing to wait for.

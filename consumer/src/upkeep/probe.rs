@@ -64,7 +64,7 @@ async fn probe_postgres(pool: &Pool) -> Result<(), ProbeError> {
     Ok(answer.map_err(|_| ProbeError::Timeout)??)
 }
 
-fn report<E: std::error::Error>(check: &Check, answer: Result<(), E>, server: &str) {
+fn report<E: std::error::Error + 'static>(check: &Check, answer: Result<(), E>, server: &str) {
     match answer {
         Ok(()) => {
             if check.pass() {
