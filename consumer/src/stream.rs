@@ -1,10 +1,9 @@
-//! Every Redis command of the consumer group.
+//! Redis commands of the consumer group.
 //!
-//! Purpose: groups, reads, claims, acknowledgements and trimming (`client`), heartbeats (`members`), both behind the traits
-//! that the state machines use (`group_stream`); for `likesctl` views (`inspect`) and changes (`admin_ops`). Scripts are in
-//! `scripts/*.lua`, documented where they are included; replies are parsed by hand in `reply`. May depend on `entry`,
-//! `store::proof` and `shared::redis`. Must not know why a command is sent: retries, assignment and flow control are
-//! decided above.
+//! Purpose: groups, reads, claims, acknowledgements and trimming (`client`) and heartbeats (`members`), both behind traits
+//! (`group_stream`); for `likesctl`, read-only views (`inspect`) and changes (`admin_ops`). Lua scripts are in
+//! `scripts/*.lua` and documented where they are included. `reply` parses replies. May depend on `entry`, `store::proof`
+//! and `shared::redis`. Must not decide when a command is sent: retries, assignment and flow control belong to the callers.
 
 mod admin_ops;
 mod client;

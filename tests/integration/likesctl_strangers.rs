@@ -75,7 +75,7 @@ async fn a_key_of_another_type_is_named_and_the_rest_is_shown() {
     let status = ctl(&setup, &["status"]);
     assert_eq!((status.code, status.stderr.lines().count()), (Some(1), 1), "{}", status.stderr);
     assert!(
-        status.stderr.contains("likes:{1}") && status.stderr.contains("somebody else's"),
+        status.stderr.contains("likes:{1}") && status.stderr.contains("written by another application"),
         "{}",
         status.stderr
     );

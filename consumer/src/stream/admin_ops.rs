@@ -1,4 +1,4 @@
-//! Changes to the streams by hand, for `likesctl`. All of them are safe beside running consumers, and idempotent.
+//! Manual changes to the streams, for `likesctl`. All are safe while consumers run.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -17,22 +17,22 @@ use crate::{
     stream::{LIVENESS_TIMEOUT, Streams, reply},
 };
 
-/// The member of the set of paused partitions that stands for all of them.
+/// Member of the set of paused partitions that stands for all partitions.
 pub(super) const ALL: &str = "all";
 
-/// Records that the audit keeps, about.
+/// Approximate number of records that the audit stream keeps.
 const AUDIT_RECORDS: u32 = 10_000;
 
-/// Reassigns pending entries to a consumer without a delivery. Those that are no longer in the stream stay pending: only
-/// a consumer, which counts them as lost, should remove them from the list.
+/// Reassigns pending entries to a consumer without delivering them. Entries that were deleted from the stream stay pending:
+/// only a consumer, which counts them as lost, should remove them from the pending entries list.
 ///
-/// KEYS: stream, quarantine. ARGV: group, consumer, number of deliveries or nothing, and then the ids. Returns
+/// KEYS: stream, quarantine. ARGV: group, consumer, number of deliveries or empty, then the ids. Returns
 /// `[reassigned ids, deleted ids]`.
 const HAND_OVER: &str = include_str!("scripts/hand_over.lua");
 
-/// Acknowledges pending entries, and removes the records of their quarantine.
+/// Acknowledges pending entries and removes their quarantine records.
 ///
-/// KEYS: stream, quarantine. ARGV: group, and then the ids. Returns the ids that were pending.
+/// KEYS: stream, quarantine. ARGV: group, then the ids. Returns the ids that were pending.
 const DROP_PENDING: &str = include_str!("scripts/drop_pending.lua");
 
 /// Removes dead letters.
@@ -40,36 +40,35 @@ const DROP_PENDING: &str = include_str!("scripts/drop_pending.lua");
 /// KEYS: dead letters. ARGV: the ids. Returns the ids that existed.
 const PURGE_DEAD_LETTERS: &str = include_str!("scripts/purge_dead_letters.lua");
 
-/// Appends the payloads of dead letters to their stream again and removes the dead letters, as one step: each is retried
-/// once, however often the script runs. A dead letter without a payload stays.
+/// Appends the payloads of dead letters to their stream and removes the dead letters, atomically. Idempotent: a dead letter
+/// is retried once, no matter how often the script runs. A dead letter without a payload is kept.
 ///
-/// KEYS: stream, dead letters. ARGV: the field of the payload, and then the ids. Returns the ids that were retried.
+/// KEYS: stream, dead letters. ARGV: name of the payload field, then the ids. Returns the ids that were retried.
 const RETRY_DEAD_LETTERS: &str = include_str!("scripts/retry_dead_letters.lua");
 
-/// Appends a record to the audit. Runs also when Redis is out of memory: that is when operators change things.
+/// Appends a record to the audit stream. Also runs when Redis is out of memory, because operators act in such incidents.
 ///
-/// KEYS: audit. ARGV: most records, about, and then fields and values. Returns the record's id.
+/// KEYS: audit. ARGV: approximate maximum number of records, then fields and values. Returns the id of the record.
 const AUDIT: &str = include_str!("scripts/audit.lua");
 
-/// Removes the record of a member that is dead, if it still is.
+/// Removes the record of a dead member. Keeps it if the member is alive again.
 ///
-/// KEYS: members. ARGV: name, and after how many milliseconds without a heartbeat a member is dead. Returns 1 unless the
-/// member is alive.
+/// KEYS: members. ARGV: name, liveness timeout in milliseconds. Returns 0 if the member is alive, 1 otherwise.
 const FORGET_MEMBER: &str = include_str!("scripts/forget_member.lua");
 
-/// Pauses or resumes partitions. Runs also when Redis is out of memory.
+/// Pauses or resumes partitions. Also runs when Redis is out of memory.
 ///
-/// KEYS: paused. ARGV: SADD or SREM, and then the partitions. Returns the number of partitions that changed.
+/// KEYS: paused. ARGV: SADD or SREM, then the partitions. Returns the number of partitions that changed.
 const SET_PAUSED: &str = include_str!("scripts/set_paused.lua");
 
-/// Records the times of commits, by Redis's clock.
+/// Records commit times by Redis's clock. Also runs when Redis is out of memory.
 ///
-/// KEYS: commits. ARGV: partition and milliseconds ago, by turns.
+/// KEYS: commits. ARGV: pairs of partition and age of the commit in milliseconds.
 const RECORD_COMMITS: &str = include_str!("scripts/record_commits.lua");
 
 impl Streams {
-    /// Reassigns pending entries to another consumer as just delivered, with this number of deliveries or the one that they
-    /// have. Returns the entries that were pending and in the stream, and those that are not in the stream.
+    /// Reassigns pending entries to another consumer and resets their idle time. `deliveries` replaces their number of
+    /// deliveries. Returns the entries that were reassigned, and those that were deleted from the stream.
     pub async fn hand_over(
         &self,
         partition: Partition,
@@ -84,7 +83,7 @@ impl Streams {
         reply::id_sets(self.redis.eval(HAND_OVER, &keys, Retry::Idempotent, args).await?)
     }
 
-    /// Removes entries from the pending list. Returns those that were on it.
+    /// Removes entries from the pending entries list. Returns those that were pending.
     pub async fn drop_pending(
         &self,
         partition: Partition,
@@ -95,8 +94,7 @@ impl Streams {
         reply::id_set(self.redis.eval(DROP_PENDING, &keys, Retry::NonIdempotent, args).await?)
     }
 
-    /// Appends the payloads of dead letters to their stream again, and removes the dead letters. Returns those that had a
-    /// payload.
+    /// Appends the payloads of dead letters to their stream and removes the dead letters. Returns those that had a payload.
     pub async fn retry_dead_letters(
         &self,
         partition: Partition,
@@ -107,7 +105,7 @@ impl Streams {
         reply::id_set(self.redis.eval(RETRY_DEAD_LETTERS, &keys, Retry::NonIdempotent, args).await?)
     }
 
-    /// Removes dead letters for good. Returns those that existed.
+    /// Deletes dead letters permanently. Returns those that existed.
     pub async fn purge_dead_letters(
         &self,
         partition: Partition,
@@ -118,7 +116,7 @@ impl Streams {
         reply::id_set(self.redis.eval(PURGE_DEAD_LETTERS, &keys, Retry::NonIdempotent, ids).await?)
     }
 
-    /// Appends a dead letter as it was exported.
+    /// Appends a dead letter from an export.
     pub async fn import_dead_letter(
         &self,
         partition: Partition,
@@ -130,17 +128,17 @@ impl Streams {
         self.redis.run::<Value>(&key, Retry::NonIdempotent, "XADD", args).await.map(drop)
     }
 
-    /// Pauses partitions, or all of them with those to come. Returns the number of partitions that were not paused.
+    /// Pauses partitions; `None` pauses all partitions, including future ones. Returns the number of newly paused ones.
     pub async fn pause(&self, partitions: Option<&[Partition]>) -> Result<u64, Error> {
         self.set_paused("SADD", partitions).await
     }
 
-    /// Resumes partitions. Returns the number of partitions that were paused.
+    /// Resumes partitions. Returns the number of those that were paused.
     pub async fn resume(&self, partitions: &[Partition]) -> Result<u64, Error> {
         self.set_paused("SREM", Some(partitions)).await
     }
 
-    /// Resumes partitions where all are paused as a whole, by pausing each of the others.
+    /// Resumes some partitions while all are paused: pauses each of the others individually, then ends the pause of all.
     pub async fn resume_of_all(
         &self,
         chosen: &[Partition],
@@ -148,7 +146,7 @@ impl Streams {
     ) -> Result<u64, Error> {
         let others: Vec<Partition> =
             partitions.partitions().filter(|partition| !chosen.contains(partition)).collect();
-        // In this order no partition that stays paused is read meanwhile.
+        // In this order, partitions that stay paused are never read in between.
         if !others.is_empty() {
             self.pause(Some(&others)).await?;
         }
@@ -157,7 +155,7 @@ impl Streams {
         Ok(chosen.len() as u64)
     }
 
-    /// Resumes all partitions. Returns 0 if none was paused.
+    /// Resumes all partitions. Returns 0 if no partition was paused, 1 otherwise.
     pub async fn resume_all(&self) -> Result<u64, Error> {
         let key = self.keys.paused(&self.group);
         self.redis.run(&key, Retry::Idempotent, "DEL", vec![key.as_str().into()]).await
@@ -172,7 +170,7 @@ impl Streams {
         self.redis.eval(SET_PAUSED, &[self.keys.paused(&self.group)], Retry::Idempotent, args).await
     }
 
-    /// Records when batches with entries of these partitions were committed.
+    /// Records the age of the last commit of each partition.
     pub async fn record_commits(&self, commits: &[(Partition, Duration)]) -> Result<(), Error> {
         let args =
             commits.iter().flat_map(|(partition, ago)| [partition.to_string(), ago.as_millis().to_string()]);
@@ -180,14 +178,14 @@ impl Streams {
         self.redis.eval::<Value>(RECORD_COMMITS, &keys, Retry::Idempotent, args).await.map(drop)
     }
 
-    /// Removes the record of a member, unless it is alive. Returns whether it is not alive.
+    /// Removes the record of a member, unless the member is alive. Returns `false` if it is alive.
     pub async fn forget_member(&self, name: &str) -> Result<bool, Error> {
         let keys = [self.keys.members(&self.group)];
         let args = [name.to_owned(), LIVENESS_TIMEOUT.as_millis().to_string()];
         Ok(self.redis.eval::<u64>(FORGET_MEMBER, &keys, Retry::Idempotent, args).await? == 1)
     }
 
-    /// Appends a record to the audit, fields and values by turns. Returns its id.
+    /// Appends a record, given as alternating fields and values, to the audit stream. Returns its id.
     pub async fn audit(&self, record: Vec<String>) -> Result<String, Error> {
         let args = [AUDIT_RECORDS.to_string()].into_iter().chain(record);
         self.redis.eval(AUDIT, &[self.keys.audit()], Retry::NonIdempotent, args).await

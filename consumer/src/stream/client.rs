@@ -1,4 +1,4 @@
-//! The streams as one member of the group sees them: groups, reads, claims, acknowledgements, trimming.
+//! Stream commands of one consumer: groups, reads, claims, acknowledgements, trimming.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,49 +21,50 @@ use crate::{
     stream::{GroupStream, reply},
 };
 
-/// Appends an entry's dead letters and acknowledges it, as one step: either both have happened or neither, so an
-/// entry that is delivered again never leaves its dead letters twice. Does nothing when the entry isn't pending.
+/// Appends the dead letters of an entry and acknowledges the entry, atomically, so that a redelivered entry never writes its
+/// dead letters twice. Does nothing if the entry is not pending.
 ///
-/// KEYS: stream, dead-letter stream, quarantine. ARGV: group, entry id, consumer, number of dead letters, then for each
-/// dead letter the number of its fields and values, and these.
+/// KEYS: stream, dead letters, quarantine. ARGV: group, entry id, consumer, number of dead letters; then for each dead
+/// letter the number of its fields and values, followed by these.
 ///
-/// Runs also when Redis is out of memory: unsettled, the entry would keep all later entries from being trimmed.
+/// Also runs when Redis is out of memory: an unsettled entry prevents all later entries from being trimmed.
 const SETTLE: &str = include_str!("scripts/settle.lua");
 
-/// Trims from a stream the entries that every group on it has acknowledged and that are older than the retention. One
-/// step, so that no entry can be delivered, and no group created again, between the checks and the trim.
+/// Trims entries that every group of the stream has acknowledged and that are older than the retention. Atomic, so that no
+/// entry can be delivered, and no group created, between the checks and the trim.
 ///
-/// Ids are compared as padded text: Lua's numbers can't hold all 64 bits.
+/// Ids are compared as zero-padded text, because Lua numbers cannot represent all 64-bit integers.
 ///
 /// KEYS: stream. ARGV: retention in milliseconds. Returns the number of trimmed entries.
 const TRIM: &str = include_str!("scripts/trim.lua");
 
-/// Counts a quarantine of an entry. Runs also when Redis is out of memory, where draining must go on.
+/// Records the start of a quarantine. Also runs when Redis is out of memory, because draining must continue.
 ///
-/// KEYS: quarantine. ARGV: entry id. Returns the number of quarantines that have begun and not ended.
+/// KEYS: quarantine. ARGV: entry id. Returns the number of quarantines of the entry that have started and not ended.
 const BEGIN_QUARANTINE: &str = include_str!("scripts/begin_quarantine.lua");
 
-/// Claims entries of a consumer that is no member any more and has been idle for long. Removes such consumers from the
-/// group when they have no pending entries: XGROUP DELCONSUMER would destroy those.
+/// Claims pending entries of a departed consumer: one that is not a member and has been idle for the minimum idle time.
+/// Removes departed consumers without pending entries from the group. XGROUP DELCONSUMER discards pending entries, so
+/// consumers that have some are kept.
 ///
-/// KEYS: stream. ARGV: group, the new owner, the least idle time in milliseconds, most entries, and then the members.
-/// Returns `[consumer, entries, deleted ids]`: whose entries they were, and those that are no longer in the stream.
+/// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, maximum number of entries, then the
+/// members. Returns `[departed consumer, entries, ids of entries deleted from the stream]`.
 const CLAIM_DEPARTED: &str = include_str!("scripts/claim_departed.lua");
 
-/// Removes a consumer from the group unless it has pending entries: XGROUP DELCONSUMER would destroy them.
+/// Removes a consumer from the group unless it has pending entries, which XGROUP DELCONSUMER would discard.
 ///
-/// KEYS: stream. ARGV: group, consumer. Returns 1 if it was removed.
+/// KEYS: stream. ARGV: group, consumer. Returns 1 if the consumer was removed, 0 otherwise.
 const REMOVE_CONSUMER: &str = include_str!("scripts/remove_consumer.lua");
 
-/// A group is missing and can't be created.
+/// Error: a consumer group is missing and cannot be created.
 #[derive(Debug, ThisError)]
-#[error("the consumer group can't be made on {stream} in Redis")]
+#[error("cannot create the consumer group on stream {stream}")]
 pub struct GroupError {
     pub(super) stream: String,
     pub(super) source: Error,
 }
 
-/// The streams, as one member of the group sees them.
+/// Access to the streams for one consumer of a group.
 #[derive(Clone)]
 pub struct Streams {
     pub(super) redis: Connections,
@@ -72,34 +73,34 @@ pub struct Streams {
     pub(super) consumer: String,
 }
 
-/// The result of a claim.
+/// Result of a claim.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Claimed {
     pub entries: Vec<RawEntry>,
-    /// Entries that were pending but are no longer in the stream: they can no longer be stored.
+    /// Pending entries that were deleted from the stream. They are lost: they cannot be stored any more.
     pub deleted: Vec<EntryId>,
-    /// The start of the next claim; zero when all pending entries were visited.
+    /// Start of the next page; zero after the last page.
     pub cursor: EntryId,
 }
 
-/// Entries that were claimed from a consumer that is no member any more.
+/// Result of a claim from a departed consumer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ClaimedDeparted {
-    /// That consumer.
+    /// Departed consumer.
     pub from: String,
     pub entries: Vec<RawEntry>,
-    /// Entries that were pending but are no longer in the stream.
+    /// Pending entries that were deleted from the stream.
     pub deleted: Vec<EntryId>,
 }
 
-/// The result of the acknowledgement of a batch.
+/// Result of the acknowledgement of a batch.
 #[derive(Debug, Default)]
 pub struct AckOutcome {
-    /// All entries of the batch, acknowledged or not.
+    /// All entries of the batch, whether acknowledged or not.
     pub entries: Vec<SettledEntry>,
-    /// Number of entries that were pending and no longer are.
+    /// Number of entries that were pending until this acknowledgement.
     pub acknowledged: u64,
-    /// Number of entries that may still be pending, and why.
+    /// Number of entries that may still be pending, with an error.
     pub failed: Option<(usize, Error)>,
     /// Dead letters that were appended.
     pub dead_letters: Vec<(Position, Reason)>,
@@ -122,7 +123,7 @@ impl Streams {
         Self { redis, keys, group, consumer }
     }
 
-    /// Returns the template of the streams' names, `likes:{partition}`.
+    /// Returns the template of the stream names, such as `likes:{partition}`.
     pub fn template(&self) -> String {
         self.keys.stream_template()
     }
@@ -131,8 +132,8 @@ impl Streams {
         self.keys.stream(partition)
     }
 
-    /// Creates streams and groups where they are missing. Only logs those that can't be created because a part of Redis is
-    /// away: their readers create them.
+    /// Creates missing streams and groups. If only some Redis servers are unavailable, logs the groups that cannot be created;
+    /// their partition readers create them later.
     pub async fn ensure_groups(&self, partitions: PartitionCount) -> Result<(), GroupError> {
         let ensured = join_all(partitions.partitions().map(|partition| self.ensure_group(partition))).await;
         let all_failed = ensured.iter().all(Result::is_err);
@@ -140,7 +141,7 @@ impl Streams {
             if all_failed || !redis::is_away(&failed.source) {
                 return Err(failed);
             }
-            tracing::warn!(error = one_line(&failed), "a consumer group has to wait");
+            tracing::warn!(error = one_line(&failed), "cannot create a consumer group yet");
         }
         Ok(())
     }
@@ -173,7 +174,7 @@ impl Streams {
         self.redis.eval(script, &[self.key(partition)], retry, args).await
     }
 
-    /// Returns the number of entries that were pending and no longer are.
+    /// Acknowledges entries. Returns the number of those that were pending.
     async fn xack(&self, partition: Partition, ids: &[EntryId]) -> Result<u64, Error> {
         let stream = self.key(partition);
         let ids = ids.iter().map(|id| Value::from(id.to_string()));
@@ -181,7 +182,8 @@ impl Streams {
         self.redis.run(&stream, Retry::Idempotent, "XACK", args).await
     }
 
-    /// Returns 1 if the entry was pending and no longer is; 0 if another consumer has settled it.
+    /// Settles an entry with dead letters or a quarantine record. Returns 1 if the entry was pending, 0 if another consumer
+    /// settled it before.
     async fn settle(&self, entry: &SettledEntry) -> Result<u64, Error> {
         let Position { partition, id } = entry.at;
         let stream = self.key(partition);
@@ -198,27 +200,27 @@ impl Streams {
         self.redis.eval(SETTLE, &keys, Retry::Idempotent, args).await
     }
 
-    /// Trims from a partition the entries that every group has acknowledged and that are older than `retention_ms`.
-    /// Returns their number.
+    /// Trims entries of a partition that every group has acknowledged and that are older than `retention_ms`. Returns the
+    /// number of trimmed entries.
     pub async fn trim(&self, partition: Partition, retention_ms: u64) -> Result<u64, Error> {
         let args = vec![retention_ms.to_string()];
         reply::count(&self.eval(partition, TRIM, Retry::Idempotent, args).await?)
     }
 
-    /// Removes this consumer from the groups where it has nothing pending.
+    /// Removes this consumer from the group in all partitions where it has no pending entries.
     pub async fn leave(&self, partitions: PartitionCount) -> Result<(), Error> {
         let left = partitions.partitions().map(|partition| self.remove_consumer(partition, &self.consumer));
         try_join_all(left).await.map(drop)
     }
 
-    /// Removes a consumer from the group in one partition, unless it has something pending there. Returns whether it was
+    /// Removes a consumer from the group in one partition, unless it has pending entries there. Returns whether it was
     /// removed.
     pub async fn remove_consumer(&self, partition: Partition, consumer: &str) -> Result<bool, Error> {
         let args = vec![self.group.clone(), consumer.to_owned()];
         Ok(reply::count(&self.eval(partition, REMOVE_CONSUMER, Retry::Idempotent, args).await?)? > 0)
     }
 
-    /// Returns without an error if all servers of Redis answer.
+    /// Pings all Redis servers.
     pub async fn ping(&self) -> Result<(), Error> {
         self.redis.ping().await
     }
@@ -231,12 +233,12 @@ impl GroupStream for Streams {
         let created = self.redis.run::<Value>(&stream, Retry::Idempotent, "XGROUP", args).await;
         let failed = match created {
             Ok(_) => {
-                tracing::info!(stream, group = self.group, "created the consumer group");
+                tracing::info!(stream, group = self.group, "consumer group created");
                 return Ok(());
             }
             Err(error) => match redis::error_code(&error) {
                 Some("BUSYGROUP") => return Ok(()),
-                // A Redis that is out of memory refuses before it checks whether the group exists.
+                // When out of memory, Redis rejects XGROUP CREATE before it checks whether the group exists.
                 Some("OOM") => match self.has_group(&stream).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => error,

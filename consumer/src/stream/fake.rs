@@ -1,4 +1,4 @@
-//! Stand-ins for Redis in unit tests: a consumer group and its members in memory, by the clock of tokio.
+//! In-memory fakes of Redis for unit tests: a consumer group and its members, on tokio's clock.
 
 mod group;
 mod members;
@@ -10,7 +10,7 @@ pub(crate) use self::{
 
 use fred::prelude::{Error, ErrorKind};
 
-/// The error of a connection that breaks before the reply.
-fn connection_lost() -> Error {
+/// Returns the error of a connection that breaks before the reply.
+pub(crate) fn connection_lost() -> Error {
     Error::new(ErrorKind::IO, "connection reset by peer")
 }

@@ -1,4 +1,4 @@
-//! The streams behind traits: everything that the state machines ask of Redis. Tests put a group in memory in its place.
+//! Traits for the Redis commands of a consumer. Unit tests replace Redis with fakes in memory.
 
 use std::collections::HashSet;
 
@@ -11,22 +11,21 @@ use crate::{
     stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, Heartbeat, Member},
 };
 
-/// The streams of the partitions, as one member of the group sees them. After an error a command may have been executed.
+/// Stream commands of one consumer. After an error, a command may have been executed.
 pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
-    /// Creates the stream of a partition and its group where they are missing. A group starts at the very first entry,
-    /// never at the end: entries that are already in the stream were accepted and must be stored.
+    /// Creates the stream of a partition and its group if they are missing. A new group starts at the first entry of the
+    /// stream: entries already in the stream were accepted and must be stored.
     fn ensure_group(&self, partition: Partition) -> impl Future<Output = Result<(), GroupError>> + Send;
 
-    /// Reads up to `count` new entries of a partition. After an error Redis may have delivered entries in a reply that
-    /// never came: they are pending then.
+    /// Reads up to `count` new entries of a partition. After an error, Redis may have delivered entries in a lost reply. They
+    /// are pending then.
     fn read_new(
         &self,
         partition: Partition,
         count: u64,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
-    /// Reads up to `count` entries of a partition that were delivered to this consumer and never acknowledged, from the
-    /// one after `after` on.
+    /// Reads up to `count` pending entries of this consumer in a partition, with ids greater than `after`.
     fn read_own_pending(
         &self,
         partition: Partition,
@@ -34,7 +33,7 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         count: u64,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
-    /// Claims up to `count` entries that have been pending for `min_idle_ms`, from `cursor` on.
+    /// Claims up to `count` pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`.
     fn claim(
         &self,
         partition: Partition,
@@ -43,8 +42,8 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         count: u64,
     ) -> impl Future<Output = Result<Claimed, Error>> + Send;
 
-    /// Claims up to `count` entries from a consumer that is not among the members and sent no command for `idle_ms`.
-    /// Returns `None` when there is no such consumer with pending entries.
+    /// Claims up to `count` pending entries of a departed consumer: one that is not among `members` and has been idle for at
+    /// least `idle_ms`. Returns `None` if no departed consumer has pending entries.
     fn claim_departed(
         &self,
         partition: Partition,
@@ -53,41 +52,39 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         count: u64,
     ) -> impl Future<Output = Result<Option<ClaimedDeparted>, Error>> + Send;
 
-    /// Returns how often an entry was delivered, by Redis's own count; 0 if it isn't pending.
+    /// Returns the number of deliveries of an entry as counted by Redis; 0 if the entry is not pending.
     fn deliveries(&self, at: Position) -> impl Future<Output = Result<u64, Error>> + Send;
 
-    /// Removes entries from the pending list that are no longer in the stream. There is nothing left to lose.
+    /// Removes entries that were deleted from the stream from the pending entries list.
     fn forget_deleted(
         &self,
         partition: Partition,
         ids: &[EntryId],
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Records that an entry's quarantine begins. Returns how many of its quarantines have begun and not ended.
+    /// Records the start of a quarantine. Returns the number of quarantines of the entry that have started and not ended.
     fn begin_quarantine(&self, at: Position) -> impl Future<Output = Result<u64, Error>> + Send;
 
-    /// Records that this process has survived an entry's quarantine.
+    /// Records that this process survived the quarantine of an entry: removes its quarantine record.
     fn end_quarantine(&self, at: Position) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Acknowledges stored entries. The dead letters of an entry are appended first, as one step with its acknowledgement.
+    /// Acknowledges committed entries. The dead letters of an entry are appended atomically with its acknowledgement.
     fn ack(&self, committed: Committed) -> impl Future<Output = AckOutcome> + Send;
 }
 
-/// The membership record of the group, as one member sees it.
+/// Membership records of the group, for one member.
 pub(crate) trait Heartbeats: Send + Sync + 'static {
-    /// Returns this consumer's name in the group.
     fn consumer(&self) -> &str;
 
-    /// Returns the group's name.
     fn group(&self) -> &str;
 
-    /// Records a sign of life. Returns all members that have not resigned, this one among them, or `None` when another
-    /// process has its name.
+    /// Records a heartbeat. Returns all members that have not resigned, including this one; `None` if another process uses
+    /// the name of this consumer.
     fn heartbeat(
         &self,
         heartbeat: &Heartbeat,
     ) -> impl Future<Output = Result<Option<Vec<Member>>, Error>> + Send;
 
-    /// Removes this consumer from the members, unless the record is another process's.
+    /// Removes the record of this member, unless it belongs to another process.
     fn resign(&self, token: &str) -> impl Future<Output = Result<(), Error>> + Send;
 }

@@ -14,52 +14,52 @@ use crate::{
     stream::{LIVENESS_TIMEOUT, Member, Streams, reply},
 };
 
-/// Inspects a partition at one moment.
+/// Inspects a partition atomically.
 ///
-/// KEYS: stream, dead letters. ARGV: group, most undelivered entries to count. Returns names and values, as XINFO does;
-/// unknown values are left out.
+/// KEYS: stream, dead letters. ARGV: group, maximum number of undelivered entries to count. Returns alternating names and
+/// values, as XINFO does; unknown values are omitted.
 const INSPECT: &str = include_str!("scripts/inspect.lua");
 
-/// Up to this many undelivered entries are counted, rather than taken from Redis's lag: with steady traffic there are
-/// hardly more.
-const COUNTED_WAITING: u64 = 20;
+/// Maximum number of undelivered entries to count instead of using Redis's lag. With steady traffic there are rarely more.
+const MAX_COUNTED_UNDELIVERED: u64 = 20;
 
-/// Returns the records of members with the ages of their heartbeats.
+/// Returns the records of all members with the ages of their heartbeats.
 ///
-/// KEYS: members. Returns `[[name, state, assignment, milliseconds ago] …]`.
+/// KEYS: members. Returns `[[name, state, assignment, age in milliseconds] …]`.
 const MEMBERS: &str = include_str!("scripts/members.lua");
 
-/// Sums a part of the pending list up, and finds those of its entries that are no longer in the stream.
+/// Summarizes a page of the pending entries list and finds entries that were deleted from the stream.
 ///
-/// KEYS: stream. ARGV: group, first id, most entries. Returns the last id or nothing, the number of
-/// entries, the most deliveries and their entry, the longest idle time and its entry, and the ids of deleted entries.
+/// KEYS: stream. ARGV: group, first id, maximum number of entries. Returns the last id or an empty string, the number of
+/// entries, the maximum number of deliveries with its entry, the maximum idle time with its entry, and the ids of deleted
+/// entries.
 const SUMMARIZE_PENDING: &str = include_str!("scripts/summarize_pending.lua");
 
-/// Returns entries with their fate, from one moment: entries that are delivered in between can't be mistaken for
-/// acknowledged ones.
+/// Returns entries with their delivery state. Atomic, so that an entry that is being delivered is not mistaken for an
+/// acknowledged one.
 ///
-/// KEYS: stream. ARGV: group, first id, last id, most entries. Returns the group's last delivered id, the entries, and
-/// the ids of those that are pending.
+/// KEYS: stream. ARGV: group, first id, last id, maximum number of entries. Returns the group's last delivered id, the
+/// entries, and the ids of the pending ones.
 const RANGE_WITH_FATE: &str = include_str!("scripts/range_with_fate.lua");
 
-/// The state of a partition.
+/// State of a partition.
 #[derive(Clone, Debug, Default)]
 pub struct PartitionInfo {
-    /// By Redis's clock.
+    /// Current time by Redis's clock.
     pub now_ms: u64,
     pub length: u64,
     pub last_generated: EntryId,
-    /// Number of entries that were ever appended.
+    /// Number of entries ever appended.
     pub entries_added: u64,
-    /// The oldest entry of the stream.
+    /// Oldest entry of the stream.
     pub first: Option<EntryId>,
     pub dead: u64,
-    /// `None` when the group is missing.
+    /// `None` if the group does not exist.
     pub group: Option<GroupInfo>,
 }
 
 impl PartitionInfo {
-    /// Returns the number of entries that are not stored yet. Where the lag is unknown, all entries of the stream count.
+    /// Returns the backlog: undelivered and pending entries. If the lag is unknown, all entries of the stream count.
     pub fn backlog(&self) -> u64 {
         let Some(group) = &self.group else { return self.length };
         group.lag.unwrap_or(self.length.saturating_sub(group.pending)) + group.pending
@@ -71,41 +71,41 @@ impl PartitionInfo {
         group.oldest_pending.into_iter().chain(group.oldest_undelivered).min()
     }
 
-    /// Returns how long ago an entry was appended.
+    /// Returns the age of an entry in milliseconds.
     pub fn age_ms(&self, id: EntryId) -> u64 {
         self.now_ms.saturating_sub(id.ms)
     }
 }
 
-/// The state of the group in a partition.
+/// State of the consumer group in a partition.
 #[derive(Clone, Debug, Default)]
 pub struct GroupInfo {
     pub last_delivered: EntryId,
     pub pending: u64,
-    /// Undelivered entries; unknown after some events.
+    /// Undelivered entries; `None` if Redis does not know the number.
     pub lag: Option<u64>,
     pub oldest_pending: Option<EntryId>,
     pub oldest_pending_idle_ms: Option<u64>,
     pub oldest_undelivered: Option<EntryId>,
 }
 
-/// A consumer as the group knows it in one partition.
+/// Consumer of the group in one partition.
 #[derive(Clone, Debug)]
 pub struct ConsumerInfo {
     pub name: String,
     pub pending: u64,
-    /// Time since its last command.
+    /// Time since the last command of the consumer.
     pub idle_ms: u64,
 }
 
-/// A member with the age of its heartbeat.
+/// Member with the age of its last heartbeat.
 #[derive(Clone, Debug)]
 pub struct MemberInfo {
     pub member: Member,
     pub heartbeat_ms_ago: u64,
 }
 
-/// An entry of the pending list.
+/// Entry of the pending entries list.
 #[derive(Clone, Debug)]
 pub struct PendingEntry {
     pub id: EntryId,
@@ -114,21 +114,21 @@ pub struct PendingEntry {
     pub deliveries: u64,
 }
 
-/// A part of the pending list, summed up.
+/// Summary of a page of the pending entries list.
 #[derive(Debug)]
 pub struct PendingSummary {
-    /// `None` after the end.
+    /// Last entry of the page; `None` if the page is empty.
     pub last: Option<EntryId>,
     pub entries: u64,
     pub most_deliveries: u64,
     pub most_delivered: Option<EntryId>,
     pub longest_idle_ms: u64,
     pub longest_idle: Option<EntryId>,
-    /// Pending entries that are no longer in the stream.
+    /// Pending entries that were deleted from the stream.
     pub deleted: Vec<EntryId>,
 }
 
-/// The fate of an entry of a stream.
+/// Delivery state of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Undelivered,
@@ -136,7 +136,7 @@ pub enum Fate {
     Acknowledged,
 }
 
-/// The partitions that operators have paused.
+/// Partitions paused by operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paused {
     pub all: bool,
@@ -150,10 +150,10 @@ impl Paused {
 }
 
 impl Streams {
-    /// Inspects a partition.
+    /// Returns the state of a partition.
     pub async fn inspect(&self, partition: Partition) -> Result<PartitionInfo, Error> {
         let keys = [self.key(partition), self.keys.dead_letters(partition)];
-        let args = [self.group.clone(), COUNTED_WAITING.to_string()];
+        let args = [self.group.clone(), MAX_COUNTED_UNDELIVERED.to_string()];
         let reply = self.redis.eval(INSPECT, &keys, Retry::Idempotent, args).await;
         let reply = reply.map_err(|error| of_keys(&keys, error))?;
         let values = reply::named(reply)?;
@@ -164,10 +164,10 @@ impl Streams {
         let group = id("last-delivered-id").map(|last_delivered| GroupInfo {
             last_delivered,
             pending: number("pending").unwrap_or(0),
-            // As in `shared::backlog`: Redis's own lag may be unknown, or too large. Few entries are counted instead.
-            lag: match number("waiting") {
+            // As in `shared::backlog`: Redis's lag may be unknown or too large. Small numbers of entries are counted.
+            lag: match number("undelivered") {
                 _ if last_delivered >= last_generated => Some(0),
-                Some(waiting) if waiting < COUNTED_WAITING => Some(waiting),
+                Some(undelivered) if undelivered < MAX_COUNTED_UNDELIVERED => Some(undelivered),
                 _ => number("lag").map(|lag| lag.min(length)),
             },
             oldest_pending: id("oldest-pending-id"),
@@ -175,8 +175,7 @@ impl Streams {
             oldest_undelivered: id("oldest-undelivered-id"),
         });
         let dead = number("dead").unwrap_or(0);
-        let now_ms =
-            number("now_ms").ok_or_else(|| reply::unexpected("no time where there should be one"))?;
+        let now_ms = number("now_ms").ok_or_else(|| reply::unexpected("a time"))?;
         let entries_added = number("entries-added").unwrap_or(0);
         Ok(PartitionInfo {
             now_ms,
@@ -189,7 +188,7 @@ impl Streams {
         })
     }
 
-    /// Returns the consumers that the group knows in a partition; none without a group.
+    /// Returns the consumers of the group in a partition; none if the group does not exist.
     pub async fn consumers(&self, partition: Partition) -> Result<Vec<ConsumerInfo>, Error> {
         let stream = self.key(partition);
         let args = ["CONSUMERS", &stream, &self.group].map(Value::from).into();
@@ -200,7 +199,7 @@ impl Streams {
         }
     }
 
-    /// Returns all members that have a record, dead or alive.
+    /// Returns all members with a record, dead or alive.
     pub async fn members(&self) -> Result<Vec<MemberInfo>, Error> {
         let members = [self.keys.members(&self.group)];
         let reply = self.redis.eval(MEMBERS, &members, Retry::Idempotent, [""; 0]).await;
@@ -213,7 +212,7 @@ impl Streams {
         Ok(infos)
     }
 
-    /// Returns when entries of each partition were last committed, in Unix milliseconds by Redis's clock.
+    /// Returns the time of the last commit of each partition, in Unix milliseconds by Redis's clock.
     pub async fn commit_times(&self) -> Result<HashMap<u16, u64>, Error> {
         let key = self.keys.commits(&self.group);
         let commits: BTreeMap<String, u64> = self
@@ -237,7 +236,7 @@ impl Streams {
         Ok(Paused { all: members.iter().any(|member| member == super::admin_ops::ALL), some })
     }
 
-    /// Returns up to `count` entries of the pending list from `from` on, of one consumer or of all, that have been idle for
+    /// Returns up to `count` pending entries in a range of ids, of one consumer or of all, that have been idle for at least
     /// `min_idle_ms`.
     pub async fn pending(
         &self,
@@ -259,7 +258,7 @@ impl Streams {
         }
     }
 
-    /// Sums up to `count` entries of the pending list up, from `from` on.
+    /// Summarizes up to `count` entries of the pending entries list, starting at `from`.
     pub async fn summarize_pending(
         &self,
         partition: Partition,
@@ -282,12 +281,12 @@ impl Streams {
         }
     }
 
-    /// Returns an entry, if it is in the stream.
+    /// Returns an entry; `None` if it is not in the stream.
     pub async fn entry(&self, partition: Partition, id: EntryId) -> Result<Option<RawEntry>, Error> {
         Ok(self.entries(partition, (id, id), 1).await?.into_iter().next())
     }
 
-    /// Returns up to `count` entries from the first id to the last one.
+    /// Returns up to `count` entries in a range of ids.
     pub async fn entries(
         &self,
         partition: Partition,
@@ -297,7 +296,7 @@ impl Streams {
         self.range(partition, &self.key(partition), ids, count).await
     }
 
-    /// Returns up to `count` entries from the first id to the last one, with their fate.
+    /// Returns up to `count` entries in a range of ids, with their delivery state.
     pub async fn range_with_fate(
         &self,
         partition: Partition,
@@ -309,7 +308,7 @@ impl Streams {
         reply::range_with_fate(partition, range)
     }
 
-    /// Returns up to `count` dead letters from the first id to the last one.
+    /// Returns up to `count` dead letters in a range of ids.
     pub async fn dead_letters(
         &self,
         partition: Partition,
@@ -338,7 +337,7 @@ impl Streams {
         reply::entries(partition, self.redis.run(&stream, Retry::Idempotent, "XREVRANGE", args).await?)
     }
 
-    /// Returns each server's address with its `INFO`.
+    /// Returns the address and the `INFO` of each server.
     pub async fn servers_info(&self) -> Result<Vec<(String, String)>, Error> {
         let mut infos = Vec::new();
         for server in self.redis.servers() {
@@ -347,7 +346,7 @@ impl Streams {
         Ok(infos)
     }
 
-    /// Returns up to `count` audit records, newest first: id and fields.
+    /// Returns up to `count` audit records before the id `before`, newest first, each with its id and fields.
     pub async fn audit_records(
         &self,
         before: Option<&str>,
@@ -360,22 +359,24 @@ impl Streams {
     }
 }
 
-/// Names the keys in an error about a key of another type, with what to do.
+/// Adds the keys and the action to take to a WRONGTYPE error.
 fn of_keys(keys: &[String], error: Error) -> Error {
     if redis::error_code(&error) != Some("WRONGTYPE") {
         return error;
     }
-    let detail =
-        format!("{} in Redis is somebody else's, of another type: rename or remove it", keys.join(" or "));
+    let detail = format!(
+        "{} in Redis has an unexpected type, written by another application; rename or delete it",
+        keys.join(" or ")
+    );
     Error::new(error.kind().clone(), detail)
 }
 
-/// Returns whether the stream or the group is missing.
+/// Returns whether the error means that the stream or the group does not exist.
 fn is_missing(error: &Error) -> bool {
     matches!(redis::error_code(error), Some("NOGROUP" | "ERR"))
 }
 
-/// Returns a field of an entry as text, lossily.
+/// Returns a field of an entry as text. Invalid UTF-8 is replaced.
 pub fn text_field(fields: &[(Bytes, Bytes)], name: &str) -> Option<String> {
     let (_, value) = fields.iter().find(|(field, _)| field == name.as_bytes())?;
     Some(String::from_utf8_lossy(value).into_owned())

@@ -1,4 +1,4 @@
-//! Heartbeats: the members of a group, by Redis's clock alone.
+//! Membership records: heartbeats of the members of a group. All ages are measured by Redis's clock.
 
 use std::time::Duration;
 
@@ -7,36 +7,37 @@ use shared::redis::Retry;
 
 use crate::stream::{Heartbeats, Streams, reply};
 
-/// Records a heartbeat, and returns the records of all members, each with whether it is fresh or the member counts as
-/// dead; removes records that are much older. A name that another process uses is not taken over.
+/// Records a heartbeat and returns the records of all members, each with its liveness. Removes very old records. Does not
+/// take over a name that a live process uses.
 ///
-/// Runs also when Redis is out of memory, or owners would change just then; a member's record is small.
+/// Also runs when Redis is out of memory, to avoid a rebalance at that moment; the record of a member is small.
 ///
-/// KEYS: members, name → "token state assignment milliseconds". ARGV: name, a token that no other process has, its
-/// state, its static assignment or nothing, and in milliseconds after what time a member is dead, and after what time
-/// removed. Returns `[0 or 1, [[name, state, assignment, 0 or 1] …]]`.
+/// KEYS: members, a hash of name → "token state assignment milliseconds". ARGV: name, token (unique per process), state,
+/// static assignment or empty, liveness timeout in milliseconds, age at which records are removed in milliseconds.
+/// Returns `[0 or 1, [[name, state, assignment, 0 or 1] …]]`: whether the heartbeat was recorded, and the members with
+/// whether they are alive.
 const HEARTBEAT: &str = include_str!("scripts/heartbeat.lua");
 
-/// Removes a member, unless the record is another process's.
+/// Removes the record of a member, unless it belongs to another process.
 ///
 /// KEYS: members. ARGV: name, token.
 const RESIGN: &str = include_str!("scripts/resign.lua");
 
-/// Without a heartbeat for this long a member counts as dead: its partitions go to others, and its pending entries with
-/// them.
+/// Time without a heartbeat after which a member counts as dead. Its partitions are reassigned, and its pending entries are
+/// claimed by the new owners.
 pub const LIVENESS_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The age at which a member's record is removed, in liveness timeouts.
+/// Age at which the record of a member is removed, in liveness timeouts.
 const FORGOTTEN_AFTER: u32 = 20;
 
-/// The work that a member can do.
+/// State that a member announces in its heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {
-    /// All work.
+    /// Reads and stores entries.
     Active,
-    /// It can't store its entries, and should get no more partitions while others can.
+    /// Cannot write to Postgres. Gets no partitions while other members can write.
     Stuck,
-    /// It reads no more and finishes the entries that it has.
+    /// Has stopped reading and drains its in-flight entries.
     Leaving,
 }
 
@@ -49,43 +50,43 @@ impl MemberState {
         }
     }
 
-    /// Returns the state of this name. A name that this version doesn't know counts as active: entries that two consumers
-    /// read are stored once.
+    /// Parses a state. A state unknown to this version counts as active; if two consumers read the same partition as a result,
+    /// entries are still stored once.
     pub(crate) fn named(name: &str) -> Self {
         [Self::Stuck, Self::Leaving].into_iter().find(|it| it.name() == name).unwrap_or(Self::Active)
     }
 }
 
-/// A member's own record.
+/// Heartbeat of a member.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
-    /// Tells two processes of one name apart.
+    /// Distinguishes processes that use the same name.
     pub token: String,
     pub state: MemberState,
-    /// As in `CONSUMER_PARTITIONS`; empty where the member has a share like others.
+    /// Static assignment in the syntax of `CONSUMER_PARTITIONS`; empty for an automatic assignment.
     pub static_assignment: String,
-    /// Without a heartbeat for this long a member counts as dead.
+    /// Time without a heartbeat after which a member counts as dead.
     pub liveness_timeout: Duration,
 }
 
-/// A consumer that has not resigned.
+/// Member of the group: a consumer that has not resigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub name: String,
     pub state: MemberState,
-    /// As in its own record.
+    /// Static assignment from its heartbeat.
     pub static_assignment: String,
-    /// Whether its last heartbeat is younger than the liveness timeout.
+    /// Whether the last heartbeat is younger than the liveness timeout.
     pub is_alive: bool,
 }
 
 impl Streams {
-    /// Returns this consumer's name in the group.
+    /// Returns the name of this consumer.
     pub fn consumer(&self) -> &str {
         &self.consumer
     }
 
-    /// Returns the group's name.
+    /// Returns the name of the group.
     pub fn group(&self) -> &str {
         &self.group
     }

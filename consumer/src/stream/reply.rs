@@ -1,4 +1,4 @@
-//! Parses Redis's replies about streams, value by value. A shape that the protocol does not have is an error.
+//! Parses replies of Redis. A reply of an unexpected shape is an error.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,24 +14,25 @@ use crate::{
     },
 };
 
-pub(super) fn unexpected(what: &str) -> Error {
-    Error::new(ErrorKind::Protocol, format!("unexpected reply from Redis: {what}"))
+/// Returns the error of a reply that lacks `expected`.
+pub(super) fn unexpected(expected: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("unexpected reply from Redis: expected {expected}"))
 }
 
-/// XREADGROUP of one stream: nil, or `[[stream, rows]]`.
+/// Reply of XREADGROUP on one stream: nil or `[[stream, rows]]`.
 pub(super) fn read(partition: Partition, reply: Value) -> Result<Vec<RawEntry>, Error> {
     if reply.is_null() {
         return Ok(Vec::new());
     }
-    let [stream] = parts(reply, "a read of another number of streams")?;
-    let [_, rows] = parts(stream, "a stream without its entries")?;
+    let [stream] = parts(reply, "entries of one stream")?;
+    let [_, rows] = parts(stream, "a stream name and entries")?;
     entries(partition, rows)
 }
 
-/// `[[id, [name, value …]] …]`; the fields are nil where the entry was deleted.
+/// Entries: `[[id, [name, value …]] …]`. The fields are nil if the entry was deleted.
 pub(super) fn entries(partition: Partition, rows: Value) -> Result<Vec<RawEntry>, Error> {
     let entry = |row| {
-        let [id, fields] = parts(row, "an entry without its fields")?;
+        let [id, fields] = parts(row, "an entry id and fields")?;
         let at = Position { partition, id: entry_id(id)? };
         let fields = if fields.is_null() { None } else { Some(field_pairs(fields)?) };
         Ok(RawEntry { at, fields })
@@ -39,28 +40,29 @@ pub(super) fn entries(partition: Partition, rows: Value) -> Result<Vec<RawEntry>
     array(rows)?.into_iter().filter(|row| !row.is_null()).map(entry).collect()
 }
 
-/// XAUTOCLAIM: `[cursor, rows, deleted ids]`.
+/// Reply of XAUTOCLAIM: `[cursor, rows, deleted ids]`.
 pub(super) fn claimed(partition: Partition, reply: Value) -> Result<Claimed, Error> {
-    let [cursor, rows, deleted] = parts(reply, "a claim without its three parts")?;
+    let [cursor, rows, deleted] = parts(reply, "a claim of three parts")?;
     Ok(Claimed { entries: entries(partition, rows)?, deleted: ids(deleted)?, cursor: entry_id(cursor)? })
 }
 
-/// Our own script: `[consumer, rows, deleted ids]`, with an empty consumer where no entry was claimed.
+/// Reply of `claim_departed.lua`: `[consumer, rows, deleted ids]`. The consumer is empty if no entry was claimed.
 pub(super) fn claimed_departed(partition: Partition, reply: Value) -> Result<Option<ClaimedDeparted>, Error> {
-    let [from, rows, deleted] = parts(reply, "a claim without its three parts")?;
+    let [from, rows, deleted] = parts(reply, "a claim of three parts")?;
     let from = text(from)?;
     let claimed = ClaimedDeparted { from, entries: entries(partition, rows)?, deleted: ids(deleted)? };
     Ok(Some(claimed).filter(|claimed| !claimed.from.is_empty()))
 }
 
-/// Our own script: `[0 or 1, [[name, state, assignment, 0 or 1] …]]`; 0 means that the name is another process's.
+/// Reply of `heartbeat.lua`: `[0 or 1, [[name, state, assignment, 0 or 1] …]]`. A leading 0 means that another process uses
+/// the name.
 pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
-    let [is_ours, members] = parts(reply, "a heartbeat without its two parts")?;
+    let [is_ours, members] = parts(reply, "a heartbeat result of two parts")?;
     if count(&is_ours)? == 0 {
         return Ok(None);
     }
     let member = |value| {
-        let [name, state, static_assignment, is_alive] = parts(value, "a member without its four parts")?;
+        let [name, state, static_assignment, is_alive] = parts(value, "a member of four parts")?;
         Ok(Member {
             name: text(name)?,
             state: MemberState::named(&text(state)?),
@@ -71,10 +73,10 @@ pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
     array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
 }
 
-/// Our own script: `[[name, state, assignment, milliseconds] …]`.
+/// Reply of `members.lua`: `[[name, state, assignment, age in milliseconds] …]`.
 pub(super) fn member_infos(reply: Value) -> Result<Vec<MemberInfo>, Error> {
     let member = |value| {
-        let [name, state, static_assignment, age_ms] = parts(value, "a member without its four parts")?;
+        let [name, state, static_assignment, age_ms] = parts(value, "a member of four parts")?;
         let member = Member {
             name: lossy(name)?,
             state: MemberState::named(&text(state)?),
@@ -86,23 +88,23 @@ pub(super) fn member_infos(reply: Value) -> Result<Vec<MemberInfo>, Error> {
     array(reply)?.into_iter().map(member).collect()
 }
 
-/// XINFO CONSUMERS: for each consumer `[name, value …]`.
+/// Reply of XINFO CONSUMERS: `[name, value …]` for each consumer.
 pub(super) fn consumers(reply: Value) -> Result<Vec<ConsumerInfo>, Error> {
     let consumer = |info| {
         let info = named(info)?;
         let number =
-            |name| info.get(name).map_or_else(|| Err(unexpected("a consumer without its numbers")), count);
+            |name| info.get(name).map_or_else(|| Err(unexpected("the counters of a consumer")), count);
         let name =
-            info.get("name").cloned().map_or_else(|| Err(unexpected("a consumer without a name")), lossy)?;
+            info.get("name").cloned().map_or_else(|| Err(unexpected("the name of a consumer")), lossy)?;
         Ok(ConsumerInfo { name, pending: number("pending")?, idle_ms: number("idle")? })
     };
     array(reply)?.into_iter().map(consumer).collect()
 }
 
-/// XPENDING with a range: `[[id, consumer, idle, deliveries] …]`.
+/// Reply of XPENDING with a range: `[[id, consumer, idle, deliveries] …]`.
 pub(super) fn pending(reply: Value) -> Result<Vec<PendingEntry>, Error> {
     let entry = |row| {
-        let [id, consumer, idle_ms, deliveries] = parts(row, "a pending entry without its four parts")?;
+        let [id, consumer, idle_ms, deliveries] = parts(row, "a pending entry of four parts")?;
         Ok(PendingEntry {
             id: entry_id(id)?,
             consumer: lossy(consumer)?,
@@ -113,10 +115,11 @@ pub(super) fn pending(reply: Value) -> Result<Vec<PendingEntry>, Error> {
     array(reply)?.into_iter().map(entry).collect()
 }
 
-/// Our own script: `[last id, entries, most deliveries, their entry, longest idle, its entry, deleted ids]`.
+/// Reply of `summarize_pending.lua`: `[last id, entries, maximum deliveries, their entry, maximum idle time, its entry,
+/// deleted ids]`.
 pub(super) fn pending_summary(reply: Value) -> Result<PendingSummary, Error> {
     let [last, entries, most_deliveries, most_delivered, longest_idle_ms, longest_idle, deleted] =
-        parts(reply, "a summary without its seven parts")?;
+        parts(reply, "a summary of seven parts")?;
     let id_or_none = |value| {
         let id = text(value)?;
         if id.is_empty() { Ok(None) } else { entry_id(id.into()).map(Some) }
@@ -132,9 +135,9 @@ pub(super) fn pending_summary(reply: Value) -> Result<PendingSummary, Error> {
     })
 }
 
-/// Our own script: `[last delivered id, entries, pending ids]`.
+/// Reply of `range_with_fate.lua`: `[last delivered id, entries, pending ids]`.
 pub(super) fn range_with_fate(partition: Partition, reply: Value) -> Result<Vec<(RawEntry, Fate)>, Error> {
-    let [delivered, found, pending] = parts(reply, "a range without its three parts")?;
+    let [delivered, found, pending] = parts(reply, "a range of three parts")?;
     let delivered = entry_id(delivered)?;
     let pending = id_set(pending)?;
     let fate = |id: &EntryId| match id {
@@ -151,23 +154,23 @@ pub(super) fn range_with_fate(partition: Partition, reply: Value) -> Result<Vec<
         .collect())
 }
 
-/// `[id …]`.
+/// List of ids: `[id …]`.
 pub(super) fn id_set(reply: Value) -> Result<HashSet<EntryId>, Error> {
     ids(reply).map(|ids| ids.into_iter().collect())
 }
 
-/// Our own script: `[[id …], [id …]]`.
+/// Reply of `hand_over.lua`: `[[id …], [id …]]`.
 pub(super) fn id_sets(reply: Value) -> Result<(HashSet<EntryId>, HashSet<EntryId>), Error> {
-    let [some, others] = parts(reply, "ids without their two parts")?;
+    let [some, others] = parts(reply, "two lists of ids")?;
     Ok((id_set(some)?, id_set(others)?))
 }
 
-/// `[name, value …]`, the form of XINFO.
+/// Alternating names and values, as in replies of XINFO.
 pub(super) fn named(reply: Value) -> Result<HashMap<String, Value>, Error> {
     pairs(array(reply)?)?.into_iter().map(|(name, value)| Ok((text(name)?, value))).collect()
 }
 
-/// XINFO GROUPS: for each group `[name, value …]`. Returns their names.
+/// Names from the reply of XINFO GROUPS: `[name, value …]` for each group.
 pub(super) fn group_names(reply: Value) -> Result<Vec<String>, Error> {
     let name = |info| {
         for (key, value) in pairs(array(info)?)? {
@@ -175,16 +178,16 @@ pub(super) fn group_names(reply: Value) -> Result<Vec<String>, Error> {
                 return text(value);
             }
         }
-        Err(unexpected("a group without a name"))
+        Err(unexpected("the name of a group"))
     };
     array(reply)?.into_iter().map(name).collect()
 }
 
-/// XPENDING with a range of one id: `[]`, or `[[id, consumer, idle, deliveries]]`.
+/// Number of deliveries from the reply of XPENDING for one id: `[]` or `[[id, consumer, idle, deliveries]]`.
 pub(super) fn deliveries(reply: Value) -> Result<u64, Error> {
     let Some(pending) = array(reply)?.into_iter().next() else { return Ok(0) };
     let deliveries = array(pending)?.get(3).and_then(Value::as_u64);
-    deliveries.ok_or_else(|| unexpected("a pending entry without its number of deliveries"))
+    deliveries.ok_or_else(|| unexpected("the number of deliveries of a pending entry"))
 }
 
 fn field_pairs(fields: Value) -> Result<Vec<(Bytes, Bytes)>, Error> {
@@ -196,48 +199,48 @@ fn pairs(values: Vec<Value>) -> Result<Vec<(Value, Value)>, Error> {
     let mut values = values.into_iter();
     let mut pairs = Vec::with_capacity(values.len() / 2);
     while let Some(first) = values.next() {
-        let second = values.next().ok_or_else(|| unexpected("a name without its value"))?;
+        let second = values.next().ok_or_else(|| unexpected("a value for each name"))?;
         pairs.push((first, second));
     }
     Ok(pairs)
 }
 
-/// An integer that is not negative.
+/// Non-negative integer.
 pub(super) fn count(value: &Value) -> Result<u64, Error> {
-    value.as_u64().ok_or_else(|| unexpected("no count where there should be one"))
+    value.as_u64().ok_or_else(|| unexpected("a non-negative integer"))
 }
 
 fn ids(value: Value) -> Result<Vec<EntryId>, Error> {
     array(value)?.into_iter().map(entry_id).collect()
 }
 
-fn parts<const N: usize>(value: Value, otherwise: &str) -> Result<[Value; N], Error> {
-    array(value)?.try_into().map_err(|_| unexpected(otherwise))
+fn parts<const N: usize>(value: Value, expected: &str) -> Result<[Value; N], Error> {
+    array(value)?.try_into().map_err(|_| unexpected(expected))
 }
 
 fn array(value: Value) -> Result<Vec<Value>, Error> {
     match value {
         Value::Array(values) => Ok(values),
-        _ => Err(unexpected("no array where there should be one")),
+        _ => Err(unexpected("an array")),
     }
 }
 
-/// fred hands bytes that happen to be UTF-8 over as a string.
+/// Converts from a string, too: fred returns bytes that are valid UTF-8 as a string.
 fn bytes(value: Value) -> Result<Bytes, Error> {
-    value.into_bytes().ok_or_else(|| unexpected("no bytes where there should be some"))
+    value.into_bytes().ok_or_else(|| unexpected("bytes"))
 }
 
 fn text(value: Value) -> Result<String, Error> {
-    value.into_string().ok_or_else(|| unexpected("no text where there should be some"))
+    value.into_string().ok_or_else(|| unexpected("text"))
 }
 
-/// A name that another program has chosen, which may be no UTF-8: operators see as much of it as possible.
+/// Name chosen by another program, which may not be valid UTF-8. Invalid bytes are replaced.
 fn lossy(value: Value) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes(value)?).into_owned())
 }
 
 fn entry_id(value: Value) -> Result<EntryId, Error> {
-    text(value)?.parse().map_err(|_| unexpected("an entry id that is none"))
+    text(value)?.parse().map_err(|_| unexpected("an entry id"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Streams and a consumer group in memory, as the consumer `a` sees them.
+//! In-memory fake of the streams and a consumer group, for consumer `a`.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -22,7 +22,7 @@ use crate::{
 /// This consumer.
 const CONSUMER: &str = "a";
 
-/// A command of the consumer.
+/// Command of the consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Operation {
     EnsureGroup,
@@ -37,16 +37,16 @@ pub(crate) enum Operation {
     Ack,
 }
 
-/// The outcome of a call that does not succeed.
+/// Outcome of a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     NotExecuted,
-    /// It is executed, and the connection breaks before the reply.
+    /// The command is executed, and the connection breaks before the reply.
     ReplyLost,
     Panic,
 }
 
-/// Streams, their group and its pending entries list.
+/// Streams, their consumer group and its pending entries list.
 #[derive(Clone)]
 pub(crate) struct FakeGroup {
     state: Arc<Mutex<State>>,
@@ -70,8 +70,7 @@ struct Pending {
     delivered_at: Instant,
 }
 
-/// What a test prepares and inspects. An entry is named by its number: its id is `1-number`, and its only like that of the
-/// user of this number.
+/// Methods for tests. Entry number n has the id `1-n` and a single like, by user n.
 impl FakeGroup {
     pub(crate) fn new(journal: Journal) -> Self {
         Self { state: Arc::default(), journal }
@@ -82,7 +81,7 @@ impl FakeGroup {
         self.lock().entries.insert(position(seq), vec![(Bytes::from_static(b"l"), payload)]);
     }
 
-    /// Appends an entry that was delivered this often to a consumer.
+    /// Appends an entry that is pending with a consumer after this number of deliveries.
     pub(crate) fn append_pending(&self, seq: u64, consumer: &str, deliveries: u64) {
         self.append(seq);
         let consumer = consumer.to_owned();
@@ -92,12 +91,12 @@ impl FakeGroup {
         state.last_delivered.insert(position(seq).partition, position(seq).id);
     }
 
-    /// Deletes an entry from the stream. On the pending entries list it stays.
+    /// Deletes an entry from the stream. It stays in the pending entries list.
     pub(crate) fn delete(&self, seq: u64) {
         self.lock().entries.remove(&position(seq));
     }
 
-    /// Makes the group disappear, as a Redis does that has lost its data.
+    /// Removes the group, as when Redis loses its data.
     pub(crate) fn lose_group(&self) {
         let mut state = self.lock();
         state.is_missing = true;
@@ -105,17 +104,17 @@ impl FakeGroup {
         state.pending.clear();
     }
 
-    /// Records quarantines of an entry that have begun and not ended.
+    /// Sets the number of quarantines of an entry that have started and not ended.
     pub(crate) fn set_quarantines(&self, seq: u64, quarantines: u64) {
         self.lock().quarantines.insert(position(seq), quarantines);
     }
 
-    /// Makes the next call fail unexecuted; later ones as well when this is called several times.
+    /// Makes the next call fail without being executed. Each call adds one failure.
     pub(crate) fn fail(&self, operation: Operation) {
         self.lock().faults.push((operation, Fault::NotExecuted));
     }
 
-    /// Makes the next call lose its reply after it was executed.
+    /// Makes the next call be executed and lose its reply.
     pub(crate) fn lose_reply(&self, operation: Operation) {
         self.lock().faults.push((operation, Fault::ReplyLost));
     }
@@ -125,12 +124,12 @@ impl FakeGroup {
         self.lock().faults.push((operation, Fault::Panic));
     }
 
-    /// Makes all replies take this long from now on. The command is executed before.
+    /// Sets the latency of all later replies. Commands are executed before the latency.
     pub(crate) fn slow(&self, operation: Operation, latency: Duration) {
         self.lock().latencies.insert(operation, latency);
     }
 
-    /// Returns the numbers of the entries that are pending with `a`.
+    /// Returns the numbers of the entries pending with `a`.
     pub(crate) fn own_pending(&self) -> Vec<u64> {
         let state = self.lock();
         let own = state.pending.iter().filter(|(_, pending)| pending.consumer == CONSUMER);
@@ -145,8 +144,7 @@ impl FakeGroup {
         self.state.lock().unwrap()
     }
 
-    /// Runs a command, with the latency and the fault that a test has prepared. `subject` says in the journal what it is
-    /// about.
+    /// Runs a command with the prepared latency and fault. The journal shows `subject` after the operation.
     async fn call<T>(
         &self,
         operation: Operation,
@@ -173,7 +171,7 @@ impl FakeGroup {
         if let Some(latency) = latency {
             sleep(latency).await;
         }
-        assert_ne!(fault, Some(Fault::Panic), "a test asked for it");
+        assert_ne!(fault, Some(Fault::Panic), "panic requested by a test");
         match fault {
             Some(Fault::ReplyLost) => Err(connection_lost()),
             _ => result,
@@ -193,7 +191,7 @@ impl State {
         RawEntry { at, fields: self.entries.get(&at).cloned() }
     }
 
-    /// Delivers entries to `a`; deleted ones are removed from the list and returned apart.
+    /// Delivers entries to `a`. Deleted entries are removed from the pending entries list and returned separately.
     fn claim(&mut self, claimed: &[Position]) -> (Vec<RawEntry>, Vec<EntryId>) {
         let mut entries = Vec::new();
         let mut deleted = Vec::new();
@@ -215,8 +213,9 @@ impl State {
         self.pending.insert(at, pending);
     }
 
-    fn pending_where(&self, partition: Partition, is_it: impl Fn(&Pending) -> bool) -> Vec<Position> {
-        let pending = self.pending.iter().filter(|(at, pending)| at.partition == partition && is_it(pending));
+    fn pending_where(&self, partition: Partition, predicate: impl Fn(&Pending) -> bool) -> Vec<Position> {
+        let pending =
+            self.pending.iter().filter(|(at, pending)| at.partition == partition && predicate(pending));
         pending.map(|(at, _)| *at).collect()
     }
 }

@@ -1,4 +1,5 @@
-//! The membership record in memory. As in `heartbeat.lua`, a name belongs to its first token for as long as it is fresh.
+//! In-memory fake of the membership records. As in `heartbeat.lua`, a name belongs to its first token while the record is
+//! fresh.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +15,7 @@ use crate::{
     testing::Journal,
 };
 
-/// The members of a group, as the member `a` sees them.
+/// Members of a group, for member `a`.
 #[derive(Clone, Default)]
 pub(crate) struct FakeMembers {
     state: Arc<Mutex<State>>,
@@ -35,12 +36,12 @@ struct Record {
 }
 
 impl FakeMembers {
-    /// Makes heartbeats fail, or succeed again.
+    /// Makes heartbeats fail or succeed.
     pub(crate) fn set_away(&self, is_away: bool) {
         self.lock().is_away = is_away;
     }
 
-    /// Sends a heartbeat of another process, under its name or that of `a`.
+    /// Records a heartbeat of another process under this name.
     pub(crate) fn other(&self, name: &str) {
         let record = Record {
             token: "another".to_owned(),
@@ -51,7 +52,7 @@ impl FakeMembers {
         self.lock().records.insert(name.to_owned(), record);
     }
 
-    /// Returns the state that `a` has announced.
+    /// Returns the state announced by `a`.
     pub(crate) fn announced(&self) -> Option<MemberState> {
         self.lock().records.get("a").map(|record| record.state)
     }

@@ -12,15 +12,15 @@ for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
             for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], consumer.name)) do
                 ids[#ids + 1] = row[1]
             end
-            local claimed, there, deleted = {}, {}, {}
+            local claimed, in_stream, deleted = {}, {}, {}
             for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(ids))) do
                 if entry then
                     claimed[#claimed + 1] = entry
-                    there[entry[1]] = true
+                    in_stream[entry[1]] = true
                 end
             end
             for _, id in ipairs(ids) do
-                if not there[id] then deleted[#deleted + 1] = id end
+                if not in_stream[id] then deleted[#deleted + 1] = id end
             end
             return {consumer.name, claimed, deleted}
         end

@@ -1,5 +1,5 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then return {{}, {}} end
-local taken, deleted = {}, {}
+local reassigned, deleted = {}, {}
 for i = 4, #ARGV do
     local id = ARGV[i]
     if #redis.call('XRANGE', KEYS[1], id, id) == 0 then
@@ -13,9 +13,9 @@ for i = 4, #ARGV do
         claim[#claim + 1] = 'JUSTID'
         local claimed = redis.call(unpack(claim))
         if #claimed > 0 then
-            taken[#taken + 1] = id
+            reassigned[#reassigned + 1] = id
             if ARGV[3] ~= '' then redis.call('HDEL', KEYS[2], id) end
         end
     end
 end
-return {taken, deleted}
+return {reassigned, deleted}

@@ -2,16 +2,17 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function read(record)
-    local token, state, assignment, beat = string.match(record, '^(%S+) (%a+) (%S*) (%d+)$')
-    return token, state, assignment, now - tonumber(beat or 0)
+    local token, state, assignment, heartbeat_at = string.match(record, '^(%S+) (%a+) (%S*) (%d+)$')
+    return token, state, assignment, now - tonumber(heartbeat_at or 0)
 end
 local function record(token, state, assignment)
     return string.format('%s %s %s %.0f', token, state, assignment, now)
 end
--- A record from the future, of a server whose clock was ahead, would live for too long: it counts from now on.
-local mine = redis.call('HGET', KEYS[1], ARGV[1])
-if mine then
-    local token, state, assignment, age = read(mine)
+-- A record with a future time, written by a server whose clock was ahead, would stay alive too long. It is rewritten with
+-- the current time.
+local own = redis.call('HGET', KEYS[1], ARGV[1])
+if own then
+    local token, state, assignment, age = read(own)
     if token ~= ARGV[2] and age < tonumber(ARGV[5]) then
         if age < 0 then redis.call('HSET', KEYS[1], ARGV[1], record(token, state, assignment)) end
         return {0, {}}
