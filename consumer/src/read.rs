@@ -1,8 +1,8 @@
-//! From Redis into the process.
+//! Reading entries from Redis.
 //!
-//! Purpose: one partition reader per partition that this consumer is to read, under one supervisor: new entries, own
-//! pending entries after an error, claims of entries that others left, quarantine of suspects. May depend on `group`,
-//! `stream`, `in_flight`, `metrics` and `trace`. Must not know Postgres, nor when an entry is acknowledged.
+//! Purpose: one supervisor with one partition reader per owned partition. A reader reads new entries, recovers its own
+//! pending entries after an error, claims pending entries of other consumers, and quarantines suspect entries. May depend
+//! on `group`, `stream`, `in_flight`, `metrics` and `trace`. Must not know Postgres, nor when an entry is acknowledged.
 
 pub(crate) mod health;
 pub(crate) mod pacing;

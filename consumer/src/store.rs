@@ -1,8 +1,8 @@
 //! The Postgres transaction that stores a batch.
 //!
-//! Purpose: rows of a batch, the write path (direct copy, staged copy, bisection), the insert predictor, the session, the
-//! schema, and the proof of commit, which only this module can make. May depend on `entry`, `shared::postgres`,
-//! `shared::wire` and the names of attributes. Must not know Redis commands, retries or acknowledgements.
+//! Purpose: the rows of a batch, the write path (direct copy, staged copy, bisection), the insert predictor, the session,
+//! the schema, and the proof of commit, which only this module can create. May depend on `entry`, `shared::postgres`,
+//! `shared::wire` and the attribute names of telemetry. Must not know Redis commands, retries or acknowledgements.
 
 pub mod batch;
 pub(crate) mod batch_store;

@@ -1,7 +1,7 @@
-//! From the process into Postgres, and the acknowledgement.
+//! Writing batches to Postgres and acknowledging their entries.
 //!
-//! Purpose: collect entries into batches, write one batch after the other until it is stored, and acknowledge with the
-//! proof. May depend on `store`, `stream`, `in_flight`, `group::control`, `metrics` and `trace`. Must not know how entries
+//! Purpose: gather entries into batches, write one batch at a time and retry it until it is stored, and acknowledge its
+//! entries with the proof of commit. May depend on `store`, `stream`, `in_flight`, `group::control`, `metrics` and `trace`. Must not know how entries
 //! are read.
 
 pub(crate) mod acknowledger;

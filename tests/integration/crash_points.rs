@@ -232,7 +232,7 @@ async fn an_entry_that_was_delivered_often_and_is_harmless_is_stored() {
     let consumer = setup.consumer(&[("CONSUMER_NAME", "phoenix")]);
     setup.wait_for_rows(8).await;
     setup.wait_until_drained().await;
-    assert!(consumer.log_text().contains("delivered too often: quarantined"));
+    assert!(consumer.log_text().contains("entry quarantined: delivered more than MAX_DELIVERIES times"));
     assert!(dead_letters(&redis).await.is_empty());
     let left: u64 = redis.exists("likes:{0}:quarantine").await.unwrap();
     assert_eq!(left, 0);

@@ -145,7 +145,7 @@ async fn what_somebody_must_mend_halts_the_consumer_and_says_why() {
         eventually("it says why", async || {
             let (status, checks) = ready(&consumer);
             status == 503
-                && checks.contains("[-] writer failed: halted until this is mended")
+                && checks.contains("[-] writer failed: writes to Postgres are halted: ")
                 && checks.contains(said)
         })
         .await;

@@ -141,7 +141,7 @@ async fn an_entry_whose_letter_cannot_be_written_stays_pending() {
     redis.set::<(), _, _>(dead_stream(0), "mine", None, None, false).await.unwrap();
     let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")]);
     append_raw(&redis, 0, b"\xc1").await;
-    eventually("it is said", async || consumer.log_text().contains("stored, but not acknowledged")).await;
+    eventually("it is said", async || consumer.log_text().contains("stored but not acknowledged")).await;
     assert_eq!(pending(&redis).await, 1);
     redis.del::<(), _>(dead_stream(0)).await.unwrap();
     setup.wait_until_drained().await;

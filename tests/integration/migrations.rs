@@ -57,7 +57,7 @@ async fn a_consumer_refuses_a_schema_that_it_does_not_understand() {
     let setup = Setup::without_schema(&[]).await;
     let missing = consumer(&setup);
     assert_eq!(missing.code, Some(1));
-    assert_eq!(last_line(&missing), "error: the database has no likestream schema: run likesctl migrate");
+    assert_eq!(last_line(&missing), "error: the database has no likestream schema; run likesctl migrate");
 
     assert_eq!(migrate(&setup.database_url()).code, Some(0));
     let client = setup.postgres_client().await;
@@ -66,14 +66,14 @@ async fn a_consumer_refuses_a_schema_that_it_does_not_understand() {
     assert_eq!(old.code, Some(1));
     assert_eq!(
         last_line(&old),
-        "error: the schema is at version 0, this program needs 1: run likesctl migrate"
+        "error: the schema is at version 0, but this program requires version 1; run likesctl migrate"
     );
 
     client.batch_execute("UPDATE likes_schema SET version = 9, oldest_program = 9").await.unwrap();
     let new = consumer(&setup);
     assert_eq!(new.code, Some(1));
     assert!(
-        last_line(&new).starts_with("error: the schema is at version 9 and no longer serves"),
+        last_line(&new).starts_with("error: the schema is at version 9 and does not support"),
         "{}",
         new.stderr
     );

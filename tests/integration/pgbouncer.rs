@@ -207,8 +207,8 @@ async fn who_counts_on_a_session_is_told_at_start_that_there_is_none() {
     assert_eq!(consumer.code, Some(2), "{}", consumer.stderr);
     assert_eq!(
         consumer.stderr.lines().last().unwrap(),
-        "error: POSTGRES_POOLING: 'session' does not do: DATABASE_URL leads to a pooler that shares sessions: \
-         allowed is transaction"
+        "error: POSTGRES_POOLING: 'session' does not work behind a connection pooler that shares sessions \
+         (DATABASE_URL); expected transaction"
     );
     let migration = through(&pooler, &setup, "likesctl", &["migrate"]);
     assert_eq!(migration.code, Some(2), "{}", migration.stderr);
@@ -242,9 +242,8 @@ async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing
         consumers.iter().any(|consumer| {
             let (_, checks) = devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
             checks.contains(
-                "halted until this is mended: a pooler shares the sessions of Postgres: set \
-                             POSTGRES_POOLING=transaction",
-            )
+                "writes to Postgres are halted: a connection pooler shares the sessions of Postgres",
+            ) && checks.contains("; set POSTGRES_POOLING=transaction")
         })
     })
     .await;

@@ -145,7 +145,7 @@ async fn a_frozen_postgres_is_given_up_and_tried_again() {
         consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= 2.0
     })
     .await;
-    assert!(consumer.log_text().contains("Postgres did not answer within WRITE_TIMEOUT"));
+    assert!(consumer.log_text().contains("Postgres did not respond within WRITE_TIMEOUT"));
     setup.postgres().resume();
     setup.wait_for_rows(500).await;
     setup.wait_until_drained().await;
@@ -241,7 +241,7 @@ async fn deleted_entries_are_reported_as_lost() {
     setup.wait_for_rows(4).await;
     eventually("nothing pending", async || pending(&redis).await == 0).await;
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 2.0);
-    assert!(consumer.log_text().contains("LOST"));
+    assert!(consumer.log_text().contains("data loss: entries were deleted"));
 }
 
 /// Two consumers that write the same rows in opposite arrival order must not deadlock: batches are sorted.

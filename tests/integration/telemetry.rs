@@ -256,7 +256,7 @@ async fn a_flood_of_dead_letters_does_not_flood_the_log() {
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let told: Vec<u64> = lines
         .iter()
-        .filter(|line| line["message"] == "dead letters")
+        .filter(|line| line["message"] == "dead letters written")
         .map(|line| line["dead_letters"].as_u64().unwrap())
         .collect();
     assert!((1..=seconds + 2).contains(&told.len()), "{log}");

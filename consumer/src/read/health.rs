@@ -1,4 +1,4 @@
-//! Whether the partition readers can read, for `/readyz` and for the log, which has one line for all of them together.
+//! Health of the partition readers, for `/readyz` and the log. All readers share one check and one log line.
 
 use std::{
     collections::HashSet,
@@ -6,9 +6,9 @@ use std::{
 };
 
 use fred::prelude::Error;
-use shared::{runtime::admin::Check, wire::partition::Partition};
+use shared::{error_chain::one_line, runtime::admin::Check, wire::partition::Partition};
 
-/// The check of all partition readers.
+/// Readiness check shared by all partition readers.
 pub(crate) struct ReadHealth {
     check: Check,
     failing: Mutex<HashSet<Partition>>,
@@ -20,23 +20,24 @@ impl ReadHealth {
         Self { check, failing: Mutex::default() }
     }
 
-    /// Records that a partition was read.
+    /// Records a successful read of a partition.
     pub(crate) fn passed(&self, partition: Partition) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.remove(&partition) && failing.is_empty() && self.check.pass() {
-            tracing::info!("all partitions are read again");
+            tracing::info!("reading from Redis recovered");
         }
     }
 
-    /// Records that a partition could not be read.
+    /// Records a failed read of a partition.
     pub(crate) fn failed(&self, partition: Partition, error: &Error) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         failing.insert(partition);
-        let why = format!("reading {} partitions fails, one of them with: {error}", failing.len());
-        if self.check.fail(why) {
-            tracing::warn!(%partition, %error, "reading from Redis failed");
+        let error = one_line(error);
+        let detail = format!("cannot read from Redis (partitions affected: {}): {error}", failing.len());
+        if self.check.fail(detail) {
+            tracing::warn!(%partition, error, "reading from Redis failed");
         } else {
-            tracing::debug!(%partition, %error, "reading from Redis failed");
+            tracing::debug!(%partition, error, "reading from Redis failed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How often and how much a partition reader reads and claims.
+//! Pacing of partition readers: poll interval, read size and claim rounds.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use tokio::time::Instant;
 
 use crate::entry::EntryId;
 
-/// Between two reads of a partition: the first wait, as a part of `BATCH_LINGER` and within these bounds, doubled up to
-/// the last one while there are no new entries. A read that comes back full is followed by the next one at once.
+/// The poll interval starts at a fraction of `BATCH_LINGER`, within these bounds, and doubles up to the maximum while no new
+/// entries arrive. A full read is followed by the next read immediately.
 const POLLS_PER_LINGER: u32 = 4;
 const POLL_MIN: Duration = Duration::from_millis(4);
 const POLL_MAX: Duration = Duration::from_millis(64);
 
-/// Most new entries of one read: a reply should still be in the processor's cache when it is decoded and sent on.
+/// Maximum number of new entries per read. A reply should still be in the CPU cache when it is decoded.
 const READ_COUNT_MAX: usize = 500;
 
-/// Between two rounds of claims, as a part of `CLAIM_MIN_IDLE`, and at most.
+/// The interval between two claim rounds is a fraction of `CLAIM_MIN_IDLE`, up to a maximum.
 const CLAIM_ROUNDS_PER_MIN_IDLE: u32 = 4;
 const CLAIM_INTERVAL_MAX: Duration = Duration::from_secs(2);
 
-/// Returns the first wait between two reads: where batches wait long for more entries, frequent reads gain nothing.
+/// Returns the minimum poll interval. It grows with `BATCH_LINGER`: if batches linger, frequent reads gain nothing.
 pub(crate) fn poll_min(linger: Duration) -> Duration {
     (linger / POLLS_PER_LINGER).clamp(POLL_MIN, POLL_MAX)
 }
 
-/// The wait between two reads that were not full.
+/// Adaptive interval between two reads that were not full.
 pub(super) struct PollInterval {
     min: Duration,
     current: Duration,
@@ -35,8 +35,8 @@ impl PollInterval {
         Self { min, current: min }
     }
 
-    /// Returns when to read again after a read of this many entries: at a tick that all readers share, so that their reads
-    /// leave together.
+    /// Returns the time of the next read, given the number of entries of the last one. The time is a tick shared by all
+    /// readers, so that their reads are sent together.
     pub(super) fn next_read(&mut self, started: Instant, entries: usize) -> Instant {
         self.current = if entries == 0 { (self.current * 2).min(POLL_MAX) } else { self.min };
         next_tick(started, Instant::now(), self.current)
@@ -50,8 +50,8 @@ fn next_tick(started: Instant, now: Instant, period: Duration) -> Instant {
     started + Duration::from_micros(u64::try_from(next_us).unwrap_or(u64::MAX))
 }
 
-/// Expected number of rows of an entry, from the last reads: quick to rise, so that permits are not exceeded for long, and
-/// slow to fall.
+/// Expected number of rows per entry, from the last reads. Rises immediately, so that the in-flight limit is not exceeded
+/// for long, and falls slowly.
 pub(super) struct RowsPerEntry(usize);
 
 impl Default for RowsPerEntry {
@@ -61,7 +61,7 @@ impl Default for RowsPerEntry {
 }
 
 impl RowsPerEntry {
-    /// Returns how many entries one of `readers` reads, which all share a permit for this many rows.
+    /// Returns the number of entries to read: the share of one of `readers` in a permit for `rows` rows.
     pub(super) fn read_count(&self, rows: usize, readers: usize) -> usize {
         rows.div_ceil(self.0).div_ceil(readers.max(1)).min(READ_COUNT_MAX)
     }
@@ -73,9 +73,9 @@ impl RowsPerEntry {
     }
 }
 
-/// When the entries that others left pending are claimed, page by page.
+/// Schedule of claim rounds. A round visits the pending entries list page by page.
 pub(super) struct ClaimRound {
-    /// The start of the next page.
+    /// Start of the next page.
     pub(super) cursor: EntryId,
     interval: Duration,
     next: Instant,
@@ -91,12 +91,12 @@ impl ClaimRound {
         Instant::now() >= self.next
     }
 
-    /// Makes the next page due now.
+    /// Makes the next page due immediately.
     pub(super) fn begin(&mut self) {
         self.next = Instant::now();
     }
 
-    /// Goes on with the next page. A zero cursor means that this was the last one of the round.
+    /// Moves to the next page. A zero cursor ends the round.
     pub(super) fn advance(&mut self, cursor: EntryId) {
         self.cursor = cursor;
         if cursor == EntryId::default() {

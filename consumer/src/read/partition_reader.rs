@@ -1,8 +1,8 @@
-//! One partition's way from Redis into the process: this consumer's own pending entries, those that others left, and new
-//! ones.
+//! Partition reader: the task that reads one partition. It recovers this consumer's own pending entries, claims pending
+//! entries of other consumers, and reads new entries.
 //!
-//! One read at a time, and never a read dropped half way: an entry that Redis has delivered and this process has not
-//! received stays pending until a reader recovers it.
+//! A reader has one command in flight and never drops it midway. If Redis delivers an entry and the reply is lost, the
+//! entry stays pending until the reader recovers it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,49 +37,49 @@ use crate::{
     trace,
 };
 
-/// Most pending entries of one claim.
+/// Maximum number of pending entries per claim.
 const CLAIM_COUNT: u64 = 100;
 
-/// An entry that was delivered too often is processed in quarantine this often before it becomes a dead letter: a kill
-/// that came by chance in the middle of the first quarantine is not its fault.
+/// Number of incomplete quarantines after which an entry becomes a dead letter. More than one, because a process can also
+/// be killed by chance during a quarantine.
 const MAX_QUARANTINES: u64 = 2;
 
-/// Limits of all partition readers.
+/// Limits shared by all partition readers.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadLimits {
-    /// Rows in flight, beyond which nothing is read.
+    /// In-flight limit in rows. Reading stops when it is reached.
     pub(crate) rows_in_flight: usize,
-    /// The first wait between two reads, see [`crate::read::pacing::poll_min`].
+    /// Minimum poll interval, see [`crate::read::pacing::poll_min`].
     pub(crate) poll_min: Duration,
-    /// How long an entry must be pending with a member before it is claimed.
+    /// Minimum idle time before an entry that is pending with a live member is claimed.
     pub(crate) claim_min_idle: Duration,
-    /// How often an entry may be delivered before it is quarantined.
+    /// Number of deliveries beyond which an entry is quarantined.
     pub(crate) max_deliveries: u64,
-    /// The start of the ticks that all readers share.
+    /// Start of the ticks shared by all readers.
     pub(crate) started: Instant,
 }
 
-/// The parts that all partition readers work with.
+/// Components shared by all partition readers.
 pub(crate) struct ReadContext<S> {
     pub(crate) streams: S,
     pub(crate) limits: ReadLimits,
     pub(crate) in_flight: Arc<InFlight>,
-    /// Not bounded itself: the rows in flight are.
+    /// Unbounded channel to the writer. The in-flight limit bounds it.
     pub(crate) entries: mpsc::UnboundedSender<Entry>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tracing: Tracing,
     pub(crate) health: ReadHealth,
-    /// From its cancellation on nothing more is read.
+    /// Cancelled when reading must stop.
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Reads one partition and sends its entries on, decoded.
+/// Reads one partition, decodes its entries and sends them to the writer.
 pub(crate) struct PartitionReader<S> {
     partition: Partition,
     context: Arc<ReadContext<S>>,
     ownership: watch::Receiver<Ownership>,
     wanted: watch::Receiver<bool>,
-    /// Whether Redis may have delivered entries to this consumer that no process has received.
+    /// Whether Redis may have delivered entries in a reply that was lost.
     must_recover_pending: bool,
     expected_rows: RowsPerEntry,
     poll: PollInterval,
@@ -87,16 +87,16 @@ pub(crate) struct PartitionReader<S> {
     log_rates: LogRates,
 }
 
-/// Rates of log lines that every read of a partition could cause.
+/// Rate limits of log lines that every read could cause.
 #[derive(Default)]
 struct LogRates {
     recovered: LogRate,
     claimed: LogRate,
 }
 
-/// Why a step of a reader failed.
+/// Error of one step of a reader.
 enum ReadError {
-    /// The writer has ended: entries can't be sent on any more.
+    /// The writer has ended and receives no more entries.
     WriterGone,
     Redis(Error),
 }
@@ -130,8 +130,8 @@ impl<S: GroupStream> PartitionReader<S> {
         }
     }
 
-    /// Reads for as long as the partition is wanted, until shutdown, or until the writer ends. Entries that Redis may have
-    /// delivered and that were not received are recovered before it ends, unless it is by shutdown.
+    /// Reads until the partition is unwanted, until shutdown, or until the writer ends. If replies may have been lost, their
+    /// entries are recovered before the reader ends, except at shutdown.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::server();
         while !self.context.shutdown.is_cancelled() && (self.must_recover_pending || *self.wanted.borrow()) {
@@ -142,7 +142,7 @@ impl<S: GroupStream> PartitionReader<S> {
                 }
                 Err(ReadError::WriterGone) => return,
                 Err(ReadError::Redis(error)) => {
-                    // Redis may have delivered entries in a reply that never came.
+                    // Redis may have delivered entries in the lost reply.
                     self.must_recover_pending = true;
                     self.after_error(&error, &mut backoff).await;
                 }
@@ -185,8 +185,8 @@ impl<S: GroupStream> PartitionReader<S> {
         Ok(())
     }
 
-    /// Reads all entries that were delivered to this consumer and never acknowledged. Entries in flight are among them, so
-    /// it waits until none of this partition is.
+    /// Reads all entries that were delivered to this consumer and never acknowledged. Waits until no entry of the partition
+    /// is in flight, because in-flight entries are pending, too.
     async fn recover_own_pending(&mut self) -> Result<(), ReadError> {
         let ReadContext { streams, in_flight, metrics, shutdown, .. } = &*self.context;
         let mut after = EntryId::default();
@@ -208,7 +208,7 @@ impl<S: GroupStream> PartitionReader<S> {
         }
     }
 
-    /// Claims entries that dead members left, or else a page of those that living members have had for too long.
+    /// Claims pending entries of departed consumers; if there are none, a page of entries idle for `CLAIM_MIN_IDLE`.
     async fn claim(&mut self) -> Result<(), ReadError> {
         let ReadContext { streams, limits, in_flight, metrics, .. } = &*self.context;
         let permit = in_flight.read_permit(limits.rows_in_flight);
@@ -224,12 +224,12 @@ impl<S: GroupStream> PartitionReader<S> {
         let min_idle_ms = milliseconds(limits.claim_min_idle);
         let claimed = streams.claim(self.partition, min_idle_ms, self.claims.cursor, CLAIM_COUNT);
         let Claimed { entries, deleted, cursor } = metrics.timed(StreamOperation::Claim, claimed).await?;
-        self.record_claimed(entries.len(), &deleted, "members that had them for too long");
+        self.record_claimed(entries.len(), &deleted, "any member, idle for CLAIM_MIN_IDLE");
         self.claims.advance(cursor);
         self.send_redelivered(entries).await
     }
 
-    /// Returns `None` when the wait is over because the partition is no longer wanted, or by shutdown.
+    /// Waits for `wait`. Returns `None` if the partition becomes unwanted or the shutdown begins first.
     async fn while_wanted<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
         let mut wanted = self.wanted.clone();
         tokio::select! {
@@ -242,14 +242,14 @@ impl<S: GroupStream> PartitionReader<S> {
     fn record_claimed(&self, entries: usize, deleted: &[EntryId], from: &str) {
         self.context.metrics.reclaimed(entries);
         if let Some(entries) = self.log_rates.claimed.record(entries) {
-            tracing::info!(partition = %self.partition, entries, from, "claimed entries that were left pending");
+            tracing::info!(partition = %self.partition, entries, from, "reclaimed pending entries");
         }
-        // The claim has removed them from the pending list.
+        // The claim has already removed them from the pending entries list.
         self.record_lost(deleted);
     }
 
-    /// Sends entries on that were delivered before, except those that are already in flight. A suspect, which was delivered
-    /// too often and may have killed consumers, comes after all others, in quarantine.
+    /// Sends redelivered entries to the writer, except those already in flight. An entry that was delivered more than
+    /// `max_deliveries` times may have crashed consumers: it is processed last, in quarantine.
     async fn send_redelivered(&self, entries: Vec<RawEntry>) -> Result<(), ReadError> {
         let ReadContext { streams, limits, in_flight, shutdown, .. } = &*self.context;
         let deliveries = join_all(entries.iter().map(|entry| streams.deliveries(entry.at))).await;
@@ -276,8 +276,9 @@ impl<S: GroupStream> PartitionReader<S> {
         Ok(())
     }
 
-    /// Sends an entry on when no other is in flight, and waits until it is settled. If the process does not survive that,
-    /// the begun quarantine stays recorded; after [`MAX_QUARANTINES`] of them the entry becomes a dead letter unread.
+    /// Processes an entry in quarantine: sends it when no other entry is in flight, and waits until it is settled. If the
+    /// process crashes meanwhile, the quarantine stays recorded as incomplete. After [`MAX_QUARANTINES`] incomplete
+    /// quarantines the entry becomes a dead letter without being decoded.
     async fn process_quarantined(&self, entry: RawEntry, deliveries: u64) -> Result<(), ReadError> {
         let ReadContext { streams, in_flight, entries, shutdown, .. } = &*self.context;
         let RawEntry { at, fields: Some(fields) } = entry else {
@@ -287,12 +288,15 @@ impl<S: GroupStream> PartitionReader<S> {
             return Ok(());
         };
         let quarantines = streams.begin_quarantine(at).await?.saturating_sub(1);
-        tracing::warn!(partition = %at.partition, id = %at.id, deliveries, quarantines, "delivered too often: quarantined");
+        tracing::warn!(
+            partition = %at.partition, id = %at.id, deliveries, quarantines,
+            "entry quarantined: delivered more than MAX_DELIVERIES times"
+        );
         let entry = if quarantines < MAX_QUARANTINES {
             Entry { quarantined: true, ..Entry::decode(at, &fields, Instant::now()) }
         } else {
             let detail = format!(
-                "delivered {deliveries} times, and consumers did not survive {quarantines} quarantines of it"
+                "delivered {deliveries} times; consumers terminated while processing it in {quarantines} quarantines"
             );
             let dead_letter = DeadLetter::of_entry(Reason::MaxDeliveries, detail, &fields);
             Entry::discarded(at, dead_letter, Instant::now())
@@ -303,7 +307,7 @@ impl<S: GroupStream> PartitionReader<S> {
         Ok(())
     }
 
-    /// Sends entries on, except those that are already in flight. Returns their number of rows.
+    /// Sends entries to the writer, except those already in flight. Returns the number of rows sent.
     async fn send(&self, entries: Vec<RawEntry>) -> Result<usize, ReadError> {
         let context = &self.context;
         let read_at = Instant::now();
@@ -332,10 +336,10 @@ impl<S: GroupStream> PartitionReader<S> {
     fn record_lost(&self, ids: &[EntryId]) {
         if let (Some(first), Some(last)) = (ids.first(), ids.last()) {
             self.context.metrics.lost(ids.len());
-            // Never left out, however often it happens: these ids appear nowhere else.
+            // Not rate-limited: these ids are reported nowhere else.
             tracing::error!(
                 partition = %self.partition, entries = ids.len(), %first, %last,
-                "LOST: entries were deleted from the stream before they were stored"
+                "data loss: entries were deleted from the stream before they were stored"
             );
         }
     }
@@ -346,7 +350,9 @@ impl<S: GroupStream> PartitionReader<S> {
         if redis::error_code(error) == Some("NOGROUP") {
             match streams.ensure_group(self.partition).await {
                 Ok(()) => return,
-                Err(error) => tracing::warn!(error = one_line(&error), "a group is missing"),
+                Err(error) => {
+                    tracing::warn!(error = one_line(&error), "cannot create the missing consumer group")
+                }
             }
         }
         shutdown.run_until_cancelled(sleep(backoff.next_delay())).await;

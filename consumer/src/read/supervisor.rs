@@ -1,4 +1,4 @@
-//! The partition readers of this process: one for each partition that this consumer is to read.
+//! Supervisor of the partition readers: one reader per owned partition that is not paused.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,18 +18,18 @@ use crate::{
     stream::GroupStream,
 };
 
-/// Keeps readers on the partitions that this consumer owns.
+/// Starts and stops partition readers as ownership changes.
 pub(crate) struct Supervisor<S> {
     pub(crate) context: Arc<ReadContext<S>>,
     pub(crate) ownership: watch::Receiver<Ownership>,
-    /// Whether an earlier process may have had this consumer's name, and left entries pending in any partition.
+    /// Whether an earlier process may have left entries pending under this consumer's name, in any partition.
     pub(crate) stable_name: bool,
 }
 
-/// A reader has panicked.
+/// Error: a partition reader panicked.
 pub(crate) struct ReaderCrashed;
 
-/// Running readers, each with a channel that ends it when its partition is no longer wanted.
+/// Running readers, each with a channel that stops it when its partition becomes unwanted.
 #[derive(Default)]
 struct Readers {
     running: JoinSet<Partition>,
@@ -37,11 +37,11 @@ struct Readers {
 }
 
 impl<S: GroupStream> Supervisor<S> {
-    /// Reads until shutdown, and until every reader has ended.
+    /// Runs the readers until shutdown, then waits until every reader has ended.
     pub(crate) async fn run(mut self, partitions: PartitionCount) -> Result<(), ReaderCrashed> {
         let mut readers = Readers::default();
         if self.stable_name {
-            // Readers of other members' partitions end when they have recovered the pending entries of this name.
+            // Readers of partitions that other members own end after recovering this consumer's pending entries.
             partitions.partitions().for_each(|partition| self.start(&mut readers, partition, true));
         }
         loop {
@@ -61,9 +61,9 @@ impl<S: GroupStream> Supervisor<S> {
                 Some(ended) = readers.running.join_next() => readers.ended(ended)?,
             }
         }
-        // The channel to the writer closes with the last reader.
+        // Drops this sender: the channel to the writer closes when the last reader ends.
         drop(self);
-        // Without membership no partition is this consumer's.
+        // Also reached when the membership has ended: then this consumer owns no partition.
         for wanted in readers.wanted.values() {
             wanted.send_replace(false);
         }

@@ -1,4 +1,4 @@
-//! A batch: the rows of one transaction, and the entries that it settles.
+//! Batch: the rows of one transaction, and the entries that it settles.
 
 use std::{collections::HashMap, mem};
 
@@ -13,37 +13,37 @@ use crate::{
     },
 };
 
-/// Rows ready to be written, one per (user, post), in the order of the table's key; and the outcome of those that were
-/// tried.
+/// Rows of one transaction, one per (user, post), in the order of the table's primary key, with the outcomes that are
+/// already committed.
 #[derive(Debug)]
 pub struct Batch {
     rows: Vec<Like>,
     entries: Vec<SettledEntry>,
     likes: usize,
     first_read_at: Instant,
-    /// Links to the spans that sent the entries.
+    /// Links to the producer spans of the entries.
     links: Links,
-    /// Rows that are left to try; every other one is stored or rejected.
+    /// Rows without a committed outcome. All others are stored or rejected.
     untried: Bisection,
     inserted: u64,
-    /// Rows that the table will never accept, with the reason.
+    /// Rows that the table rejects, with the reason.
     rejected: HashMap<RowKey, String>,
 }
 
-/// The outcome of one statement on the next piece of a batch's rows.
+/// Outcome of one statement on the next piece of a batch.
 #[derive(Debug)]
 pub enum PieceOutcome {
-    /// All rows of the piece are in the table; `inserted` of them are new.
+    /// All rows of the piece are in the table. `inserted` of them are new.
     Stored { inserted: u64 },
-    /// The table does not accept the piece. Unless it is a single row, its halves are tried.
+    /// The table rejects the piece. If it has several rows, its halves are tried next.
     Rejected {
-        /// The server's message.
+        /// Error message of Postgres.
         why: String,
     },
 }
 
 impl Batch {
-    /// Makes a batch of entries that are written once more.
+    /// Creates a batch of entries that are written again.
     pub fn of(entries: Vec<Entry>) -> Self {
         let likes = entries.iter().map(|entry| entry.likes.len()).sum();
         Self::new(entries, likes)
@@ -61,8 +61,8 @@ impl Batch {
             rows.extend_from_slice(&likes);
             settled.push(SettledEntry { at, likes: likes.len(), dead_letters, quarantined, payload });
         }
-        // In the order of the key every consumer takes its locks in the same order, and index pages are touched one after
-        // the other. Of equal keys the earliest like is kept.
+        // Key order: all consumers lock rows in the same order, and index pages are visited sequentially. Among likes with
+        // the same key the earliest is kept.
         rows.sort_unstable_by_key(|like| (row_key(*like), like.created_at_us()));
         rows.dedup_by_key(|like| row_key(*like));
         let untried = Bisection::new(rows.len());
@@ -70,7 +70,7 @@ impl Batch {
         Self { rows, entries: settled, likes, first_read_at, links, untried, inserted: 0, rejected }
     }
 
-    /// Returns the number of rows.
+    /// Returns the number of rows, without duplicates.
     pub fn rows(&self) -> usize {
         self.rows.len()
     }
@@ -80,42 +80,42 @@ impl Batch {
         self.likes
     }
 
-    /// Returns the number of entries that it settles.
+    /// Returns the number of entries that the batch settles.
     pub fn entries(&self) -> usize {
         self.entries.len()
     }
 
-    /// Takes the links for its span.
+    /// Takes the links to the producer spans.
     pub fn take_links(&mut self) -> Links {
         mem::take(&mut self.links)
     }
 
-    /// Returns when its first entry was read.
+    /// Returns the time at which the first entry was read.
     pub fn first_read_at(&self) -> Instant {
         self.first_read_at
     }
 
-    /// Returns the quarantined entry that has this batch for itself.
+    /// Returns the position of the quarantined entry; `None` for a regular batch.
     pub fn quarantined(&self) -> Option<Position> {
         self.entries.first().filter(|entry| entry.quarantined).map(|entry| entry.at)
     }
 
-    /// Returns all rows while none was tried; `None` for a batch without rows.
+    /// Returns all rows if none has a committed outcome; `None` otherwise, or for a batch without rows.
     pub(super) fn all_untried(&self) -> Option<&[Like]> {
         self.next_rows().filter(|rows| rows.len() == self.rows.len())
     }
 
-    /// Returns the next piece to try; `None` when every row is stored or rejected.
+    /// Returns the next piece to try; `None` if every row is stored or rejected.
     pub(super) fn next_rows(&self) -> Option<&[Like]> {
         self.rows.get(self.untried.next_piece()?)
     }
 
-    /// Returns the pieces that are left to try, for a transaction that tries several of them.
+    /// Returns the remaining pieces, for a transaction that tries several of them.
     pub(super) fn pieces(&self) -> Pieces<'_> {
         Pieces { rows: &self.rows, untried: self.untried.clone() }
     }
 
-    /// Records the committed outcomes of the next pieces, in their order.
+    /// Records the committed outcomes of the next pieces, in order.
     pub(super) fn record(&mut self, outcomes: impl IntoIterator<Item = PieceOutcome>) {
         for outcome in outcomes {
             match outcome {
@@ -132,9 +132,9 @@ impl Batch {
         }
     }
 
-    /// Returns the proof once every row is stored or rejected, and that is committed: the entries are settled, rejected
-    /// likes are dead letters. Until then returns the batch itself.
-    #[expect(clippy::result_large_err, reason = "it is no failure: the batch goes on")]
+    /// Returns the proof of commit if every row has a committed outcome: all entries are settled, and rejected likes are dead
+    /// letters. Otherwise returns the batch.
+    #[expect(clippy::result_large_err, reason = "not an error: the batch is written further")]
     pub(super) fn into_committed(self, fell_back: bool) -> Result<Committed, Self> {
         if self.next_rows().is_some() {
             return Err(self);
@@ -149,7 +149,7 @@ impl Batch {
     }
 }
 
-/// Pieces of a batch that a transaction tries before it commits.
+/// Remaining pieces of a batch, for a transaction that tries several of them before it commits.
 pub(super) struct Pieces<'a> {
     rows: &'a [Like],
     untried: Bisection,

@@ -1,4 +1,4 @@
-//! The writer's view of Postgres, behind a trait: tests put a table in memory in its place.
+//! The writer's interface to Postgres. Unit tests replace it with a table in memory.
 
 use deadpool_postgres::Pool;
 
@@ -13,8 +13,10 @@ use crate::store::{
 
 /// Stores batches.
 pub(crate) trait BatchStore: Send + 'static {
-    /// Stores a batch, or returns it with the reason. After an error it may be stored all the same, when only the reply to
-    /// COMMIT was lost. Calls `ended` for each transaction.
+    /// Stores a batch. Calls `ended` for each transaction.
+    ///
+    /// # Errors
+    /// Returns the batch with the error. The batch may be stored despite the error, if only the reply to COMMIT was lost.
     fn write(
         &mut self,
         batch: Batch,
@@ -22,7 +24,7 @@ pub(crate) trait BatchStore: Send + 'static {
     ) -> impl Future<Output = Result<Committed, (Batch, WriteError)>> + Send;
 }
 
-/// The table in Postgres.
+/// Stores batches in Postgres.
 pub(crate) struct PostgresStore {
     pool: Pool,
     transactions: Transactions,

@@ -1,4 +1,4 @@
-//! The transaction that finds rejected rows: bisection of a batch in savepoints.
+//! Bisection of a batch in savepoints of one transaction, to find rejected rows.
 
 use deadpool_postgres::Object;
 use futures_util::future;
@@ -14,16 +14,16 @@ use crate::store::{
     session::Transactions,
 };
 
-/// Tries the pieces that are left of a batch, and commits the outcomes that it has by `enough_at`: of at least one piece, of
-/// all if it can. Returns the outcomes.
+/// Tries the remaining pieces of a batch until `deadline`, at least one, and commits. Returns the outcomes of the pieces that
+/// were tried.
 ///
-/// A rejected piece costs a savepoint and no transaction of its own. Deferred constraints are checked with each piece,
-/// because a failed COMMIT names no piece.
+/// A rejected piece costs a savepoint, not a separate transaction. Deferred constraints are checked with each piece,
+/// because a failed COMMIT does not identify the piece.
 pub(super) async fn bisect(
     connection: &Object,
     transactions: Transactions,
     batch: &Batch,
-    enough_at: Instant,
+    deadline: Instant,
 ) -> Result<Vec<PieceOutcome>, tokio_postgres::Error> {
     connection.batch_execute(&format!("{}SET CONSTRAINTS ALL IMMEDIATE", transactions.begin(false))).await?;
     let mut pieces = batch.pieces();
@@ -43,7 +43,7 @@ pub(super) async fn bisect(
             }
             Err(error) => return Err(error),
         }
-        if Instant::now() >= enough_at {
+        if Instant::now() >= deadline {
             break;
         }
     }

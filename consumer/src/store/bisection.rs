@@ -1,14 +1,13 @@
-//! Bisection: halves a batch to find rejected rows.
+//! Bisection: halving of a batch to find rejected rows.
 
 use std::ops::Range;
 
-/// The pieces of a list of rows that are left to try. A rejected piece is halved, and the halves are tried in its place,
-/// down to single rows.
+/// Remaining pieces of a list of rows. A rejected piece is replaced by its halves, down to single rows.
 ///
-/// With k bad rows among n, some 2 k log2(n / k) pieces are tried, and at most 2 n.
+/// With k bad rows among n, about 2 k log2(n / k) pieces are tried, and at most 2 n.
 #[derive(Clone, Debug)]
 pub(crate) struct Bisection {
-    /// The next piece is the last one. None is empty.
+    /// Stack of pieces, none of them empty. The last one is tried next.
     pieces: Vec<Range<usize>>,
 }
 
@@ -19,7 +18,7 @@ impl Bisection {
         Self { pieces: if all.is_empty() { Vec::new() } else { vec![all] } }
     }
 
-    /// Returns the next piece to try; `None` when every row is stored or rejected.
+    /// Returns the next piece to try; `None` if every row is stored or rejected.
     pub(crate) fn next_piece(&self) -> Option<Range<usize>> {
         self.pieces.last().cloned()
     }
@@ -29,7 +28,7 @@ impl Bisection {
         self.pieces.pop();
     }
 
-    /// Records that the next piece was rejected. Returns the row if it was a single one.
+    /// Records that the next piece was rejected. Returns the row if the piece is a single row.
     pub(crate) fn rejected(&mut self) -> Option<usize> {
         let piece = self.pieces.pop()?;
         if piece.len() == 1 {

@@ -1,4 +1,4 @@
-//! COPY: direct copy into the table for rows that are predicted to be new, staged copy for all others.
+//! COPY of rows: direct copy (fast path) for rows predicted to be new, staged copy (safe path) for all others.
 
 use deadpool_postgres::Object;
 use futures_util::{SinkExt, future};
@@ -8,10 +8,10 @@ use tokio_postgres::SimpleQueryMessage;
 
 use crate::store::{error::WriteError, insert::insert, predictor::Split, session::Transactions};
 
-/// Direct copy of new rows: it fails when one is not new.
+/// Direct copy. Fails if any row is already in the table.
 const COPY: &str = "COPY likes (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
-/// Copy of rows that may be in the table already.
+/// Copy into the staging table, for rows that may already be in the table.
 const STAGE: &str = "COPY likes_batch (user_id, post_id, created_at) FROM STDIN (FORMAT binary)";
 
 const INSERT_STAGED_AND_COMMIT: &str = "
@@ -19,11 +19,11 @@ INSERT INTO likes (user_id, post_id, created_at) SELECT user_id, post_id, create
 ON CONFLICT (user_id, post_id) DO NOTHING;
 COMMIT";
 
-/// Stores rows that may be in the table, by way of the staging table. Returns the number of new rows.
+/// Stores rows through the staging table; they may already be in the table. Returns the number of new rows.
 ///
-/// BEGIN and COPY leave together, and so do the end of the data, INSERT and COMMIT: two waits for the network, and one
-/// more where a statement must be prepared. Each step fails if the one before it did, so COMMIT is reached, and
-/// answered with a count, only when every step has succeeded.
+/// BEGIN and COPY are sent together, and so are the end of the data, INSERT and COMMIT. This takes two network round
+/// trips, and one more if a statement must be prepared. A step fails if the step before it failed, so COMMIT is executed,
+/// and a row count returned, only if every step succeeded.
 pub(super) async fn staged_copy(
     connection: &Object,
     transactions: Transactions,
@@ -34,7 +34,7 @@ pub(super) async fn staged_copy(
     let store = connection.simple_query(INSERT_STAGED_AND_COMMIT);
     let (staged, answers) = copy(connection, transactions, STAGE, rows, begin, store).await?;
     if staged != rows.len() as u64 {
-        // Postgres never does this; but nothing is acknowledged on a guess.
+        // Not expected from Postgres, but entries are acknowledged only on proof.
         return Err(WriteError::Staged { staged, rows: rows.len() });
     }
     let inserted = answers.iter().find_map(|message| match message {
@@ -44,11 +44,11 @@ pub(super) async fn staged_copy(
     inserted.ok_or(WriteError::Answer)
 }
 
-/// Stores rows that are predicted to be new by COPY into the table, and with them known rows, which may be in the table or
-/// not. Returns the number of new rows.
+/// Stores rows predicted to be new by COPY into the table, and the known rows of the batch by INSERT. Returns the number of
+/// new rows.
 ///
-/// Statements leave together as in [`staged_copy`]. COMMIT after a failed step rolls back without an error, so the answers
-/// are checked in their order: the answer to COMMIT counts only when every step before it has succeeded.
+/// Statements are sent together as in [`staged_copy`]. COMMIT after a failed step rolls back without an error, so replies
+/// are checked in order: the reply to COMMIT counts only if every step before it succeeded.
 pub(super) async fn direct_copy(
     connection: &Object,
     transactions: Transactions,
@@ -65,14 +65,14 @@ pub(super) async fn direct_copy(
     };
     let (copied, (inserted, answers)) = copy(connection, transactions, COPY, fresh, begin, commit).await?;
     if answers.iter().any(|answer| matches!(answer, SimpleQueryMessage::Row(_))) {
-        // The statement was another session's of the same name: the rows went to the staging table, and are gone.
+        // The prepared statement was another consumer's with the same name: the rows went to the staging table and are lost.
         return Err(WriteError::SharedSession(None));
     }
     Ok(copied + inserted)
 }
 
-/// Runs COPY, sent together with the statements before and after it. Returns the number of copied rows: a trigger can leave
-/// some out.
+/// Runs COPY, sent together with the statements before and after it. Returns the number of copied rows, which is lower than
+/// the number of rows if a trigger skips some.
 async fn copy<A>(
     connection: &Object,
     transactions: Transactions,

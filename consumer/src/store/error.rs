@@ -1,4 +1,4 @@
-//! Errors of a batch that could not be stored.
+//! Errors of batch writes.
 
 use deadpool_postgres::{HookError, PoolError};
 use shared::postgres::{self, FailureClass};
@@ -7,22 +7,20 @@ use tokio_postgres::error::SqlState;
 
 use crate::store::session;
 
-/// A batch is not known to be stored. It may be stored all the same, when the reply to COMMIT was lost.
+/// Error of a batch write. The batch may be stored despite the error, if only the reply to COMMIT was lost.
 #[derive(Debug, Error)]
 pub enum WriteError {
-    #[error("no connection to Postgres")]
+    #[error("cannot connect to Postgres")]
     Connect(#[source] PoolError),
-    #[error("Postgres did not store the batch")]
+    #[error("Postgres transaction failed")]
     Postgres(#[source] tokio_postgres::Error),
-    #[error(
-        "a pooler shares the sessions of Postgres: set POSTGRES_POOLING=transaction, for all consumers behind it"
-    )]
+    #[error("a connection pooler shares the sessions of Postgres")]
     SharedSession(#[source] Option<tokio_postgres::Error>),
-    #[error("Postgres did not answer within WRITE_TIMEOUT")]
+    #[error("Postgres did not respond within WRITE_TIMEOUT")]
     Timeout,
-    #[error("Postgres staged {staged} of {rows} rows")]
+    #[error("Postgres staged only {staged} of {rows} rows")]
     Staged { staged: u64, rows: usize },
-    #[error("Postgres did not say how many rows it inserted")]
+    #[error("Postgres did not report the number of inserted rows")]
     Answer,
 }
 
@@ -48,7 +46,7 @@ impl From<tokio_postgres::Error> for WriteError {
 }
 
 impl WriteError {
-    /// Returns what follows from it. A failure before rows are sent is never the rows' fault.
+    /// Returns the error class. An error before rows are sent is never [`FailureClass::Reject`].
     pub fn class(&self) -> FailureClass {
         match self {
             Self::Postgres(error) => postgres::classify(error),
@@ -65,7 +63,15 @@ impl WriteError {
 }
 
 impl WriteError {
-    /// Returns its type for metrics and spans: the SQLSTATE, or one of few words of ours.
+    /// Returns the action that resolves a halting error.
+    pub(crate) fn remedy(&self) -> &'static str {
+        match self {
+            Self::SharedSession(_) => "set POSTGRES_POOLING=transaction on all consumers behind it",
+            _ => "fix the schema, the privileges or the connection settings",
+        }
+    }
+
+    /// Returns the error type for metrics and spans: the SQLSTATE, or one of a few fixed words.
     pub fn error_type(&self) -> &str {
         self.sqlstate().unwrap_or(match self {
             Self::Connect(_) => "connection",
@@ -76,7 +82,7 @@ impl WriteError {
         })
     }
 
-    /// Returns the SQLSTATE, of which there are some two hundred.
+    /// Returns the SQLSTATE. Postgres has about two hundred of them.
     pub(super) fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Postgres(error)

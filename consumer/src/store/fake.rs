@@ -1,4 +1,4 @@
-//! A stand-in for Postgres in unit tests: a table in memory.
+//! In-memory fake of the table in Postgres, for unit tests.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -19,7 +19,7 @@ use crate::{
     testing::{Journal, numbers},
 };
 
-/// A table in memory. It makes the proof of commit as the real one does, inside `store`.
+/// Table in memory. Creates the proof of commit inside `store`, as the real store does.
 #[derive(Clone)]
 pub(crate) struct FakeStore {
     state: Arc<Mutex<State>>,
@@ -35,7 +35,7 @@ struct State {
 
 enum Fault {
     NotStored(WriteError),
-    /// It is stored, and the reply to COMMIT is lost.
+    /// The batch is stored, and the reply to COMMIT is lost.
     ReplyLost,
 }
 
@@ -44,17 +44,17 @@ impl FakeStore {
         Self { state: Arc::default(), journal }
     }
 
-    /// Makes the next write fail; later ones as well when this is called several times.
+    /// Makes the next write fail. Each call adds one failure.
     pub(crate) fn fail(&self, error: WriteError) {
         self.lock().faults.push_back(Fault::NotStored(error));
     }
 
-    /// Makes the next write be committed and return an error.
+    /// Makes the next write commit and return an error.
     pub(crate) fn lose_reply(&self) {
         self.lock().faults.push_back(Fault::ReplyLost);
     }
 
-    /// Makes all writes take this long from now on.
+    /// Sets the latency of all later writes.
     pub(crate) fn slow(&self, latency: Duration) {
         self.lock().latency = latency;
     }

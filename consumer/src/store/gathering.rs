@@ -1,4 +1,4 @@
-//! Collects entries until they are a batch.
+//! Gathers entries into a batch.
 
 use std::{future, mem, time::Duration};
 
@@ -12,20 +12,20 @@ use crate::{entry::Entry, store::batch::Batch};
 /// Limits of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchLimits {
-    /// Number of rows from which on it is full.
+    /// Number of rows at which a batch is full.
     pub(crate) rows: usize,
-    /// How long after its first entry was read it waits for more entries.
+    /// Maximum time, from the read of its first entry, that a batch waits for more entries.
     pub(crate) linger: Duration,
 }
 
-/// Why a batch was closed.
+/// Reason why a batch was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flush {
-    /// It is full.
+    /// The batch is full.
     Full,
-    /// Its linger is over.
+    /// The linger time has elapsed.
     Linger,
-    /// No more entries will come.
+    /// The channel is closed and empty.
     Shutdown,
 }
 
@@ -41,7 +41,7 @@ impl Flush {
     }
 }
 
-/// Entries that become the next batch.
+/// Entries gathered for the next batch.
 pub(crate) struct Gathering {
     limits: BatchLimits,
     entries: Vec<Entry>,
@@ -53,8 +53,8 @@ impl Gathering {
         Self { limits, entries: Vec::new(), likes: 0 }
     }
 
-    /// Gathers entries up to the limits. Returns `None` when no more entries will come. Dropped half way, it keeps its
-    /// entries for the next call.
+    /// Gathers entries until the batch is full or its linger time has elapsed. Returns `None` if the channel is closed and no
+    /// entry is left. Cancel safe: entries are kept for the next call.
     pub(crate) async fn batch(
         &mut self,
         entries: &mut mpsc::UnboundedReceiver<Entry>,
@@ -77,8 +77,8 @@ impl Gathering {
         Some((self.close(), flush))
     }
 
-    /// Gathers entries until the batch is full, however long that takes: the one before is still being written. Dropped half
-    /// way, it keeps its entries for the next call.
+    /// Gathers entries until the batch is full, without a time limit, while the previous batch is being written. Cancel safe:
+    /// entries are kept for the next call.
     pub(crate) async fn full_batch(&mut self, entries: &mut mpsc::UnboundedReceiver<Entry>) -> Batch {
         while !self.is_full() {
             match entries.recv().await {

@@ -1,4 +1,4 @@
-//! INSERT of rows as arrays, for few rows: it needs neither a staging table nor a prepared statement.
+//! INSERT of rows as arrays, for small numbers of rows. Needs neither a staging table nor a prepared statement.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ INSERT INTO likes (user_id, post_id, created_at)
 SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[])
 ON CONFLICT (user_id, post_id) DO NOTHING";
 
-/// Inserts rows, and returns the number of new ones.
+/// Inserts rows. Returns the number of new rows.
 pub(crate) async fn insert(connection: &Object, rows: &[Like]) -> Result<u64, Error> {
     let user_ids: Vec<i64> = rows.iter().map(Like::user_id).collect();
     let post_ids: Vec<i64> = rows.iter().map(Like::post_id).collect();

@@ -1,32 +1,32 @@
-//! The insert predictor: guesses which rows are new, so that they can be copied directly into the table. The table's key
-//! corrects a wrong guess.
+//! Insert predictor: predicts which rows are new, so that they can be copied directly into the table. A wrong prediction is
+//! safe: the table's primary key rejects the direct copy.
 
 use shared::wire::{like::Like, partition::mix};
 
-/// Number of keys in a bucket: one line of the processor's cache.
+/// Number of keys per bucket: a bucket fills one CPU cache line.
 const ASSOCIATIVITY: usize = 16;
 
-/// Memory for keys, four bytes each; a power of two.
+/// Memory for keys, four bytes each. Must be a power of two.
 const RECENT_BYTES: usize = 16 << 20;
 
-/// Most batches that are staged after a wrong guess before the next guess.
+/// Maximum number of batches staged without a prediction after a wrong prediction.
 const STAGED_AFTER_WRONG_MAX: u32 = 256;
 
-/// Predicts from the keys that this consumer has written lately.
+/// Predicts from the keys that this consumer wrote recently: a key that is not among them is predicted to be new.
 pub struct InsertPredictor {
     recent: RecentKeys,
-    /// Number of batches without a prediction that are left.
+    /// Number of batches still to be staged without a prediction.
     staged_left: u32,
-    /// Number of batches that are staged after the next wrong guess.
+    /// Number of batches to stage after the next wrong prediction.
     staged_after_wrong: u32,
 }
 
-/// The rows of a batch by prediction, each kind in the order of the table's key.
+/// Rows of a batch by prediction, both in the order of the table's primary key.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Split {
-    /// Rows that were not written lately.
+    /// Rows predicted to be new.
     pub fresh: Vec<Like>,
-    /// Rows that were written lately, or at least tried: in the table as a rule.
+    /// Rows that were written or attempted recently: usually in the table.
     pub known: Vec<Like>,
 }
 
@@ -37,8 +37,8 @@ impl Default for InsertPredictor {
 }
 
 impl InsertPredictor {
-    /// Returns a prediction, unless the last ones were too often wrong or no row is new. From now on all rows are known: a
-    /// batch that is written again after a failure gets no second prediction.
+    /// Returns a prediction, or `None` if recent predictions were wrong too often or no row is new. All rows are known
+    /// afterwards, so a batch that is retried after a failure gets no second prediction.
     pub fn split(&mut self, rows: &[Like]) -> Option<Split> {
         let (known, fresh): (Vec<Like>, Vec<Like>) =
             rows.iter().partition(|like| self.recent.remember(**like));
@@ -49,22 +49,21 @@ impl InsertPredictor {
         (!fresh.is_empty()).then_some(Split { fresh, known })
     }
 
-    /// Records that all fresh rows were new.
+    /// Records a correct prediction.
     pub fn hit(&mut self) {
         self.staged_after_wrong = (self.staged_after_wrong / 2).max(1);
     }
 
-    /// Records that a row was not new, or that the table accepts no direct copy.
+    /// Records a wrong prediction, or a table that rejects the direct copy.
     pub fn miss(&mut self) {
         self.staged_left = self.staged_after_wrong;
         self.staged_after_wrong = (self.staged_after_wrong * 2).min(STAGED_AFTER_WRONG_MAX);
     }
 }
 
-/// The keys of the rows that were written last, as fingerprints: one key in some hundred million is mistaken for a known
-/// one.
+/// Fingerprints of the keys written most recently. About one new key in a hundred million is mistaken for a known key.
 struct RecentKeys {
-    /// The newest key of each comes first; 0 is empty.
+    /// Newest key first; 0 marks an empty slot.
     buckets: Box<[[u32; ASSOCIATIVITY]]>,
 }
 
@@ -75,8 +74,8 @@ impl RecentKeys {
         }
     }
 
-    /// Remembers the key of a like in place of the oldest one in its bucket. Returns whether it was known.
-    #[expect(clippy::cast_possible_truncation, reason = "both halves of a hash")]
+    /// Stores the key of a like and evicts the oldest key of its bucket. Returns whether the key was already known.
+    #[expect(clippy::cast_possible_truncation, reason = "each half of the hash is used separately")]
     fn remember(&mut self, like: Like) -> bool {
         let hash = mix(like.user_id().cast_unsigned() ^ mix(like.post_id().cast_unsigned()));
         let at = (hash >> 32) as usize & (self.buckets.len() - 1);
@@ -121,7 +120,7 @@ mod tests {
             }
         }
         assert!((40..60).contains(&guesses), "{guesses}");
-        // It comes back once the table has changed its mind.
+        // Correct predictions make predictions frequent again.
         for _ in 0..1_000 {
             user += 1;
             if predictor.split(&likes(user..user + 1)).is_some() {

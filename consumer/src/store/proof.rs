@@ -1,4 +1,4 @@
-//! The proof that a batch is stored, without which nothing can be acknowledged.
+//! Proof of commit. Entries cannot be acknowledged without it.
 
 use std::{
     collections::HashMap,
@@ -15,8 +15,8 @@ use shared::wire::{
 
 use crate::entry::Position;
 
-/// Proof that every row of a batch is in the table, or was rejected by it. Only `store` makes one, after the commit, and
-/// only with one can the entries of the batch be acknowledged.
+/// Proof that every row of a batch is in the table or was rejected by it. Only `store` can create it, after the commit. The
+/// entries of a batch can be acknowledged only with this proof.
 #[derive(Debug)]
 pub struct Committed {
     entries: Vec<SettledEntry>,
@@ -35,7 +35,7 @@ impl Committed {
         self.inserted
     }
 
-    /// Returns the number of rows that the table rejects.
+    /// Returns the number of rejected rows.
     pub fn rejected(&self) -> usize {
         self.rejected
     }
@@ -45,12 +45,13 @@ impl Committed {
         self.fell_back
     }
 
-    /// Returns for each partition the end-to-end latency of its oldest entry, where Redis's clock is that of this host.
+    /// Returns the end-to-end latency of the oldest entry of each partition. Assumes that the clocks of Redis and this host
+    /// agree.
     pub fn end_to_end_latencies(&self) -> Vec<Duration> {
         end_to_end_latencies(&self.entries, SystemTime::now())
     }
 
-    /// Returns the entries that may be acknowledged now.
+    /// Returns the entries, which may be acknowledged now.
     pub fn into_entries(self) -> Vec<SettledEntry> {
         self.entries
     }
@@ -66,18 +67,18 @@ pub(super) fn end_to_end_latencies(entries: &[SettledEntry], now: SystemTime) ->
     oldest_ms.into_values().map(|ms| Duration::from_millis(now_ms.saturating_sub(ms))).collect()
 }
 
-/// An entry, every row of which is stored or rejected.
+/// Entry whose rows are all stored or rejected.
 #[derive(Debug)]
 pub struct SettledEntry {
     pub at: Position,
     pub likes: usize,
     pub dead_letters: Vec<DeadLetter>,
     pub quarantined: bool,
-    /// The bytes that it was decoded from: a rejected like becomes a dead letter as it came.
+    /// Encoded likes. A rejected like becomes a dead letter with its original bytes.
     pub(super) payload: Bytes,
 }
 
-/// The key of a row in the order of the table's primary key: post, then user.
+/// Primary key of a row, in column order: post, then user.
 pub(super) type RowKey = (i64, i64);
 
 pub(super) fn row_key(like: Like) -> RowKey {
@@ -85,7 +86,7 @@ pub(super) fn row_key(like: Like) -> RowKey {
 }
 
 impl SettledEntry {
-    /// Makes dead letters of those of its likes that were rejected.
+    /// Adds dead letters for the likes of this entry that were rejected.
     pub(super) fn dead_letter_rejected(&mut self, rejected: &HashMap<RowKey, String>) {
         let dead =
             codec::locate(&self.payload).into_iter().filter_map(|LocatedLike { index, like, bytes }| {

@@ -1,4 +1,4 @@
-//! The schema in Postgres: its migrations, and whether this program understands it. See `sql/README.md`.
+//! Schema in Postgres: embedded migrations and the version check. See `sql/README.md`.
 
 use thiserror::Error;
 use tokio_postgres::{Client, GenericClient, error::SqlState};
@@ -7,43 +7,45 @@ mod embedded {
     refinery::embed_migrations!("../sql");
 }
 
-/// The schema version that this program was built for: the number of the newest migration.
+/// Schema version of this program: the number of the newest migration.
 pub const VERSION: i32 = 1;
 
-/// Any number that no other application uses: "likes" in ASCII.
+/// Key of the advisory lock: "likes" in ASCII. Other applications must not use the same key.
 const MIGRATION_LOCK: i64 = 0x006C_696B_6573;
 
-/// The schema doesn't suit this program, or can't be read.
+/// Error: the schema does not match this program, or cannot be read.
 #[derive(Debug, Error)]
 pub enum SchemaError {
-    #[error("the database has no likestream schema: run likesctl migrate")]
+    #[error("the database has no likestream schema; run likesctl migrate")]
     Missing,
-    #[error("the schema is at version {found}, this program needs {VERSION}: run likesctl migrate")]
+    #[error(
+        "the schema is at version {found}, but this program requires version {VERSION}; run likesctl migrate"
+    )]
     TooOld { found: i32 },
     #[error(
-        "the schema is at version {found} and no longer serves programs for version {VERSION}: install a newer release of this program"
+        "the schema is at version {found} and does not support programs for version {VERSION}; install a newer release of this program"
     )]
     TooNew { found: i32 },
-    #[error("the schema can't be read")]
+    #[error("cannot read the schema version")]
     Postgres(#[from] tokio_postgres::Error),
 }
 
-/// A migration could not be applied. Its changes are rolled back.
+/// Error: a migration could not be applied. Its changes are rolled back.
 #[derive(Debug, Error)]
 pub enum MigrateError {
-    #[error("the migration lock can't be had")]
+    #[error("cannot acquire the migration lock")]
     Lock(#[from] tokio_postgres::Error),
-    /// One failed, or a released one was edited.
-    #[error("the migrations can't be applied")]
+    /// A migration failed, or a released migration was edited.
+    #[error("cannot apply the migrations")]
     Migration(#[from] refinery::Error),
 }
 
-/// Checks that this program works on the schema.
+/// Checks that the schema version is compatible with this program.
 ///
 /// # Errors
-/// When it doesn't, with what to do.
+/// Fails if it is not compatible or cannot be read. The error names the action to take.
 pub async fn check(client: &impl GenericClient) -> Result<(), SchemaError> {
-    // A statement without a name: behind a pooler one with a name would stay in another client's session.
+    // Unnamed statement: behind a connection pooler, a named one would remain in a session of other clients.
     let sql = "SELECT version, oldest_program FROM likes_schema";
     let row = match client.query_typed_opt(sql, &[]).await {
         Ok(row) => row.ok_or(SchemaError::Missing)?,
@@ -61,11 +63,12 @@ pub async fn check(client: &impl GenericClient) -> Result<(), SchemaError> {
     }
 }
 
-/// Applies missing migrations under a lock, and returns their names. A second process waits and has none to apply.
+/// Applies pending migrations under an advisory lock. Returns their names. A concurrent process waits and then finds none
+/// to apply.
 pub async fn migrate(client: &mut Client) -> Result<Vec<String>, MigrateError> {
     client.execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
     let report = embedded::migrations::runner().run_async(client).await;
-    // On an error the lock goes with the connection.
+    // On an error, the lock is released when the connection closes.
     let report = report?;
     client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
     Ok(report.applied_migrations().iter().map(ToString::to_string).collect())

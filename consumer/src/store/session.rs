@@ -1,5 +1,5 @@
-//! The session in Postgres: ours for as long as we are connected, or behind a pooler only for a transaction, which then
-//! brings its own settings along.
+//! Postgres sessions: dedicated to a connection, or behind a connection pooler assigned per transaction. In the second case
+//! each transaction sets its own parameters.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use shared::{postgres::Postgres, settings::SettingError};
 use tokio::time::timeout;
 use tokio_postgres::{Client, Error, Statement, error::SqlState};
 
-/// Returns the SQL that creates the staging table, which is empty for each transaction.
+/// Returns the SQL that creates the staging table. The table is empty at the start of each transaction.
 fn staging_table(on_commit: &str) -> String {
     let columns = "user_id bigint, post_id bigint, created_at timestamptz";
     format!("CREATE TEMPORARY TABLE likes_batch ({columns}) ON COMMIT {on_commit};")
 }
 
-/// Number of times that [`shares_sessions`] compares sessions.
+/// Number of comparisons in [`shares_sessions`].
 const COMPARISONS: usize = 3;
 
-/// How long it may take: a pooler without a free session lets clients wait.
+/// Timeout of the comparison. A pooler without a free session keeps clients waiting.
 const COMPARISON_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How connections share the sessions of Postgres.
+/// Assignment of Postgres sessions to connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Pooling {
     /// Each connection has a session to itself
@@ -30,16 +30,16 @@ pub enum Pooling {
     Transaction,
 }
 
-/// The settings of transactions.
+/// Settings of transactions.
 #[derive(Clone, Copy, Debug)]
 pub struct Transactions {
     pub pooling: Pooling,
-    /// The time of a whole transaction: no statement needs to wait longer in the server.
+    /// Timeout of a whole transaction, and therefore of each statement in it.
     pub limit: Duration,
 }
 
 impl Transactions {
-    /// Returns the SQL that a new connection starts with.
+    /// Returns the SQL to run on a new connection.
     pub fn connected(self) -> String {
         match self.pooling {
             Pooling::Session => self.bounds("SESSION", false) + &staging_table("DELETE ROWS"),
@@ -47,7 +47,7 @@ impl Transactions {
         }
     }
 
-    /// Returns the SQL that a transaction starts with, with the staging table or without it.
+    /// Returns the SQL that starts a transaction, with or without the staging table.
     pub fn begin(self, stages: bool) -> String {
         match self.pooling {
             Pooling::Session => "BEGIN;".to_owned(),
@@ -58,18 +58,18 @@ impl Transactions {
         }
     }
 
-    /// Returns the SQL that a direct copy ends with. It returns a row if the rows went to the staging table: should a pooler
-    /// share the sessions in spite of the setting, a prepared statement may be another consumer's of the same name.
+    /// Returns the SQL that ends a direct copy. The SQL returns a row if the rows went to the staging table: if a pooler shares
+    /// sessions despite the setting, the prepared statement may be another consumer's with the same name.
     pub fn commit_direct(self) -> &'static str {
         match self.pooling {
             Pooling::Session => "SELECT 1 FROM likes_batch LIMIT 1; COMMIT",
-            // The statement was prepared in this very transaction.
+            // The statement was prepared in this transaction.
             Pooling::Transaction => "COMMIT",
         }
     }
 
-    /// Returns the SQL that bounds the waits of statements, and makes commits wait for the disk: a server that has this
-    /// switched off could otherwise forget acknowledged entries.
+    /// Returns the SQL that sets statement timeouts and enables `synchronous_commit` if the server has it off. Otherwise a
+    /// crash of the server could lose rows whose entries are already acknowledged.
     fn bounds(self, scope: &str, is_local: bool) -> String {
         let limit_ms = self.limit.as_millis().max(2);
         let lock_ms = (self.limit / 2).as_millis().max(1);
@@ -83,8 +83,8 @@ SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting(
         )
     }
 
-    /// Prepares a statement, within a transaction. It must be dropped before the commit is sent: where the session is
-    /// not ours it is closed then, or the next client of the session would find its name in use.
+    /// Prepares a statement within a transaction. The statement must be dropped before COMMIT is sent: in a shared session,
+    /// dropping closes it, so that the next client of the session does not find its name in use.
     pub async fn prepare(self, connection: &Object, sql: &str) -> Result<Statement, Error> {
         match self.pooling {
             Pooling::Session => connection.prepare_cached(sql).await,
@@ -93,18 +93,18 @@ SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting(
     }
 }
 
-/// Returns whether a pooler gives sessions to transactions: it lets two connections meet in one session, or moves a
-/// connection from one to another. On a busy pooler both may be missed, so this is only an early warning.
+/// Returns whether a connection pooler assigns sessions per transaction: two connections use the same session, or one
+/// connection moves between sessions. Both can go undetected on a busy pooler, so this is only an early check.
 pub async fn shares_sessions(postgres: &Postgres, client: &Client) -> bool {
     let compared = timeout(COMPARISON_TIMEOUT, meets_another_session(postgres, client)).await;
     compared.is_ok_and(|shared| shared.unwrap_or(false))
 }
 
-/// Returns the error for `POSTGRES_POOLING=session` behind such a pooler.
+/// Returns the settings error for `POSTGRES_POOLING=session` behind such a pooler.
 pub fn wrong_setting() -> SettingError {
     SettingError::new(
         "POSTGRES_POOLING",
-        "'session' does not do: DATABASE_URL leads to a pooler that shares sessions: allowed is transaction",
+        "'session' does not work behind a connection pooler that shares sessions (DATABASE_URL); expected transaction",
     )
 }
 
@@ -124,8 +124,8 @@ async fn session_of(client: &Client) -> Result<i32, Error> {
     client.query_typed_one("SELECT pg_backend_pid()", &[]).await?.try_get(0)
 }
 
-/// Returns whether the cause can only be another client in the session: a name is in use that only we use, or our staging
-/// table or statement is gone.
+/// Returns whether an error proves that another client uses the same session: a name that only consumers use already
+/// exists, or the staging table or a prepared statement of this connection is missing.
 pub fn is_of_shared_session(error: &Error) -> bool {
     let Some(error) = error.as_db_error() else { return false };
     let code = error.code();

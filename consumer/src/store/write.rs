@@ -1,10 +1,15 @@
-//! The transaction that stores a batch, by one write path or another, and the proof that it did.
+//! Write paths of a batch: direct copy, staged copy, bisection. Creates the proof of commit.
 
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool};
 use opentelemetry::KeyValue;
-use shared::{error_chain::one_line, postgres::FailureClass, telemetry::names, wire::like::Like};
+use shared::{
+    error_chain::one_line,
+    postgres::{self, FailureClass},
+    telemetry::names,
+    wire::like::Like,
+};
 use tokio::time::{self, Instant};
 
 use crate::store::{
@@ -17,18 +22,18 @@ use crate::store::{
     session::Transactions,
 };
 
-/// A transaction that has ended.
+/// Transaction that has ended.
 pub struct Attempt<'a> {
-    /// Its main statement.
+    /// Main statement.
     pub operation: &'static str,
     pub rows: usize,
     pub took: Duration,
-    /// `None` when it was committed.
+    /// `None` if the transaction was committed.
     pub error: Option<&'a WriteError>,
 }
 
 impl Attempt<'_> {
-    /// Returns the attributes of its span and its metrics.
+    /// Returns the attributes of the span and the metrics.
     pub fn attributes(&self) -> Vec<KeyValue> {
         let mut attributes = vec![
             KeyValue::new(names::DB_SYSTEM_NAME, names::POSTGRESQL),
@@ -45,14 +50,14 @@ impl Attempt<'_> {
     }
 }
 
-/// How a transaction writes rows.
+/// Write path of a transaction.
 #[derive(Clone, Copy)]
 enum WritePath<'a> {
-    /// Rows that are predicted to be new by COPY into the table.
+    /// Direct copy of the rows predicted to be new.
     Direct(&'a Split),
-    /// All rows by way of the staging table.
+    /// Staged copy of all rows.
     Staged(&'a [Like]),
-    /// Pieces, to find the rows that the table rejects.
+    /// Bisection, to find the rows that the table rejects.
     Bisect,
 }
 
@@ -65,10 +70,11 @@ impl WritePath<'_> {
     }
 }
 
-/// Stores a batch, or gives it back with the reason: rows that are stored or rejected by then are not tried again. A
-/// batch without rows needs no transaction. Without a predictor no row is predicted to be new.
+/// Stores a batch. Without a predictor the batch is staged. A batch without rows needs no transaction.
 ///
-/// After a failure the connection is closed: an open transaction is rolled back.
+/// # Errors
+/// Returns the batch with the error. Rows with a committed outcome are not tried again. The connection is closed, which
+/// rolls back an open transaction.
 pub async fn write(
     pool: &Pool,
     transactions: Transactions,
@@ -91,10 +97,10 @@ pub async fn write(
                 return Err((batch, error));
             }
             Err(error) => {
-                // Whatever the reason, the table may accept the rows from the staging table.
+                // For any other error, the table may accept the rows from the staging table.
                 predictor.miss();
                 fell_back = true;
-                // Not the message: Postgres names the row in it.
+                // Without Postgres's error message, which contains row values.
                 tracing::debug!(
                     error = error.error_type(),
                     "direct copy failed, falling back to staged copy"
@@ -111,7 +117,9 @@ pub async fn write(
         let path = all.map_or(WritePath::Bisect, WritePath::Staged);
         match attempt(pool, transactions, &batch, path, ended).await {
             Ok(outcomes) => batch.record(outcomes),
-            Err(error) if all.is_some() && error.class() == FailureClass::Reject => {
+            Err(WriteError::Postgres(error))
+                if all.is_some() && postgres::classify(&error) == FailureClass::Reject =>
+            {
                 batch.record([PieceOutcome::Rejected { why: one_line(&error) }]);
             }
             Err(error) => return Err((batch, error)),
@@ -119,7 +127,7 @@ pub async fn write(
     }
 }
 
-/// Runs one transaction, and reports its end.
+/// Runs one transaction and reports its end.
 async fn attempt(
     pool: &Pool,
     transactions: Transactions,
@@ -138,7 +146,7 @@ async fn attempt(
     done
 }
 
-/// Writes all rows at once, or as many pieces as there is time for.
+/// Runs one transaction: writes all rows, or in a bisection as many pieces as the time allows.
 async fn transact(
     pool: &Pool,
     transactions: Transactions,
@@ -152,7 +160,7 @@ async fn transact(
         match path {
             WritePath::Direct(split) => direct_copy(&connection, transactions, split).await.map(whole),
             WritePath::Staged(rows) => staged_copy(&connection, transactions, rows).await.map(whole),
-            // The other half of the time is for the current piece and the commit.
+            // The other half of the time is left for the last piece and the commit.
             WritePath::Bisect => {
                 Ok(bisect(&connection, transactions, batch, Instant::now() + limit / 2).await?)
             }
@@ -160,7 +168,7 @@ async fn transact(
     };
     let done = time::timeout(limit, work).await.unwrap_or(Err(WriteError::Timeout));
     if done.is_err() {
-        // In the pool it would be handed out again in the middle of its transaction.
+        // Must not return to the pool in the middle of its transaction.
         drop(Object::take(connection));
     }
     done

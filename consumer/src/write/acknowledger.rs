@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use shared::{
+    error_chain::one_line,
     telemetry::{
         log_rate::LogRate,
         spans::{self, Span},
@@ -21,7 +22,7 @@ use crate::{
     trace::BatchTracing,
 };
 
-/// Acknowledges batches.
+/// Acknowledges committed batches and releases their entries from the in-flight set.
 #[derive(Clone)]
 pub(crate) struct Acknowledger<S> {
     pub(crate) streams: S,
@@ -32,7 +33,7 @@ pub(crate) struct Acknowledger<S> {
     pub(crate) log_rates: Arc<LogRates>,
 }
 
-/// Rates of log lines that every batch could cause.
+/// Rate limits of log lines that every batch could cause.
 #[derive(Default)]
 pub(crate) struct LogRates {
     dead_letters: LogRate,
@@ -40,8 +41,8 @@ pub(crate) struct LogRates {
 }
 
 impl<S: GroupStream> Acknowledger<S> {
-    /// Acknowledges a stored batch. Entries that Redis does not acknowledge now stay pending and are delivered again: they
-    /// are claimed after `CLAIM_MIN_IDLE`, found in the table, and acknowledged then.
+    /// Acknowledges a committed batch. If the acknowledgement of an entry fails, the entry stays pending. It is claimed after
+    /// `CLAIM_MIN_IDLE`, written again without effect on the table, and acknowledged then.
     pub(super) async fn ack(self, committed: Committed, span: Option<Span>) {
         let started = Instant::now();
         let acked = self.streams.ack(committed).await;
@@ -56,12 +57,17 @@ impl<S: GroupStream> Acknowledger<S> {
             && let Some(entries) = self.log_rates.unacknowledged.record(entries)
         {
             let trace_id = spans::trace_id(span.as_ref());
-            tracing::warn!(%error, entries, trace_id, "stored, but not acknowledged: they will be delivered again");
+            tracing::warn!(
+                error = one_line(&error),
+                entries,
+                trace_id,
+                "entries stored but not acknowledged, they will be redelivered"
+            );
         }
         self.in_flight.release(acked.entries.iter().map(|entry| (entry.at, entry.likes)));
     }
 
-    /// Logs the last one for all: there may be very many.
+    /// Counts dead letters and logs one rate-limited line with the last of them.
     fn log_dead_letters(&self, dead_letters: &[(Position, Reason)], span: Option<&Span>) {
         for (_, reason) in dead_letters {
             self.metrics.dead_letter(*reason);
@@ -72,7 +78,7 @@ impl<S: GroupStream> Acknowledger<S> {
             let trace_id = spans::trace_id(span);
             tracing::warn!(
                 dead_letters = count, last_partition = %last.partition, last_id = %last.id, last_reason = reason.code(), trace_id,
-                "dead letters"
+                "dead letters written"
             );
         }
     }

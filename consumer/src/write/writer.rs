@@ -1,5 +1,5 @@
-//! From the process into Postgres: collect, write until it is stored, acknowledge. One batch is written after the other;
-//! meanwhile the next one is gathered and the one before is acknowledged.
+//! Writer: gathers entries into batches, writes each batch until it is stored, and acknowledges it. One batch is written at
+//! a time. Meanwhile the next batch is gathered and the previous batch is acknowledged.
 
 use std::{panic, sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
     write::acknowledger::Acknowledger,
 };
 
-/// Writes batches.
+/// Writes batches to Postgres, one at a time.
 pub(crate) struct Writer<B, S> {
     pub(crate) store: B,
     pub(crate) limits: BatchLimits,
@@ -39,8 +39,8 @@ pub(crate) struct Writer<B, S> {
 }
 
 impl<B: BatchStore, S: GroupStream> Writer<B, S> {
-    /// Writes until no more entries come and all are stored and acknowledged. Dropped before that, it loses nothing:
-    /// entries that are not acknowledged are delivered again.
+    /// Runs until the channel is closed and all entries are stored and acknowledged. Cancel safe: entries that are not
+    /// acknowledged are redelivered.
     pub(crate) async fn run(mut self, mut entries: mpsc::UnboundedReceiver<Entry>) {
         let mut gathering = Gathering::new(self.limits);
         let mut gathered = None;
@@ -51,7 +51,8 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
                 (None, None) => gathering.batch(&mut entries).await,
                 (None, Some(ack)) => tokio::select! {
                     next = gathering.batch(&mut entries) => next,
-                    // Entries that it has not released block the readers: its panic must not wait for the next batch.
+                    // A panic must propagate immediately, not with the next batch: entries that were not released
+                    // block the readers.
                     acked = ack => {
                         propagate_panic(acked);
                         acking = None;
@@ -77,7 +78,8 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         join(acking).await;
     }
 
-    /// Tries for as long as it takes. The batch is kept meanwhile and nothing more is read: likes wait in Redis.
+    /// Writes a batch and retries until it is stored. Reading is paused from the first failure to the next success, so the
+    /// backlog stays in Redis.
     async fn write(&mut self, mut batch: Batch, flush: Flush, span: Option<&Span>) -> Committed {
         let likes = batch.likes();
         let rows = batch.rows();
@@ -124,51 +126,61 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         self.acknowledger.metrics.committed(&batch);
         BatchTracing::committed(span, &batch);
         if self.check.pass() {
-            tracing::info!("Postgres stores likes again");
+            tracing::info!("writes to Postgres recovered");
         }
     }
 
     fn log_failure(&self, batch: &Batch, error: &WriteError, retry_in: Duration, span: Option<&Span>) {
         self.acknowledger.metrics.failed(error.class());
-        let why = one_line(error);
+        let cause = one_line(error);
         let trace_id = spans::trace_id(span);
         let span_id = spans::span_id(span);
         let rows = batch.rows();
         let held_ms = batch.first_read_at().elapsed().as_millis();
+        let retry_in_ms = retry_in.as_millis();
         if error.class() == FailureClass::Halt {
             tracing::error!(
-                error = why,
+                error = cause,
                 rows,
                 held_ms,
-                ?retry_in,
+                retry_in_ms,
                 trace_id,
                 span_id,
-                "halted: nothing is stored until this is mended"
+                remedy = error.remedy(),
+                "batch failed, writes to Postgres are halted"
             );
-            self.check.fail(format!("halted until this is mended: {why}"));
+            self.check.fail(format!("writes to Postgres are halted: {cause}; {}", error.remedy()));
         } else {
-            tracing::warn!(error = why, rows, held_ms, ?retry_in, trace_id, span_id, "not stored yet");
-            self.check.fail(why);
+            tracing::warn!(
+                error = cause,
+                rows,
+                held_ms,
+                retry_in_ms,
+                trace_id,
+                span_id,
+                "batch failed, retrying"
+            );
+            self.check.fail(cause);
         }
     }
 
-    /// Waits. A quarantined entry has survived its try: the failure was not its fault, and a crash during the wait would
-    /// not be, either.
+    /// Waits before a retry. The quarantine of a quarantined entry is suspended meanwhile: the process survived the attempt,
+    /// and a crash during the wait is not caused by the entry.
     async fn wait_before_retry(&self, batch: &Batch, delay: Duration) {
         let Some(at) = batch.quarantined() else {
             return sleep(delay).await;
         };
         if let Err(error) = self.acknowledger.streams.end_quarantine(at).await {
-            tracing::debug!(%error, "the end of an entry's quarantine is not recorded");
+            tracing::debug!(error = one_line(&error), "cannot record the end of a quarantine");
         }
         sleep(delay).await;
         if let Err(error) = self.acknowledger.streams.begin_quarantine(at).await {
-            tracing::debug!(%error, "the start of an entry's quarantine is not recorded");
+            tracing::debug!(error = one_line(&error), "cannot record the start of a quarantine");
         }
     }
 }
 
-/// Waits for the end of a task, and propagates its panic.
+/// Waits for a task to end and propagates its panic.
 async fn join(task: Option<AbortOnDropHandle<()>>) {
     if let Some(task) = task {
         propagate_panic(task.await);

@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const CLAIM_MIN_IDLE: Duration = Duration::from_secs(30);
 const MAX_DELIVERIES: u64 = 5;
 
-/// A running reader of the only partition, between a group in memory and the channel to the writer.
+/// Running reader of a single partition, between a fake group and the channel to the writer.
 struct Running {
     journal: Journal,
     group: FakeGroup,
@@ -82,7 +82,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Returns the numbers of the entries that have been sent on since the last call.
+    /// Returns the numbers of the entries sent to the writer since the last call.
     fn received(&mut self) -> Vec<u64> {
         std::iter::from_fn(|| self.entries.try_recv().ok()).map(|entry| entry.at.id.seq).collect()
     }
@@ -96,17 +96,17 @@ impl Running {
         self.journal.times(&format!("{operation:?}"))
     }
 
-    /// Returns the calls, without the reads of new entries that go on all the time.
+    /// Returns all calls except the periodic reads of new entries.
     fn other_calls(&self) -> Vec<String> {
         let mut calls = self.journal.lines();
         calls.retain(|call| call != "ReadNew");
         calls
     }
 
-    /// Asserts that the reader has ended, or does so without any time passing.
+    /// Asserts that the reader ends without any time passing.
     async fn assert_ended(&mut self) {
         settle().await;
-        assert!(self.run.is_finished(), "the reader goes on: {:?}", self.journal.lines());
+        assert!(self.run.is_finished(), "the reader is still running: {:?}", self.journal.lines());
         (&mut self.run).now_or_never().unwrap().unwrap();
     }
 }
@@ -124,7 +124,7 @@ async fn new_entries_are_read_in_order_and_polled_for_less_often_while_there_are
     assert!((15..30).contains(&reads), "{reads}");
 }
 
-// A reply is lost.
+// Lost replies
 
 #[tokio::test(start_paused = true)]
 async fn entries_of_a_lost_reply_are_recovered_before_new_ones_are_read() {
@@ -154,7 +154,7 @@ async fn recovery_waits_until_no_entry_of_the_partition_is_in_flight() {
     reader.group.append(2);
     pass(SECOND * 60).await;
     assert_eq!(reader.calls(Operation::ReadOwnPending), []);
-    assert_eq!(reader.received(), [0; 0], "nothing new is read, either");
+    assert_eq!(reader.received(), [0; 0], "no new entry is read");
     reader.release(&[1]);
     pass(SECOND).await;
     assert_eq!(reader.received(), [1, 2], "1 was released without being acknowledged, and is still pending");
@@ -221,7 +221,7 @@ async fn waits_after_errors_double_up_to_a_limit_and_start_again_after_a_success
     });
     settle().await;
     let why = failing(&reader.health, "reader").unwrap();
-    assert!(why.starts_with("reading 1 partitions fails, one of them with: "), "{why}");
+    assert!(why.starts_with("cannot read from Redis (partitions affected: 1): "), "{why}");
     pass(SECOND * 10).await;
     assert_eq!(failing(&reader.health, "reader"), None);
     reader.group.fail(Operation::ReadNew);
@@ -273,7 +273,7 @@ async fn a_group_that_cannot_be_created_is_tried_again_after_a_wait() {
     assert_eq!(reader.received(), [1]);
 }
 
-// Ownership is lost.
+// Loss of ownership
 
 #[tokio::test(start_paused = true)]
 async fn entries_of_a_read_are_sent_on_although_ownership_is_lost_meanwhile() {
@@ -299,7 +299,7 @@ async fn entries_of_a_claim_are_sent_on_although_ownership_is_lost_meanwhile() {
         group.append_pending(1, "departed", 1);
         group.slow(Operation::ClaimDeparted, SECOND * 5);
     });
-    // The first claim finds it too young.
+    // The first claim runs before the entry is idle for long enough.
     pass(SECOND * 8).await;
     assert_eq!(reader.group.own_pending(), [1]);
     reader.wanted.send_replace(false);
@@ -342,7 +342,7 @@ async fn a_reader_that_is_not_wanted_ends_while_it_waits_for_its_next_read() {
     reader.assert_ended().await;
 }
 
-// Shutdown, at each wait.
+// Shutdown during each wait
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_between_two_reads_ends_the_reader() {
@@ -376,7 +376,7 @@ async fn shutdown_during_a_claim_leaves_no_entry_in_flight_that_was_not_sent_on(
             group.append_pending(1, owner, 1);
             group.slow(operation, SECOND * 5);
         });
-        // Until it is claimed and the reply is under way.
+        // Wait until the entry is claimed and the reply is under way.
         for _ in 0..600 {
             if reader.group.own_pending() == [1] {
                 break;
@@ -388,7 +388,7 @@ async fn shutdown_during_a_claim_leaves_no_entry_in_flight_that_was_not_sent_on(
         reader.shutdown.cancel();
         pass(SECOND * 10).await;
         reader.assert_ended().await;
-        // Either the writer has it, or it stays pending for the next member.
+        // Either the writer received the entry, or it stays pending for the next member.
         let received = !reader.received().is_empty();
         assert_eq!(reader.in_flight.contains(position(1)), received, "{operation:?}");
     }
@@ -468,7 +468,7 @@ async fn a_reader_ends_when_the_writer_is_gone() {
     assert_eq!(reader.group.own_pending(), [1]);
 }
 
-// Entries that were delivered before.
+// Redelivery
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_is_in_flight_is_not_sent_twice() {
@@ -482,7 +482,7 @@ async fn an_entry_that_is_in_flight_is_not_sent_twice() {
     assert_eq!(reader.received(), [1]);
     reader.group.append(2);
     pass(SECOND).await;
-    assert_eq!(reader.received(), [2], "no quarantine is waited for");
+    assert_eq!(reader.received(), [2], "reading does not wait for a quarantine");
     assert_eq!(reader.group.quarantines(1), 0);
 }
 
@@ -527,7 +527,7 @@ async fn deleted_pending_entries_are_reported_as_lost_and_forgotten() {
         pass(CLAIM_MIN_IDLE + SECOND * 3).await;
         assert_eq!(reader.received(), [2], "{owner}");
         assert_eq!(reader.group.own_pending(), [2], "{owner}");
-        assert!(log.contains("LOST: entries were deleted"), "{owner}");
+        assert!(log.contains("data loss: entries were deleted"), "{owner}");
         assert!(log.contains("entries=1 first=1-1 last=1-1"), "{owner}");
     }
 }
@@ -544,7 +544,7 @@ async fn lost_entries_are_forgotten_again_when_that_has_failed() {
     assert_eq!(reader.group.own_pending(), [0; 0]);
 }
 
-// Quarantine.
+// Quarantine
 
 #[tokio::test(start_paused = true)]
 async fn suspects_come_after_all_others_each_by_itself() {
@@ -560,7 +560,7 @@ async fn suspects_come_after_all_others_each_by_itself() {
     pass(SECOND).await;
     let suspect = reader.entries.try_recv().unwrap();
     assert!(suspect.quarantined && suspect.at == position(1) && suspect.likes.len() == 1);
-    assert_eq!(reader.group.quarantines(1), 1, "recorded before it is sent on");
+    assert_eq!(reader.group.quarantines(1), 1, "recorded before the entry is sent");
     assert!(reader.in_flight.read_permit(100).now_or_never().is_none(), "no other entry is read");
     pass(SECOND * 10).await;
     assert_eq!(reader.received(), [0; 0]);
@@ -577,10 +577,10 @@ async fn suspects_come_after_all_others_each_by_itself() {
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_whose_third_quarantine_begins_becomes_a_dead_letter() {
-    for (survived_by_none, is_dead) in [(1, false), (2, true)] {
+    for (incomplete, is_dead) in [(1, false), (2, true)] {
         let mut reader = start_after(|group, _| {
             group.append_pending(1, "departed", MAX_DELIVERIES);
-            group.set_quarantines(1, survived_by_none);
+            group.set_quarantines(1, incomplete);
         });
         pass(SECOND * 10).await;
         let entry = reader.entries.try_recv().unwrap();

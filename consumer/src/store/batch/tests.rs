@@ -63,7 +63,7 @@ async fn a_batch_takes_available_entries_and_waits_no_longer_than_its_linger() {
         Gathering::new(BatchLimits { rows: 100, linger }).batch(&mut receiver).await.unwrap();
     assert_eq!((batch.rows(), flush), (2, Flush::Linger));
     assert!(started.elapsed() >= linger);
-    // It is the linger that ended the wait: more could still come.
+    // The linger time ended the wait, not the end of the channel.
     assert!(!sender.is_closed());
 }
 

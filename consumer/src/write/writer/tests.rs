@@ -13,7 +13,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 const LIMITS: BatchLimits = BatchLimits { rows: 2, linger: Duration::from_millis(10) };
 
-/// A running writer between its channel, a table and a group in memory.
+/// Running writer between its channel, a fake store and a fake group.
 struct Running {
     journal: Journal,
     store: FakeStore,
@@ -71,7 +71,7 @@ impl Running {
         self.entries.send(entry).unwrap();
     }
 
-    /// Closes the channel, waits until the writer ends, and returns all calls.
+    /// Closes the channel, waits until the writer ends, and returns all recorded calls.
     async fn finish(self) -> Vec<String> {
         drop(self.entries);
         self.run.await.unwrap();
@@ -144,7 +144,7 @@ async fn nothing_is_read_between_a_failure_and_the_next_success() {
     assert_eq!(writer.finish().await, ["Write 1: not stored", "Write 1: not stored", "Write 1", "Ack 1"]);
 }
 
-/// Returns the waits between the attempts of a batch that fails three times.
+/// Returns the delays between the attempts of a batch that fails three times, and the readiness detail.
 async fn waits_after(error: fn() -> WriteError) -> (Vec<Duration>, Option<String>) {
     let writer = start(LIMITS);
     (0..3).for_each(|_| writer.store.fail(error()));
@@ -165,7 +165,11 @@ async fn a_halting_error_waits_long_and_fails_the_check_with_its_reason() {
     assert!((SECOND / 2..=SECOND * 2).contains(&waits[0]), "{waits:?}");
     assert!(waits[2] >= SECOND * 2, "{waits:?}");
     let reason = reason.unwrap();
-    assert!(reason.starts_with("halted until this is mended: a pooler shares the sessions"), "{reason}");
+    assert_eq!(
+        reason,
+        "writes to Postgres are halted: a connection pooler shares the sessions of Postgres; set \
+         POSTGRES_POOLING=transaction on all consumers behind it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +177,7 @@ async fn a_transient_error_waits_shortly_and_fails_the_check_with_its_reason() {
     let (waits, reason) = waits_after(|| WriteError::Timeout).await;
     assert!(waits[0] <= SECOND / 20 && waits[2] <= SECOND / 4, "{waits:?}");
     assert!(waits[2] > waits[0], "{waits:?}");
-    assert_eq!(reason.as_deref(), Some("Postgres did not answer within WRITE_TIMEOUT"));
+    assert_eq!(reason.as_deref(), Some("Postgres did not respond within WRITE_TIMEOUT"));
 }
 
 #[tokio::test(start_paused = true)]
