@@ -1,4 +1,4 @@
-//! Stream entries, from Redis's reply to rows.
+//! Stream entries: ids, positions, and decoding into likes.
 
 use std::{fmt, num::ParseIntError, str::FromStr};
 
@@ -12,7 +12,7 @@ use shared::wire::{
 };
 use tokio::time::Instant;
 
-/// The id that Redis gave an entry: milliseconds of Redis's clock since the Unix epoch, and a sequence number.
+/// Entry id, assigned by Redis: milliseconds since the Unix epoch by Redis's clock, and a sequence number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId {
     pub ms: u64,
@@ -20,10 +20,10 @@ pub struct EntryId {
 }
 
 impl EntryId {
-    /// The largest possible id.
+    /// Largest possible id.
     pub const MAX: Self = Self { ms: u64::MAX, seq: u64::MAX };
 
-    /// Returns the next possible id.
+    /// Returns the smallest id after this one; `None` after [`EntryId::MAX`].
     pub fn after(self) -> Option<Self> {
         match self.seq.checked_add(1) {
             Some(seq) => Some(Self { seq, ..self }),
@@ -47,39 +47,39 @@ impl FromStr for EntryId {
     }
 }
 
-/// The place of an entry: its partition and its id there.
+/// Position of an entry: partition and id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub partition: Partition,
     pub id: EntryId,
 }
 
-/// An entry as Redis delivers it.
+/// Undecoded entry as Redis delivers it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RawEntry {
     pub at: Position,
-    /// `None` when it was deleted while it was pending.
+    /// `None` if the entry was deleted from the stream while it was pending.
     pub fields: Option<Vec<(Bytes, Bytes)>>,
 }
 
-/// A decoded entry. It is pending until all its likes are stored or dead letters.
+/// Decoded entry. It stays pending until each of its likes is stored or written as a dead letter.
 #[derive(Debug)]
 pub struct Entry {
     pub at: Position,
     pub likes: Vec<Like>,
     pub dead_letters: Vec<DeadLetter>,
-    /// The bytes that it was decoded from: a like that the table rejects becomes a dead letter as it came.
+    /// Encoded likes. A like that the table rejects becomes a dead letter with its original bytes.
     pub payload: Bytes,
     pub read_at: Instant,
-    /// The context of the span that sent it, if that is sampled.
+    /// Context of the producer span, if it is sampled.
     pub producer: Option<Box<SpanContext>>,
-    /// Whether it must have its batch for itself, because it may have killed consumers.
+    /// Whether the entry is processed in quarantine, in a batch by itself, because it may have crashed consumers.
     pub quarantined: bool,
 }
 
 impl Entry {
-    /// Decodes the payload. Invalid entries and likes become dead letters: this never fails, and a bad entry or like never
-    /// affects its neighbours.
+    /// Decodes the payload. Never fails: an undecodable entry becomes one dead letter, an invalid like becomes a dead letter
+    /// and leaves the other likes of its entry unaffected.
     pub fn decode(at: Position, fields: &[(Bytes, Bytes)], read_at: Instant) -> Self {
         let mut entry = Self {
             at,
@@ -91,7 +91,7 @@ impl Entry {
             quarantined: false,
         };
         let Some(payload) = codec::payload(fields) else {
-            let detail = format!("the entry has no field {}", codec::FIELD);
+            let detail = format!("the entry has no field '{}'", codec::FIELD);
             entry.dead_letters.push(DeadLetter::of_entry(Reason::Undecodable, detail, fields));
             return entry;
         };
@@ -117,7 +117,7 @@ impl Entry {
         entry
     }
 
-    /// Makes an entry that becomes a dead letter without being decoded.
+    /// Creates an entry that becomes a dead letter without being decoded.
     pub fn discarded(at: Position, dead_letter: DeadLetter, read_at: Instant) -> Self {
         Self {
             at,

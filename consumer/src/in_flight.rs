@@ -1,5 +1,5 @@
-//! Entries that this process has read and not yet settled: the bound on its memory, and its guard against working
-//! on one entry twice.
+//! In-flight entries: read by this process and not yet settled. The in-flight limit bounds memory, and an entry that is in
+//! flight is not processed twice.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::entry::{Entry, Position};
 
-/// Shared by the partition readers, which admit entries, and the writer, which releases them.
+/// Set of in-flight entries. Partition readers admit entries; the acknowledger releases them.
 #[derive(Default)]
 pub(crate) struct InFlight {
     state: watch::Sender<State>,
@@ -22,11 +22,11 @@ struct State {
     entries: HashSet<Position>,
     rows: usize,
     entries_of: HashMap<Partition, usize>,
-    /// Number of read permits: the entries that their holders read are not in flight yet.
+    /// Number of read permits held. Entries that are being read under a permit are not in flight yet.
     reading: usize,
-    /// Since when the writer has not been able to write.
+    /// Start of the current pause; `None` while the writer can write.
     paused_since: Option<Instant>,
-    /// Whether there is an exclusive permit, or one is waited for.
+    /// Whether the exclusive permit is held or awaited.
     exclusive: bool,
 }
 
@@ -45,10 +45,10 @@ impl State {
     }
 }
 
-/// RAII permit to read.
+/// RAII read permit.
 pub(crate) struct ReadPermit<'a> {
     in_flight: &'a InFlight,
-    /// Number of rows that may still come in flight.
+    /// Number of rows left below the in-flight limit when the permit was granted.
     pub(crate) rows: usize,
 }
 
@@ -58,7 +58,7 @@ impl Drop for ReadPermit<'_> {
     }
 }
 
-/// RAII permit that keeps all others from reading.
+/// RAII permit that blocks all read permits, for the quarantine of one entry.
 pub(crate) struct ExclusivePermit<'a>(&'a InFlight);
 
 impl Drop for ExclusivePermit<'_> {
@@ -68,19 +68,19 @@ impl Drop for ExclusivePermit<'_> {
 }
 
 impl InFlight {
-    /// Admits an entry unless it is in flight already, and returns whether it was admitted. It counts until it is released;
-    /// an entry without rows counts as one row.
+    /// Admits an entry unless it is already in flight. Returns whether it was admitted. The entry counts towards the limit
+    /// until it is released; an entry without rows counts as one row.
     pub(crate) fn admit(&self, at: Position, rows: usize) -> bool {
         let mut new = false;
         self.state.send_if_modified(|state| {
             new = state.admit(at, rows);
-            // No wait ends by an increase.
+            // Waiters need no notification: more rows in flight never end a wait.
             false
         });
         new
     }
 
-    /// Admits entries, and removes those that are in flight already.
+    /// Admits entries and removes those that are already in flight from `entries`.
     pub(crate) fn admit_new(&self, entries: &mut Vec<Entry>) {
         self.state.send_if_modified(|state| {
             entries.retain(|entry| state.admit(entry.at, entry.likes.len()));
@@ -88,12 +88,11 @@ impl InFlight {
         });
     }
 
-    /// Returns whether the entry is in flight.
     pub(crate) fn contains(&self, at: Position) -> bool {
         self.state.borrow().entries.contains(&at)
     }
 
-    /// Releases entries, each with its number of rows, that are settled or left to the group.
+    /// Releases entries, given with their number of rows: they are settled, or stay pending for redelivery.
     pub(crate) fn release(&self, entries: impl IntoIterator<Item = (Position, usize)>) {
         self.state.send_modify(|state| {
             for (at, rows) in entries {
@@ -107,14 +106,14 @@ impl InFlight {
         });
     }
 
-    /// Grants no more read permits until [`InFlight::resume`].
+    /// Stops granting read permits until [`InFlight::resume`].
     pub(crate) fn pause(&self) {
         self.state.send_modify(|state| {
             state.paused_since.get_or_insert_with(Instant::now);
         });
     }
 
-    /// Returns for how long there have been no permits because of [`InFlight::pause`].
+    /// Returns the time since [`InFlight::pause`]; zero when reading is not paused.
     pub(crate) fn paused_for(&self) -> Duration {
         self.state.borrow().paused_since.map(|since| since.elapsed()).unwrap_or_default()
     }
@@ -124,7 +123,7 @@ impl InFlight {
         self.state.send_if_modified(|state| state.paused_since.take().is_some());
     }
 
-    /// Waits until fewer than `limit` rows are in flight, reading is not paused, and the exclusive permit is free.
+    /// Waits for a read permit: fewer than `limit` rows in flight, reading not paused, exclusive permit free.
     pub(crate) async fn read_permit(&self, limit: usize) -> ReadPermit<'_> {
         loop {
             let mut rows = 0;
@@ -140,7 +139,7 @@ impl InFlight {
         }
     }
 
-    /// Waits until no entry of a partition is in flight, there is no exclusive permit, and the writer is not paused.
+    /// Waits until no entry of the partition is in flight, the exclusive permit is free, and reading is not paused.
     pub(crate) async fn drained(&self, partition: Partition) {
         self.when(|state| {
             let none = state.entries_of.get(&partition).is_none_or(|count| *count == 0);
@@ -149,15 +148,16 @@ impl InFlight {
         .await;
     }
 
-    /// Waits until no entry is in flight and no read permit is held. No read permit is granted from the start of this wait.
+    /// Acquires the exclusive permit: blocks new read permits, then waits as [`InFlight::empty`] does.
     pub(crate) async fn exclusive_permit(&self) -> ExclusivePermit<'_> {
         let mut changes = self.state.subscribe();
         loop {
-            let is_ours = self.state.send_if_modified(|state| !std::mem::replace(&mut state.exclusive, true));
-            if is_ours {
+            let acquired =
+                self.state.send_if_modified(|state| !std::mem::replace(&mut state.exclusive, true));
+            if acquired {
                 break;
             }
-            // The sender is ours: it is not gone.
+            // Never fails: `self` owns the sender.
             let _ = changes.wait_for(|state| !state.exclusive).await;
         }
         let permit = ExclusivePermit(self);
@@ -165,14 +165,14 @@ impl InFlight {
         permit
     }
 
-    /// Waits until no entry is in flight, no read permit is held, and the writer is not paused.
+    /// Waits until no entry is in flight, no read permit is held, and reading is not paused.
     pub(crate) async fn empty(&self) {
         self.when(|state| state.entries.is_empty() && state.reading == 0 && state.paused_since.is_none())
             .await;
     }
 
     async fn when(&self, is_so: impl FnMut(&State) -> bool) {
-        // The sender is ours: it is not gone.
+        // Never fails: `self` owns the sender.
         let _ = self.state.subscribe().wait_for(is_so).await;
     }
 }

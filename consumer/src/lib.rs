@@ -1,12 +1,14 @@
-//! The consumer service: entries from Redis Streams into Postgres.
+//! The consumer service: moves entries from Redis Streams into Postgres.
 //!
-//! An entry's way: `group` says which partitions are this consumer's, `read` takes entries from `stream` and decodes them
-//! (`entry`), `in_flight` bounds how many rows are underway, `write` collects them, stores them with `store`, and
-//! acknowledges them with the proof that `store` returns. `upkeep` trims acknowledged entries, samples the backlog and
-//! probes the servers. `pipeline` assembles all of these and ends them in order; `service` connects to the servers first.
+//! Path of an entry: `group` assigns partitions to this consumer. `read` reads entries through `stream` and decodes them
+//! (`entry`). `in_flight` limits the rows that are read and not yet settled. `write` gathers entries into batches, stores
+//! each batch through `store`, and acknowledges it with the proof of commit that `store` returns. `upkeep` trims
+//! acknowledged entries, samples the backlog and probes both servers. `pipeline` assembles these modules and stops them in
+//! order. `service` connects to the servers first.
 //!
 //! Dependencies point downwards: `service` → `pipeline` → `upkeep`, `write`, `read` → `group` → `trace` → `metrics` →
-//! `stream` → `store` → `in_flight` → `entry` → `shared`. `likesctl` stands on top of this library; nothing here knows it.
+//! `stream` → `store` → `in_flight` → `entry` → `shared`. `likesctl` uses this library; this library does not know
+//! `likesctl`.
 
 pub mod config;
 pub mod entry;
@@ -29,11 +31,11 @@ use std::process::ExitCode;
 
 use crate::config::Settings;
 
-/// Worker threads: one batch is written at a time, and Postgres does the work. A second thread would only be woken in turn
-/// with the first.
+/// Number of worker threads. One is enough: the consumer writes one batch at a time, and Postgres does most of the work. A
+/// second thread would only add wake-ups.
 const THREADS: usize = 1;
 
-/// Runs the `consumer` program. A plain function: `main.rs` compiles none of the pipeline again.
+/// Runs the `consumer` program. The function is not generic, so `main.rs` does not compile the pipeline a second time.
 pub fn main() -> ExitCode {
     let settings: Settings = shared::settings::parse();
     let telemetry = settings.telemetry().clone();

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::store::{gathering::Flush, write::Attempt};
 
-/// Seconds.
+/// Bucket boundaries in seconds.
 const REDIS_BOUNDARIES: [f64; 12] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 const TRANSACTION_BOUNDARIES: [f64; 12] =
@@ -30,21 +30,21 @@ const END_TO_END_LATENCY_BOUNDARIES: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const ROWS_BOUNDARIES: [f64; 10] = [1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 5e4, 1e5];
 
-/// Values of the label for what follows a failed transaction.
+/// Values of the `class` label of failed batches.
 const RETRY: &str = "retry";
 const HALT: &str = "halt";
 
-/// The instruments of the consumer.
+/// Instruments of the consumer.
 pub(crate) struct Metrics {
     streams: StreamMetrics,
     batches: BatchMetrics,
     partitions: PartitionMetrics,
 }
 
-/// Instruments of operations on the streams and of their entries.
+/// Instruments of stream operations and entries.
 struct StreamMetrics {
     operation_duration: Histogram<f64>,
-    /// Attributes of every operation.
+    /// Attributes of all operations.
     attributes: [KeyValue; 2],
     consumed: Counter<u64>,
     consumed_attributes: [KeyValue; 3],
@@ -68,28 +68,28 @@ struct BatchMetrics {
     transaction_duration: Histogram<f64>,
 }
 
-/// Instruments of the assignment.
+/// Instruments of partition ownership.
 struct PartitionMetrics {
     owned: Gauge<u64>,
     orphaned: Gauge<u64>,
     paused: Gauge<u64>,
 }
 
-/// A batch that was committed.
+/// Result of a committed batch.
 pub(crate) struct CommittedBatch {
     pub(crate) flush: Flush,
     pub(crate) likes: usize,
     pub(crate) rows: usize,
     pub(crate) inserted: u64,
-    /// Number of rows that the table rejects.
+    /// Number of rejected rows.
     pub(crate) rejected: usize,
     /// Whether a direct copy failed and the batch was staged.
     pub(crate) fell_back: bool,
-    /// The end-to-end latency of the oldest entry of each of its partitions.
+    /// End-to-end latency of the oldest entry of each partition.
     pub(crate) end_to_end_latencies: Vec<Duration>,
 }
 
-/// A timed operation on a stream.
+/// Timed operation on a stream.
 #[derive(Clone, Copy)]
 pub(crate) enum StreamOperation {
     Read,
@@ -106,7 +106,7 @@ impl StreamOperation {
         }
     }
 
-    /// Returns the operation type of OpenTelemetry's messaging conventions.
+    /// Returns the operation type in OpenTelemetry's messaging conventions.
     pub(crate) fn kind(self) -> &'static str {
         match self {
             Self::Read | Self::Claim => "receive",
@@ -239,7 +239,7 @@ impl Metrics {
         }
     }
 
-    /// Observes the connections of a pool.
+    /// Registers the gauge of the connections of a pool.
     pub(crate) fn observe_connections(meter: &Meter, pool: Pool) {
         let state = |state: &'static str| {
             [
@@ -263,7 +263,7 @@ impl Metrics {
             .build();
     }
 
-    /// Runs an operation and records its duration.
+    /// Runs an operation and records its duration and error.
     pub(crate) async fn timed<T>(
         &self,
         operation: StreamOperation,
@@ -315,7 +315,7 @@ impl Metrics {
         self.streams.dead_letters.add(1, &[KeyValue::new(names::REASON, reason.code())]);
     }
 
-    /// Records a transaction that has ended, committed or not.
+    /// Records the end of a transaction, whether committed or failed.
     pub(crate) fn transaction(&self, attempt: &Attempt<'_>) {
         self.batches.transaction_duration.record(attempt.took.as_secs_f64(), &attempt.attributes());
     }

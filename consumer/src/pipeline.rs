@@ -1,4 +1,4 @@
-//! The pipeline: its tasks, how they are connected, and the order in which they end.
+//! The pipeline: its tasks, their channels, and the order in which they stop.
 
 use std::sync::Arc;
 
@@ -40,21 +40,21 @@ use crate::{
     write::{acknowledger::Acknowledger, writer::Writer},
 };
 
-/// How long the last commands to Redis may take when all entries are settled.
+/// Timeout for the last commands to Redis, after all entries are settled.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-/// Batches in flight: one that is acknowledged, one that is written, one that is read.
+/// In-flight limit in batches: one that is being acknowledged, one that is being written, one that is being read.
 const BATCHES_IN_FLIGHT: usize = 3;
 
-/// Why the pipeline ended other than by shutdown.
+/// Reason why the pipeline ended without a clean shutdown.
 #[derive(Debug, Error)]
 pub(crate) enum PipelineError {
     #[error(transparent)]
     NameTaken(#[from] NameTaken),
-    #[error("{0} ended by itself: this is a bug; what was not acknowledged will be delivered again")]
+    #[error("{0} stopped unexpectedly: this is a bug; unacknowledged entries will be redelivered")]
     Crashed(&'static str),
     #[error(
-        "not everything was stored within DRAIN_TIMEOUT, {0}: it stays pending and will be delivered again"
+        "graceful shutdown incomplete: not all entries were stored within DRAIN_TIMEOUT ({0}); they stay pending and will be redelivered"
     )]
     Drain(humantime::FormattedDuration),
 }
@@ -65,7 +65,7 @@ impl From<UpkeepCrashed> for PipelineError {
     }
 }
 
-/// The checks that readiness depends on.
+/// Readiness checks of the consumer.
 pub(crate) struct Checks {
     redis: Check,
     postgres: Check,
@@ -86,7 +86,7 @@ impl Checks {
     }
 }
 
-/// The parts that the pipeline is assembled from.
+/// Components from which the pipeline is assembled.
 pub(crate) struct Pipeline {
     pub(crate) settings: Settings,
     pub(crate) static_assignment: Option<StaticAssignment>,
@@ -98,7 +98,7 @@ pub(crate) struct Pipeline {
     pub(crate) checks: Checks,
 }
 
-/// State that several tasks share.
+/// State shared by several tasks.
 #[derive(Default)]
 struct Shared {
     in_flight: Arc<InFlight>,
@@ -107,11 +107,11 @@ struct Shared {
 }
 
 impl Pipeline {
-    /// Joins the group, and runs until `shutdown` or until another process takes this consumer's name. Entries that were
-    /// read by then are stored and acknowledged within `DRAIN_TIMEOUT`; then the consumer resigns.
+    /// Joins the group and runs until `shutdown`, or until another process takes over this consumer's name. Then drains
+    /// for up to `DRAIN_TIMEOUT`: entries that were read are stored and acknowledged. Resigns from the group at the end.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), PipelineError> {
         let shared = Shared::default();
-        // Before anything is read.
+        // No entry of a paused partition may be read.
         control::refresh_paused(&self.streams, &shared.paused).await;
         let joining = self.candidate(&shared).join();
         let Some(membership) = shutdown.run_until_cancelled(joining).await.transpose()? else {
@@ -135,17 +135,15 @@ impl Pipeline {
             () = drain_deadline => Err(PipelineError::Drain(humantime::format_duration(self.settings.drain_timeout))),
             crashed = upkeep.crashed() => Err(crashed.into()),
         };
-        // From here on other consumers may have the entries that are still pending.
+        // From here on other consumers may claim the entries that are still pending.
         drained.cancel();
         let (trimmed, resigned) =
             tokio::join!(timeout(SHUTDOWN_GRACE, upkeep.stop()), timeout(SHUTDOWN_GRACE, heartbeats));
         if trimmed.is_err() || resigned.is_err() {
-            tracing::warn!(
-                "Redis does not answer: others will notice after the liveness timeout that this consumer is gone"
-            );
+            tracing::warn!("Redis did not respond during shutdown");
         }
         if let Ok(resigned) = resigned {
-            resigned.map_err(|_| PipelineError::Crashed("the heartbeat"))??;
+            resigned.map_err(|_| PipelineError::Crashed("the heartbeat task"))??;
         }
         ended?;
         Ok(trimmed.unwrap_or(Ok(()))?)
@@ -177,8 +175,8 @@ impl Pipeline {
         })
     }
 
-    /// Reads until `stop`, and until everything that was read is stored and acknowledged. The end of the readers closes the
-    /// channel, and the writer ends when the channel is empty.
+    /// Reads until `stop`, then waits until all entries that were read are stored and acknowledged. The channel closes when
+    /// the last partition reader ends; the writer ends when the channel is closed and empty.
     async fn move_entries(
         &self,
         shared: Shared,
@@ -192,8 +190,10 @@ impl Pipeline {
         let partitions = *self.partitions.borrow();
         let reading = task::spawn(Box::pin(supervisor.run(partitions)));
         let read = async {
-            let read = reading.await.map_err(|_| PipelineError::Crashed("the reader"))?;
-            read.map_err(|ReaderCrashed| PipelineError::Crashed("a reader"))
+            let read = reading
+                .await
+                .map_err(|_| PipelineError::Crashed("the supervisor of the partition readers"))?;
+            read.map_err(|ReaderCrashed| PipelineError::Crashed("a partition reader"))
         };
         let written = async { writing.await.map_err(|_| PipelineError::Crashed("the writer")) };
         tokio::try_join!(read, written).map(drop)
@@ -253,7 +253,7 @@ impl Pipeline {
     }
 }
 
-/// Stops everything as well when another process takes this consumer's name.
+/// Spawns the heartbeat task. It also cancels `stop` when another process takes over this consumer's name.
 fn spawn_heartbeats(
     membership: Membership<Streams>,
     stop: CancellationToken,

@@ -1,4 +1,4 @@
-//! The life of the service: listen, connect to both servers, run the pipeline, leave the group.
+//! Life cycle of the service: listen, connect to Redis and Postgres, run the pipeline, leave the group.
 
 use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
 
@@ -31,13 +31,13 @@ use crate::{
     task,
 };
 
-/// One for the writer, one for the probe.
+/// Size of the connection pool: one connection for the writer, one for the readiness probe.
 const CONNECTIONS: usize = 2;
 
-/// How long leaving the group may take: at that point everything else has ended.
+/// Timeout for leaving the group. It delays the exit: all other tasks have ended by then.
 const LEAVE_GRACE: Duration = Duration::from_secs(1);
 
-/// Why the consumer ended other than by a signal.
+/// Reason why the consumer ended without a signal.
 #[derive(Debug, Error)]
 pub(crate) enum ConsumerError {
     #[error(transparent)]
@@ -54,7 +54,7 @@ pub(crate) enum ConsumerError {
     ClusterSettings(#[from] ClusterSettingsError),
     #[error(transparent)]
     Group(#[from] GroupError),
-    #[error("the connection pool can't be made")]
+    #[error("cannot create the Postgres connection pool")]
     Pool(#[from] BuildError),
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -70,7 +70,7 @@ impl Failure for ConsumerError {
     }
 }
 
-/// Runs the consumer until `shutdown`, and then until the entries that it has read are stored and acknowledged.
+/// Runs the consumer until `shutdown`, then drains: entries that were read are stored and acknowledged.
 pub(crate) async fn run(
     settings: Settings,
     telemetry: Telemetry,
@@ -114,7 +114,7 @@ pub(crate) async fn run(
     let ended = Box::pin(pipeline.run(shutdown)).await;
     let partitions = *partitions.borrow();
     if !matches!(timeout(LEAVE_GRACE, streams.leave(partitions)).await, Ok(Ok(()))) {
-        tracing::warn!("the consumer's name stays in the group, until others remove it");
+        tracing::warn!("could not remove this consumer from the group");
     }
     Ok(ended?)
 }
@@ -126,7 +126,7 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Consum
     Ok((listener, bound))
 }
 
-/// Connects to Redis, then to Postgres; compares the cluster settings and the schema before anything is changed.
+/// Connects to Redis, then to Postgres. Checks the cluster settings and the schema version before anything is changed.
 async fn connect(
     redis: &Redis,
     postgres: &Postgres,
@@ -153,7 +153,7 @@ async fn connect(
     Ok((connections, partitions))
 }
 
-/// Returns the host's name with a suffix that no other process has.
+/// Returns the host name with a suffix that is unique to this process.
 fn unique_name() -> String {
     let host = gethostname::gethostname();
     format!("{}-{}-{:08x}", host.to_string_lossy(), process::id(), rand::random::<u32>())

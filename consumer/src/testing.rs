@@ -1,4 +1,4 @@
-//! Helpers of the unit tests.
+//! Helpers for unit tests.
 
 use std::{
     io,
@@ -21,7 +21,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Metrics that go nowhere.
+/// Returns metrics that are not exported.
 pub(crate) fn metrics() -> Arc<Metrics> {
     Arc::new(Metrics::new(&opentelemetry::global::meter("test"), &"likes".parse().unwrap()))
 }
@@ -39,30 +39,30 @@ pub(crate) fn like(seq: u64) -> Like {
     Like::new(seq.into(), 42, 0).unwrap()
 }
 
-/// Returns the numbers of entries, each after a blank.
+/// Returns the numbers of entries as text, each preceded by a space.
 pub(crate) fn numbers(numbers: impl IntoIterator<Item = u64>) -> String {
     numbers.into_iter().map(|number| format!(" {number}")).collect::<Vec<_>>().concat()
 }
 
-/// Returns the reason why a check fails, or `None` while it passes.
+/// Returns the failure detail of a check; `None` while it passes.
 pub(crate) fn failing(health: &Health, check: &str) -> Option<String> {
     health.checks().get(check).cloned().flatten()
 }
 
-/// Lets all tasks run until they wait for something. No time passes.
+/// Runs all tasks until each of them waits. No time passes.
 pub(crate) async fn settle() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Lets time pass, and tasks run meanwhile.
+/// Advances time by `duration` while tasks run.
 pub(crate) async fn pass(duration: Duration) {
     sleep(duration).await;
     settle().await;
 }
 
-/// The calls that the stand-ins of Redis and Postgres have received, in order.
+/// Calls received by the fakes of Redis and Postgres, in order.
 #[derive(Clone, Default)]
 pub(crate) struct Journal(Arc<Mutex<Vec<(Instant, String)>>>);
 
@@ -75,18 +75,18 @@ impl Journal {
         self.0.lock().unwrap().iter().map(|(_, line)| line.clone()).collect()
     }
 
-    /// Returns when each line of this text was recorded.
+    /// Returns the times at which lines equal to `text` were recorded.
     pub(crate) fn times(&self, text: &str) -> Vec<Instant> {
         self.0.lock().unwrap().iter().filter(|(_, line)| line == text).map(|(at, _)| *at).collect()
     }
 }
 
-/// The log of this thread.
+/// Captured log of the current thread.
 #[derive(Clone, Default)]
 pub(crate) struct LogCapture(Arc<Mutex<Vec<u8>>>);
 
 impl LogCapture {
-    /// Captures until the guard is dropped.
+    /// Captures log output until the guard is dropped.
     pub(crate) fn start() -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();

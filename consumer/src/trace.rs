@@ -1,9 +1,9 @@
-//! The span of a batch, from its first entry's arrival to the acknowledgement, with its child spans: transactions and the
-//! acknowledgement.
+//! Spans of batches. A batch span lasts from the read of its first entry to the acknowledgement. Its child spans are the
+//! transactions and the acknowledgement.
 //!
-//! Entries of many traces share a batch. So its span is in a trace of its own, and linked to the spans that sent the entries.
+//! Entries of many traces share a batch, so the batch span has a separate trace and links to the producer spans.
 //!
-//! Sources: OpenTelemetry's semantic conventions for messaging and database spans.
+//! Follows OpenTelemetry's semantic conventions for messaging and database spans.
 
 use std::{
     sync::Arc,
@@ -30,7 +30,7 @@ use crate::{
     store::{batch::Batch, gathering::Flush, write::Attempt},
 };
 
-/// Traces the batches of one consumer.
+/// Creates the spans of one consumer's batches.
 #[derive(Clone)]
 pub(crate) struct BatchTracing {
     tracing: Tracing,
@@ -49,7 +49,7 @@ impl BatchTracing {
         }
     }
 
-    /// Starts the span of a batch, from when its first entry was read.
+    /// Starts the span of a batch. The span begins when the first entry was read.
     pub(crate) fn start(&self, batch: &mut Batch, flush: Flush) -> Option<Span> {
         if !self.tracing.is_on() {
             return None;
@@ -78,13 +78,13 @@ impl BatchTracing {
         let Some(span) = self.tracing.start(start, || attempt.attributes()) else { return };
         span.set(names::ROWS, count(attempt.rows));
         if let Some(error) = attempt.error {
-            // Without Postgres's message: it can contain rows.
+            // Without Postgres's error message, which can contain row values.
             span.failed_with(error.error_type().to_owned());
         }
         span.end_at(SystemTime::now());
     }
 
-    /// Sets the result of a batch.
+    /// Records the result of a batch on its span.
     pub(crate) fn committed(batch: Option<&Span>, committed: &CommittedBatch) {
         if let Some(span) = batch {
             span.set(names::ROWS_INSERTED, i64::try_from(committed.inserted).unwrap_or(i64::MAX));
@@ -92,7 +92,7 @@ impl BatchTracing {
         }
     }
 
-    /// Adds the span of an acknowledgement, successful or not.
+    /// Adds the span of an acknowledgement, whether it succeeded or failed.
     pub(crate) fn acknowledged(&self, batch: Option<&Span>, took: Duration, error: Option<&Error>) {
         let Some(parent) = batch.map(Span::context) else { return };
         let operation = StreamOperation::Ack;
@@ -120,9 +120,9 @@ impl BatchTracing {
     }
 }
 
-/// Returns the context of the span that sent an entry, if it is sampled.
+/// Returns the context of the producer span of an entry, if the span is sampled.
 pub(crate) fn producer(tracing: &Tracing, fields: &[(Bytes, Bytes)]) -> Option<Box<SpanContext>> {
-    // An entry without a span has one field.
+    // An entry without a producer span has one field.
     if fields.len() < 2 || !tracing.is_on() {
         return None;
     }

@@ -1,7 +1,7 @@
-//! Work beside the pipeline.
+//! Background tasks.
 //!
-//! Purpose: trim what every group has acknowledged, sample the backlog for metrics, probe the servers for `/readyz`. May
-//! depend on `group`, `stream`, `store` and `metrics`. Must not know `read` or `write`.
+//! Purpose: trim entries that every group has acknowledged, sample the backlog for metrics, probe the servers for
+//! `/readyz`. May depend on `group`, `stream`, `store` and `metrics`. Must not know `read` or `write`.
 
 mod backlog;
 mod probe;
@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{group::ownership::Ownership, metrics::Metrics, stream::Streams, task, upkeep::backlog::Backlog};
 
-/// The tasks beside the pipeline, which run until they are stopped or dropped.
+/// Background tasks. They run until stopped or dropped.
 pub(crate) struct Upkeep {
     probe: AbortOnDropHandle<()>,
     sampling: AbortOnDropHandle<()>,
@@ -25,10 +25,10 @@ pub(crate) struct Upkeep {
     stop_trimming: CancellationToken,
 }
 
-/// The task of this name ended by itself, which is a bug.
+/// Error: the named task stopped unexpectedly, which is a bug.
 pub(crate) struct UpkeepCrashed(pub(crate) &'static str);
 
-/// The parts that the tasks work on.
+/// Components that the tasks need.
 pub(crate) struct UpkeepContext<'a> {
     pub(crate) streams: &'a Streams,
     pub(crate) pool: &'a Pool,
@@ -65,18 +65,18 @@ impl Upkeep {
         }
     }
 
-    /// Waits until one of the tasks ends by itself.
+    /// Waits until one of the tasks stops unexpectedly.
     pub(crate) async fn crashed(&mut self) -> UpkeepCrashed {
         tokio::select! {
-            _ = &mut self.probe => UpkeepCrashed("the probe"),
-            _ = &mut self.sampling => UpkeepCrashed("the sampling of the backlog"),
+            _ = &mut self.probe => UpkeepCrashed("the readiness probe"),
+            _ = &mut self.sampling => UpkeepCrashed("backlog sampling"),
             _ = &mut self.trimming => UpkeepCrashed("trimming"),
         }
     }
 
-    /// Trims once more, and ends.
+    /// Trims once more, then stops.
     pub(crate) async fn stop(self) -> Result<(), UpkeepCrashed> {
-        // It never ends before it is stopped, and may have been awaited already.
+        // The task ends early only by a bug. It must not be awaited again: `crashed` may have done so.
         if self.trimming.is_finished() {
             return Err(UpkeepCrashed("trimming"));
         }

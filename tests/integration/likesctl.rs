@@ -212,7 +212,7 @@ async fn paused_partitions_are_not_read_until_resume() {
     eventually("the consumer has noticed", async || paused() == 2.0).await;
     setup.append(&likes(8), 1).await;
     setup.wait_for_rows(4).await;
-    assert!(consumer.log_text().contains("paused: not read until likesctl resume"));
+    assert!(consumer.log_text().contains("partitions paused, resume with likesctl resume"));
     let drain = ctl(&setup, &["drain", "--timeout", "1s"]);
     assert_eq!((drain.code, drain.stdout.as_str()), (Some(1), "not drained: 4 entries are left\n"));
     assert!(drain.stderr.contains("a paused partition has a backlog"), "{}", drain.stderr);

@@ -146,7 +146,7 @@ async fn a_name_is_for_one_consumer_at_a_time() {
     assert_eq!(second.code, Some(2), "{}", second.stderr);
     assert_eq!(
         second.stderr.lines().last().unwrap(),
-        "error: CONSUMER_NAME: 'one' is in use by another consumer of the group likes-writers: allowed is a name that no other has"
+        "error: CONSUMER_NAME: 'one' is in use by another consumer of the group likes-writers; expected a name that is unique in the group"
     );
     assert_eq!(owned(&first), PARTITIONS);
 
@@ -184,7 +184,7 @@ async fn consumers_may_be_fixed_to_partitions() {
     setup.append(&likes(400), 1).await;
     setup.wait_for_rows(200).await;
     assert_eq!(low.metrics().unwrap().sum("likestream_partitions_orphaned"), 2.0);
-    assert!(low.log_text().contains("nobody reads these partitions"));
+    assert!(low.log_text().contains("orphaned partitions: no member reads them"));
 
     let odd = setup.consumer(&[("CONSUMER_PARTITIONS", "1/2")]);
     setup.wait_for_rows(300).await;

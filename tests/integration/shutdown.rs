@@ -71,7 +71,12 @@ async fn what_cannot_be_stored_in_time_stays_pending_for_the_next() {
     assert_eq!(status.code(), Some(1));
     let log = consumer.log_text();
     let last = log.lines().last().unwrap();
-    assert!(last.starts_with("error: not everything was stored within DRAIN_TIMEOUT, 1s"), "{last}");
+    assert!(
+        last.starts_with(
+            "error: graceful shutdown incomplete: not all entries were stored within DRAIN_TIMEOUT (1s)"
+        ),
+        "{last}"
+    );
     assert!(pending(&redis).await > 0);
 
     setup.postgres().start_again().unwrap();

@@ -1,4 +1,4 @@
-//! The assignment of partitions to members: every consumer computes the same one from the same members.
+//! Assignment of partitions to members. Every consumer computes the same assignment from the same members.
 
 use shared::wire::partition::{Partition, PartitionCount, mix};
 
@@ -7,24 +7,25 @@ use crate::{
     stream::{Member, MemberState},
 };
 
-/// The partitions of one member, and those of no member.
+/// Partitions of one member, and orphaned partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment {
-    /// Partitions that the member reads, in order.
+    /// Partitions assigned to the member, in order.
     pub own: Vec<Partition>,
-    /// Partitions that no member reads, in order: possible only where all members have static assignments.
+    /// Partitions without an owner, in order. They exist only if every member has a static assignment or is leaving.
     pub orphans: Vec<Partition>,
 }
 
-/// Returns the assignment of the member `name`. Members with a static assignment have the partitions that it names, in
-/// common with all others that are assigned them statically. The other partitions are shared out among the other members,
-/// to each the same number or one more; members that are stuck have none, unless all of them are.
+/// Returns the assignment of the member `name`.
 ///
-/// Each pair of partition and member has a score that depends on nothing else; partitions are assigned by descending
-/// score, up to the capacity of each member (rendezvous hashing with bounded loads). So a rebalance moves little more than
-/// it has to.
+/// A member with a static assignment owns exactly the partitions of that assignment; several members may own the same
+/// partition this way. The remaining partitions are distributed evenly among the other members: their numbers of
+/// partitions differ by at most one. Stuck members get no partitions unless all of these members are stuck.
 ///
-/// Source: Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996; for the bound, Mirrokni, Thorup
+/// Rendezvous hashing with bounded loads: each pair of partition and member has a fixed score. Partitions are assigned by
+/// descending score, up to the capacity of each member. A rebalance therefore moves little more than the minimum.
+///
+/// Sources: Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996; for the bound, Mirrokni, Thorup
 /// and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018.
 pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Assignment {
     let mut free: Vec<Partition> = partitions.partitions().collect();
@@ -40,7 +41,8 @@ pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Ass
                     own = assigned;
                 }
             }
-            // A member whose assignment this version can't parse has a share: entries that two members read are stored once.
+            // Also a member whose static assignment this version cannot parse. If two members read the same partition,
+            // its entries are still stored once.
             _ if member.state == MemberState::Stuck => stuck.push(member.name.as_str()),
             _ => sharing.push(member.name.as_str()),
         }
@@ -56,10 +58,10 @@ pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Ass
     Assignment { own, orphans: Vec::new() }
 }
 
-/// Returns the share of `name` in the partitions `free`.
+/// Returns the share of member `name` in the partitions `free`.
 fn share(free: &[Partition], members: &mut [&str], name: &str) -> Vec<Partition> {
-    // The first members have one more where the division leaves a remainder. Not by name, or the same members would always
-    // have more.
+    // The remainder of the division goes to the first members. Sorted by hash: by name, the same names would always get
+    // the larger share.
     members.sort_unstable_by_key(|member| (hash(member), *member));
     let least = free.len() / members.len();
     let surplus = free.len() % members.len();
@@ -87,7 +89,7 @@ fn share(free: &[Partition], members: &mut [&str], name: &str) -> Vec<Partition>
     own
 }
 
-/// FNV-1a, 64 bits: the same in every version of this program.
+/// FNV-1a, 64 bits. Must stay the same in all versions of this program.
 ///
 /// Source: Fowler, Noll and Vo, "The FNV Non-Cryptographic Hash Algorithm".
 fn hash(name: &str) -> u64 {
@@ -120,7 +122,7 @@ mod tests {
         assign(count(partitions), members, name).own.iter().map(|partition| partition.number()).collect()
     }
 
-    /// Returns the owner of each partition, as each member computes it for itself; no partition may have two.
+    /// Returns the owner of each partition, from each member's own computation. Fails if a partition has two owners.
     fn owners(partitions: u16, members: &[Member]) -> BTreeMap<u16, String> {
         let mut owners = BTreeMap::new();
         for member in members {
@@ -158,7 +160,7 @@ mod tests {
         }
     }
 
-    /// When a member joins, at least its share has to move; not much more does, on average over many groups.
+    /// When a member joins, at least its share has to move. On average over many groups, little more moves.
     #[test]
     fn a_rebalance_moves_little_more_than_it_has_to() {
         for (partitions, n) in [(16, 2), (16, 4), (64, 4), (64, 8), (256, 8)] {
@@ -216,7 +218,7 @@ mod tests {
         assert_eq!(orphans.iter().map(|p| p.number()).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
     }
 
-    /// All versions that run beside one another must agree: these may never change.
+    /// Versions that run at the same time must agree, so these values must never change.
     #[test]
     fn the_assignment_is_the_same_in_every_version() {
         let all = members(0xabc, 3);

@@ -1,5 +1,5 @@
-//! Control by operators, and one thing that they see: which partitions are paused, and when each was last committed. Runs
-//! beside the heartbeat and never delays it.
+//! Control by operators: reads the set of paused partitions and records commit times. Runs concurrently with the heartbeat
+//! and never delays it.
 
 use std::{
     collections::HashMap,
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use shared::wire::partition::Partition;
+use shared::{error_chain::one_line, wire::partition::Partition};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
@@ -15,10 +15,11 @@ use tokio::{
 
 use crate::stream::{Paused, Streams};
 
-/// Between two exchanges with Redis.
+/// Interval between two exchanges with Redis.
 const INTERVAL: Duration = Duration::from_millis(750);
 
-/// Reads the paused partitions and writes the commit times, at every tick until it is dropped. While the paused partitions can't be read, they stay as they were.
+/// Reads the paused partitions and records the commit times at every tick, until dropped. If the paused partitions cannot
+/// be read, the last known set stays in effect.
 pub(crate) async fn run(streams: Streams, paused: watch::Sender<Paused>, commit_times: Arc<CommitTimes>) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -29,7 +30,7 @@ pub(crate) async fn run(streams: Streams, paused: watch::Sender<Paused>, commit_
     }
 }
 
-/// Reads once which partitions are paused.
+/// Reads the set of paused partitions once.
 pub(crate) async fn refresh_paused(streams: &Streams, paused: &watch::Sender<Paused>) {
     match streams.paused().await {
         Ok(new) => {
@@ -39,28 +40,27 @@ pub(crate) async fn refresh_paused(streams: &Streams, paused: &watch::Sender<Pau
                 changed
             });
         }
-        Err(error) => tracing::debug!(%error, "paused partitions can't be read"),
+        Err(error) => tracing::debug!(error = one_line(&error), "cannot read the paused partitions"),
     }
 }
 
-/// Only operators read them: after a failure the next commits are recorded instead.
+/// Records commit times, which are informational. After a failure they are not retried; the next commits replace them.
 async fn record_commits(streams: &Streams, commit_times: &CommitTimes) {
     let commits: Vec<_> =
         commit_times.take().into_iter().map(|(partition, at)| (partition, at.elapsed())).collect();
     if !commits.is_empty()
         && let Err(error) = streams.record_commits(&commits).await
     {
-        tracing::debug!(%error, "the last commits are not recorded");
+        tracing::debug!(error = one_line(&error), "cannot record the commit times");
     }
 }
 
-/// When each partition was last committed, until that is recorded in Redis.
+/// Time of the last commit per partition, not yet recorded in Redis.
 #[derive(Default)]
 pub(crate) struct CommitTimes(Mutex<HashMap<Partition, Instant>>);
 
 impl CommitTimes {
-    /// Records a commit of entries of these partitions. Those of one partition come together as a rule, and then cost one
-    /// insertion.
+    /// Records a commit of entries of these partitions. Consecutive entries of one partition cost a single insertion.
     pub(crate) fn record(&self, partitions: impl Iterator<Item = Partition>) {
         let now = Instant::now();
         let mut commits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,7 +72,7 @@ impl CommitTimes {
         }
     }
 
-    /// Takes the times that were recorded since the last call.
+    /// Takes the times recorded since the last call.
     pub(crate) fn take(&self) -> HashMap<Partition, Instant> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,9 +1,10 @@
-//! Membership of the group: heartbeats out, the partitions of this consumer back.
+//! Group membership: sends heartbeats and derives the partitions of this consumer from the members.
 
 use std::{sync::Arc, time::Duration};
 
 use fred::prelude::Error;
 use shared::{
+    error_chain::one_line,
     runtime::admin::Check,
     wire::partition::{Partition, PartitionCount},
 };
@@ -24,29 +25,29 @@ use crate::{
     stream::{Heartbeat, Heartbeats, LIVENESS_TIMEOUT, Member, MemberState, Paused},
 };
 
-/// Between two heartbeats.
+/// Interval between two heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(750);
 
-/// A consumer that could not store anything for this long leaves its partitions to those that can.
+/// Time without a successful write after which a consumer reports itself as stuck and gives its partitions to other members.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
-/// A name is in use only when another process sends heartbeats under it for longer than a dead one would count as alive.
-const NAME_PATIENCE: Duration = Duration::from_secs(6);
+/// Time to wait for a name that is in use. Longer than the liveness timeout: the heartbeat of a dead process expires.
+const NAME_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Another process sends heartbeats under this consumer's name.
+/// Error: another process sends heartbeats under this consumer's name.
 #[derive(Debug, ThisError)]
 #[error(
-    "CONSUMER_NAME: '{name}' is in use by another consumer of the group {group}: allowed is a name that no other has"
+    "CONSUMER_NAME: '{name}' is in use by another consumer of the group {group}; expected a name that is unique in the group"
 )]
 pub(crate) struct NameTaken {
     name: String,
     group: String,
 }
 
-/// A consumer that is not yet a member, and the parts that its membership works with.
+/// Consumer that has not joined the group yet, with the components that its membership needs.
 pub(crate) struct Candidate<H> {
     pub(crate) heartbeats: H,
-    /// As in `CONSUMER_PARTITIONS`; empty where the consumer has a share like others.
+    /// Static assignment in the syntax of `CONSUMER_PARTITIONS`; empty for an automatic assignment.
     pub(crate) static_assignment: String,
     pub(crate) partitions: watch::Receiver<PartitionCount>,
     pub(crate) paused: watch::Receiver<Paused>,
@@ -55,25 +56,25 @@ pub(crate) struct Candidate<H> {
     pub(crate) check: Check,
 }
 
-/// One consumer's membership.
+/// Membership of this consumer.
 pub(crate) struct Membership<H> {
     context: Candidate<H>,
     heartbeat: Heartbeat,
     members: Vec<Member>,
-    /// Since when Redis has answered every heartbeat.
+    /// Start of the uninterrupted series of successful heartbeats.
     in_contact_since: Option<Instant>,
     ownership: watch::Sender<Ownership>,
 }
 
 impl<H: Heartbeats> Candidate<H> {
-    /// Joins the group. Waits for a name that was used a moment ago, by a process that did not resign.
+    /// Joins the group. If the name belongs to a process that did not resign, waits until its heartbeat expires.
     ///
     /// # Errors
-    /// When another process goes on to use the name. A failing Redis is no error: this consumer is the only member that
-    /// it knows for now.
+    /// Fails if another process keeps using the name. An unavailable Redis is not an error: until the first successful
+    /// heartbeat this consumer knows no other member.
     pub(crate) async fn join(self) -> Result<Membership<H>, NameTaken> {
         let mut membership = Membership::new(self);
-        let deadline = Instant::now() + NAME_PATIENCE;
+        let deadline = Instant::now() + NAME_TIMEOUT;
         while let Err(in_use) = membership.send_heartbeat().await {
             if Instant::now() > deadline {
                 return Err(in_use);
@@ -88,7 +89,7 @@ impl<H: Heartbeats> Membership<H> {
     fn new(context: Candidate<H>) -> Self {
         let state = MemberState::Active;
         let static_assignment = context.static_assignment.clone();
-        let itself = Member {
+        let this_member = Member {
             name: context.heartbeats.consumer().to_owned(),
             state,
             static_assignment: static_assignment.clone(),
@@ -104,22 +105,22 @@ impl<H: Heartbeats> Membership<H> {
         Self {
             context,
             heartbeat: Heartbeat { token, state, static_assignment, liveness_timeout: LIVENESS_TIMEOUT },
-            members: vec![itself],
+            members: vec![this_member],
             in_contact_since: None,
             ownership,
         }
     }
 
-    /// Returns the partitions of this consumer, as they change.
+    /// Subscribes to the ownership of this consumer.
     pub(crate) fn ownership(&self) -> watch::Receiver<Ownership> {
         self.ownership.subscribe()
     }
 
-    /// Sends heartbeats until `drained`. From `leaving` on, which is announced at once, other members have the partitions.
-    /// Resigns at the end.
+    /// Sends heartbeats until `drained`, then resigns. `leaving` is announced immediately: from then on the partitions
+    /// belong to other members.
     ///
     /// # Errors
-    /// When another process has taken the name, while this one's heartbeats failed.
+    /// Fails if another process took over the name while heartbeats of this process failed.
     pub(crate) async fn run(
         mut self,
         leaving: CancellationToken,
@@ -144,7 +145,10 @@ impl<H: Heartbeats> Membership<H> {
             self.send_heartbeat().await?;
         }
         if let Err(error) = self.context.heartbeats.resign(&self.heartbeat.token).await {
-            tracing::warn!(%error, "not resigned: others will notice after the liveness timeout");
+            tracing::warn!(
+                error = one_line(&error),
+                "could not resign from the group, membership expires after the liveness timeout"
+            );
         }
         Ok(())
     }
@@ -159,7 +163,7 @@ impl<H: Heartbeats> Membership<H> {
             Ok(Some(members)) => {
                 self.update_members(members);
                 if self.context.check.pass() {
-                    tracing::info!(members = self.members.len(), "in touch with the group");
+                    tracing::info!(members = self.members.len(), "heartbeat succeeded");
                 }
             }
             Ok(None) => {
@@ -167,22 +171,24 @@ impl<H: Heartbeats> Membership<H> {
                 let group = heartbeats.group().to_owned();
                 return Err(NameTaken { name, group });
             }
-            // The assignment stays as it is: the other members don't learn of changes either.
-            Err(error) => self.lost_contact(&error),
+            // The assignment stays unchanged: other members do not learn of changes either.
+            Err(error) => self.heartbeat_failed(&error),
         }
         self.publish();
         Ok(())
     }
 
-    fn lost_contact(&mut self, error: &Error) {
+    fn heartbeat_failed(&mut self, error: &Error) {
         self.in_contact_since = None;
-        if self.context.check.fail(format!("no heartbeat: {error}")) {
-            tracing::warn!(%error, "no heartbeat: partitions stay where they are");
+        let error = one_line(error);
+        if self.context.check.fail(format!("heartbeat failed: {error}")) {
+            tracing::warn!(error, "heartbeat failed, the partition assignment is unchanged");
         }
     }
 
-    /// While Redis was away no member could send heartbeats. So no member counts as dead until Redis has been there for
-    /// long enough that every living one has sent another heartbeat.
+    /// Updates the members after a successful heartbeat. During a Redis outage no member could send heartbeats, so no
+    /// member counts as dead until Redis has been available for the liveness timeout: time for every live member to send a
+    /// heartbeat.
     fn update_members(&mut self, mut members: Vec<Member>) {
         let in_contact_since = *self.in_contact_since.get_or_insert_with(Instant::now);
         let is_early = in_contact_since.elapsed() < LIVENESS_TIMEOUT;
@@ -218,27 +224,23 @@ impl<H: Heartbeats> Membership<H> {
         let read: Vec<Partition> = ownership.to_read().collect();
         self.context.metrics.owned(owned, orphans.len(), owned - read.len());
         if self.is_leaving() {
-            tracing::info!(members, "leaving the group: others read from now on");
+            tracing::info!(members, "leaving the consumer group");
         } else if own.is_empty() && self.heartbeat.state == MemberState::Stuck {
-            tracing::warn!(members, "stuck: others read what this consumer can't store");
+            tracing::warn!(members, "stuck: writes to Postgres fail, partitions released to other members");
         } else if own.is_empty() {
-            tracing::info!(
-                members,
-                partitions,
-                "standby: there are not more partitions than other consumers"
-            );
+            tracing::info!(members, partitions, "standby: this consumer owns no partitions");
         } else {
             tracing::info!(owned, partitions, members, own = list(own), "partitions assigned");
         }
         if read.len() < owned {
             let paused: Vec<Partition> = own.iter().copied().filter(|own| !read.contains(own)).collect();
-            tracing::warn!(paused = list(&paused), "paused: not read until likesctl resume");
+            tracing::warn!(paused = list(&paused), "partitions paused, resume with likesctl resume");
         }
         if !orphans.is_empty() {
             let list = list(orphans);
             tracing::error!(
                 orphans = list,
-                "nobody reads these partitions: start consumers with CONSUMER_PARTITIONS=auto, or fixed to them"
+                "orphaned partitions: no member reads them, set CONSUMER_PARTITIONS=auto or assign them"
             );
         }
     }

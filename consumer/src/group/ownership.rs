@@ -1,4 +1,4 @@
-//! The partitions of this consumer, as all other modules see them.
+//! Partition ownership of this consumer, as published to the other modules.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -6,24 +6,24 @@ use shared::wire::partition::{Partition, PartitionCount};
 
 use crate::{group::assignment::Assignment, stream::Paused};
 
-/// The partitions that this consumer reads, and the other members of the group.
+/// Partitions assigned to this consumer, and the members of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ownership {
     pub(crate) assignment: Assignment,
-    /// The names of all members: their pending entries are theirs.
+    /// Names of all members. Pending entries of any other consumer are claimed after the liveness timeout.
     pub(crate) members: Arc<HashSet<String>>,
     pub(crate) partitions: PartitionCount,
-    /// Partitions that no consumer reads for now.
+    /// Partitions paused by an operator.
     pub(crate) paused: Paused,
 }
 
 impl Ownership {
-    /// Returns the partitions that are this consumer's.
+    /// Returns the partitions assigned to this consumer.
     pub(crate) fn own(&self) -> &[Partition] {
         &self.assignment.own
     }
 
-    /// Returns this consumer's partitions that are not paused.
+    /// Returns the assigned partitions that are not paused.
     pub(crate) fn to_read(&self) -> impl Iterator<Item = Partition> {
         self.own().iter().copied().filter(|partition| !self.paused.contains(*partition))
     }

@@ -1,24 +1,24 @@
-//! Static assignment: partitions that a setting assigns to a consumer, in place of its share.
+//! Static assignment: fixed partitions per process, from `CONSUMER_PARTITIONS`.
 
 use std::{fmt, str::FromStr};
 
 use shared::wire::partition::{Partition, PartitionCount};
 use thiserror::Error;
 
-/// `0-3,8`: ranges of partitions; `2/4`: every fourth partition from the third on.
+/// Static assignment. `0-3,8` are ranges of partitions; `2/4` is every fourth partition, starting with partition 2.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StaticAssignment {
     Ranges(Vec<(u16, u16)>),
     Share { index: u16, of: u16 },
 }
 
-/// The text is neither of these.
+/// Error: the text is not a static assignment.
 #[derive(Debug, Error)]
-#[error("allowed are partitions like 0-3,8 from 0 to {max}, or a share like 2/4 (counted from 0)", max = PartitionCount::MAX - 1)]
+#[error("expected partitions from 0 to {max}, such as 0-3,8, or a share counted from 0, such as 2/4", max = PartitionCount::MAX - 1)]
 pub struct InvalidStaticAssignment;
 
 impl StaticAssignment {
-    /// Returns the largest partition that is named.
+    /// Returns the largest partition number in the ranges; `None` for a share.
     pub fn largest(&self) -> Option<u16> {
         match self {
             Self::Ranges(ranges) => ranges.iter().map(|(_, last)| *last).max(),
@@ -26,7 +26,7 @@ impl StaticAssignment {
         }
     }
 
-    /// Returns those of its partitions that exist, in order.
+    /// Returns the assigned partitions that exist, in order.
     pub fn of(&self, partitions: PartitionCount) -> Vec<Partition> {
         let is_assigned = |partition: &Partition| match self {
             Self::Ranges(ranges) => {

@@ -1,4 +1,4 @@
-//! Samples the backlog of all partitions, for metrics: dashboards, alerts and autoscaling.
+//! Samples the backlog of all partitions for the metrics that dashboards, alerts and autoscaling use.
 
 use std::{
     collections::HashMap,
@@ -12,6 +12,7 @@ use opentelemetry::{
     metrics::{AsyncInstrument, Meter},
 };
 use shared::{
+    error_chain::one_line,
     telemetry::names::{self, metric},
     wire::partition::{Partition, PartitionCount},
 };
@@ -25,21 +26,22 @@ use crate::{
     stream::{PartitionInfo, Streams},
 };
 
-/// Between two samples of all partitions, and at least for each of them: every consumer samples.
+/// Interval between two samples of all partitions: the larger of `SAMPLE_INTERVAL` and `INTERVAL_PER_PARTITION` times the
+/// number of partitions. Every consumer samples all partitions.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 const INTERVAL_PER_PARTITION: Duration = Duration::from_millis(20);
 
-/// Bounded so that acknowledgements don't wait behind samples.
+/// Maximum number of concurrent samples. Bounded so that samples do not delay acknowledgements.
 const CONCURRENT_SAMPLES: usize = 16;
 
-/// The last samples of the partitions.
+/// Latest samples of all partitions.
 #[derive(Default)]
 pub(crate) struct Backlog {
-    /// `None` while Redis does not answer.
+    /// `None` while Redis does not respond.
     samples: Mutex<Option<HashMap<Partition, PartitionSample>>>,
 }
 
-/// A sample of a partition.
+/// Sample of one partition.
 #[derive(Clone, Copy)]
 struct PartitionSample {
     backlog: u64,
@@ -64,7 +66,7 @@ impl PartitionSample {
 }
 
 impl Backlog {
-    /// Observes the total, and the figures of those partitions that are this consumer's or no consumer's.
+    /// Registers the gauges: the total backlog, and the samples of owned and orphaned partitions.
     pub(crate) fn observe(
         self: &Arc<Self>,
         meter: &Meter,
@@ -89,7 +91,7 @@ impl Backlog {
             let backlog = Arc::clone(self);
             let ownership = ownership.clone();
             let observe = move |observer: &dyn AsyncInstrument<u64>| {
-                backlog.of_each(&ownership, |partition, sample| {
+                backlog.for_each_reported(&ownership, |partition, sample| {
                     observer.observe(of(sample), &[label(partition)]);
                 });
             };
@@ -108,7 +110,7 @@ impl Backlog {
                 let show = |partition, sample: &PartitionSample| {
                     observer.observe(of(sample).as_secs_f64(), &[label(partition)]);
                 };
-                backlog.of_each(&ownership, show);
+                backlog.for_each_reported(&ownership, show);
             };
             let gauge = meter.f64_observable_gauge(name).with_unit("s").with_description(what);
             gauge.with_callback(observe).build();
@@ -121,7 +123,7 @@ impl Backlog {
         });
     }
 
-    fn of_each(
+    fn for_each_reported(
         &self,
         ownership: &watch::Receiver<Ownership>,
         mut observe: impl FnMut(Partition, &PartitionSample),
@@ -141,7 +143,8 @@ impl Backlog {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a part of Redis doesn't answer, the last samples of its partitions stay.
+    /// Replaces the samples of the inspected partitions. Partitions on a server that does not respond keep their last
+    /// sample; if no server responds, all samples are removed.
     fn update(&self, infos: &HashMap<Partition, PartitionInfo>) {
         let mut samples = self.lock();
         if infos.is_empty() {
@@ -157,7 +160,7 @@ fn label(partition: Partition) -> KeyValue {
     KeyValue::new(names::PARTITION, partition.to_string())
 }
 
-/// Samples for ever.
+/// Samples periodically until dropped.
 pub(crate) async fn sample(
     streams: Streams,
     partitions: watch::Receiver<PartitionCount>,
@@ -168,9 +171,9 @@ pub(crate) async fn sample(
     let mut ticks = interval(SAMPLE_INTERVAL);
     loop {
         let count = *partitions.borrow();
-        let wanted = SAMPLE_INTERVAL.max(INTERVAL_PER_PARTITION * u32::from(count.get()));
-        if period != wanted {
-            period = wanted;
+        let new_period = SAMPLE_INTERVAL.max(INTERVAL_PER_PARTITION * u32::from(count.get()));
+        if period != new_period {
+            period = new_period;
             ticks = interval(period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
@@ -188,9 +191,9 @@ pub(crate) async fn sample(
         backlog.update(&inspected);
         match &failed {
             Some(error) if !failing => {
-                tracing::warn!(%error, "the backlog is not known of all partitions");
+                tracing::warn!(error = one_line(error), "backlog sampling failed");
             }
-            None if failing => tracing::info!("the backlog is known again"),
+            None if failing => tracing::info!("backlog sampling recovered"),
             _ => {}
         }
         failing = failed.is_some();

@@ -1,4 +1,4 @@
-//! Probes Redis and Postgres, for `/readyz`.
+//! Probes Redis and Postgres for `/readyz`.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use crate::{
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long Postgres may take to answer, and before that the pool to return a connection.
+/// Timeout for a connection from the pool, and for the response of Postgres.
 const LIMIT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Error)]
 enum ProbeError {
-    #[error("no connection to Postgres")]
+    #[error("cannot connect to Postgres")]
     Connect(#[from] PoolError),
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    #[error("no answer within {} s", LIMIT.as_secs())]
+    #[error("no response within {} s", LIMIT.as_secs())]
     Timeout,
 }
 
-/// Probes both for ever.
+/// Probes both servers periodically until dropped.
 pub(crate) async fn run(streams: Streams, pool: Pool, redis: Check, postgres: Check) {
     tokio::join!(watch_redis(streams, redis), watch_postgres(pool, postgres));
 }
@@ -58,7 +58,7 @@ async fn probe_postgres(pool: &Pool) -> Result<(), ProbeError> {
     let connection = timeout(LIMIT, pool.get()).await.map_err(|_| ProbeError::Timeout)??;
     let answer = timeout(LIMIT, schema::check(&**connection)).await;
     if answer.is_err() {
-        // Its answer is still outstanding: it can't be used again.
+        // The response is still outstanding, so the connection cannot be reused.
         drop(Object::take(connection));
     }
     Ok(answer.map_err(|_| ProbeError::Timeout)??)
@@ -68,13 +68,13 @@ fn report<E: std::error::Error + 'static>(check: &Check, answer: Result<(), E>, 
     match answer {
         Ok(()) => {
             if check.pass() {
-                tracing::info!(server, "answers");
+                tracing::info!(server, "server probe succeeded");
             }
         }
         Err(error) => {
-            let why = one_line(&error);
-            if check.fail(&why) {
-                tracing::warn!(server, error = why, "does not answer");
+            let error = one_line(&error);
+            if check.fail(&error) {
+                tracing::warn!(server, error, "server probe failed");
             }
         }
     }

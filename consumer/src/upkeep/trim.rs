@@ -1,10 +1,10 @@
-//! Trims entries that every group has acknowledged, so that Redis keeps only the backlog.
+//! Trims entries that every group has acknowledged, so that Redis keeps only the backlog and the retained entries.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use fred::prelude::Error;
 use futures_util::future::join_all;
-use shared::wire::partition::Partition;
+use shared::{error_chain::one_line, wire::partition::Partition};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -15,8 +15,8 @@ use crate::{group::ownership::Ownership, metrics::Metrics, stream::Streams};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Trims the partitions that this consumer owns until `stop`, and then once more all that it ever owned: the last consumer
-/// to leave also trims the last acknowledged entries.
+/// Trims the owned partitions periodically until `stop`. Then trims all partitions that this consumer has owned once more,
+/// so that the last consumer to leave also trims the last acknowledged entries.
 pub(crate) async fn run(
     streams: Streams,
     ownership: watch::Receiver<Ownership>,
@@ -35,8 +35,10 @@ pub(crate) async fn run(
         let partitions = if stopped { ever_owned.iter().copied().collect() } else { own };
         let failed = trim(&streams, partitions, retention, &metrics).await;
         match &failed {
-            Some(error) if !failing => tracing::warn!(%error, "streams can't be trimmed: Redis will fill up"),
-            None if failing => tracing::info!("streams are trimmed again"),
+            Some(error) if !failing => {
+                tracing::warn!(error = one_line(error), "trimming failed, Redis memory will grow");
+            }
+            None if failing => tracing::info!("trimming recovered"),
             _ => {}
         }
         failing = failed.is_some();
@@ -46,7 +48,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Trims all partitions, also when one of them fails. Returns one of the errors.
+/// Trims all partitions, even if some of them fail. Returns one of the errors.
 async fn trim(
     streams: &Streams,
     partitions: Vec<Partition>,

@@ -4,11 +4,11 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::{
-    stream::fake::FakeMembers,
+    stream::fake::{FakeMembers, connection_lost},
     testing::{self, failing, pass, settle},
 };
 
-/// A running membership of the member `a`, with everything that it hears of.
+/// Running membership of member `a`, with its inputs and outputs.
 struct Member {
     members: FakeMembers,
     partitions: watch::Sender<PartitionCount>,
@@ -59,7 +59,7 @@ impl Member {
         self.ownership.borrow().own().len()
     }
 
-    /// Lets time pass, in which another member sends heartbeats.
+    /// Advances time while another member sends heartbeats.
     async fn pass_with_heartbeats_of(&self, name: &str, duration: Duration) {
         let until = Instant::now() + duration;
         while Instant::now() < until {
@@ -92,7 +92,7 @@ async fn ownership_stays_while_heartbeats_fail_and_the_check_fails_with_the_reas
     assert_eq!(*a.ownership.borrow(), before);
     assert_eq!(
         failing(&a.health, "membership").as_deref(),
-        Some("no heartbeat: IO Error: connection reset by peer")
+        Some(format!("heartbeat failed: {}", one_line(&connection_lost()))).as_deref()
     );
     a.members.set_away(false);
     pass(HEARTBEAT_INTERVAL).await;
@@ -107,9 +107,9 @@ async fn no_member_counts_as_dead_until_the_liveness_timeout_after_contact_is_ba
     pass(Duration::from_mins(1)).await;
     a.members.set_away(false);
     pass(LIVENESS_TIMEOUT - HEARTBEAT_INTERVAL / 2).await;
-    assert_eq!(a.owned(), 2, "b may be on its way back");
+    assert_eq!(a.owned(), 2, "b may send a heartbeat soon");
     pass(HEARTBEAT_INTERVAL * 3).await;
-    assert_eq!(a.owned(), 4, "b has not come back");
+    assert_eq!(a.owned(), 4, "b sent no heartbeat");
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,7 +132,7 @@ async fn the_name_of_a_process_that_died_is_waited_for() {
     let started = Instant::now();
     assert!(candidate(&members).join().await.is_ok());
     let waited = started.elapsed();
-    assert!((LIVENESS_TIMEOUT..NAME_PATIENCE).contains(&waited), "{waited:?}");
+    assert!((LIVENESS_TIMEOUT..NAME_TIMEOUT).contains(&waited), "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +150,7 @@ async fn a_name_that_stays_in_use_is_refused_after_its_patience() {
     let taken = candidate(&members).join().await.err().unwrap();
     assert!(taken.to_string().starts_with("CONSUMER_NAME: 'a' is in use"), "{taken}");
     let waited = started.elapsed();
-    assert!((NAME_PATIENCE..NAME_PATIENCE + 2 * HEARTBEAT_INTERVAL).contains(&waited), "{waited:?}");
+    assert!((NAME_TIMEOUT..NAME_TIMEOUT + 2 * HEARTBEAT_INTERVAL).contains(&waited), "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +171,10 @@ async fn a_name_that_is_taken_while_heartbeats_fail_ends_the_membership() {
     pass(HEARTBEAT_INTERVAL).await;
     assert!(a.run.is_finished());
     assert!(a.run.await.unwrap().is_err());
-    assert!(!a.members.journal.lines().contains(&"resign".to_owned()), "the record is another process's");
+    assert!(
+        !a.members.journal.lines().contains(&"resign".to_owned()),
+        "the record belongs to another process"
+    );
 }
 
 #[tokio::test(start_paused = true)]
