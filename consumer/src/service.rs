@@ -42,7 +42,7 @@ const LEAVE_GRACE: Duration = Duration::from_secs(1);
 pub(crate) enum ConsumerError {
     #[error(transparent)]
     Setting(#[from] SettingError),
-    #[error("CONSUMER_ADMIN_LISTEN: can't listen on '{address}'")]
+    #[error("CONSUMER_ADMIN_LISTEN: cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Redis(#[from] Unreachable<fred::error::Error>),

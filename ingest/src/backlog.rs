@@ -1,4 +1,4 @@
-//! Backpressure: the backlog of all streams, and whether it is over its limit.
+//! Backpressure: samples the backlog of all streams, and refuses likes while it is over its limit.
 
 use std::{
     sync::{
@@ -22,10 +22,10 @@ use tokio::{
 
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// In place of a number of entries that is not known.
+/// Sentinel for an unknown number of entries.
 const UNKNOWN: u64 = u64::MAX;
 
-/// The latest sample, and whether likes are refused because of it.
+/// The latest sample of the backlog, and whether likes are refused.
 pub(crate) struct Backlog {
     limit: u64,
     entries: AtomicU64,
@@ -41,17 +41,17 @@ impl Backlog {
         self.limit
     }
 
-    /// Returns the number of entries, unless Redis did not answer lately.
+    /// Returns the number of entries, or `None` if Redis did not reply to the latest sample.
     pub(crate) fn entries(&self) -> Option<u64> {
         Some(self.entries.load(Ordering::Relaxed)).filter(|entries| *entries != UNKNOWN)
     }
 
-    /// Whether likes are refused, by the latest sample.
+    /// Returns whether likes are refused.
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// Notes that Redis does not answer. Likes are accepted or refused as before.
+    /// Records that the backlog is unknown. Likes are still accepted or refused by the latest known sample.
     fn unknown(&self) {
         self.entries.store(UNKNOWN, Ordering::Relaxed);
     }
@@ -62,16 +62,20 @@ impl Backlog {
         if self.full.swap(full, Ordering::Relaxed) != full {
             let limit = self.limit;
             if full {
-                tracing::warn!(backlog_entries = entries, limit, "backlog over its limit: likes are refused");
+                tracing::warn!(backlog_entries = entries, limit, "backlog reached its limit, refusing likes");
             } else {
-                tracing::info!(backlog_entries = entries, limit, "backlog below its limit: likes are taken");
+                tracing::info!(
+                    backlog_entries = entries,
+                    limit,
+                    "backlog is below its limit, accepting likes"
+                );
             }
         }
     }
 }
 
-/// Samples without end. The samples also decide on readiness: ready means that any server of Redis answers. Partitions
-/// whose server does not answer count with their last sample.
+/// Samples the backlog until it is cancelled. The samples also decide on readiness: ingest is ready while any Redis server
+/// replies. Partitions whose server does not reply count with their latest known sample.
 pub(crate) async fn sample(
     redis: Connections,
     keys: KeyPrefix,
@@ -98,14 +102,14 @@ pub(crate) async fn sample(
             Some(error) if failed.len() == known.len() => {
                 backlog.unknown();
                 if redis_check.fail(error.to_string()) {
-                    tracing::warn!(%error, "Redis does not answer: not ready");
+                    tracing::warn!(%error, "Redis is unavailable, not ready");
                 }
             }
             _ => {
                 let entries = known.iter().sum();
                 backlog.sampled(entries);
                 if redis_check.pass() {
-                    tracing::info!(backlog_entries = entries, "Redis answers: ready");
+                    tracing::info!(backlog_entries = entries, "Redis is available, ready");
                 }
             }
         }

@@ -1,8 +1,8 @@
-//! Everything that happens before a request is a request: connections, TLS, credentials, quotas.
+//! The edge: connections, TLS, authentication and quotas.
 //!
-//! Purpose: accept connections and close idle ones, keep certificates and keys fresh, authenticate callers and limit how
-//! much each of them may do. May depend on `metrics` and `shared`. Must not know the routes, the problems that errors
-//! become, nor how likes are published.
+//! Purpose: accept connections and close idle ones, reload certificates and keys, authenticate clients, and enforce quotas.
+//! May depend on `metrics` and `shared`. Must not know the routes, the problems that errors become, or how likes are
+//! published.
 
 pub(crate) mod activity;
 pub(crate) mod auth;

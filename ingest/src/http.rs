@@ -1,8 +1,8 @@
 //! The HTTP interface: routes, bodies, problems, and the OpenAPI document.
 //!
-//! Purpose: turn a request into likes, publish them, and answer. All errors, those of `edge` and `publish` too, become
-//! problems (RFC 9457) in `problem` and nowhere else. May depend on `edge`, `publish::sink`, `backlog`, `metrics` and
-//! `shared`. Must not know sockets, Redis, nor how likes share entries.
+//! Purpose: parse requests into likes, publish the likes, and respond. Only `problem` turns errors, including those of `edge`
+//! and `publish`, into problems (RFC 9457). May depend on `edge`, `publish::sink`, `backlog`, `metrics` and `shared`. Must
+//! not know sockets, Redis, or how likes share entries.
 
 pub(crate) mod batch_memory;
 mod body;

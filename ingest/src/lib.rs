@@ -1,8 +1,9 @@
-//! The ingest service: accepts likes over HTTP, appends them to Redis Streams in groups, and answers when Redis has them.
+//! The ingest service: accepts likes over HTTP, appends them to Redis Streams with group commit, and responds when Redis has
+//! them.
 //!
-//! A request passes `edge` (connections, TLS, authentication, quotas), `http` (its body becomes likes, every error a
-//! problem), and `publish` (group commit into the streams). `backlog` refuses likes when consumers are too far behind.
-//! `run` puts it all together by the settings in `config`.
+//! A request passes `edge` (connections, TLS, authentication, quotas), `http` (parses the body into likes, and renders errors
+//! as problems) and `publish` (group commit into the streams). `backlog` applies backpressure: it refuses likes while the
+//! backlog is over its limit. `run` assembles the service from the settings in `config`.
 //!
 //! Dependencies point one way: `run` → `config` → `http` → `edge`, `publish` → `metrics` → `backlog` → `shared`. No module
 //! imports the crate root.

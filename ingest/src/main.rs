@@ -1,10 +1,10 @@
-//! The `ingest` program: all of it is in the library.
+//! The `ingest` program. The code is in the library.
 
 use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// Memory is often freed by another thread than the one that allocated it, and glibc's allocator takes locks for that.
+/// Memory is often freed by a thread other than the one that allocated it; glibc's allocator takes a lock for that.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,4 +1,4 @@
-//! The metrics of ingest. Their names are explained in docs/metrics.md.
+//! Metrics of ingest. docs/metrics.md describes them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,21 +19,21 @@ use shared::{
 
 use crate::backlog::Backlog;
 
-/// Seconds: those of the conventions, and some more in the range of most answers.
+/// Histogram boundaries in seconds: those of the semantic conventions, and more in the range of most responses.
 const REQUEST_BOUNDARIES: [f64; 17] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-/// Seconds.
+/// Histogram boundaries in seconds.
 const APPEND_BOUNDARIES: [f64; 12] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
-/// Replaces unknown methods, by the conventions, so that callers can't invent labels.
+/// Label of unknown methods, by the semantic conventions, so that clients cannot create label values.
 const OTHER_METHOD: &str = "_OTHER";
 
-/// The instruments of ingest.
+/// Instruments of ingest.
 pub(crate) struct Metrics {
     request_duration: Histogram<f64>,
-    /// Of accepted likes: nearly all requests.
+    /// Bound to the attributes of accepted likes, which are nearly all requests.
     like_duration: BoundHistogram<f64>,
     active_requests: UpDownCounter<i64>,
     active_posts: BoundUpDownCounter<i64>,
@@ -47,19 +47,19 @@ pub(crate) struct Metrics {
     connections: UpDownCounter<i64>,
 }
 
-/// A request with its answer.
+/// A request and its response.
 pub(crate) struct Answered<'a> {
     pub(crate) method: &'a Method,
-    /// `None` where the path is unknown.
+    /// `None` if the path is unknown.
     pub(crate) route: Option<&'static str>,
     pub(crate) status: StatusCode,
-    /// The code of the problem, if there was one.
+    /// Code of the problem, if there is one.
     pub(crate) problem: Option<&'static str>,
     pub(crate) took: Duration,
 }
 
 impl Metrics {
-    /// `scheme` is http or https, `codes` are those of all problems.
+    /// Creates the instruments. `scheme` is http or https; `codes` are the codes of all problems.
     pub(crate) fn new(
         meter: &Meter,
         scheme: &'static str,
@@ -119,7 +119,7 @@ impl Metrics {
         }
     }
 
-    /// Shows the backlog, as long as it is known.
+    /// Registers gauges of the backlog. The backlog has no value while it is unknown.
     pub(crate) fn observe_backlog(meter: &Meter, backlog: &Arc<Backlog>) {
         let gauge =
             |name: &'static str, what: &'static str| meter.u64_observable_gauge(name).with_description(what);
@@ -187,7 +187,7 @@ impl Metrics {
         self.append_retries.add(times, &[]);
     }
 
-    /// `error_type` is one of few.
+    /// Records a failed append. `error_type` is a label value, so it must be one of a small set.
     pub(crate) fn append_failed(&self, error_type: &'static str, took: Duration) {
         let error = KeyValue::new(names::ERROR_TYPE, error_type);
         let with_error = |attributes: &[KeyValue]| [attributes, std::slice::from_ref(&error)].concat();
@@ -204,7 +204,7 @@ impl Metrics {
     }
 }
 
-/// Returns the method as a label.
+/// Returns the label value of a method.
 pub(crate) fn known_method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,8 +1,8 @@
-//! Publishing likes: from the HTTP interface into the Redis streams.
+//! Publishes likes to Redis Streams.
 //!
-//! Purpose: group likes into entries (`group_commit`), append the entries as safely as `REDIS_ACK` asks for (`append`), and
-//! answer every caller when its like is in the stream. May depend on `metrics` and `shared`. Must not know HTTP: callers
-//! see the trait `LikeSink` in `sink` and nothing else.
+//! Purpose: group likes into entries (`group_commit`), append the entries with the durability of `REDIS_ACK` (`append`), and
+//! reply to every caller when its like is in the stream. May depend on `metrics` and `shared`. Must not know HTTP: callers
+//! see only the trait `LikeSink` in `sink`.
 
 pub(crate) mod append;
 mod departure;

@@ -1,4 +1,4 @@
-//! The life of ingest: start, serve, drain.
+//! Life cycle of ingest: start, serve, graceful shutdown.
 
 use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
@@ -42,25 +42,27 @@ use crate::{
     },
 };
 
-/// Why ingest ended other than by a signal.
+/// Error that ends ingest.
 #[derive(Debug, Error)]
 enum IngestError {
     #[error(transparent)]
     Setting(#[from] SettingError),
-    #[error("{setting}: can't listen on '{address}'")]
+    #[error("{setting}: cannot listen on {address}")]
     Listen { setting: &'static str, address: SocketAddr, source: io::Error },
-    /// Redis was not reachable in time.
+    /// Redis was not reachable within `STARTUP_TIMEOUT`.
     #[error(transparent)]
     Redis(#[from] Unreachable<fred::error::Error>),
     #[error(transparent)]
     Auth(#[from] SetupError),
-    /// Other programs have other settings.
+    /// The settings differ from the cluster settings in Redis.
     #[error(transparent)]
     ClusterSettings(#[from] ClusterSettingsError),
-    /// A bug.
-    #[error("{0} ended by itself: this is a bug; likes without an answer may have been taken or not")]
+    /// A task ended before shutdown.
+    #[error(
+        "{0} stopped unexpectedly: this is a bug; likes without a response may or may not be in the stream"
+    )]
     Crashed(&'static str),
-    #[error("requests were still in flight after DRAIN_TIMEOUT, {0}: they got no answer")]
+    #[error("graceful shutdown exceeded DRAIN_TIMEOUT ({0}); requests in flight got no response")]
     Drain(humantime::FormattedDuration),
 }
 
@@ -75,7 +77,7 @@ impl Failure for IngestError {
     }
 }
 
-/// The whole program: settings, telemetry, runtime, service. Not generic, so that it is compiled in this library.
+/// Runs the whole program: settings, telemetry, runtime, service. Not generic, so that it is compiled with this library.
 pub fn main() -> ExitCode {
     let settings: Settings = settings::parse();
     let telemetry = settings.telemetry().clone();
@@ -83,7 +85,7 @@ pub fn main() -> ExitCode {
     service::run("ingest", &telemetry, threads, |telemetry, shutdown| run(settings, telemetry, shutdown))
 }
 
-/// Runs until `shutdown`, and then until the requests in flight are answered.
+/// Serves until `shutdown`, then drains the requests in flight.
 async fn run(
     settings: Settings,
     telemetry: Telemetry,
@@ -123,8 +125,8 @@ async fn run(
     serve(server, listener, tasks, settings.drain_timeout, shutdown).await
 }
 
-/// Serves callers as the program does, with limits from the environment and another sink than Redis: for comparisons.
-/// Returns after `shutdown`, when the requests in flight are answered.
+/// Serves HTTP as the program does, with limits from the environment and a sink other than Redis. Benchmarks use it for
+/// comparison. Returns after `shutdown`, when the requests in flight have their responses.
 pub async fn serve_with<S: LikeSink>(
     listener: TcpListener,
     sink: S,
@@ -158,7 +160,7 @@ fn metrics(telemetry: &Telemetry, settings: &Settings, scheme: &'static str) -> 
     Metrics::new(&telemetry.meter(), scheme, &settings.streams.likes_stream, codes)
 }
 
-/// Binds the port of callers and the admin port, and serves the latter until the guard is dropped.
+/// Binds the public port and the admin port, and serves the admin port until the guard is dropped.
 async fn listen(
     settings: &Settings,
     telemetry: &Telemetry,
@@ -167,7 +169,7 @@ async fn listen(
     let (admin_listener, admin_listen) = bind("INGEST_ADMIN_LISTEN", settings.ingest_admin_listen).await?;
     tracing::info!(%listen, %admin_listen, "listening");
     if settings.auth.is_off() && !listen.ip().is_loopback() {
-        tracing::warn!(%listen, "anybody who can reach this address may write likes of any user: set INGEST_AUTH, or see to it that only a gateway can");
+        tracing::warn!(%listen, "authentication is off on a non-loopback address, set INGEST_AUTH or allow only a gateway");
     }
     let health = Health::default();
     let redis_check = health.check("redis");
@@ -201,7 +203,7 @@ async fn connect(redis: &Redis, settings: &Settings) -> Result<Connected, Ingest
     Ok(Connected { redis, partitions, streams })
 }
 
-/// The tasks beside the connections.
+/// Background tasks.
 struct Tasks {
     group_commit: AbortOnDropHandle<()>,
     backlog: AbortOnDropHandle<()>,
@@ -245,7 +247,7 @@ fn start_tasks(
     (publisher, tasks)
 }
 
-/// Serves until `shutdown`, and then for `drain_timeout` at most.
+/// Serves until `shutdown`, then drains for at most `drain_timeout`.
 async fn serve(
     server: Server,
     listener: TcpListener,
@@ -257,10 +259,10 @@ async fn serve(
     let work = async {
         tokio::select! {
             () = server.run(listener, shutdown) => {}
-            _ = &mut tasks.group_commit => return Err(IngestError::Crashed("the appender")),
+            _ = &mut tasks.group_commit => return Err(IngestError::Crashed("group commit")),
         }
-        // Only the connections had the publisher: when they have ended, group commit answers what is left and ends.
-        tasks.group_commit.await.map_err(|_| IngestError::Crashed("the appender"))
+        // The connections owned the publisher. Now that they have ended, group commit completes the queued likes and ends.
+        tasks.group_commit.await.map_err(|_| IngestError::Crashed("group commit"))
     };
     let deadline = async {
         deadline.cancelled().await;
@@ -269,6 +271,6 @@ async fn serve(
     tokio::select! {
         done = work => done,
         () = deadline => Err(IngestError::Drain(humantime::format_duration(drain_timeout))),
-        _ = &mut tasks.backlog => Err(IngestError::Crashed("the sampling of the backlog")),
+        _ = &mut tasks.backlog => Err(IngestError::Crashed("backlog sampling")),
     }
 }

@@ -94,7 +94,8 @@ async fn a_new_certificate_is_used_without_a_restart_and_a_bad_one_is_not() {
     let ingest = setup.ingest(&old.settings());
     assert!(old.is_seen_at(&ingest).await);
     fs::write(&old.cert, "nonsense").unwrap();
-    eventually("the bad one is noticed", async || ingest.log_text().contains("the old ones are kept")).await;
+    eventually("the bad one is noticed", async || ingest.log_text().contains("keeping the old contents"))
+        .await;
     assert!(old.is_seen_at(&ingest).await);
     let new = Certificate::new(&setup);
     eventually("the new one is seen", async || new.is_seen_at(&ingest).await).await;

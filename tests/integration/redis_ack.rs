@@ -85,7 +85,7 @@ async fn fsync_is_refused_where_redis_cannot_promise_it() {
         let ended = run("ingest", &[], &settings.each_ref().map(|(name, value)| (*name, value.as_str())));
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
         let last = ended.stderr.lines().last().unwrap();
-        assert!(last.starts_with("error: REDIS_ACK: 'fsync' is not possible with this Redis"), "{last}");
+        assert!(last.starts_with("error: REDIS_ACK: 'fsync' is not supported by this Redis"), "{last}");
     }
 
     let setup = Setup::with_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await;

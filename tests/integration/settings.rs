@@ -197,7 +197,7 @@ async fn a_port_that_is_taken_is_said() {
         settings.push((setting, &taken));
         let ended = run(program, &[], &settings);
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-        let expected = format!("error: {setting}: can't listen on '{taken}': ");
+        let expected = format!("error: {setting}: cannot listen on {taken}: ");
         assert!(ended.stderr.lines().last().unwrap().starts_with(&expected), "{}", ended.stderr);
     }
 }

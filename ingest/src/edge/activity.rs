@@ -1,4 +1,4 @@
-//! Activity of a connection: requests in flight, unsent answers, and the time at which it is idle for too long.
+//! Activity of a connection: requests in flight, unsent responses, and the deadlines for idle and stalled connections.
 
 use std::{
     collections::BTreeMap,
@@ -18,73 +18,73 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::time::Instant;
 
-/// The largest part of a body that is handed over at once: the rest stays here, and is known to be unsent.
+/// Maximum part of a response body passed to hyper at once. The rest stays here and counts as unsent.
 const MAX_FRAME_BYTES: usize = 16 << 10;
 
-/// How long a connection may go without progress.
+/// Maximum times without progress on a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// From accept to the end of the first request's head.
+    /// From accept to the end of the first request head.
     pub(crate) head: Duration,
-    /// From the begin to the end of sending an answer.
+    /// From the start to the end of sending a response.
     pub(crate) answer: Duration,
     /// Between requests.
     pub(crate) idle: Duration,
 }
 
-/// What a check of a connection finds.
+/// Result of a check of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Check {
-    /// It makes progress; to be checked again then.
+    /// The connection makes progress. The next check is due at this time.
     Active(Instant),
-    /// No request for too long.
+    /// No request arrived within the timeout.
     Idle,
-    /// An answer is not read for too long.
+    /// The client did not read a response within the timeout.
     Stalled,
 }
 
-/// Activity of one connection, whichever version of HTTP it speaks.
+/// Activity of one connection, with HTTP/1.1 or HTTP/2.
 pub(super) struct Activity {
     timeouts: Timeouts,
     state: Mutex<State>,
 }
 
 struct State {
-    /// Requests whose answer is not completely sent.
+    /// Number of requests whose response is not completely sent.
     requests_in_flight: u32,
-    /// When the sending of each unsent answer began, by the number of the answer.
+    /// Start of sending of each unsent response, by its sequence number.
     unsent: BTreeMap<u64, Instant>,
     answers: u64,
-    /// When the connection is idle for too long, unless a request is in flight.
+    /// Deadline of the next request, if no request is in flight.
     idle_at: Instant,
 }
 
 impl Activity {
-    /// Starts with the timeout of the first request's head.
+    /// Starts with the timeout of the first request head.
     pub(super) fn new(timeouts: Timeouts) -> Self {
         let idle_at = Instant::now() + timeouts.head;
         let state = State { requests_in_flight: 0, unsent: BTreeMap::new(), answers: 0, idle_at };
         Self { timeouts, state: Mutex::new(state) }
     }
 
-    /// Counts a request, whose answer is completely sent, or can't be, when the guard is dropped.
+    /// Counts a request in flight. The guard is dropped when its response is sent, or can no longer be sent.
     pub(super) fn request(self: &Arc<Self>) -> InFlight {
         self.state().requests_in_flight += 1;
         InFlight { activity: Arc::clone(self), answer: None }
     }
 
-    /// When the connection is idle or stalled for too long, by what is known now.
+    /// Returns the time at which the connection becomes idle or stalled, if nothing changes until then.
     pub(super) fn deadline(&self) -> Instant {
         let state = self.state();
         match state.unsent.first_key_value() {
-            // Further requests don't extend it.
+            // Further requests do not extend it.
             Some((_, since)) => *since + self.timeouts.answer,
             None if state.requests_in_flight > 0 => Instant::now() + self.timeouts.idle,
             None => state.idle_at,
         }
     }
 
-    /// When to check: an unsent answer has less time than a connection without a request.
+    /// Returns the time of the next check. It is at most the response timeout away, because a response can start at any time.
     pub(super) fn next_check(&self) -> Instant {
         self.deadline().min(Instant::now() + self.timeouts.answer)
     }
@@ -104,15 +104,15 @@ impl Activity {
     }
 }
 
-/// A request whose answer is not completely sent.
+/// A request whose response is not completely sent.
 pub(super) struct InFlight {
     activity: Arc<Activity>,
-    /// The number of the answer, once there is one.
+    /// Sequence number of the response, once there is one.
     answer: Option<u64>,
 }
 
 impl InFlight {
-    /// Notes that the sending of the answer begins.
+    /// Records that sending of the response starts.
     pub(super) fn answered(mut self, mut response: Response) -> Response<Sending> {
         let mut state = self.activity.state();
         state.answers += 1;
@@ -136,12 +136,12 @@ impl Drop for InFlight {
     }
 }
 
-/// The body of an answer. The request is in flight until it is dropped.
+/// Body of a response. The request is in flight until the body is dropped.
 pub(super) struct Sending {
     body: Body,
-    /// The rest of the current frame.
+    /// Remaining bytes of the current frame.
     rest: Bytes,
-    /// Permits that came with the answer are held until it is sent.
+    /// Holds permits in the extensions of the response until it is sent.
     _held: (Extensions, InFlight),
 }
 

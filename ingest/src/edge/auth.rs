@@ -1,8 +1,8 @@
-//! Authentication: who a caller is, and whose likes it may write.
+//! Authentication and authorisation: the principal of a request, and the likes that it may write.
 //!
-//! Purpose: read the credential of a request, by the methods of `INGEST_AUTH`, and return the principal. `jwt` verifies
+//! Purpose: read the credential of a request with the methods of `INGEST_AUTH`, and return the principal. `jwt` verifies
 //! tokens with the keys of `key_source`; `api_keys` compares hashes. May depend on `edge::hot_reload` and `shared`. Must
-//! not know how a refusal is answered: errors are its own, and become problems in `http::problem`.
+//! not know HTTP responses: `http::problem` turns the errors of this module into problems.
 
 mod api_keys;
 mod errors;
@@ -55,7 +55,7 @@ impl AuthArgs {
         self.ingest_auth.contains(&method)
     }
 
-    /// Whether every caller may write any like.
+    /// Returns whether authentication is off, so that every client may write any like.
     pub(crate) fn is_off(&self) -> bool {
         self.has(Method::Off)
     }
@@ -69,19 +69,19 @@ impl AuthArgs {
     }
 }
 
-/// Authenticates requests.
+/// Authenticates requests with the configured methods.
 pub(crate) struct Authenticator {
     tokens: Option<TokenVerifier>,
     api_keys: Option<ApiKeys>,
 }
 
 impl Authenticator {
-    /// Accepts every caller.
+    /// Accepts every request.
     pub(crate) fn off() -> Self {
         Self { tokens: None, api_keys: None }
     }
 
-    /// Reads or fetches the keys.
+    /// Reads the keys from files, or fetches the key set.
     pub(crate) async fn new(args: &AuthArgs) -> Result<Self, SetupError> {
         let tokens = if args.has(Method::Jwt) { Some(TokenVerifier::new(&args.jwt).await?) } else { None };
         let api_keys = if args.has(Method::ApiKey) { Some(ApiKeys::load(&args.api_keys)?) } else { None };
@@ -92,7 +92,7 @@ impl Authenticator {
         Methods { token: self.tokens.is_some(), api_key: self.api_keys.is_some() }
     }
 
-    /// Returns the principal that the credential in the headers stands for.
+    /// Returns the principal of the credential in the headers.
     pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, AuthError> {
         let verified = match (&self.tokens, &self.api_keys) {
             (None, None) => return Ok(Principal::Trusted),
@@ -108,13 +108,13 @@ impl Authenticator {
     }
 }
 
-/// A header that occurs exactly once. With two, a proxy on the way might have checked the other one.
+/// Returns the value of a header that occurs exactly once. With two, a proxy might have checked the other one.
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }
 
-/// The token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).
+/// Returns the token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = single(headers, &header::AUTHORIZATION)?;
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::metrics::Metrics;
 
-/// At shutdown, when every request is answered: time for the answers to leave.
+/// At shutdown, when every request has its response: time for the responses to be sent.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
 /// Time for an idle connection to close gracefully.
@@ -41,23 +41,23 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// Interval of HTTP/2 pings, and the time for their answer.
+/// Interval of HTTP/2 pings, and timeout of their acknowledgement.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// The largest head of a request, and the part of a body that is read at once. Longer heads get 431.
+/// Maximum size of a request head, and of one read of a body. Longer heads get 431.
 const MAX_BUFFER_BYTES: u16 = 16 << 10;
 
-/// Requests in flight on one HTTP/2 connection.
+/// Maximum number of requests in flight on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
-/// Unread bytes of all bodies of one HTTP/2 connection, and of one of them.
+/// Flow-control windows of one HTTP/2 connection and of one stream: maximum unread bytes of bodies.
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 
-/// Plain or TLS: one type, so that HTTP is compiled once. Boxed, so that plain connections need no memory for TLS.
+/// Plain or TLS. One type, so that HTTP is compiled once. TLS is boxed, so that plain connections need no memory for it.
 type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// The address at the other end of the connection of a request.
+/// Peer address of the connection of a request, as a request extension.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
@@ -67,7 +67,7 @@ pub(crate) struct ConnectionLimits {
     pub(crate) timeouts: Timeouts,
 }
 
-/// Serves connections.
+/// Accepts and serves connections.
 pub(crate) struct Server {
     pub(crate) router: Router,
     pub(crate) limits: ConnectionLimits,
@@ -78,7 +78,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Accepts connections until `shutdown`, and then serves them until the requests in flight are answered.
+    /// Accepts connections until `shutdown`, then drains the requests in flight.
     pub(crate) async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
         let connections = self.accept(listener, shutdown).await;
         self.drain(connections).await;
@@ -91,14 +91,14 @@ impl Server {
         let failures = LogRate::default();
         let mut connections = JoinSet::new();
         loop {
-            // Beyond the limit callers wait in the system's accept queue, which is bounded, too.
+            // Over the limit, clients wait in the accept queue of the kernel, which is also bounded.
             let may_accept = connections.len() < max_connections;
             let (stream, peer) = tokio::select! {
                 accepted = listener.accept(), if may_accept => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
                         if let Some(attempts) = failures.record(1) {
-                            tracing::warn!(%error, attempts, "no connection can be accepted");
+                            tracing::warn!(%error, attempts, "cannot accept connections");
                         }
                         sleep(ACCEPT_RETRY).await;
                         continue;
@@ -111,7 +111,7 @@ impl Server {
                 () = shutdown.cancelled() => return connections,
             };
             let Some(counted) = addresses.enter(peer.ip(), self.limits.max_per_address) else {
-                tracing::debug!(%peer, "an address has too many connections");
+                tracing::debug!(%peer, "connection closed, too many connections from this address");
                 continue;
             };
             let connection = Connection {
@@ -130,11 +130,11 @@ impl Server {
         }
     }
 
-    /// Waits until the requests in flight are answered, and closes what is then still open.
+    /// Waits until the requests in flight have their responses, then closes the remaining connections.
     async fn drain(&self, mut connections: JoinSet<()>) {
         self.requests.close();
         let answered = async {
-            // Another request may have arrived while the last answers left.
+            // Another request may have arrived while the last responses were sent.
             loop {
                 self.requests.wait().await;
                 sleep(ANSWER_GRACE).await;
@@ -154,7 +154,7 @@ impl Server {
 
 fn http_builder() -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    // Without a timer: `Activity` has one for both versions.
+    // No timer for HTTP/1: `Activity` enforces the timeouts of both versions.
     builder.http1().max_buf_size(MAX_BUFFER_BYTES.into());
     builder
         .http2()
@@ -179,11 +179,11 @@ struct Connection {
 impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let stream = match tls {
             None => Either::Left(stream),
-            // Boxed: a handshake is large, and plain connections need no memory for it.
+            // Boxed: the future of a handshake is large, and plain connections do not need it.
             Some(tls) => match Box::pin(self.handshake(stream, tls)).await {
                 Some(stream) => Either::Right(stream),
                 None => return,
@@ -199,8 +199,8 @@ impl Connection {
         };
         match handshake {
             Ok(Ok(stream)) => return Some(Box::new(stream)),
-            Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "no TLS"),
-            Err(_) => tracing::debug!(peer = %self.peer, "the TLS handshake took too long"),
+            Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake timed out"),
         }
         None
     }
@@ -222,7 +222,7 @@ impl Connection {
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
-                        tracing::debug!(%peer, error, "a connection broke");
+                        tracing::debug!(%peer, error, "connection failed");
                     }
                     return;
                 }
@@ -230,7 +230,7 @@ impl Connection {
                     let next = match activity.check() {
                         Check::Active(next) => next,
                         Check::Idle if !closing => {
-                            tracing::debug!(%peer, "a connection was idle for too long");
+                            tracing::debug!(%peer, "closing idle connection");
                             closing = true;
                             connection.as_mut().graceful_shutdown();
                             Instant::now() + CLOSE_GRACE
@@ -248,12 +248,12 @@ impl Connection {
     }
 }
 
-/// The number of connections of each address, where that is limited.
+/// Number of connections per client address. Counted only if it is limited.
 #[derive(Clone, Default)]
 struct AddressCounts(Arc<Mutex<HashMap<IpAddr, u32>>>);
 
 impl AddressCounts {
-    /// Counts a connection until the guard is dropped. Returns `None` where the address has `max` already.
+    /// Counts a connection until the guard is dropped. Returns `None` if the address already has `max` connections.
     fn enter(&self, peer: IpAddr, max: Option<u32>) -> Option<Counted> {
         let Some(max) = max else { return Some(Counted(None)) };
         let address = client_key(peer);
@@ -271,7 +271,7 @@ impl AddressCounts {
     }
 }
 
-/// A connection that is counted for its address, where connections are counted.
+/// Guard of a counted connection. Empty if connections are not limited.
 struct Counted(Option<(AddressCounts, IpAddr)>);
 
 impl Drop for Counted {

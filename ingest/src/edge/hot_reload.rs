@@ -1,5 +1,4 @@
-//! Values parsed from files, and parsed again when the files change, so that certificates and keys can be replaced without
-//! a restart.
+//! Values parsed from files, and reloaded when the files change. Certificates and keys can be replaced without a restart.
 
 use std::{
     fs::{self, File},
@@ -14,21 +13,21 @@ use shared::settings::SettingError;
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often the files are compared with the loaded contents.
+/// Interval at which the files are compared with the loaded contents.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Longer files are neither keys nor certificates.
+/// Maximum size of a file. Longer files are neither keys nor certificates.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The value of the last contents that could be parsed.
+/// Value of the latest contents that could be parsed.
 pub(crate) struct HotReload<T> {
     current: Arc<ArcSwap<T>>,
     _watching: AbortOnDropHandle<()>,
 }
 
 impl<T: Send + Sync + 'static> HotReload<T> {
-    /// Reads the files, each with the setting that names it, and watches them from now on. `parse` gets the contents
-    /// in the same order. Its error may be logged, so it must not repeat any of them.
+    /// Reads the files, each with its setting, and watches them. `parse` gets the contents in the same order. Its error is
+    /// logged, so it must not contain any of the contents.
     pub(crate) fn load(
         files: Vec<(&'static str, PathBuf)>,
         parse: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + 'static,
@@ -46,7 +45,7 @@ impl<T: Send + Sync + 'static> HotReload<T> {
     }
 }
 
-/// Parses the files whenever their contents change. Contents that can't be parsed leave the current value as it is.
+/// Parses the files whenever their contents change. If parsing fails, the current value stays.
 async fn watch<T>(
     setting: &'static str,
     files: Vec<(&'static str, PathBuf)>,
@@ -55,7 +54,7 @@ async fn watch<T>(
     current: Arc<ArcSwap<T>>,
 ) {
     let files = Arc::new(files);
-    let mut refused = None;
+    let mut refused: Option<String> = None;
     loop {
         sleep(RELOAD_INTERVAL).await;
         let reading = Arc::clone(&files);
@@ -70,16 +69,12 @@ async fn watch<T>(
                 refused = None;
                 contents = read;
                 current.store(Arc::new(parsed));
-                tracing::info!(setting, "the files have changed and were read again");
+                tracing::info!(setting, "files reloaded");
             }
-            // Another of the files may still be about to change.
-            Err(why) if refused.as_ref() != Some(&why) => {
-                tracing::warn!(
-                    setting,
-                    why,
-                    "the files have changed and can't be used: the old ones are kept"
-                );
-                refused = Some(why);
+            // Logged once per error: another file of the same value may be replaced a moment later.
+            Err(error) if refused.as_ref() != Some(&error) => {
+                tracing::warn!(setting, error, "reload of changed files failed, keeping the old contents");
+                refused = Some(error);
             }
             Err(_) => {}
         }
@@ -89,13 +84,13 @@ async fn watch<T>(
 fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingError> {
     let read = |path: &PathBuf| {
         let mut content = Vec::new();
-        // Reading a pipe might never end.
+        // Reading a pipe could block without end.
         if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("it is no file"));
+            return Err(io::Error::other("not a regular file"));
         }
         File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut content)?;
         if content.len() as u64 > MAX_FILE_BYTES {
-            return Err(io::Error::other(format!("it has more than {MAX_FILE_BYTES} bytes")));
+            return Err(io::Error::other(format!("the file has more than {MAX_FILE_BYTES} bytes")));
         }
         Ok(content)
     };
@@ -103,7 +98,7 @@ fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingEr
         .iter()
         .map(|(setting, path)| {
             read(path)
-                .map_err(|e| SettingError::new(*setting, format!("'{}' can't be read: {e}", path.display())))
+                .map_err(|e| SettingError::new(*setting, format!("cannot read {}: {e}", path.display())))
         })
         .collect()
 }

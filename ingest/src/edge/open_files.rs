@@ -1,12 +1,12 @@
-//! The system limit of open files, and the number of connections that it allows.
+//! Open file limit of the process, and the number of connections that it allows.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Reserved for everything other than callers: Redis, the admin port, certificates.
+/// Open files reserved for everything except client connections: Redis, the admin port, certificates.
 const RESERVED_FILES: usize = 200;
 
-/// Raises the soft limit of open files as far as needed, and returns how many connections fit into it, up to `wanted`. The usual
-/// soft limit is meant for programs that use select(2), and far too low.
+/// Raises the soft limit of open files as needed, and returns the number of connections that fit into it, at most `wanted`.
+/// The usual soft limit is far too low: it is meant for programs that use select(2).
 pub(crate) fn allowed_connections(wanted: usize) -> usize {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let needed = u64::try_from(wanted + RESERVED_FILES).unwrap_or(u64::MAX).clamp(soft, hard);
@@ -15,7 +15,7 @@ pub(crate) fn allowed_connections(wanted: usize) -> usize {
     let allowed = match raised {
         Ok(files) => usize::try_from(files).unwrap_or(usize::MAX),
         Err(error) => {
-            tracing::warn!(%error, "the limit of open files is not known");
+            tracing::warn!(%error, "cannot read or raise the open file limit");
             return wanted;
         }
     };
@@ -25,7 +25,7 @@ pub(crate) fn allowed_connections(wanted: usize) -> usize {
             open_files = allowed,
             connections,
             wanted,
-            "the system allows fewer connections than INGEST_MAX_CONNECTIONS: raise its limit of open files (ulimit -n, LimitNOFILE)"
+            "open file limit allows fewer connections than INGEST_MAX_CONNECTIONS, raise it with ulimit -n or LimitNOFILE"
         );
     }
     connections.min(wanted)

@@ -1,4 +1,4 @@
-//! Rate limits per user and per client address.
+//! Quotas: rate limits per user and per client address.
 
 use std::{
     hash::Hash,
@@ -26,13 +26,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Number of checks after which buckets that are full again are removed.
+/// Number of checks between two sweeps. A sweep removes the buckets that are full again.
 const SWEEP_AFTER_CHECKS: usize = 200_000;
 
-/// Beyond this number all buckets are removed: a flood of invented users must not exhaust memory.
+/// Over this number, all buckets are removed: requests with made-up users must not exhaust memory.
 const MAX_BUCKETS: usize = 1_000_000;
 
-/// Prefix of an IPv6 address that a provider assigns to one customer.
+/// Length of the IPv6 prefix that a provider assigns to one customer.
 const IPV6_CLIENT_BITS: u32 = 64;
 
 /// What callers may use.
@@ -101,7 +101,7 @@ impl FromStr for Rate {
     }
 }
 
-/// A caller has used up a quota.
+/// Error of a client that exceeds a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QuotaExceeded {
     pub(crate) quota: QuotaKind,
@@ -145,12 +145,12 @@ impl Quotas {
     }
 }
 
-/// Returns the address of the client: the peer, or, if that is a trusted proxy, the last untrusted address that
+/// Returns the address of the client: the peer, or, if the peer is a trusted proxy, the last untrusted address that
 /// `X-Forwarded-For` lists. A proxy appends its own peer to the list; entries before the last untrusted one may be forged.
 fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> IpAddr {
     let is_proxy = |address: &IpAddr| trusted_proxies.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
-    // An unreadable entry ends the search: entries before it are not believed.
+    // An unreadable entry ends the search: entries before it are not trusted.
     let lists = headers.get_all(X_FORWARDED_FOR).iter().rev().map(|value| value.to_str().unwrap_or_default());
     for hop in lists.flat_map(|list| list.rsplit(',')) {
         if !is_proxy(&client) {
@@ -162,13 +162,13 @@ fn client_address(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) 
     client
 }
 
-/// Parses an address as proxies write it, some with a port.
+/// Parses an address in the forms that proxies write, with or without a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
-/// Returns the address that a client is counted by: all IPv6 addresses of one customer count as one.
+/// Returns the address that quotas count a client by: all IPv6 addresses of one customer share one.
 pub(crate) fn client_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
@@ -179,7 +179,7 @@ pub(crate) fn client_key(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A token bucket for each key.
+/// One token bucket per key.
 struct TokenBuckets<K: Hash + Eq + Clone> {
     limiter: Arc<ArcSwap<DefaultKeyedRateLimiter<K>>>,
     clock: DefaultClock,
@@ -205,7 +205,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> TokenBuckets<K> {
         }
     }
 
-    /// Takes a token, or returns the time until there is one.
+    /// Takes a token, or returns the time until the next token is available.
     fn take(&self, key: &K) -> Result<(), Duration> {
         if self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_AFTER_CHECKS) {
             self.sweep.notify_one();
@@ -228,10 +228,7 @@ async fn sweep_on_signal<K: Hash + Eq + Clone + Send + Sync + 'static>(
             buckets.retain_recent();
             buckets.shrink_to_fit();
             if buckets.len() > MAX_BUCKETS {
-                tracing::warn!(
-                    buckets = buckets.len(),
-                    "too many callers for their quotas to be remembered: all quotas start again"
-                );
+                tracing::warn!(buckets = buckets.len(), "too many rate limit buckets, resetting all quotas");
                 swept.store(Arc::new(RateLimiter::dashmap(quota)));
             }
         });
@@ -285,7 +282,7 @@ mod tests {
         assert_eq!(
             client("10.0.0.1", &["6.6.6.6", "\u{e9}"]),
             ip("10.0.0.1"),
-            "entries before it are not believed"
+            "entries before it are not trusted"
         );
         for with_port in ["198.51.100.7:4711", "[2001:db8::1]:4711", "[2001:db8::1]"] {
             assert_ne!(client("10.0.0.1", &[with_port]), ip("10.0.0.1"), "{with_port}");

@@ -1,4 +1,4 @@
-//! TLS of the connections of callers.
+//! TLS of client connections.
 
 use std::path::PathBuf;
 
@@ -34,11 +34,11 @@ impl TlsArgs {
     }
 }
 
-/// The certificate and key of new connections.
+/// Certificate and key for new connections.
 pub(crate) struct Tls(HotReload<ServerConfig>);
 
 impl Tls {
-    /// Returns `None` where no certificate is set.
+    /// Loads the certificate and key. Returns `None` if no certificate is set.
     pub(crate) fn load(args: &TlsArgs) -> Result<Option<Self>, SettingError> {
         let (Some(cert), Some(key)) = (&args.ingest_tls_cert, &args.ingest_tls_key) else { return Ok(None) };
         let files = vec![("INGEST_TLS_CERT", cert.clone()), ("INGEST_TLS_KEY", key.clone())];
@@ -59,7 +59,7 @@ fn server_config(cert: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert).collect();
     let certificates = certificates.ok().filter(|found| !found.is_empty());
     let certificates = certificates.ok_or("the file has no certificates in PEM")?;
-    // The library's own error might quote a part of the file.
+    // The error of the library might quote a part of the file.
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|_| "the file of INGEST_TLS_KEY has no private key in PEM")?;
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);

@@ -1,4 +1,4 @@
-//! The memory that the bodies of all batches may take together.
+//! Memory budget that the bodies of all batches share.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::problem::{Kind, Problem};
 
-/// Memory is handed out in units of this size.
+/// Size of one permit.
 const UNIT_BYTES: usize = 1 << 10;
 
 pub(crate) struct BatchMemory(Arc<Semaphore>);
@@ -17,21 +17,21 @@ impl BatchMemory {
         Self(Arc::new(Semaphore::new(bytes.div_ceil(UNIT_BYTES))))
     }
 
-    /// Reserves one unit, to grow with the body as it arrives: an announced length reserves nothing.
+    /// Reserves one unit. The permit grows while the body arrives: `Content-Length` alone reserves nothing.
     pub(super) fn reserve(&self) -> Result<MemoryPermit, Problem> {
         let held = Arc::clone(&self.0).try_acquire_owned().map_err(|_| Kind::Overloaded)?;
         Ok(MemoryPermit { memory: Arc::clone(&self.0), held })
     }
 }
 
-/// The memory of one batch: of its body, and of its errors.
+/// Memory of one batch: its body and its errors.
 pub(super) struct MemoryPermit {
     memory: Arc<Semaphore>,
     held: OwnedSemaphorePermit,
 }
 
 impl MemoryPermit {
-    /// Grows to `bytes`, if other batches leave enough.
+    /// Grows to `bytes`, if the budget has enough left.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let more = bytes.div_ceil(UNIT_BYTES).saturating_sub(self.held.num_permits());
         let more = u32::try_from(more).unwrap_or(u32::MAX);

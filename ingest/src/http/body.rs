@@ -1,4 +1,4 @@
-//! Reading the body of a request, within bounds.
+//! Reads the body of a request within limits of size and time.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::problem::{Kind, Problem};
 
-/// How much of the rest of a refused body is read all the same.
+/// Maximum number of bytes read and discarded after a body is refused.
 const MAX_DISCARDED_BYTES: usize = 1 << 20;
 
 pub(super) fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
@@ -20,7 +20,7 @@ pub(super) fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
 }
 
-/// Reads a body. `reserve` is called with its length so far, and may refuse it.
+/// Reads a body. `reserve` is called with the length read so far, and may refuse more.
 pub(super) async fn read(
     headers: &HeaderMap,
     mut body: Body,
@@ -28,12 +28,12 @@ pub(super) async fn read(
     limit: Duration,
     mut reserve: impl FnMut(usize) -> Result<(), Problem>,
 ) -> Result<Vec<u8>, Problem> {
-    // A caller that waits for 100 Continue need not send a body that is too long.
+    // A client that waits for 100 Continue does not have to send a body that is too long.
     if headers.contains_key(header::EXPECT) && body.size_hint().lower() > max_bytes as u64 {
         return Err(Problem::body_too_large(max_bytes));
     }
     let read = async {
-        // Copied, because one byte of a part may keep all of the buffer that it was read with.
+        // Copied: otherwise one byte of a part could keep the whole read buffer allocated.
         let mut whole = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Kind::BodyIncomplete)?;
@@ -52,7 +52,7 @@ pub(super) async fn read(
     timeout(limit, read).await.unwrap_or_else(|_| Err(Kind::BodyTimeout.into()))
 }
 
-/// Reads on for a while: a caller that is still sending when its connection is closed may never see the answer.
+/// Discards the rest of a body: a client that is still sending when its connection closes may never see the response.
 async fn discard(body: &mut Body) {
     let mut rest = Limited::new(body, MAX_DISCARDED_BYTES);
     while let Some(Ok(_)) = rest.frame().await {}

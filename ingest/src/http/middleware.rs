@@ -1,4 +1,4 @@
-//! What happens around every request: admission, its id, the body of a problem, metrics and the span.
+//! Middleware of every request: admission, request id, problem rendering, metrics and span.
 
 use std::{mem, sync::Arc, time::Instant};
 
@@ -24,7 +24,7 @@ use crate::{
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// Admits a request, renders its problem if there is one, gives the response the request's id, and counts and traces both.
+/// Admits a request, renders its problem if there is one, adds the request id to the response, and records metrics and the span.
 pub(super) async fn handle<S: LikeSink>(
     State(service): State<Arc<Service<S>>>,
     mut request: Request,
@@ -68,14 +68,14 @@ fn render_problem(
     let Some(problem) = response.extensions_mut().remove::<Problem>() else { return (response, None) };
     let code = problem.code();
     let trace_id = spans::trace_id(span);
-    tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code, trace_id, "refused");
+    tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code, trace_id, "request refused");
     let headers = mem::take(response.headers_mut());
     let mut rendered = problem.render(id.to_str().unwrap_or_default(), headers);
     *rendered.extensions_mut() = mem::take(response.extensions_mut());
     (rendered, Some(code))
 }
 
-/// A request without an answer. It may never get one: its caller can leave at any time.
+/// A request without a response. Counted by a guard, because the client can disconnect at any time.
 struct Active {
     metrics: Arc<Metrics>,
     method: Method,
@@ -98,7 +98,7 @@ impl Drop for Active {
     }
 }
 
-/// Returns the caller's own id if it is harmless to repeat, or else a new one.
+/// Returns the client's request id if it is short visible ASCII, otherwise a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let is_harmless = |id: &&HeaderValue| {
         (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)

@@ -1,4 +1,4 @@
-//! The OpenAPI document at `GET /openapi.json`, and its page at `GET /docs`, which needs no internet.
+//! The OpenAPI document at `GET /openapi.json`, and Swagger UI at `GET /docs`. The page loads nothing from other hosts.
 
 use std::sync::Arc;
 
@@ -21,18 +21,19 @@ use super::{
     routes,
 };
 
-/// Swagger UI has inline styles, with its icons in them.
+/// Content security policy. Swagger UI needs inline styles, which contain its icons.
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const DESCRIPTION: &str = "Takes likes, and answers as soon as they are safe in a queue; they are in the database soon after.
+const DESCRIPTION: &str = "Accepts likes. The response 202 means that the queue, a Redis Stream, has the like; a consumer writes it to the database soon after.
 
-It is always safe to send a like again: of one user and one post there is only ever one. So after a timeout, a broken \
-connection, a 429 or a 503 wait for as long as `Retry-After` says, or some time that grows and differs from caller to caller, and send the same again.
+Requests are idempotent: a like of one user for one post is stored once, however often it is sent. After a timeout, a broken \
+connection, a 408, 429 or 5xx, send the same request again. Wait for the time in `Retry-After`, or use exponential backoff with jitter.
 
-Errors are `application/problem+json` (RFC 9457). Their `type` is stable, their `detail` is for people. What is not HTTP at all gets a bare 400, 414 or 431.";
+Errors are `application/problem+json` (RFC 9457). `type` is stable; `detail` is for humans and may change. \
+A request that is not valid HTTP gets 400, 414 or 431 without a body.";
 
-/// Complete programs, which `make test-http` runs.
+/// Complete programs. `make test-http` runs them.
 const EXAMPLES: [(&str, &str, &str); 4] = [
     ("curl", "bash", include_str!("../../../docs/examples/curl.sh")),
     ("Python", "python", include_str!("../../../docs/examples/python.py")),
@@ -49,34 +50,33 @@ const EXAMPLES: [(&str, &str, &str); 4] = [
     servers((url = "/")),
     paths(routes::post_like, routes::post_batch),
     components(schemas(ProblemBody)),
-    tags((name = "likes", description = "What users like")),
+    tags((name = "likes", description = "Likes of posts by users")),
     modifiers(&Credentials),
 )]
 struct Api;
 
-/// The credentials of `INGEST_AUTH`.
+/// Adds the security schemes of `INGEST_AUTH`.
 struct Credentials;
 
 impl Modify for Credentials {
     fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
         let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").description(Some(
-            "For users: may write only likes of the user that is its sub. With the scope of a service, those of all.",
+            "Token of a user or a service. Allows likes of the user whose id is the claim `sub`, or of all users with the service scope.",
         ));
-        let key = ApiKeyValue::with_description("X-Api-Key", "For services: may write likes of all users.");
+        let key =
+            ApiKeyValue::with_description("X-Api-Key", "API key of a service. Allows likes of all users.");
         let components = api.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(token.build()));
         components.add_security_scheme("key", SecurityScheme::ApiKey(ApiKey::Header(key)));
     }
 }
 
-/// Returns the OpenAPI document as pretty JSON.
+/// Returns the OpenAPI document as formatted JSON.
 fn document() -> String {
     let mut api = Api::openapi();
     env!("CARGO_PKG_VERSION").clone_into(&mut api.info.version);
     let example = |(name, language, code): &(&str, &str, &str)| {
-        format!(
-            "\n\n<details><summary>A caller in {name}</summary>\n\n```{language}\n{code}```\n\n</details>"
-        )
+        format!("\n\n<details><summary>Client in {name}</summary>\n\n```{language}\n{code}```\n\n</details>")
     };
     api.info.description = Some(DESCRIPTION.to_owned() + &EXAMPLES.iter().map(example).collect::<String>());
     api.to_pretty_json().unwrap_or_default() + "\n"
@@ -89,7 +89,7 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let document = move || async move { ([(header::CONTENT_TYPE, "application/json")], json) };
     Router::new()
         .route("/openapi.json", get(document))
-        // Relative, so that it works behind a gateway that adds a prefix.
+        // Relative, so that it works behind a gateway that adds a path prefix.
         .route("/docs", get(|| async { (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, "docs/")]) }))
         .route("/docs/", get(move || async move { page("index.html", home) }))
         .route("/docs/{*page}", get(move |Path(path): Path<String>| async move { page(&path, config) }))
@@ -97,7 +97,7 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
 
 fn page(path: &str, config: Arc<Config<'static>>) -> Response {
     let Ok(Some(file)) = serve(path, config) else { return Problem::from(Kind::NotFound).into_response() };
-    // The bytes are static, and not copied for each request.
+    // The bytes are static: nothing is copied per request.
     let mut response = file.bytes.into_response();
     let headers = response.headers_mut();
     let mut set = |name: HeaderName, value: &str| {

@@ -1,4 +1,5 @@
-//! Every error of the HTTP interface as `application/problem+json` (RFC 9457). No other module turns errors into answers.
+//! Renders every error of the HTTP interface as `application/problem+json` (RFC 9457). No other module turns errors into
+//! responses.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -18,24 +19,27 @@ use crate::{
     publish::sink::PublishError,
 };
 
-/// Retry-After, by cause.
+/// Values of `Retry-After`.
 const SOON: Option<Duration> = Some(Duration::from_secs(1));
 const WHEN_DRAINED: Option<Duration> = Some(Duration::from_secs(5));
 const NEVER: Option<Duration> = None;
 
 /// Nothing was published, and a later attempt may succeed.
-const NOT_TAKEN: &str = "Nothing was taken. Send it again later.";
-/// The like may have been published although the answer was lost.
-const MAYBE_TAKEN: &str = "It may or may not have been taken. It is safe to send it again.";
-const ROUTES: &str = "Likes are taken by POST /likes and POST /likes/batch: see /docs.";
+const NOT_ACCEPTED: &str = "No like was accepted. Send the request again after the time in Retry-After.";
+/// The likes may have been published although Redis's reply was lost.
+const MAYBE_ACCEPTED: &str =
+    "It is unknown whether Redis has the likes. Send the same request again: each like is stored only once.";
+const ROUTES: &str = "Send one like with POST /likes, or several with POST /likes/batch.";
 const MEDIA_TYPES: &str =
-    "Send the header Content-Type: application/json, or for a batch application/x-ndjson.";
-const AT_ONCE: &str = "Send the whole body at once.";
-const INCOMPLETE: &str = "The connection ended, or left the rules of HTTP, before the body did.";
-/// Each problem of this kind has a detail of its own.
-const OWN: &str = "";
+    "Content-Type must be application/json. POST /likes/batch also accepts application/x-ndjson.";
+const TIMED_OUT: &str =
+    "The body did not arrive within the time limit. Send the request again without pauses.";
+const INCOMPLETE: &str =
+    "The connection closed, or the client violated HTTP, before the end of the body. Send the request again.";
+/// Problems of this kind set their detail when they are created.
+const DYNAMIC: &str = "";
 
-/// What all problems of one kind have in common.
+/// Properties that all problems of one kind share.
 struct Row {
     status: StatusCode,
     code: &'static str,
@@ -46,7 +50,7 @@ struct Row {
 
 macro_rules! kinds {
     ($($kind:ident $status:ident $code:literal $title:literal $detail:ident $retry_after:ident)*) => {
-        /// The kind of a problem: stable for callers, and a label of metrics.
+        /// The kind of a problem. Its code is stable for clients, and a label value of metrics.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Kind { $($kind),* }
 
@@ -69,27 +73,27 @@ macro_rules! kinds {
 }
 
 kinds! {
-    InvalidJson BAD_REQUEST "invalid-json" "The body is not JSON" OWN NEVER
-    BodyIncomplete BAD_REQUEST "body-incomplete" "The body broke off" INCOMPLETE NEVER
-    NoCredential UNAUTHORIZED "no-credential" "There is no credential" OWN NEVER
-    InvalidCredential UNAUTHORIZED "invalid-credential" "The credential is not valid" OWN NEVER
-    OtherUser FORBIDDEN "other-user" "The credential is another user's" OWN NEVER
-    NotFound NOT_FOUND "not-found" "There is nothing here" ROUTES NEVER
+    InvalidJson BAD_REQUEST "invalid-json" "The body is not valid JSON" DYNAMIC NEVER
+    BodyIncomplete BAD_REQUEST "body-incomplete" "The body is incomplete" INCOMPLETE NEVER
+    NoCredential UNAUTHORIZED "no-credential" "A credential is required" DYNAMIC NEVER
+    InvalidCredential UNAUTHORIZED "invalid-credential" "The credential is not valid" DYNAMIC NEVER
+    OtherUser FORBIDDEN "other-user" "The token belongs to another user" DYNAMIC NEVER
+    NotFound NOT_FOUND "not-found" "The path does not exist" ROUTES NEVER
     MethodNotAllowed METHOD_NOT_ALLOWED "method-not-allowed" "The method is not allowed" ROUTES NEVER
-    BodyTimeout REQUEST_TIMEOUT "body-timeout" "The body took too long" AT_ONCE NEVER
-    BodyTooLarge PAYLOAD_TOO_LARGE "body-too-large" "The body is too large" OWN NEVER
-    BatchTooLarge PAYLOAD_TOO_LARGE "batch-too-large" "The batch has too many likes" OWN NEVER
+    BodyTimeout REQUEST_TIMEOUT "body-timeout" "The body took too long to arrive" TIMED_OUT NEVER
+    BodyTooLarge PAYLOAD_TOO_LARGE "body-too-large" "The body is too large" DYNAMIC NEVER
+    BatchTooLarge PAYLOAD_TOO_LARGE "batch-too-large" "The batch has too many likes" DYNAMIC NEVER
     UnsupportedMediaType UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The media type is not supported" MEDIA_TYPES NEVER
-    InvalidLike UNPROCESSABLE_ENTITY "invalid-like" "The body is not a like" OWN NEVER
-    InvalidBatch UNPROCESSABLE_ENTITY "invalid-batch" "The batch has no likes" OWN NEVER
-    RateLimited TOO_MANY_REQUESTS "rate-limited" "Too much in too short a time" OWN NEVER
-    Internal INTERNAL_SERVER_ERROR "internal" "Something went wrong here" MAYBE_TAKEN NEVER
-    BacklogFull SERVICE_UNAVAILABLE "backlog-full" "Too many likes wait to be stored" NOT_TAKEN WHEN_DRAINED
-    Overloaded SERVICE_UNAVAILABLE "overloaded" "Too much at once" NOT_TAKEN SOON
-    RedisOutOfMemory SERVICE_UNAVAILABLE "redis-out-of-memory" "Redis is out of memory" MAYBE_TAKEN WHEN_DRAINED
-    RedisRefused SERVICE_UNAVAILABLE "redis-refused" "Redis does not take likes" MAYBE_TAKEN WHEN_DRAINED
-    RedisUnconfirmed SERVICE_UNAVAILABLE "redis-unconfirmed" "The like is not safe enough" MAYBE_TAKEN SOON
-    RedisUnavailable SERVICE_UNAVAILABLE "redis-unavailable" "Redis can't be reached" MAYBE_TAKEN SOON
+    InvalidLike UNPROCESSABLE_ENTITY "invalid-like" "The body is not a valid like" DYNAMIC NEVER
+    InvalidBatch UNPROCESSABLE_ENTITY "invalid-batch" "The batch has no valid likes" DYNAMIC NEVER
+    RateLimited TOO_MANY_REQUESTS "rate-limited" "The rate limit is exceeded" DYNAMIC NEVER
+    Internal INTERNAL_SERVER_ERROR "internal" "Internal server error" MAYBE_ACCEPTED NEVER
+    BacklogFull SERVICE_UNAVAILABLE "backlog-full" "The backlog is full" NOT_ACCEPTED WHEN_DRAINED
+    Overloaded SERVICE_UNAVAILABLE "overloaded" "The server is overloaded" NOT_ACCEPTED SOON
+    RedisOutOfMemory SERVICE_UNAVAILABLE "redis-out-of-memory" "Redis is out of memory" MAYBE_ACCEPTED WHEN_DRAINED
+    RedisRefused SERVICE_UNAVAILABLE "redis-refused" "Redis rejected the write" MAYBE_ACCEPTED WHEN_DRAINED
+    RedisUnconfirmed SERVICE_UNAVAILABLE "redis-unconfirmed" "Redis did not confirm the write" MAYBE_ACCEPTED SOON
+    RedisUnavailable SERVICE_UNAVAILABLE "redis-unavailable" "Redis is unavailable" MAYBE_ACCEPTED SOON
 }
 
 impl Kind {
@@ -97,7 +101,7 @@ impl Kind {
         self.row().status
     }
 
-    /// The last part of its `type`.
+    /// Returns the last part of the problem's `type`.
     pub(crate) fn code(self) -> &'static str {
         self.row().code
     }
@@ -107,7 +111,7 @@ impl Kind {
     }
 }
 
-/// Why a request was refused, and what its caller can do about it.
+/// Why a request was refused, and what the client can do about it.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     kind: Kind,
@@ -119,7 +123,7 @@ pub(crate) struct Problem {
     errors: Vec<BadItem>,
 }
 
-/// A problem with the detail that all of its kind have.
+/// Creates a problem with the detail that all problems of its kind share.
 impl From<Kind> for Problem {
     fn from(kind: Kind) -> Self {
         let Row { detail, retry_after, .. } = *kind.row();
@@ -141,7 +145,9 @@ impl From<BadBatch> for Problem {
         match error {
             BadBatch::Json(why) => Self::new(Kind::InvalidJson, why),
             BadBatch::TooMany(max_likes) => {
-                let detail = format!("At most {max_likes} likes are taken at once, and nothing of this was.");
+                let detail = format!(
+                    "A batch must have at most {max_likes} likes. No like was accepted; split the batch."
+                );
                 Self::new(Kind::BatchTooLarge, detail)
             }
         }
@@ -154,7 +160,7 @@ impl From<AuthError> for Problem {
             AuthError::NoCredential { methods } => {
                 let detail = match methods {
                     Methods { token: true, api_key: true } => {
-                        "Send the header Authorization: Bearer <token>, or X-Api-Key: <key>."
+                        "Send the header Authorization: Bearer <token>, or the header X-Api-Key: <key>."
                     }
                     Methods { api_key: true, .. } => "Send the header X-Api-Key: <key>.",
                     Methods { .. } => "Send the header Authorization: Bearer <token>.",
@@ -165,8 +171,8 @@ impl From<AuthError> for Problem {
                 (Self::new(Kind::InvalidCredential, error.to_string()), methods)
             }
         };
-        // RFC 6750, section 3: only an invalid token is told what is wrong with it. A 401 must have a challenge; none is
-        // registered for keys.
+        // RFC 6750, section 3: only an invalid token gets an error code. A 401 must have a challenge, and no scheme is
+        // registered for API keys.
         let challenge = match error {
             _ if !methods.token => "ApiKey",
             AuthError::NoCredential { .. }
@@ -181,10 +187,10 @@ impl From<QuotaExceeded> for Problem {
     fn from(QuotaExceeded { quota, wait }: QuotaExceeded) -> Self {
         let detail = match quota {
             QuotaKind::User => {
-                "This user has used up the quota of likes. Nothing was taken. Send it again after Retry-After."
+                "The rate limit for likes of this user is exceeded. No like was accepted. Send the request again after the time in Retry-After."
             }
             QuotaKind::Address => {
-                "This address has used up the quota of requests. Nothing was taken. Send it again after Retry-After."
+                "The rate limit for requests from this address is exceeded. No like was accepted. Send the request again after the time in Retry-After."
             }
         };
         Self { retry_after: Some(wait), ..Self::new(Kind::RateLimited, detail) }
@@ -203,23 +209,23 @@ impl From<PublishError> for Problem {
     }
 }
 
-/// The body of every "no": RFC 9457 problem details.
+/// Details of a refused request (RFC 9457)
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(crate) struct ProblemBody<'a> {
-    /// `urn:likestream:problem:` and the code: stable
+    /// `urn:likestream:problem:` followed by the code. Stable
     #[schema(example = "urn:likestream:problem:invalid-like", pattern = "^urn:likestream:problem:[a-z-]+$")]
     r#type: String,
-    /// The code in words
+    /// Summary of the code
     title: &'a str,
-    /// The HTTP status
+    /// HTTP status code
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
-    /// What is wrong, and what to do about it
+    /// Cause of the error, and how to correct it. The text may change
     detail: &'a str,
-    /// That of the header x-request-id, and of the server's log
+    /// Id of the request, as in the header `X-Request-Id` and in the server's log
     request_id: &'a str,
-    /// What is wrong with each like of a batch
+    /// Errors of single elements of a batch
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     errors: &'a [BadItem],
@@ -230,22 +236,24 @@ impl Problem {
         Self { detail: detail.into(), ..Self::from(kind) }
     }
 
-    /// No item of a batch is a like.
+    /// Creates the problem of a batch without a valid item.
     pub(crate) fn invalid_batch(errors: Vec<BadItem>) -> Self {
-        let detail = errors.first().map_or("It is empty.".into(), |first| {
-            Cow::from(format!("Nothing was taken. Element {}: {}", first.index, first.detail))
+        let detail = errors.first().map_or("The batch is empty. Send at least one like.".into(), |first| {
+            Cow::from(format!("No like was accepted. Element at index {}: {}", first.index, first.detail))
         });
         Self { errors, ..Self::new(Kind::InvalidBatch, detail) }
     }
 
     pub(crate) fn body_too_large(max_bytes: usize) -> Self {
-        Self::new(Kind::BodyTooLarge, format!("At most {max_bytes} bytes are taken."))
+        Self::new(Kind::BodyTooLarge, format!("The body must have at most {max_bytes} bytes."))
     }
 
-    /// The token is a user's, and the like, or the one with this index in a batch, is another user's.
+    /// Creates the problem of a user's token with a like of another user. `index` is the position of the like in its batch.
     pub(crate) fn other_user(index: Option<usize>) -> Self {
-        let detail = index.map_or("The token's sub is not the user_id of the like.".into(), |index| {
-            Cow::from(format!("Nothing was taken. Element {index}: the token's sub is not its user_id."))
+        let detail = index.map_or("user_id must equal the token's sub.".into(), |index| {
+            Cow::from(format!(
+                "No like was accepted. Element at index {index}: user_id must equal the token's sub."
+            ))
         });
         Self::new(Kind::OtherUser, detail)
     }
@@ -254,7 +262,7 @@ impl Problem {
         self.kind.code()
     }
 
-    /// Returns the whole response. `headers` are those that the router has set already, such as Allow.
+    /// Renders the whole response. `headers` are the headers that the router has already set, such as `Allow`.
     pub(crate) fn render(&self, request_id: &str, headers: HeaderMap) -> Response {
         let Row { status, code, title, .. } = *self.kind.row();
         let body = ProblemBody {
@@ -280,12 +288,12 @@ impl Problem {
     }
 }
 
-/// Rounds up: a retry before that would be refused again.
+/// Returns the wait in whole seconds, rounded up: an earlier retry would be refused again.
 pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
-/// Hands the problem to the middleware, which renders it with the request's id.
+/// Passes the problem to the middleware, which renders it with the id of the request.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.kind.status().into_response();
@@ -307,7 +315,8 @@ mod tests {
 
     #[test]
     fn every_kind_without_a_fixed_detail_gets_one() {
-        let without: Vec<Kind> = Kind::ALL.iter().copied().filter(|kind| kind.row().detail == OWN).collect();
+        let without: Vec<Kind> =
+            Kind::ALL.iter().copied().filter(|kind| kind.row().detail == DYNAMIC).collect();
         let item = BadItem { index: 3, code: "invalid-like", detail: "why".to_owned() };
         let auth = AuthError::InvalidCredential { error: InvalidCredential::Expired, methods: BOTH };
         let quota = QuotaExceeded { quota: QuotaKind::User, wait: Duration::from_millis(1) };

@@ -1,4 +1,4 @@
-//! The problems of each endpoint, for the OpenAPI document.
+//! OpenAPI responses: the problems that each endpoint can return.
 
 use std::collections::BTreeMap;
 
@@ -58,12 +58,15 @@ fn responses(own: &[Kind]) -> BTreeMap<String, RefOr<Response>> {
         let mut response = ResponseBuilder::new()
             .description(lines.collect::<Vec<_>>().join("; "))
             .content("application/problem+json", Content::new(Some(Ref::from_schema_name("Problem"))))
-            .header("X-Request-Id", text().description(Some("The request's id")).build());
+            .header("X-Request-Id", text().description(Some("Id of the request")).build());
         if status == 401 {
-            response = response.header("WWW-Authenticate", text().description(Some("RFC 6750")).build());
+            response =
+                response.header("WWW-Authenticate", text().description(Some("Challenge (RFC 6750)")).build());
         }
         if [429, 503].contains(&status) {
-            let seconds = HeaderBuilder::new().schema(Some(u32::schema())).description(Some("Seconds"));
+            let seconds = HeaderBuilder::new()
+                .schema(Some(u32::schema()))
+                .description(Some("Seconds to wait before the next attempt"));
             response = response.header("Retry-After", seconds.build());
         }
         RefOr::T(response.build())

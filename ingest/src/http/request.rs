@@ -1,10 +1,10 @@
-//! Parses the bodies of requests into likes.
+//! Parses request bodies into likes.
 
 use std::fmt;
 
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{self, MapAccess, SeqAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{error::Category, value::RawValue};
 use shared::wire::like::Like;
@@ -18,49 +18,48 @@ use utoipa::{
     },
 };
 
-/// Why a body is not a like.
+/// Error of a body that is not a like.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadRequest {
-    /// Not JSON.
+    /// The body is not JSON.
     #[error("{0}")]
     Json(String),
-    /// JSON, but not a like.
+    /// The body is JSON, but not a valid like.
     #[error("{0}")]
     Like(String),
 }
 
-/// Parses one like. `now_us`, in microseconds since the Unix epoch, is its time where the body has none.
+/// Parses one like. `now_us`, in microseconds since the Unix epoch, is the default of `created_at`.
 pub fn parse(body: &[u8], now_us: i64) -> Result<Like, BadRequest> {
     let Object(request) = serde_json::from_slice(body).map_err(|error| match error.classify() {
         Category::Data => BadRequest::Like(error.to_string()),
         Category::Io | Category::Syntax | Category::Eof => BadRequest::Json(error.to_string()),
     })?;
     let created_at_us = request.created_at.map_or(now_us.into(), |CreatedAt(us)| us);
-    Like::new(request.user_id.0, request.post_id.0, created_at_us)
-        .map_err(|e| BadRequest::Like(e.to_string()))
+    Like::new(request.user_id, request.post_id, created_at_us).map_err(|e| BadRequest::Like(e.to_string()))
 }
 
-/// One element of a batch that was not taken
+/// An element of a batch that was not accepted
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BadItem {
-    /// Which one, from 0
+    /// Index of the element in the batch, from 0
     #[schema(example = 1)]
     pub index: usize,
-    /// `invalid-json`, `invalid-like` or `rate-limited`
+    /// Error code: `invalid-json`, `invalid-like` or `rate-limited`
     #[schema(example = "invalid-like")]
     pub code: &'static str,
-    /// Why
+    /// Cause of the error, and how to correct it
     pub detail: String,
 }
 
 impl BadItem {
-    /// Estimates an upper bound of its size as JSON.
+    /// Returns an estimated upper bound of the size as JSON.
     pub(crate) fn json_bytes(&self) -> usize {
         self.detail.len() + 80
     }
 }
 
-/// A parsed batch.
+/// Likes and errors of a parsed batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BatchRequest {
     /// The valid items, in order.
@@ -70,7 +69,7 @@ pub struct BatchRequest {
 }
 
 impl BatchRequest {
-    /// Iterates over the likes with their indices in the batch.
+    /// Returns the likes with their indices in the batch.
     pub(crate) fn indexed(&self) -> impl Iterator<Item = (usize, Like)> {
         let mut bad = self.bad.iter().map(|bad| bad.index).peekable();
         let mut next = 0;
@@ -83,7 +82,7 @@ impl BatchRequest {
         })
     }
 
-    /// Rejects the likes for which `why` returns a code and a reason.
+    /// Rejects the likes for which `why` returns an error code and a detail.
     pub(crate) fn reject(&mut self, mut why: impl FnMut(&Like) -> Option<(&'static str, String)>) {
         let mut kept = Vec::with_capacity(self.likes.len());
         let mut rejected = Vec::new();
@@ -99,31 +98,31 @@ impl BatchRequest {
     }
 }
 
-/// Why a batch is refused as a whole.
+/// Error of a whole batch.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BadBatch {
-    /// Not a JSON array.
+    /// The body is not a JSON array.
     #[error("{0}")]
     Json(String),
-    /// More likes than allowed.
-    #[error("more than {0} likes")]
+    /// The batch has more likes than this limit.
+    #[error("the batch has more than {0} likes")]
     TooMany(usize),
 }
 
-/// Parses a JSON array of likes.
+/// Parses a JSON array of likes. Invalid items are in [`BatchRequest::bad`].
 ///
 /// # Errors
-/// When the body is not an array, or has more than `max_likes`. Invalid items are in [`BatchRequest::bad`].
+/// Returns an error if the body is not an array, or has more than `max_likes` items.
 pub fn parse_array(body: &[u8], now_us: i64, max_likes: usize) -> Result<BatchRequest, BadBatch> {
-    let items: Vec<&RawValue> =
-        serde_json::from_slice(body).map_err(|error| BadBatch::Json(error.to_string()))?;
+    let items: Vec<&RawValue> = serde_json::from_slice(body)
+        .map_err(|error| BadBatch::Json(format!("the body must be a JSON array of likes: {error}")))?;
     parse_items(items.into_iter().map(|item| item.get().as_bytes()), now_us, max_likes)
 }
 
-/// Parses NDJSON: one like per line. Empty lines are ignored.
+/// Parses NDJSON: one like per line. Empty lines are ignored. Invalid items are in [`BatchRequest::bad`].
 ///
 /// # Errors
-/// When the body has more than `max_likes`. Invalid items are in [`BatchRequest::bad`].
+/// Returns an error if the body has more than `max_likes` items.
 pub fn parse_lines(body: &[u8], now_us: i64, max_likes: usize) -> Result<BatchRequest, BadBatch> {
     let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     parse_items(lines.filter(|line| !line.is_empty()), now_us, max_likes)
@@ -148,22 +147,22 @@ fn parse_items<'a>(
     Ok(batch)
 }
 
-/// A user likes a post
+/// A like: one user likes one post
 #[derive(Deserialize, ToSchema)]
 #[schema(as = Like)]
 pub(crate) struct LikeRequest {
-    #[serde(alias = "userId")]
+    #[serde(alias = "userId", deserialize_with = "user_id")]
     #[schema(schema_with = user_id_schema)]
-    user_id: Id,
-    #[serde(alias = "postId")]
+    user_id: i128,
+    #[serde(alias = "postId", deserialize_with = "post_id")]
     #[schema(schema_with = post_id_schema)]
-    post_id: Id,
+    post_id: i128,
     #[serde(default, alias = "timestamp")]
     #[schema(schema_with = created_at_schema, required = false)]
     created_at: Option<CreatedAt>,
 }
 
-/// The schema of a batch, whose items are parsed one by one.
+/// OpenAPI schema of a batch. The items are parsed one by one, so no Rust type holds them.
 pub(crate) enum LikeArray {}
 
 impl ToSchema for LikeArray {
@@ -179,7 +178,7 @@ impl PartialSchema for LikeArray {
     }
 }
 
-/// An object: serde would accept an array for a struct, too.
+/// A JSON object. Serde alone would also accept an array for the struct.
 struct Object(LikeRequest);
 
 impl<'de> Deserialize<'de> for Object {
@@ -189,7 +188,7 @@ impl<'de> Deserialize<'de> for Object {
             type Value = Object;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object like {\"user_id\": 7, \"post_id\": 42}")
+                f.write_str("an object such as {\"user_id\": 7, \"post_id\": 42}")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object, A::Error> {
@@ -200,57 +199,99 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
-/// A JSON integer or a string of decimal digits. `Like` checks the range.
-struct Id(i128);
+/// Reads a field that is an integer or a text, and names the field in errors. `Like` checks the range.
+struct FieldVisitor {
+    name: &'static str,
+    /// The forms that are accepted.
+    form: &'static str,
+    /// Multiplies integers.
+    scale: i128,
+    parse_text: fn(&str) -> Option<i128>,
+}
 
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct IntegerOrDigits;
-        impl Visitor<'_> for IntegerOrDigits {
-            type Value = Id;
+impl FieldVisitor {
+    fn id(name: &'static str) -> Self {
+        let form = "an integer from 1 to 9223372036854775807, or a string of its decimal digits";
+        Self { name, form, scale: 1, parse_text: parse_digits }
+    }
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an integer from 1 to 9223372036854775807, or a string of its decimal digits")
-            }
-
-            fn visit_u64<E>(self, id: u64) -> Result<Id, E> {
-                Ok(Id(id.into()))
-            }
-
-            fn visit_i64<E>(self, id: i64) -> Result<Id, E> {
-                Ok(Id(id.into()))
-            }
-
-            fn visit_str<E: de::Error>(self, digits: &str) -> Result<Id, E> {
-                let all_digits =
-                    (1..=20).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
-                let id = digits.parse().ok().filter(|_| all_digits);
-                id.map(Id).ok_or_else(|| E::invalid_value(de::Unexpected::Str(digits), &self))
-            }
-        }
-        deserializer.deserialize_any(IntegerOrDigits)
+    fn invalid<E: de::Error>(&self, got: Unexpected<'_>) -> E {
+        E::custom(format_args!("{} must be {}; got {got}", self.name, self.form))
     }
 }
 
+impl<'de> Visitor<'de> for FieldVisitor {
+    type Value = i128;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.form)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<i128, E> {
+        Ok(i128::from(value) * self.scale)
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<i128, E> {
+        Ok(i128::from(value) * self.scale)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<i128, E> {
+        (self.parse_text)(text).ok_or_else(|| self.invalid(Unexpected::Str(text)))
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<i128, E> {
+        Err(self.invalid(Unexpected::Bool(value)))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<i128, E> {
+        Err(self.invalid(Unexpected::Float(value)))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<i128, E> {
+        Err(self.invalid(Unexpected::Other("null")))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<i128, A::Error> {
+        Err(self.invalid(Unexpected::Other("an array")))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<i128, A::Error> {
+        Err(self.invalid(Unexpected::Other("an object")))
+    }
+}
+
+fn parse_digits(text: &str) -> Option<i128> {
+    let all_digits = (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|_| all_digits)
+}
+
+fn user_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i128, D::Error> {
+    deserializer.deserialize_any(FieldVisitor::id("user_id"))
+}
+
+fn post_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i128, D::Error> {
+    deserializer.deserialize_any(FieldVisitor::id("post_id"))
+}
+
 fn user_id_schema() -> Schema {
-    id_schema("Who likes. `userId` is taken, too", 7)
+    id_schema("Id of the user. The name `userId` is also accepted", 7)
 }
 
 fn post_id_schema() -> Schema {
-    id_schema("What is liked. `postId` is taken, too", 42)
+    id_schema("Id of the liked post. The name `postId` is also accepted", 42)
 }
 
-fn id_schema(what: &str, example: i64) -> Schema {
+fn id_schema(description: &str, example: i64) -> Schema {
     let number = ObjectBuilder::new()
         .schema_type(Type::Integer)
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
         .minimum(Some(1))
         .maximum(Some(MAX_ID));
     let digits = ObjectBuilder::new().schema_type(Type::String).pattern(Some(ID_PATTERN));
-    OneOfBuilder::new().item(number).item(digits).description(Some(what)).examples([example]).into()
+    OneOfBuilder::new().item(number).item(digits).description(Some(description)).examples([example]).into()
 }
 
-/// 2^63 - 1, in the type that utoipa expects.
+/// 2^63 - 1, in utoipa's type for maximums.
 const MAX_ID: isize = 0x7fff_ffff_ffff_ffff;
 
 /// The decimal digits of 1 to 2^63 - 1.
@@ -260,35 +301,24 @@ const ID_PATTERN: &str = "^([1-9][0-9]{0,17}|[1-8][0-9]{18}|9[01][0-9]{17}|92[01
     922337203685[0-3][0-9]{6}|9223372036854[0-6][0-9]{5}|92233720368547[0-6][0-9]{4}|\
     922337203685477[0-4][0-9]{3}|9223372036854775[0-7][0-9]{2}|922337203685477580[0-7])$";
 
-/// RFC 3339 or Unix milliseconds, as microseconds since the Unix epoch. `Like` checks the range.
+/// A time in microseconds since the Unix epoch.
 struct CreatedAt(i128);
 
 impl<'de> Deserialize<'de> for CreatedAt {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrMilliseconds;
-        impl Visitor<'_> for TextOrMilliseconds {
-            type Value = CreatedAt;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a time like \"2026-01-31T12:00:00Z\" (RFC 3339) or Unix milliseconds")
-            }
-
-            fn visit_u64<E>(self, ms: u64) -> Result<CreatedAt, E> {
-                Ok(CreatedAt(i128::from(ms) * 1_000))
-            }
-
-            fn visit_i64<E>(self, ms: i64) -> Result<CreatedAt, E> {
-                Ok(CreatedAt(i128::from(ms) * 1_000))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<CreatedAt, E> {
-                OffsetDateTime::parse(text, &Rfc3339)
-                    .map(|time| CreatedAt(time.unix_timestamp_nanos().div_euclid(1_000)))
-                    .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-        }
-        deserializer.deserialize_any(TextOrMilliseconds)
+        let field = FieldVisitor {
+            name: "created_at",
+            form: "an RFC 3339 time such as \"2026-01-31T12:00:00Z\", or Unix time in milliseconds",
+            scale: 1_000,
+            parse_text: parse_rfc_3339,
+        };
+        deserializer.deserialize_any(field).map(CreatedAt)
     }
+}
+
+fn parse_rfc_3339(text: &str) -> Option<i128> {
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    Some(time.unix_timestamp_nanos().div_euclid(1_000))
 }
 
 fn created_at_schema() -> Schema {
@@ -297,13 +327,13 @@ fn created_at_schema() -> Schema {
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
     let milliseconds =
         ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(MAX_MILLISECONDS));
-    let what = "When, from 1970 to 9999: RFC 3339, or Unix milliseconds. Without it the time of receipt counts. \
-                `timestamp` is taken, too";
+    let description = "Time of the like, from the year 1970 to 9999: RFC 3339, or Unix time in milliseconds. \
+                       Defaults to the time of receipt. The name `timestamp` is also accepted";
     OneOfBuilder::new()
         .item(text)
         .item(milliseconds)
         .item(ObjectBuilder::new().schema_type(Type::Null))
-        .description(Some(what))
+        .description(Some(description))
         .examples(["2026-01-31T12:00:00Z"])
         .into()
 }
@@ -393,6 +423,30 @@ mod tests {
         ] {
             assert!(matches!(fields(body), Err(BadRequest::Like(_))), "{body}");
         }
+    }
+
+    #[test]
+    fn invalid_fields_are_named_with_their_value() {
+        let detail = |body: &str| fields(body).unwrap_err().to_string();
+        let id = "an integer from 1 to 9223372036854775807, or a string of its decimal digits";
+        for (value, got) in [
+            ("\"abc\"", "string \"abc\""),
+            ("true", "boolean `true`"),
+            ("7.5", "floating point `7.5`"),
+            ("null", "null"),
+            ("[7]", "an array"),
+            ("{}", "an object"),
+        ] {
+            let user = detail(&format!("{{\"user_id\": {value}, \"post_id\": 42}}"));
+            assert!(user.starts_with(&format!("user_id must be {id}; got {got} at line 1 ")), "{user}");
+            let post = detail(&format!("{{\"user_id\": 7, \"post_id\": {value}}}"));
+            assert!(post.starts_with(&format!("post_id must be {id}; got {got} at line 1 ")), "{post}");
+        }
+        let time = detail(r#"{"user_id": 7, "post_id": 42, "created_at": "yesterday"}"#);
+        assert!(
+            time.starts_with("created_at must be ") && time.contains("; got string \"yesterday\""),
+            "{time}"
+        );
     }
 
     proptest! {

@@ -23,12 +23,12 @@ use super::{
 };
 use crate::{edge::auth::API_KEY, publish::sink::LikeSink};
 
-/// How long a browser may cache the answer to a preflight request.
+/// Time that a browser may cache the response to a preflight request.
 const CORS_MAX_AGE: Duration = Duration::from_hours(1);
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// `cors` is for pages of other origins, `docs` says whether the OpenAPI document and its page are served.
+/// Builds the router. `docs` enables `GET /openapi.json` and `GET /docs`.
 pub(crate) fn router<S: LikeSink>(service: Service<S>, cors: Option<CorsLayer>, docs: bool) -> Router {
     let service = Arc::new(service);
     let mut router =
@@ -49,7 +49,7 @@ pub(crate) fn router<S: LikeSink>(service: Service<S>, cors: Option<CorsLayer>, 
     router.with_state(service)
 }
 
-/// Returns the CORS headers for pages of these origins, or `None` without any.
+/// Returns the CORS layer for these origins, or `None` if there are none.
 pub(crate) fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     let any = origins.iter().any(|origin| origin == "*");
     let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(origins.to_vec()) };

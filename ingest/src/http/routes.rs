@@ -1,4 +1,4 @@
-//! The handlers of `POST /likes` and `POST /likes/batch`.
+//! Handlers of `POST /likes` and `POST /likes/batch`.
 
 use std::{
     sync::Arc,
@@ -32,35 +32,33 @@ use crate::{
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
 
-/// Request headers, for the OpenAPI document.
+/// Optional request headers, for the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "describes headers that are read one by one")]
 struct CallerHeaders {
-    /// Taken and not needed: user and post are the key of a like. Two requests with the same like are one like, with
-    /// whatever keys
+    /// Accepted and ignored: user and post identify a like, so the same like is stored once with any key
     #[param(rename = "Idempotency-Key", required = false)]
     idempotency_key: String,
-    /// Comes back in the answer, where it is up to 128 visible ASCII characters; else we make one
+    /// Id of the request, up to 128 visible ASCII characters. Returned in the response; generated if absent or invalid
     #[param(rename = "X-Request-Id", required = false)]
     request_id: String,
 }
 
-/// The like is safe in the queue
+/// A like that the queue has
 #[derive(Serialize, ToSchema)]
 pub(super) struct LikeAccepted<'a> {
-    /// The stream entry that it is in
+    /// Id of the stream entry that contains the like
     #[schema(example = "1700000000000-0")]
     id: &'a str,
-    /// The partition whose stream that is
+    /// Partition of the entry's stream
     #[schema(example = 7)]
     partition: u16,
 }
 
-/// Take a like
+/// Publish a like
 ///
-/// Answers when the like is safe in the queue. Of one user and one post there is only ever one like, so the same may be
-/// sent again at any time.
+/// Responds when the queue has the like. The request is idempotent: a like of one user for one post is stored once.
 #[utoipa::path(
     post,
     path = "/likes",
@@ -69,8 +67,8 @@ pub(super) struct LikeAccepted<'a> {
     params(CallerHeaders),
     request_body(content = LikeRequest, content_type = "application/json"),
     responses(
-        (status = 202, description = "The like is safe", body = LikeAccepted,
-         headers(("X-Request-Id" = String, description = "The request's id"))),
+        (status = 202, description = "The queue has the like", body = LikeAccepted,
+         headers(("X-Request-Id" = String, description = "Id of the request"))),
         LikeProblems,
     ),
     security((), ("token" = []), ("key" = [])),
@@ -103,23 +101,24 @@ pub(super) async fn post_like<S: LikeSink>(
     Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
 }
 
-/// What of a batch is safe in the queue
+/// Accepted and rejected elements of a batch
 #[derive(Serialize, ToSchema)]
 pub(super) struct BatchAccepted<'a> {
-    /// How many likes are
+    /// Number of likes that the queue has
     #[schema(example = 9997)]
     accepted: usize,
-    /// How many are not
+    /// Number of elements that were not accepted
     #[schema(example = 1)]
     rejected: usize,
-    /// Why, for each of those, in their order
+    /// One error per rejected element, ordered by index
     errors: &'a [BadItem],
 }
 
-/// Take many likes
+/// Publish a batch of likes
 ///
-/// As a JSON array, or as NDJSON: the same without brackets and commas, one like a line. What is no like is named by its index, from 0; the others are taken, and the answer
-/// comes when all of them are safe in the queue. A batch that is answered with 503 may have been taken in part: send all of it again.
+/// The body is a JSON array of likes, or NDJSON: one like per line. Invalid elements are reported by index, from 0; the other
+/// likes are accepted. Responds when the queue has all of them. After a 503, some likes of the batch may have been accepted:
+/// send the whole batch again.
 #[utoipa::path(
     post,
     path = "/likes/batch",
@@ -132,8 +131,8 @@ pub(super) struct BatchAccepted<'a> {
             "{\"user_id\": 7, \"post_id\": 42}\n{\"user_id\": 8, \"post_id\": 42}\n"),
     )),
     responses(
-        (status = 202, description = "The good likes are safe", body = BatchAccepted,
-         headers(("X-Request-Id" = String, description = "The request's id"))),
+        (status = 202, description = "The queue has all valid likes", body = BatchAccepted,
+         headers(("X-Request-Id" = String, description = "Id of the request"))),
         BatchProblems,
     ),
     security((), ("token" = []), ("key" = [])),
@@ -178,8 +177,8 @@ pub(super) async fn post_batch<S: LikeSink>(
     Ok(memory.hold_until_sent((StatusCode::ACCEPTED, Json(accepted)).into_response()))
 }
 
-/// Charges the likes of a batch to the quotas of their users, and rejects those over their quota. Returns the one with
-/// the longest wait.
+/// Charges the likes of a batch to the quotas of their users, and rejects the likes that exceed a quota. Returns the
+/// exceeded quota with the longest wait.
 fn charge_batch(quotas: &Quotas, batch: &mut BatchRequest) -> Option<QuotaExceeded> {
     let mut longest: Option<QuotaExceeded> = None;
     batch.reject(|like| {
@@ -187,12 +186,12 @@ fn charge_batch(quotas: &Quotas, batch: &mut BatchRequest) -> Option<QuotaExceed
         if longest.is_none_or(|longest| longest.wait < exceeded.wait) {
             longest = Some(exceeded);
         }
-        let why = format!(
-            "user_id {} has used up the quota: send it again in {} s",
+        let detail = format!(
+            "the rate limit of user_id {} is exceeded; send the like again after {} s",
             like.user_id(),
             whole_seconds(exceeded.wait)
         );
-        Some(("rate-limited", why))
+        Some(("rate-limited", detail))
     });
     longest
 }

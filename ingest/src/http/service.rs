@@ -1,4 +1,4 @@
-//! What all handlers share.
+//! State that all handlers share.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// `S` publishes likes.
+/// State of the HTTP service. `S` publishes likes.
 pub(crate) struct Service<S> {
     pub(crate) sink: S,
     pub(crate) backlog: Arc<Backlog>,
@@ -36,12 +36,12 @@ pub(crate) struct RequestLimits {
     pub(crate) max_batch_likes: usize,
     pub(crate) batch_memory: BatchMemory,
     pub(crate) quotas: Quotas,
-    /// A permit for each request that may be in flight.
+    /// In-flight limit: one permit per request.
     pub(crate) in_flight: Arc<Semaphore>,
 }
 
 impl<S> Service<S> {
-    /// Admits a request, unless its address is over its quota or too many requests are in flight.
+    /// Admits a request, unless its address exceeds a quota or too many requests are in flight.
     pub(super) fn admit(&self, request: &Request) -> Result<OwnedSemaphorePermit, Problem> {
         if let Some(Peer(address)) = request.extensions().get() {
             self.limits.quotas.charge_request(*address, request.headers())?;

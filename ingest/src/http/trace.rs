@@ -1,4 +1,4 @@
-//! The span of a request.
+//! Spans of requests.
 //!
 //! Source: OpenTelemetry's semantic conventions for HTTP server spans.
 
@@ -16,11 +16,11 @@ use shared::telemetry::{
 
 use crate::{edge::connections::Peer, metrics::known_method, publish::sink::RequestSpan};
 
-/// Longer values are cut: callers could send anything.
+/// Longer values are truncated: clients can send anything.
 const MAX_USER_AGENT_CHARS: usize = 256;
 const MAX_PATH_CHARS: usize = 256;
 
-/// Returns the route of a path.
+/// Returns the route of a path, as its label in metrics and spans.
 pub(super) fn known_route(path: &str) -> Option<&'static str> {
     match path {
         "/likes" => Some("/likes"),
@@ -31,7 +31,7 @@ pub(super) fn known_route(path: &str) -> Option<&'static str> {
     }
 }
 
-/// Starts the span of a request, if it is sampled: as a child of the caller's span, if there is one.
+/// Starts the span of a request, if it is sampled: as a child of the client's span, if there is one.
 pub(super) fn start(
     tracing: &Tracing,
     request: &Request,
@@ -43,7 +43,7 @@ pub(super) fn start(
     }
     let caller = tracing.named_by(&HeaderExtractor(request.headers()));
     let method = known_method(request.method());
-    // The conventions name a span with an unknown method "HTTP".
+    // By the conventions, the span of an unknown method is named "HTTP".
     let shown = if method.starts_with('_') { "HTTP" } else { method };
     let name = match (shown, route) {
         ("POST", Some("/likes")) => "POST /likes".into(),
@@ -72,7 +72,7 @@ pub(super) fn start(
     })
 }
 
-/// Ends the span of a request. Only a failure of the server is an error.
+/// Ends the span of a request. Only a 5xx status is an error.
 pub(super) fn end(span: Option<Span>, status: StatusCode, problem: Option<&'static str>) {
     let Some(span) = span else { return };
     span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16()));
@@ -81,7 +81,7 @@ pub(super) fn end(span: Option<Span>, status: StatusCode, problem: Option<&'stat
     }
 }
 
-/// Returns the context to publish likes with.
+/// Returns the span context to publish likes with.
 pub(super) fn context(span: Option<&Span>) -> RequestSpan {
     span.map(|span| Box::new(span.context()))
 }

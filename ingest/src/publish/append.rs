@@ -1,4 +1,4 @@
-//! Appends entries to the streams, as safely as `REDIS_ACK` asks for.
+//! Appends entries to the streams, with the durability of `REDIS_ACK`.
 
 use std::{num::NonZeroU16, str::FromStr, time::Duration};
 
@@ -22,19 +22,19 @@ use super::sink::PublishError;
 /// Pause between two attempts to append an entry.
 const RETRY_AFTER: Duration = Duration::from_millis(25);
 
-/// When a like counts as accepted.
+/// Durability at which a like counts as accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RedisAck {
-    /// When Redis has it in memory. Whether it survives a crash depends on Redis's persistence.
+    /// In memory of the primary. Whether the like survives a crash depends on Redis persistence.
     Memory,
-    /// When this number of replicas have it in memory, too.
+    /// Also in memory of this number of replicas.
     Replicas(NonZeroU16),
-    /// When it is on Redis's disk.
+    /// On the disk of the primary.
     Fsync,
 }
 
 #[derive(Debug, ThisError)]
-#[error("allowed are memory, replicas:N with N from 1 to 65535, and fsync")]
+#[error("expected memory, fsync, or replicas:N with N from 1 to 65535")]
 pub(crate) struct InvalidRedisAck;
 
 impl FromStr for RedisAck {
@@ -50,18 +50,18 @@ impl FromStr for RedisAck {
     }
 }
 
-/// An entry was not appended, or is not as safe as it should be.
+/// Error of an entry that was not appended, or not confirmed as `REDIS_ACK` requires.
 #[derive(Debug, ThisError)]
 pub(crate) enum AppendError {
-    #[error("Redis did not take the entry")]
+    #[error("Redis command failed")]
     Redis(#[from] Error),
-    /// The entry is in the stream, on too few servers.
-    #[error("{confirmed} of {asked} {whose} confirmed the entry in time")]
-    Unconfirmed { confirmed: u64, asked: u64, whose: &'static str },
+    /// The entry is in the stream, but too few replicas or disks have confirmed it.
+    #[error("{confirmed} of {required} {kind} confirmed the entry in time")]
+    Unconfirmed { confirmed: u64, required: u64, kind: &'static str },
 }
 
 impl AppendError {
-    /// Returns the kind of error, one of few, for metrics and spans.
+    /// Returns the kind of error, for metrics and spans. The number of kinds is small.
     pub(crate) fn error_type(&self) -> &'static str {
         match self {
             Self::Redis(error) => redis::error_type(error),
@@ -88,19 +88,19 @@ impl From<&AppendError> for PublishError {
 #[derive(Debug)]
 pub(crate) struct Appended {
     pub(crate) entry_id: String,
-    /// How often it was sent. An entry that may or may not be in the stream is sent again, and may be there twice.
+    /// Number of times the entry was sent. An entry with an unknown outcome is sent again, so the stream may have it twice.
     pub(crate) attempts: u64,
 }
 
-/// The stream of one partition, to append to. Entries are appended one after the other.
+/// The stream of one partition. Entries are appended one at a time.
 pub(crate) trait AppendLog: Send + 'static {
-    /// The stream's key.
+    /// Returns the key of the stream.
     fn stream(&self) -> &str;
 
-    /// Appends an entry, with the span that it belongs to.
+    /// Appends an entry, with the context of its span.
     ///
     /// # Errors
-    /// With [`AppendError::Redis`] the entry may be in the stream all the same.
+    /// After [`AppendError::Redis`], the entry may still be in the stream.
     fn append(
         &mut self,
         payload: Bytes,
@@ -108,12 +108,12 @@ pub(crate) trait AppendLog: Send + 'static {
     ) -> impl Future<Output = Result<Appended, AppendError>> + Send;
 }
 
-/// What Redis is asked for after an entry.
+/// Command that confirms an entry after `XADD`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Confirmation {
-    /// `WAIT` for replicas.
+    /// `WAIT` for this number of replicas.
     Replicas(u16),
-    /// `WAITAOF` for the server's append-only file to be on disk. Since Redis 7.2.
+    /// `WAITAOF` until the append-only file of the primary is on disk. Since Redis 7.2.
     LocalFsync,
 }
 
@@ -126,10 +126,10 @@ pub(crate) struct RedisStreams {
 }
 
 impl RedisStreams {
-    /// Finds out how this Redis can do what `ack` asks for.
+    /// Chooses the confirmation for `ack` by the version and settings of every Redis server.
     ///
     /// # Errors
-    /// When it can't.
+    /// Returns an error if Redis does not support `ack`.
     pub(crate) async fn new(
         redis: Connections,
         ack: RedisAck,
@@ -139,12 +139,12 @@ impl RedisStreams {
             RedisAck::Memory => None,
             RedisAck::Replicas(count) => Some(Confirmation::Replicas(count.get())),
             RedisAck::Fsync if on_every_server(&redis, knows_waitaof).await => Some(Confirmation::LocalFsync),
-            // Then the reply to XADD itself comes after the entry is on disk.
+            // With `appendfsync always`, Redis replies to XADD after the entry is on disk.
             RedisAck::Fsync if on_every_server(&redis, syncs_always).await => None,
             RedisAck::Fsync => {
                 return Err(SettingError::new(
                     "REDIS_ACK",
-                    "'fsync' is not possible with this Redis: allowed is that with Redis 7.2 or newer, or with appendonly yes and appendfsync always",
+                    "'fsync' is not supported by this Redis; expected Redis 7.2 or newer, or appendonly yes and appendfsync always",
                 ));
             }
         };
@@ -152,10 +152,11 @@ impl RedisStreams {
     }
 
     pub(crate) fn open(&self, stream: String) -> RedisStream {
-        RedisStream { streams: self.clone(), stream, own: None }
+        RedisStream { streams: self.clone(), stream, dedicated: None }
     }
 
-    /// Returns how long an append may take where a plain command may take `command`: it may have to connect first, and wait.
+    /// Returns the timeout of an append, given the timeout of one command. A confirmed append may also connect and wait for
+    /// the confirmation.
     pub(crate) fn entry_timeout(&self, command: Duration) -> Duration {
         if self.confirmation.is_some() { command * 3 } else { command }
     }
@@ -165,9 +166,9 @@ impl RedisStreams {
 pub(crate) struct RedisStream {
     streams: RedisStreams,
     stream: String,
-    /// `WAIT` covers what was written on its own connection. So where it is used the connection is not shared, and never
-    /// replaced without our knowledge.
-    own: Option<Connection>,
+    /// `WAIT` covers only writes of its own connection. So with a confirmation the stream has a dedicated connection, which
+    /// is never replaced implicitly.
+    dedicated: Option<Connection>,
 }
 
 impl AppendLog for RedisStream {
@@ -186,11 +187,11 @@ impl AppendLog for RedisStream {
                 redis.run_counting(&self.stream, Retry::Idempotent, "XADD", entry).await?;
             return Ok(Appended { entry_id, attempts });
         };
-        let give_up_at = Instant::now() + self.streams.confirm_timeout;
+        let deadline = Instant::now() + self.streams.confirm_timeout;
         let mut attempts = 1;
         loop {
             match self.append_confirmed(entry.clone(), confirmation).await {
-                Err(AppendError::Redis(error)) if redis::is_away(&error) && Instant::now() < give_up_at => {
+                Err(AppendError::Redis(error)) if redis::is_away(&error) && Instant::now() < deadline => {
                     attempts += 1;
                     sleep(RETRY_AFTER).await;
                 }
@@ -206,25 +207,25 @@ impl RedisStream {
         entry: Vec<Value>,
         confirmation: Confirmation,
     ) -> Result<String, AppendError> {
-        let connection = self.streams.redis.dedicated_connection(&self.stream, self.own.take()).await?;
-        // In this order on one connection: the second command waits for the first.
+        let connection = self.streams.redis.dedicated_connection(&self.stream, self.dedicated.take()).await?;
+        // Pipelined in this order on one connection: the confirmation covers the XADD before it.
         let (added, confirmed) =
             future::join(connection.send("XADD", entry), self.confirm(&connection, confirmation)).await;
         for error in [added.as_ref().err(), confirmed.as_ref().err()].into_iter().flatten() {
             self.streams.redis.report_error(error);
         }
         if added.is_ok() && confirmed.is_ok() {
-            self.own = Some(connection);
+            self.dedicated = Some(connection);
         }
         let entry_id = added?;
-        let (confirmed, asked, whose) = confirmed?;
-        if confirmed < asked {
-            return Err(AppendError::Unconfirmed { confirmed, asked, whose });
+        let (confirmed, required, kind) = confirmed?;
+        if confirmed < required {
+            return Err(AppendError::Unconfirmed { confirmed, required, kind });
         }
         Ok(entry_id)
     }
 
-    /// Returns how many have confirmed, how many should have, and what they are.
+    /// Returns the number of confirmations, the required number, and the kind of confirmation.
     async fn confirm(
         &self,
         connection: &Connection,
@@ -245,9 +246,9 @@ impl RedisStream {
     }
 }
 
-async fn on_every_server(redis: &Connections, is_so: impl AsyncFn(&Connection) -> bool) -> bool {
+async fn on_every_server(redis: &Connections, check: impl AsyncFn(&Connection) -> bool) -> bool {
     for server in redis.servers() {
-        if !is_so(&server).await {
+        if !check(&server).await {
             return false;
         }
     }
@@ -294,7 +295,7 @@ mod tests {
         assert_eq!(published(ErrorKind::Unknown, "LOADING Redis is loading"), PublishError::Unavailable);
         assert_eq!(published(ErrorKind::Unknown, "OOM command not allowed"), PublishError::OutOfMemory);
         assert_eq!(published(ErrorKind::Unknown, "NOPERM no permission"), PublishError::Refused);
-        let unconfirmed = AppendError::Unconfirmed { confirmed: 0, asked: 1, whose: "replicas" };
+        let unconfirmed = AppendError::Unconfirmed { confirmed: 0, required: 1, kind: "replicas" };
         assert_eq!(PublishError::from(&unconfirmed), PublishError::Unconfirmed);
     }
 }

@@ -1,24 +1,24 @@
-//! When entries depart.
+//! Departure policy: when the next entries leave for Redis.
 
 use std::mem;
 
-/// What to do with the partitions that are due: those with likes waiting and no entry in flight.
+/// Next step for the partitions that are due: those with queued likes and no entry in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Departure {
     /// Nothing is due.
     Idle,
     /// Nothing is in flight: depart when no more requests arrive.
     WhenQuiet,
-    /// Entries are in flight: start the hold timer, and wait for their replies or for the timer.
+    /// Entries are in flight: start the hold timer, and wait for replies or the timer.
     StartHold,
-    /// Entries are in flight and the hold timer runs: go on waiting.
+    /// Entries are in flight and the hold timer is running: keep waiting.
     Hold,
-    /// The hold timer elapsed: depart although entries are in flight.
+    /// The hold timer has elapsed: depart although entries are in flight.
     Now,
 }
 
-/// Decides when the next departure leaves, so that entries of all partitions share their way to Redis and back. A departure
-/// waits for the replies to the previous one, but not longer than the hold timer runs.
+/// Decides when the next departure leaves, so that entries of all partitions share a network round trip to Redis. A departure
+/// waits for the replies to the previous one, at most until the hold timer elapses.
 #[derive(Default)]
 pub(super) struct DeparturePolicy {
     /// Whether the last decision was to wait for replies.
@@ -26,8 +26,8 @@ pub(super) struct DeparturePolicy {
 }
 
 impl DeparturePolicy {
-    /// Returns the next step. `hold_elapsed` is the state of the timer that [`Departure::StartHold`] starts. A timer that was not
-    /// waited for to its end goes on for the next hold: it is reset once a hold at most, not with every departure.
+    /// Returns the next step. `hold_elapsed` is the state of the timer that [`Departure::StartHold`] starts. If a hold ends
+    /// before its timer, the next hold reuses the running timer: resetting it with every departure would be expensive.
     pub(super) fn next(&mut self, is_due: bool, is_in_flight: bool, hold_elapsed: bool) -> Departure {
         let was_holding = mem::replace(&mut self.holding, is_due && is_in_flight);
         match (is_due, is_in_flight) {

@@ -1,4 +1,4 @@
-//! The span of an entry.
+//! Spans of entries.
 
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use shared::telemetry::{
     spans::{Links, Span, SpanStart, Tracing},
 };
 
-/// Starts the span of an entry, if one of the requests in it is sampled: as a child of the first of these, linked to the others.
+/// Starts the span of an entry, if any of its requests is sampled: as a child of the first sampled request, linked to the others.
 pub(super) fn start<'a>(
     tracing: &Tracing,
     stream: &str,
@@ -21,7 +21,7 @@ pub(super) fn start<'a>(
 ) -> Option<Span> {
     let parent = sampled.next()?;
     let mut links = Links::default();
-    // Parts of one batch may share an entry.
+    // Parts of one batch can share an entry.
     sampled.filter(|context| *context != parent).for_each(|context| links.add(context.clone()));
     let start = SpanStart {
         name: format!("XADD {template}").into(),

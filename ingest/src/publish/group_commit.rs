@@ -1,8 +1,8 @@
-//! Group commit into the streams.
+//! Group commit of likes into stream entries.
 //!
 //! Each partition has at most one XADD in flight; likes that arrive meanwhile share the next entry. Entries of all partitions
-//! depart together: a departure waits for the replies to the previous one, but not longer than [`HOLD`], and until no more
-//! requests arrive. So a lone like departs at once, and under load entries fill, and share their way to Redis and back.
+//! depart together. A departure waits for the replies to the previous one, at most for [`HOLD`], and until no more requests
+//! arrive. So a single like departs at once, and under load entries fill up and share a network round trip to Redis.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -36,27 +36,27 @@ use super::{
 };
 use crate::metrics::Metrics;
 
-/// How long a departure waits at most for the replies to the previous one, and for requests that keep arriving.
+/// Maximum time that a departure waits for the replies to the previous one, and for requests that keep arriving.
 const HOLD: Duration = Duration::from_millis(1);
 
-/// Requests have stopped arriving when all tasks had this number of turns without bringing one.
+/// Number of scheduler turns without a new request after which requests count as no longer arriving.
 const QUIET_TURNS: u32 = 2;
 
-/// Requests received from the queue at once.
+/// Maximum number of requests received from the channel at once.
 const RECEIVE_REQUESTS: usize = 1_024;
 
 /// Bounds of group commit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GroupCommitLimits {
-    /// Likes that may wait for one partition.
+    /// Maximum number of likes in a partition queue.
     pub(crate) queue_likes: usize,
-    /// Likes of one entry.
+    /// Maximum number of likes in an entry.
     pub(crate) entry_likes: usize,
-    /// How long a caller waits for one entry.
+    /// Time that a caller waits for one entry.
     pub(crate) entry_timeout: Duration,
 }
 
-/// Hands likes to [`GroupCommit`], which ends when this is dropped and all likes are answered.
+/// Sends likes to [`GroupCommit`], which ends when the publisher is dropped and every caller has its result.
 pub(crate) struct Publisher {
     queue: mpsc::Sender<Request>,
     limits: GroupCommitLimits,
@@ -71,13 +71,13 @@ impl LikeSink for Publisher {
     async fn publish(&self, like: Like, span: RequestSpan) -> Result<Accepted, PublishError> {
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Request::One(like, span, answer)).map_err(|_| PublishError::QueueFull)?;
-        // One entry may be in flight ahead of the like's own.
+        // One entry may be in flight before the entry of this like.
         answer_within(self.limits.entry_timeout * 2, answered).await
     }
 
     async fn publish_batch(&self, likes: Vec<Like>, span: RequestSpan) -> Result<(), PublishError> {
         let (answer, answered) = oneshot::channel();
-        // In the worst case all likes go to one partition, one entry after the other.
+        // In the worst case, all likes belong to one partition, and its entries are appended one at a time.
         let entries = likes.len() / self.limits.entry_likes;
         let entries = u32::try_from(entries).unwrap_or(u32::MAX).saturating_add(2);
         self.queue.try_send(Request::Batch(likes, span, answer)).map_err(|_| PublishError::QueueFull)?;
@@ -95,13 +95,13 @@ async fn answer_within<T>(
     }
 }
 
-/// Appends entries to all partitions.
+/// Task that appends entries to all partitions.
 pub(crate) struct GroupCommit<L> {
     requests: mpsc::Receiver<Request>,
     partitions: watch::Receiver<PartitionCount>,
     placement: PartitionCount,
     queues: Vec<PartitionQueue<L>>,
-    /// The partitions with likes waiting and no entry in flight.
+    /// Partitions with queued likes and no entry in flight.
     due: Vec<Partition>,
     in_flight: FuturesUnordered<BoxFuture<'static, EntryOutcome<L>>>,
     open: Box<dyn Fn(String) -> L + Send>,
@@ -123,7 +123,7 @@ struct EntryOutcome<L> {
 }
 
 impl<L: AppendLog> GroupCommit<L> {
-    /// `open` opens the stream of a partition.
+    /// Creates the task and its publisher. `open` opens the stream of a partition.
     pub(crate) fn new(
         open: impl Fn(String) -> L + Send + 'static,
         keys: KeyPrefix,
@@ -132,7 +132,7 @@ impl<L: AppendLog> GroupCommit<L> {
         metrics: Arc<Metrics>,
         tracing: Tracing,
     ) -> (Publisher, Self) {
-        // As many as may wait for all partitions together: the queues of the partitions are the limit.
+        // Holds as many requests as all partition queues together, so that only the partition queues refuse likes.
         let capacity = limits.queue_likes * usize::from(partitions.borrow().get());
         let (queue, requests) = mpsc::channel(capacity);
         let mut group_commit = Self {
@@ -154,13 +154,13 @@ impl<L: AppendLog> GroupCommit<L> {
         (Publisher { queue, limits }, group_commit)
     }
 
-    /// Runs until the publisher is dropped and all likes are answered.
+    /// Runs until the publisher is dropped and every caller has its result.
     pub(crate) async fn run(mut self) {
         let mut received = Vec::new();
         let mut is_open = true;
         let mut policy = DeparturePolicy::default();
         let mut hold = pin!(sleep_until(Instant::now()));
-        // A timer that was never polled does not count as elapsed.
+        // A timer that was never polled does not report that it has elapsed.
         hold.as_mut().await;
         while is_open || !self.due.is_empty() || !self.in_flight.is_empty() {
             let is_holding =
@@ -193,7 +193,7 @@ impl<L: AppendLog> GroupCommit<L> {
         }
     }
 
-    /// Receives the requests that arrive while tasks have their turn.
+    /// Receives requests while other tasks run, until no more arrive.
     async fn receive_until_quiet(&mut self) {
         let until = Instant::now() + HOLD;
         let mut quiet_turns = 0;
@@ -207,7 +207,7 @@ impl<L: AppendLog> GroupCommit<L> {
         }
     }
 
-    /// Opens partitions that are new.
+    /// Opens the streams of added partitions.
     fn add_partitions(&mut self) {
         self.placement = *self.partitions.borrow_and_update();
         for partition in self.placement.partitions().skip(self.queues.len()) {
@@ -230,7 +230,7 @@ impl<L: AppendLog> GroupCommit<L> {
         }
     }
 
-    /// Queues all likes of a batch, or none.
+    /// Queues all likes of a batch, or refuses the batch.
     fn receive_batch(
         &mut self,
         likes: Vec<Like>,
@@ -321,7 +321,7 @@ impl<L: AppendLog> GroupCommit<L> {
         }
         if let Some(entries) = self.failures.record(1) {
             let trace_id = spans::trace_id(span);
-            tracing::warn!(stream, error = one_line(error), entries, trace_id, "entries were not taken");
+            tracing::warn!(stream, error = one_line(error), entries, trace_id, "append failed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Likes that wait for the next entry of one partition, and their callers.
+//! Partition queue: likes that wait for the next `XADD` of one partition, and their callers.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::sink::{Accepted, PublishError, RequestSpan};
 
-/// Likes of one partition that fit into one entry, and the caller that waits for the answer.
+/// Likes of one partition that fit into one entry, and the caller that waits for the result.
 pub(super) struct Waiting {
     pub(super) likes: Likes,
     pub(super) span: RequestSpan,
@@ -32,14 +32,14 @@ impl Likes {
     }
 }
 
-/// The way back to a caller.
+/// Channel to the waiting caller.
 pub(super) enum Answer {
     One(oneshot::Sender<Result<Accepted, PublishError>>),
     Part(Arc<Batch>),
 }
 
 impl Answer {
-    /// Whether the caller is gone or has its answer.
+    /// Returns whether the caller has stopped waiting or has its result.
     fn is_closed(&self) -> bool {
         match self {
             Self::One(answer) => answer.is_closed(),
@@ -47,7 +47,7 @@ impl Answer {
         }
     }
 
-    /// Answers the caller, if it still waits.
+    /// Sends the result to the caller, if it still waits.
     pub(super) fn send(self, outcome: Result<Accepted, PublishError>) {
         match self {
             Self::One(answer) => drop(answer.send(outcome)),
@@ -56,12 +56,12 @@ impl Answer {
     }
 }
 
-/// A batch in several entries. It is answered when all of them are in their streams, or when one has failed.
+/// A batch that is split into several entries. Its caller gets the result when all entries are in their streams, or when one has failed.
 pub(super) struct Batch(Mutex<BatchState>);
 
 struct BatchState {
     parts_left: usize,
-    /// `None` once it is answered.
+    /// `None` once the result is sent.
     answer: Option<oneshot::Sender<Result<(), PublishError>>>,
 }
 
@@ -98,12 +98,12 @@ impl<L> PartitionQueue<L> {
         Self { waiting: VecDeque::new(), waiting_likes: 0, log: Some(log) }
     }
 
-    /// Whether `likes` more may wait where `limit` is allowed. A batch over the limit may wait alone.
+    /// Returns whether the queue accepts this number of likes under `limit`. An empty queue accepts even a batch over the limit.
     pub(super) fn has_room(&self, likes: usize, limit: usize) -> bool {
         self.waiting_likes == 0 || self.waiting_likes.saturating_add(likes) <= limit
     }
 
-    /// Appends to the queue. Returns whether that made the partition due.
+    /// Adds to the queue. Returns whether the partition has become due.
     pub(super) fn push(&mut self, waiting: Waiting) -> bool {
         let becomes_due = self.waiting.is_empty() && self.log.is_some();
         self.waiting_likes += waiting.likes.as_slice().len();
@@ -111,7 +111,7 @@ impl<L> PartitionQueue<L> {
         becomes_due
     }
 
-    /// Takes the likes of the next entry. Returns `None` when an entry is in flight, or when no caller waits any more.
+    /// Takes the likes of the next entry. Returns `None` if an entry is in flight, or if no caller waits any longer.
     pub(super) fn next_entry(&mut self, max_likes: usize) -> Option<(L, Vec<Waiting>)> {
         let log = self.log.take()?;
         let mut entry = Vec::new();
@@ -120,7 +120,7 @@ impl<L> PartitionQueue<L> {
             self.waiting.pop_front_if(|next| likes == 0 || likes + next.likes.as_slice().len() <= max_likes)
         {
             self.waiting_likes -= waiting.likes.as_slice().len();
-            // A caller that has timed out was told that Redis can't be reached: its like is not appended after that.
+            // A caller that timed out already has the error that Redis is unavailable: its like is not appended afterwards.
             if !waiting.answer.is_closed() {
                 likes += waiting.likes.as_slice().len();
                 entry.push(waiting);
@@ -133,7 +133,7 @@ impl<L> PartitionQueue<L> {
         Some((log, entry))
     }
 
-    /// Takes the log back after an entry. Returns whether the partition is due again.
+    /// Returns the log to the queue after an entry. Returns whether the partition is due again.
     pub(super) fn entry_ended(&mut self, log: L) -> bool {
         self.log = Some(log);
         !self.waiting.is_empty()

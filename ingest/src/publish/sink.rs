@@ -1,4 +1,4 @@
-//! What callers see of publishing: the trait, its answers and its errors.
+//! Interface of publishing: the trait `LikeSink`, its results and its errors.
 
 use std::sync::Arc;
 
@@ -6,25 +6,25 @@ use opentelemetry::trace::SpanContext;
 use shared::wire::{like::Like, partition::Partition};
 use thiserror::Error;
 
-/// The span of the request that brought a like, if it is sampled.
+/// Span of the request that contains a like, if the request is sampled.
 pub type RequestSpan = Option<Box<SpanContext>>;
 
-/// Accepts likes and answers when they are safe.
+/// Publishes likes.
 pub trait LikeSink: Send + Sync + 'static {
-    /// Publishes a like and waits until it is safe.
+    /// Publishes a like, and returns when it is as durable as configured.
     ///
     /// # Errors
-    /// When the like is not known to be safe.
+    /// Returns an error if the like is not known to be durable. It may still be published.
     fn publish(
         &self,
         like: Like,
         span: RequestSpan,
     ) -> impl Future<Output = Result<Accepted, PublishError>> + Send;
 
-    /// Publishes likes and waits until all of them are safe.
+    /// Publishes likes, and returns when all of them are as durable as configured.
     ///
     /// # Errors
-    /// When not all of them are known to be safe. Some may be.
+    /// Returns an error if some of the likes are not known to be durable. Any of them may still be published.
     fn publish_batch(
         &self,
         likes: Vec<Like>,
@@ -32,31 +32,31 @@ pub trait LikeSink: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), PublishError>> + Send;
 }
 
-/// Where an accepted like is.
+/// Position of an accepted like.
 #[derive(Clone, Debug)]
 pub struct Accepted {
-    /// The stream entry that contains it.
+    /// Id of the stream entry that contains the like.
     pub entry_id: Arc<str>,
-    /// The partition of the stream.
+    /// Partition of the entry's stream.
     pub partition: Partition,
 }
 
-/// Why a like was not accepted.
+/// Error of a like that was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PublishError {
     /// The like was not published.
-    #[error("too many likes wait for Redis to answer")]
+    #[error("the partition queue is full")]
     QueueFull,
     /// The like was not published.
     #[error("Redis is out of memory")]
     OutOfMemory,
     /// Redis answered with an error.
-    #[error("Redis refuses the entry")]
+    #[error("Redis rejected the entry")]
     Refused,
-    /// The entry is in the stream, on too few servers.
-    #[error("the entry is not as safe as REDIS_ACK asks for")]
+    /// The entry is in the stream, but not as durable as `REDIS_ACK` requires.
+    #[error("Redis did not confirm the entry")]
     Unconfirmed,
-    /// No answer, or not a clear one. The entry may be in the stream all the same.
-    #[error("Redis can't be reached")]
+    /// Redis did not reply, or its reply leaves the outcome unknown. The entry may be in the stream.
+    #[error("Redis is unavailable")]
     Unavailable,
 }

@@ -1,4 +1,4 @@
-//! API keys of services, stored as hashes.
+//! API keys of services. Only their hashes are stored.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use shared::settings::SettingError;
 use super::{errors::InvalidCredential, principal::Principal};
 use crate::edge::hot_reload::HotReload;
 
-/// Every request is compared with all of them.
+/// Maximum number of keys. Every request is compared with all of them.
 const MAX_KEYS: usize = 1_000;
 
 #[derive(Args, Debug)]
@@ -37,7 +37,7 @@ impl ApiKeysArgs {
     }
 }
 
-/// The hashes of all keys. Keys are random, so that a fast hash is enough.
+/// Hashes of all keys. Keys are random, so a fast hash is sufficient.
 pub(super) struct ApiKeys {
     hashes: HotReload<Vec<[u8; SHA256_OUTPUT_LEN]>>,
 }
@@ -48,7 +48,7 @@ impl ApiKeys {
         Ok(Self { hashes: HotReload::load(files.collect(), |contents| parse(&contents.concat()))? })
     }
 
-    /// Takes constant time, so that nothing can be learned about a key by guessing parts of it.
+    /// Verifies a key in constant time, so that response times reveal nothing about the stored hashes.
     pub(super) fn verify(&self, key: &[u8]) -> Result<Principal, InvalidCredential> {
         let hash = digest(&SHA256, key);
         let is_known =
@@ -59,9 +59,9 @@ impl ApiKeys {
     }
 }
 
-/// Parses lines of a name and a hash; empty lines and comments (`#`) are ignored.
+/// Parses lines with a name and a hash. Empty lines and comments (`#`) are ignored.
 fn parse(file: &[u8]) -> Result<Vec<[u8; SHA256_OUTPUT_LEN]>, String> {
-    let text = str::from_utf8(file).map_err(|_| "the file is not text".to_owned())?;
+    let text = str::from_utf8(file).map_err(|_| "the file is not UTF-8 text".to_owned())?;
     let lines = (1..).zip(text.lines().map(str::trim));
     let mut hashes = Vec::new();
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
@@ -69,20 +69,22 @@ fn parse(file: &[u8]) -> Result<Vec<[u8; SHA256_OUTPUT_LEN]>, String> {
             [_, hash] => from_hex(hash),
             _ => None,
         };
-        let wrong = || format!("line {number} is not a name and the SHA-256 of a key, of 64 hex digits");
+        let wrong = || {
+            format!(
+                "line {number} is not valid; expected a name and the SHA-256 hash of a key in 64 hex digits"
+            )
+        };
         let hash = hash.ok_or_else(wrong)?;
         if digest(&SHA256, b"").as_ref() == hash {
-            return Err(format!(
-                "line {number} is the hash of no key at all, with which anybody could write"
-            ));
+            return Err(format!("line {number} has the hash of an empty key; set the hash of a random key"));
         }
         hashes.push(hash);
     }
     if hashes.is_empty() {
-        return Err("the file has no keys".to_owned());
+        return Err("the file has no keys; expected at least one".to_owned());
     }
     if hashes.len() > MAX_KEYS {
-        return Err(format!("the file has {} keys: allowed are {MAX_KEYS}", hashes.len()));
+        return Err(format!("the file has {} keys; expected at most {MAX_KEYS}", hashes.len()));
     }
     Ok(hashes)
 }

@@ -1,4 +1,4 @@
-//! Errors of authentication, of a request and at start.
+//! Errors of authentication: of a request, and at start.
 
 use shared::{
     runtime::service::{Failure, Unreachable},
@@ -6,44 +6,44 @@ use shared::{
 };
 use thiserror::Error;
 
-/// The authentication methods that a caller can choose from.
+/// Authentication methods that the server accepts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Methods {
     pub(crate) token: bool,
     pub(crate) api_key: bool,
 }
 
-/// A request without a good credential, with the methods that would be accepted.
+/// Error of a request without a valid credential, with the methods that would be accepted.
 #[derive(Clone, Debug)]
 pub(crate) enum AuthError {
     NoCredential { methods: Methods },
     InvalidCredential { error: InvalidCredential, methods: Methods },
 }
 
-/// Why a credential is refused.
+/// Error of an invalid credential. Its text becomes the detail of the problem.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum InvalidCredential {
-    #[error("The header Authorization is not Bearer and a token, once.")]
+    #[error("The Authorization header must occur once, with the value Bearer <token>.")]
     Malformed,
-    #[error("This is not a JSON Web Token with an algorithm that is known here.")]
+    #[error("The token is not a JSON Web Token (JWT) with a supported algorithm.")]
     NoToken,
-    #[error("The token is not signed with an algorithm and a key that are accepted here.")]
+    #[error("The token is not signed with an accepted algorithm and key.")]
     Signature,
-    #[error("The token has expired: get a new one.")]
+    #[error("The token has expired. Get a new token.")]
     Expired,
-    #[error("The token is not valid yet.")]
+    #[error("The token is not valid yet (claim nbf).")]
     NotYetValid,
-    #[error("The token's iss is not one that is accepted here.")]
+    #[error("The token's iss is not accepted.")]
     Issuer,
     #[error("The token's aud does not name this service.")]
     Audience,
-    #[error("The token has no usable {0}.")]
+    #[error("The token's {0} is missing or malformed.")]
     Claim(String),
-    #[error("The API key is not known here, or there is more than one header X-Api-Key.")]
+    #[error("The API key is unknown, or the request has more than one X-Api-Key header.")]
     ApiKey,
 }
 
-/// Why authentication could not be set up.
+/// Error of setting up authentication.
 #[derive(Debug, Error)]
 pub(crate) enum SetupError {
     #[error(transparent)]
@@ -59,13 +59,13 @@ impl Failure for SetupError {
     }
 }
 
-/// Why a key set could not be fetched.
+/// Error of fetching a key set.
 #[derive(Debug, Error)]
 pub(crate) enum FetchError {
-    /// The server can't be reached, or answered with an error.
-    #[error("it can't be fetched")]
+    /// The server is not reachable, or its response is an error.
+    #[error("request failed")]
     Http(#[from] reqwest::Error),
-    /// The answer is not a usable key set.
+    /// The response is not a usable key set.
     #[error("{0}")]
     Content(String),
 }

@@ -1,4 +1,4 @@
-//! A key set at a URL, fetched at start, at intervals, and when a token names an unknown key.
+//! JSON Web Key Set (JWKS) at a URL. Fetched at start, periodically, and when a token names an unknown key.
 
 use std::{
     fs,
@@ -28,16 +28,16 @@ use super::{
 /// Timeout of one fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the first fetch is retried at start.
+/// Time for which the first fetch is retried at start.
 const FIRST_FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The shortest interval between fetches that tokens with unknown keys trigger.
+/// Minimum interval between fetches triggered by tokens with unknown keys.
 const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a token with an unknown key waits for the fetch.
+/// Time that a token with an unknown key waits for the fetch.
 const UNKNOWN_KEY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many such tokens may wait at the same time.
+/// Maximum number of tokens that wait for a fetch at the same time.
 const MAX_WAITING: usize = 100;
 
 const MAX_SET_BYTES: usize = 1 << 20;
@@ -52,36 +52,36 @@ impl Fetch {
     async fn fetch(&self) -> Result<KeySet, FetchError> {
         let answer =
             self.client.get(self.url.clone()).send().await.and_then(reqwest::Response::error_for_status);
-        // The URL is in the log line already.
+        // The log line already contains the URL.
         let mut answer = answer.map_err(reqwest::Error::without_url)?;
         let mut json = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
             json.extend_from_slice(&chunk);
             if json.len() > MAX_SET_BYTES {
-                return Err(FetchError::Content(format!("it has more than {MAX_SET_BYTES} bytes")));
+                return Err(FetchError::Content(format!("the key set has more than {MAX_SET_BYTES} bytes")));
             }
         }
         KeySet::parse(&json, &self.algorithms).map_err(FetchError::Content)
     }
 
-    /// Returns host and path, for logs.
+    /// Returns host and path of the URL, for logs.
     fn address(&self) -> String {
         format!("{}{}", self.url.host_str().unwrap_or_default(), self.url.path())
     }
 }
 
-/// Signals between tokens that need a key and the task that fetches.
+/// Signals between requests that need a key and the task that fetches.
 struct Signals {
     wanted: Notify,
-    /// Whether a token may trigger a fetch now.
+    /// Whether a token with an unknown key may trigger a fetch now.
     may_fetch: AtomicBool,
     /// A fetch has ended, successfully or not.
     fetched: Notify,
-    /// Bounds the waiting tokens, so that a flood of forged ones can't hold up all requests.
+    /// Bounds the waiting tokens, so that many forged tokens cannot block all requests.
     waiting: Semaphore,
 }
 
-/// The key set of the last successful fetch.
+/// Key set of the latest successful fetch.
 pub(super) struct RemoteKeySet {
     keys: watch::Receiver<KeySet>,
     signals: Arc<Signals>,
@@ -140,8 +140,8 @@ async fn refresh(fetch: Fetch, keys: watch::Sender<KeySet>, signals: Arc<Signals
         match fetch.fetch().await {
             Ok(set) => drop(keys.send_replace(set)),
             Err(error) => {
-                let why = one_line(&error);
-                tracing::warn!(set = fetch.address(), why, "the key set can't be had: the old one is kept");
+                let error = one_line(&error);
+                tracing::warn!(set = fetch.address(), error, "key set refresh failed, keeping the old keys");
             }
         }
         signals.may_fetch.store(false, Ordering::Release);
@@ -149,21 +149,21 @@ async fn refresh(fetch: Fetch, keys: watch::Sender<KeySet>, signals: Arc<Signals
     }
 }
 
-/// Accepts only URLs whose answer nobody on the way can change: with other keys anybody could sign tokens.
+/// Accepts only URLs whose response cannot be changed in transit: an attacker with a key in the set could sign tokens.
 fn trusted_url(url: &str) -> Result<Url, SettingError> {
     let refused = || {
         SettingError::new(
             "INGEST_JWT_JWKS",
-            "allowed is an https URL, an http URL of this machine, or a file",
+            "not an accepted URL; expected an https URL, an http URL of localhost, or the path of a file",
         )
     };
     let url: Url = url.parse().map_err(|_| refused())?;
     let is_here = url.host_str().is_some_and(|host| ["localhost", "127.0.0.1", "[::1]"].contains(&host));
-    // Settings are shown in full, so that a password would leak.
+    // Settings are shown in full, so a password would leak.
     if !url.username().is_empty() || url.password().is_some() {
         return Err(SettingError::new(
             "INGEST_JWT_JWKS",
-            "has a user or a password: allowed is a URL without",
+            "the URL contains a user or a password; expected a URL without them",
         ));
     }
     if url.scheme() == "https" || (url.scheme() == "http" && is_here) { Ok(url) } else { Err(refused()) }
@@ -173,9 +173,9 @@ fn http_client(ca: Option<&PathBuf>) -> Result<Client, SettingError> {
     let refused = |why: String| SettingError::new("INGEST_JWT_JWKS_CA", why);
     let mut client = Client::builder().timeout(FETCH_TIMEOUT).no_proxy().redirect(redirect::Policy::none());
     if let Some(ca) = ca {
-        let pem = fs::read(ca).map_err(|e| refused(format!("'{}' can't be read: {e}", ca.display())))?;
+        let pem = fs::read(ca).map_err(|e| refused(format!("cannot read {}: {e}", ca.display())))?;
         let certificates = Certificate::from_pem_bundle(&pem).ok().filter(|found| !found.is_empty());
-        let none = || refused(format!("'{}' has no certificates in PEM", ca.display()));
+        let none = || refused(format!("{} has no certificates in PEM format", ca.display()));
         client = client.tls_certs_only(certificates.ok_or_else(none)?);
     }
     client.build().map_err(|error| refused(one_line(&error)))

@@ -1,4 +1,4 @@
-//! Bearer tokens: JSON Web Tokens (RFC 7519) signed with a known key.
+//! Bearer tokens: JSON Web Tokens (RFC 7519).
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::{
     principal::Principal,
 };
 
-/// Longer tokens are refused unread.
+/// Maximum size of a token. Longer tokens are refused without parsing.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
-/// Clocks that are further apart should be fixed.
+/// Maximum clock skew. Clocks that differ more should be fixed.
 const MAX_LEEWAY: Duration = Duration::from_mins(10);
 
 #[derive(Args, Debug)]
@@ -56,7 +56,7 @@ fn leeway(text: &str) -> Result<Duration, NotALeeway> {
 #[error("allowed is one scope, a word without spaces")]
 struct NotAScope;
 
-/// An empty scope would be had by tokens without any.
+/// Parses the scope of services. It must not be empty: tokens without a scope would match.
 fn scope(text: &str) -> Result<String, NotAScope> {
     let is_one = !text.is_empty() && !text.contains(char::is_whitespace);
     if is_one { Ok(text.to_owned()) } else { Err(NotAScope) }
@@ -84,7 +84,7 @@ impl JwtArgs {
 /// Verifies tokens and returns their principals.
 pub(super) struct TokenVerifier {
     keys: KeySource,
-    /// One for each accepted algorithm.
+    /// One validation per accepted algorithm.
     validations: Vec<(Algorithm, Validation)>,
     service_scope: String,
 }
@@ -94,7 +94,7 @@ struct Claims {
     sub: Option<String>,
     /// RFC 9068, section 2.2.3.
     scope: Option<Scopes>,
-    /// The same under another common name.
+    /// Another common name of the same claim.
     scp: Option<Scopes>,
 }
 
@@ -122,7 +122,7 @@ impl TokenVerifier {
                 args.ingest_jwt_leeway.as_secs() + u64::from(args.ingest_jwt_leeway.subsec_nanos() > 0);
             validation.validate_nbf = true;
             validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-            // One that is not set is none that a token could have: `check` has seen to it that both are.
+            // `check` ensures that both are set. An unset one would match no token.
             validation.set_issuer(args.ingest_jwt_issuer.as_slice());
             validation.set_audience(args.ingest_jwt_audience.as_slice());
             (*algorithm, validation)
@@ -139,7 +139,7 @@ impl TokenVerifier {
             return Err(InvalidCredential::NoToken);
         }
         let header = decode_header(token).map_err(|error| invalid_credential(error.into_kind()))?;
-        // Source: RFC 7515, section 4.1.11: what is critical and not understood makes a token invalid.
+        // Source: RFC 7515, section 4.1.11: critical extensions that are not understood make a token invalid.
         if header.crit.is_some() {
             return Err(InvalidCredential::Signature);
         }
@@ -150,7 +150,7 @@ impl TokenVerifier {
         let decoded = decode::<Claims>(token, &key, validation);
         let claims = decoded
             .map_err(|error| match error.into_kind() {
-                // The signature was good, so it is a token.
+                // The signature is valid, so only the claims can be malformed.
                 ErrorKind::Json(_) => InvalidCredential::Claim("sub, scope or scp".to_owned()),
                 other => invalid_credential(other),
             })?
@@ -165,7 +165,7 @@ impl TokenVerifier {
     }
 }
 
-/// Reads a subject that is a user id in canonical form: `7`, but neither `+7` nor `007`, which might name other subjects.
+/// Parses a subject that is a user id in canonical form: `7`, but not `+7` or `007`, which could be other subjects.
 fn user_id(sub: &str) -> Option<i64> {
     sub.parse().ok().filter(|id: &i64| id.to_string() == sub)
 }
@@ -183,7 +183,7 @@ fn invalid_credential(error: ErrorKind) -> InvalidCredential {
         | ErrorKind::Base64(_)
         | ErrorKind::Json(_)
         | ErrorKind::Utf8(_)
-        // A header with an unknown algorithm, such as "none", can't be read.
+        // A header with an unknown algorithm, such as "none", does not parse.
         | ErrorKind::InvalidAlgorithmName => InvalidCredential::NoToken,
         _ => InvalidCredential::Signature,
     }

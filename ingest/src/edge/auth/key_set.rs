@@ -1,11 +1,11 @@
-//! The keys that tokens may be signed with: a single one, or a JSON Web Key Set (RFC 7517).
+//! Keys that verify tokens: a single key, or a JSON Web Key Set (RFC 7517).
 
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, jwk};
 use serde::Deserialize;
 
 const MAX_KEYS: usize = 1_000;
 
-/// Keys, each with the algorithms that it may be used with.
+/// Keys, each with the algorithms that it is valid for.
 #[derive(Debug, Default)]
 pub(super) struct KeySet(Vec<Key>);
 
@@ -17,44 +17,46 @@ struct Key {
 }
 
 impl KeySet {
-    /// Reads one public key in PEM, or a secret, whichever the algorithms (all of one family) need.
+    /// Parses one public key in PEM format, or a secret, depending on the algorithms. All algorithms must be of one family.
     pub(super) fn single(content: &[u8], algorithms: &[Algorithm]) -> Result<Self, String> {
-        // The library would accept a private key and then reject every token.
+        // The library accepts a private key here, and then rejects every token.
         if content.windows(b"PRIVATE KEY".len()).any(|words| words == b"PRIVATE KEY") {
-            return Err("the file has a private key: the public one is wanted".to_owned());
+            return Err("the file contains a private key; expected the public key".to_owned());
         }
-        let family =
-            algorithms.first().map(|algorithm| algorithm.family()).ok_or("no algorithm is allowed")?;
+        let family = algorithms.first().map(|algorithm| algorithm.family()).ok_or("no algorithm is set")?;
         let key = match family {
             AlgorithmFamily::Hmac => secret(content.trim_ascii(), algorithms)?,
-            // The library's own error might quote a part of the file.
-            AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(content)
-                .map_err(|_| "the file has no RSA public key in PEM, as INGEST_JWT_ALGORITHMS wants")?,
-            AlgorithmFamily::Ec => DecodingKey::from_ec_pem(content)
-                .map_err(|_| "the file has no EC public key in PEM, as INGEST_JWT_ALGORITHMS wants")?,
-            AlgorithmFamily::Ed => DecodingKey::from_ed_pem(content)
-                .map_err(|_| "the file has no Ed25519 public key in PEM, as INGEST_JWT_ALGORITHMS wants")?,
+            // The error of the library might quote a part of the file.
+            AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(content).map_err(
+                |_| "the file has no RSA public key in PEM format, which INGEST_JWT_ALGORITHMS requires",
+            )?,
+            AlgorithmFamily::Ec => DecodingKey::from_ec_pem(content).map_err(
+                |_| "the file has no EC public key in PEM format, which INGEST_JWT_ALGORITHMS requires",
+            )?,
+            AlgorithmFamily::Ed => DecodingKey::from_ed_pem(content).map_err(
+                |_| "the file has no Ed25519 public key in PEM format, which INGEST_JWT_ALGORITHMS requires",
+            )?,
         };
         Ok(Self(vec![Key { id: None, algorithms: algorithms.to_vec(), decoding: key }]))
     }
 
-    /// Reads a key set, and ignores keys that these algorithms can't use.
+    /// Parses a key set. Keys that no accepted algorithm can use are ignored.
     pub(super) fn parse(json: &[u8], algorithms: &[Algorithm]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set {
             keys: Vec<serde_json::Value>,
         }
-        // The library's own error might quote a part of the file.
-        let set: Set = serde_json::from_slice(json).map_err(|_| "it is no JSON Web Key Set")?;
+        // The error of the library might quote a part of the file.
+        let set: Set = serde_json::from_slice(json).map_err(|_| "not a JSON Web Key Set")?;
         let keys = set.keys.into_iter().filter_map(|key| usable(key, algorithms));
         let keys: Vec<Key> = keys.take(MAX_KEYS).collect();
         if keys.is_empty() {
-            return Err("the key set has no key for the algorithms of INGEST_JWT_ALGORITHMS".to_owned());
+            return Err("the key set has no key for an algorithm of INGEST_JWT_ALGORITHMS".to_owned());
         }
         Ok(Self(keys))
     }
 
-    /// Returns the key with the token's `kid`. Where token or key has none: the key, if it is the only candidate.
+    /// Returns the key with the token's `kid`. If the token or the key has no `kid`, returns the key if it is the only candidate.
     pub(super) fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Option<DecodingKey> {
         let fitting = || self.0.iter().filter(|key| key.algorithms.contains(&algorithm));
         let named = id.and_then(|id| fitting().find(|key| key.id.as_deref() == Some(id)));
@@ -66,7 +68,7 @@ impl KeySet {
     }
 }
 
-/// A secret must not be shorter than the hash. Source: RFC 7518, section 3.2.
+/// Parses a secret. It must not be shorter than the hash. Source: RFC 7518, section 3.2.
 fn secret(secret: &[u8], algorithms: &[Algorithm]) -> Result<DecodingKey, String> {
     let hash_bytes = algorithms.iter().map(|algorithm| match algorithm {
         Algorithm::HS512 => 64,
@@ -75,16 +77,18 @@ fn secret(secret: &[u8], algorithms: &[Algorithm]) -> Result<DecodingKey, String
     });
     let at_least = hash_bytes.max().unwrap_or(64);
     if secret.len() < at_least {
-        return Err(format!("the secret has {} bytes: allowed are {at_least} or more", secret.len()));
+        return Err(format!("the secret has {} bytes; expected at least {at_least}", secret.len()));
     }
-    // With a public key as the secret everybody could sign.
+    // If the secret were a public key, everyone could sign tokens.
     if secret.starts_with(b"-----BEGIN") {
-        return Err("the file has a PEM, and INGEST_JWT_ALGORITHMS wants a secret".to_owned());
+        return Err(
+            "the file has a PEM key; expected a secret, which INGEST_JWT_ALGORITHMS requires".to_owned()
+        );
     }
     Ok(DecodingKey::from_secret(secret))
 }
 
-/// Returns a key of a set, unless it is for another purpose or for other algorithms.
+/// Returns a key of a set, or `None` if it has another purpose or other algorithms.
 fn usable(key: serde_json::Value, algorithms: &[Algorithm]) -> Option<Key> {
     let jwk: jwk::Jwk = serde_json::from_value(key).ok()?;
     if matches!(jwk.algorithm, jwk::AlgorithmParameters::OctetKey(_)) {

@@ -1,4 +1,4 @@
-//! Where the keys of tokens come from: a file with one key, a file with a key set, or the URL of a key set.
+//! Sources of token keys: a file with one key, a file with a key set, or the URL of a key set.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -50,7 +50,7 @@ fn is_hmac(algorithm: Algorithm) -> bool {
     algorithm.family() == AlgorithmFamily::Hmac
 }
 
-/// Whether a key set is fetched rather than read from a file.
+/// Returns whether the key set is at a URL, not in a file.
 fn is_url(set: &str) -> bool {
     set.contains("://")
 }
@@ -97,7 +97,7 @@ pub(super) enum KeySource {
 }
 
 impl KeySource {
-    /// Reads the file, or waits for the URL.
+    /// Reads the file, or waits for the first fetch from the URL.
     pub(super) async fn new(args: &KeyArgs) -> Result<Self, SetupError> {
         let algorithms = args.ingest_jwt_algorithms.clone();
         if let Some(file) = &args.ingest_jwt_key_file {
@@ -118,7 +118,7 @@ impl KeySource {
         Ok(Self::File(keys))
     }
 
-    /// The key that a token with such a header should be signed with.
+    /// Returns the key that verifies a token with this header.
     pub(super) async fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Option<DecodingKey> {
         match self {
             Self::File(keys) => keys.current().find(algorithm, id),

@@ -1,13 +1,13 @@
-//! The caller of a request once it is authenticated.
+//! The principal of an authenticated request.
 
 use shared::wire::like::Like;
 
-/// Whose likes a caller may write.
+/// An authenticated caller, and the likes that it may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Principal {
-    /// Those of all users: a service, or any caller where authentication is off.
+    /// May write likes of all users: a service, or any caller if authentication is off.
     Trusted,
-    /// Those of one user, or of none where the token's subject is no user id.
+    /// May write likes of one user, or of none if the subject of the token is not a user id.
     User(Option<i64>),
 }
 

@@ -1,4 +1,4 @@
-//! Group commit over a scripted log, under paused time: a test decides when which entry is answered, and how.
+//! Group commit over a scripted log, with paused time. The tests decide when each append returns, and with which result.
 
 use fred::prelude::{Error, ErrorKind};
 use tokio::{
@@ -37,7 +37,7 @@ impl Entry {
     }
 }
 
-/// Hands every entry to the test and waits for the test's reply.
+/// Sends every entry to the test, and waits for the reply of the test.
 struct ScriptedLog {
     stream: String,
     entries: mpsc::UnboundedSender<Entry>,
@@ -52,7 +52,7 @@ impl AppendLog for ScriptedLog {
         let posts = codec::decode(&payload).unwrap().likes.iter().map(Like::post_id).collect();
         let (reply, replied) = oneshot::channel();
         self.entries.send(Entry { stream: self.stream.clone(), posts, reply }).unwrap();
-        replied.await.expect("the test replies or keeps the entry")
+        replied.await.expect("the test replies to the entry or keeps it")
     }
 }
 
@@ -78,7 +78,7 @@ impl Harness {
         Self { publisher: Arc::new(publisher), entries, partitions, running }
     }
 
-    /// Publishes like `post` of the user, and returns when it is queued.
+    /// Publishes a like, and returns when it is queued.
     async fn publish(&self, user: i64, post: i64) -> JoinHandle<Result<Accepted, PublishError>> {
         let publisher = Arc::clone(&self.publisher);
         let publishing = tokio::spawn(async move { publisher.publish(like(user, post), None).await });
@@ -94,7 +94,7 @@ impl Harness {
         publishing
     }
 
-    /// Waits for the next entry that departs.
+    /// Returns the next entry that departs.
     async fn entry(&mut self) -> Entry {
         within_an_hour(self.entries.recv()).await.unwrap()
     }
@@ -103,18 +103,18 @@ impl Harness {
         self.entries.try_recv().is_err()
     }
 
-    /// Drops the publisher. Callers that wait keep it for as long.
+    /// Drops the publisher. Callers that still wait keep a reference to it.
     fn shut_down(self) -> (JoinHandle<()>, mpsc::UnboundedReceiver<Entry>) {
         (self.running, self.entries)
     }
 }
 
-/// Time is paused, so that a test that waits for ever fails at once.
+/// Limits a wait. Time is paused, so a test that would hang fails at once.
 async fn within_an_hour<T>(future: impl Future<Output = T>) -> T {
-    timeout(Duration::from_hours(1), future).await.expect("it happens")
+    timeout(Duration::from_hours(1), future).await.expect("the future completes within an hour")
 }
 
-/// Lets all tasks run until they wait, without letting time pass.
+/// Runs all tasks until they wait, without advancing time.
 async fn settle() {
     for _ in 0..20 {
         yield_now().await;
@@ -125,7 +125,7 @@ fn like(user: i64, post: i64) -> Like {
     Like::new(user.into(), post.into(), 0).unwrap()
 }
 
-/// A user of this partition.
+/// Returns a user of the partition.
 fn user_of(partition: usize, partitions: u16) -> i64 {
     let count = PartitionCount::new(partitions).unwrap();
     (1..10_000).find(|user| count.of_user(*user).index() == partition).unwrap()
@@ -159,7 +159,7 @@ async fn likes_that_arrive_while_an_entry_is_in_flight_share_the_next_one() {
     in_flight.succeed("1-0");
     first.await.unwrap().unwrap();
     let full = harness.entry().await;
-    assert_eq!(full.posts, [2, 3, 4], "as many as an entry may have");
+    assert_eq!(full.posts, [2, 3, 4], "the maximum number of likes in an entry");
     full.succeed("2-0");
     let rest = harness.entry().await;
     assert_eq!(rest.posts, [5]);
@@ -218,7 +218,7 @@ async fn partitions_that_are_due_depart_together_when_replies_arrive() {
     in_flight.succeed("1-0");
     let departed = [harness.entry().await, harness.entry().await];
     assert_eq!(departed.map(|entry| entry.posts), [[2], [3]]);
-    assert_eq!(before.elapsed(), Duration::ZERO, "without the rest of the hold");
+    assert_eq!(before.elapsed(), Duration::ZERO, "the hold ends with the reply");
 }
 
 #[tokio::test(start_paused = true)]
@@ -249,7 +249,7 @@ async fn a_partition_whose_callers_have_all_left_goes_on() {
     in_flight.succeed("1-0");
     first.await.unwrap().unwrap();
     sleep(HOLD * 10).await;
-    assert!(harness.no_entry(), "nothing is left to append");
+    assert!(harness.no_entry(), "all waiting callers have left");
     let later = harness.publish(1, 3).await;
     let entry = harness.entry().await;
     assert_eq!(entry.posts, [3]);
@@ -374,7 +374,11 @@ async fn a_full_queue_refuses_its_own_partition_and_no_other() {
     let refused = harness.publish(full_user, 6).await;
     assert_eq!(refused.await.unwrap().unwrap_err(), PublishError::QueueFull);
     let refused = harness.publish_batch(&[(other_user, 7), (full_user, 8)]).await;
-    assert_eq!(refused.await.unwrap().unwrap_err(), PublishError::QueueFull, "all of a batch or nothing");
+    assert_eq!(
+        refused.await.unwrap().unwrap_err(),
+        PublishError::QueueFull,
+        "a batch is queued as a whole or not at all"
+    );
     let other = harness.publish(other_user, 9).await;
     let entry = harness.entry().await;
     assert!(entry.is(1, &[9]));
@@ -415,7 +419,7 @@ async fn group_commit_ends_at_once_when_nothing_is_left() {
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
 
-/// Publishes without waiting for an answer yet, so that nothing holds the publisher.
+/// Queues a like without waiting, so that no caller keeps the publisher.
 fn request(publisher: &Publisher, post: i64) -> oneshot::Receiver<Result<Accepted, PublishError>> {
     let (answer, answered) = oneshot::channel();
     publisher.queue.try_send(Request::One(like(1, post), None, answer)).unwrap();
@@ -453,7 +457,7 @@ async fn shutdown_does_not_wait_for_callers_that_have_left() {
     drop(in_flight);
     let (running, mut entries) = harness.shut_down();
     advance(ENTRY_TIMEOUT).await;
-    assert!(!running.is_finished(), "the reply decides when an entry ends");
+    assert!(!running.is_finished(), "the entry is still in flight");
     first.succeed("1-0");
     within_an_hour(running).await.unwrap();
     assert!(within_an_hour(entries.recv()).await.is_none());
