@@ -27,11 +27,11 @@ pub(crate) use self::{
 
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Who may write.
+/// Settings of authentication.
 #[derive(Args, Debug)]
 pub(crate) struct AuthArgs {
-    /// Who may write: off (everybody; for loopback or behind a gateway), jwt (bearer tokens), api-key (services), or both,
-    /// as jwt,api-key
+    /// Authentication methods: off (no authentication; only for loopback or behind a gateway), jwt (bearer tokens), api-key
+    /// (keys of services), or jwt,api-key
     #[arg(long, env = "INGEST_AUTH", default_value = "off", value_name = "METHODS", value_delimiter = ',')]
     ingest_auth: Vec<Method>,
 
@@ -62,7 +62,10 @@ impl AuthArgs {
 
     pub(crate) fn check(&self) -> Result<(), SettingError> {
         if self.has(Method::Off) && self.ingest_auth.len() > 1 {
-            return Err(SettingError::new("INGEST_AUTH", "off with another method: allowed is off alone"));
+            return Err(SettingError::new(
+                "INGEST_AUTH",
+                "off cannot be combined with other methods; expected off, or one or both of jwt and api-key",
+            ));
         }
         self.jwt.check(self.has(Method::Jwt))?;
         self.api_keys.check(self.has(Method::ApiKey))

@@ -35,36 +35,36 @@ const MAX_BUCKETS: usize = 1_000_000;
 /// Length of the IPv6 prefix that a provider assigns to one customer.
 const IPV6_CLIENT_BITS: u32 = 64;
 
-/// What callers may use.
+/// Settings of quotas and limits.
 #[derive(Args, Debug)]
 #[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
 pub(crate) struct QuotaArgs {
-    /// How many requests may be in flight; beyond it callers get 503
+    /// Maximum number of requests in flight; more get 503
     #[arg(long, env = "INGEST_MAX_REQUESTS", default_value = "10000", value_name = "REQUESTS",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) ingest_max_requests: u32,
 
-    /// How many likes of one user are taken, like 20/s or 600/m (so many at once, too); beyond it callers get 429. Without it
-    /// as many as come
+    /// Rate limit of likes per user, which is also the burst, like 20/s or 600/m; more get 429. Unlimited by default
     #[arg(long, env = "INGEST_USER_RATE", value_name = "RATE")]
     ingest_user_rate: Option<Rate>,
 
-    /// How many requests of one address are taken, like 100/s; an IPv6 address counts by its first 64 bits
+    /// Rate limit of requests per client address, like 100/s; IPv6 addresses are counted by /64 prefix. Unlimited by default
     #[arg(long, env = "INGEST_ADDRESS_RATE", value_name = "RATE")]
     ingest_address_rate: Option<Rate>,
 
-    /// How many connections one address may have; more are closed at once. Behind a proxy all are the proxy's
+    /// Maximum number of connections per peer address; more are closed at once. Behind a proxy, all connections have the
+    /// address of the proxy
     #[arg(long, env = "INGEST_ADDRESS_CONNECTIONS", value_name = "CONNECTIONS",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) ingest_address_connections: Option<u32>,
 
-    /// The proxies whose X-Forwarded-For is believed, as addresses or networks like 10.0.0.0/8
+    /// Addresses or networks of proxies whose X-Forwarded-For is trusted, like 10.0.0.0/8
     #[arg(long, env = "INGEST_TRUSTED_PROXIES", value_name = "NETWORKS", value_delimiter = ',', value_parser = network)]
     ingest_trusted_proxies: Vec<IpNet>,
 }
 
 #[derive(Debug, Error)]
-#[error("allowed are addresses and networks, like 10.0.0.0/8 or fd00::/8")]
+#[error("expected an IP address or a network such as 10.0.0.0/8 or fd00::/8")]
 struct NotANetwork;
 
 fn network(text: &str) -> Result<IpNet, NotANetwork> {
@@ -80,7 +80,7 @@ struct Rate {
 }
 
 #[derive(Debug, Error)]
-#[error("allowed is a number from 1 to 1000000 per second, minute or hour, like 20/s, 600/m or 5000/h")]
+#[error("expected a number from 1 to 1000000 per second, minute or hour, such as 20/s, 600/m or 5000/h")]
 struct NotARate;
 
 impl FromStr for Rate {

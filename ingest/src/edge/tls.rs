@@ -12,14 +12,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::edge::hot_reload::HotReload;
 
-/// The certificate that callers see.
+/// Settings of the TLS server.
 #[derive(Args, Debug)]
 pub(crate) struct TlsArgs {
-    /// Speaks TLS, with this certificate and those it is from, as a PEM file; read again when it changes
+    /// Path of a PEM file with the certificate chain of the server; enables TLS. Reloaded when it changes
     #[arg(long, env = "INGEST_TLS_CERT", value_name = "FILE")]
     ingest_tls_cert: Option<PathBuf>,
 
-    /// The private key of that certificate, as a PEM file
+    /// Path of a PEM file with the private key of the certificate. Reloaded when it changes
     #[arg(long, env = "INGEST_TLS_KEY", value_name = "FILE")]
     ingest_tls_key: Option<PathBuf>,
 }
@@ -27,8 +27,12 @@ pub(crate) struct TlsArgs {
 impl TlsArgs {
     pub(crate) fn check(&self) -> Result<(), SettingError> {
         match (&self.ingest_tls_cert, &self.ingest_tls_key) {
-            (Some(_), None) => Err(SettingError::new("INGEST_TLS_KEY", "is missing: INGEST_TLS_CERT is set")),
-            (None, Some(_)) => Err(SettingError::new("INGEST_TLS_CERT", "is missing: INGEST_TLS_KEY is set")),
+            (Some(_), None) => {
+                Err(SettingError::new("INGEST_TLS_KEY", "required with INGEST_TLS_CERT; set both or neither"))
+            }
+            (None, Some(_)) => {
+                Err(SettingError::new("INGEST_TLS_CERT", "required with INGEST_TLS_KEY; set both or neither"))
+            }
             _ => Ok(()),
         }
     }
@@ -44,7 +48,7 @@ impl Tls {
         let files = vec![("INGEST_TLS_CERT", cert.clone()), ("INGEST_TLS_KEY", key.clone())];
         let config = HotReload::load(files, |contents| match contents {
             [cert, key] => server_config(cert, key),
-            _ => Err("a certificate and a key are needed".to_owned()),
+            _ => Err("expected a certificate and a key".to_owned()),
         })?;
         Ok(Some(Self(config)))
     }
@@ -58,13 +62,13 @@ impl Tls {
 fn server_config(cert: &[u8], key: &[u8]) -> Result<ServerConfig, String> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert).collect();
     let certificates = certificates.ok().filter(|found| !found.is_empty());
-    let certificates = certificates.ok_or("the file has no certificates in PEM")?;
+    let certificates = certificates.ok_or("the file has no certificates in PEM format")?;
     // The error of the library might quote a part of the file.
     let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| "the file of INGEST_TLS_KEY has no private key in PEM")?;
+        .map_err(|_| "the file of INGEST_TLS_KEY has no private key in PEM format")?;
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key);
     let mut config =
-        config.map_err(|error| format!("certificate and key can't be used: {}", one_line(&error)))?;
+        config.map_err(|error| format!("cannot use the certificate and key: {}", one_line(&error)))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -17,8 +17,8 @@ const MAX_KEYS: usize = 1_000;
 
 #[derive(Args, Debug)]
 pub(super) struct ApiKeysArgs {
-    /// For api-key: a file with a line for each service, its name and the SHA-256 of its key in hex; it is read again when it
-    /// changes
+    /// Path of a file with API keys, for api-key: one line per service with its name and the SHA-256 hash of its key in hex.
+    /// Reloaded when it changes
     #[arg(long, env = "INGEST_API_KEYS_FILE", value_name = "FILE")]
     ingest_api_keys_file: Option<PathBuf>,
 }
@@ -26,12 +26,14 @@ pub(super) struct ApiKeysArgs {
 impl ApiKeysArgs {
     pub(super) fn check(&self, wanted: bool) -> Result<(), SettingError> {
         match (wanted, &self.ingest_api_keys_file) {
-            (true, None) => {
-                Err(SettingError::new("INGEST_API_KEYS_FILE", "is missing: INGEST_AUTH has api-key"))
-            }
-            (false, Some(_)) => {
-                Err(SettingError::new("INGEST_API_KEYS_FILE", "is set, and INGEST_AUTH has no api-key"))
-            }
+            (true, None) => Err(SettingError::new(
+                "INGEST_API_KEYS_FILE",
+                "required with INGEST_AUTH=api-key; set it to the path of a file",
+            )),
+            (false, Some(_)) => Err(SettingError::new(
+                "INGEST_API_KEYS_FILE",
+                "has no effect without INGEST_AUTH=api-key; unset it or add api-key to INGEST_AUTH",
+            )),
             _ => Ok(()),
         }
     }

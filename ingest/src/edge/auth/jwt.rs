@@ -24,28 +24,28 @@ pub(super) struct JwtArgs {
     #[command(flatten)]
     keys: KeyArgs,
 
-    /// For jwt: what the iss of a token must be
+    /// Required issuer (iss) of tokens, for jwt
     #[arg(long, env = "INGEST_JWT_ISSUER", value_name = "ISSUER",
           value_parser = NonEmptyStringValueParser::new())]
     ingest_jwt_issuer: Option<String>,
 
-    /// For jwt: what the aud of a token must name
+    /// Required audience (aud) of tokens, for jwt
     #[arg(long, env = "INGEST_JWT_AUDIENCE", value_name = "AUDIENCE",
           value_parser = NonEmptyStringValueParser::new())]
     ingest_jwt_audience: Option<String>,
 
-    /// How far the clocks of those who make tokens and ours may be apart
+    /// Maximum clock skew between the token issuer and this host, up to 10m
     #[arg(long, env = "INGEST_JWT_LEEWAY", default_value = "30s", value_name = "DURATION", value_parser = leeway)]
     ingest_jwt_leeway: Duration,
 
-    /// The scope with which a token may write likes of all users; without it only those of its sub
+    /// Scope of tokens that may write likes of all users. Other tokens may write only likes of the user in sub
     #[arg(long, env = "INGEST_JWT_SERVICE_SCOPE", default_value = "likes:write-all", value_name = "SCOPE",
           value_parser = scope)]
     ingest_jwt_service_scope: String,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("allowed is a time like 30s, up to 10 minutes")]
+#[error("expected a duration up to 10 minutes, such as 30s")]
 struct NotALeeway;
 
 fn leeway(text: &str) -> Result<Duration, NotALeeway> {
@@ -53,7 +53,7 @@ fn leeway(text: &str) -> Result<Duration, NotALeeway> {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("allowed is one scope, a word without spaces")]
+#[error("expected one scope without spaces")]
 struct NotAScope;
 
 /// Parses the scope of services. It must not be empty: tokens without a scope would match.
@@ -71,12 +71,18 @@ impl JwtArgs {
         if !wanted {
             let mut given = self.keys.given().into_iter().chain(required);
             return given.find(|(_, given)| *given).map_or(Ok(()), |(setting, _)| {
-                Err(SettingError::new(setting, "is set, and INGEST_AUTH has no jwt"))
+                Err(SettingError::new(
+                    setting,
+                    "has no effect without INGEST_AUTH=jwt; unset it or add jwt to INGEST_AUTH",
+                ))
             });
         }
         self.keys.check()?;
         required.iter().find(|(_, given)| !given).map_or(Ok(()), |(setting, _)| {
-            Err(SettingError::new(*setting, "is missing: INGEST_AUTH has jwt"))
+            Err(SettingError::new(
+                *setting,
+                "required with INGEST_AUTH=jwt; set it to the value that tokens must have",
+            ))
         })
     }
 }

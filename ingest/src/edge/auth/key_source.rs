@@ -13,33 +13,33 @@ use crate::edge::hot_reload::HotReload;
 #[derive(Args, Debug)]
 #[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
 pub(super) struct KeyArgs {
-    /// For jwt: the file with the key that tokens are signed with: a public one as PEM, or the secret where the algorithm is
-    /// HS256, HS384 or HS512. It is read again when it changes
+    /// Path of a file with the key that verifies tokens, for jwt: a public key in PEM format, or a secret for HS256, HS384 and
+    /// HS512. Reloaded when it changes
     #[arg(long, env = "INGEST_JWT_KEY_FILE", value_name = "FILE")]
     ingest_jwt_key_file: Option<PathBuf>,
 
-    /// For jwt, in place of one key: a JSON Web Key Set, as an https URL or a file. It is read again every
-    /// INGEST_JWT_JWKS_REFRESH, and when a token names a key that it doesn't have
+    /// JSON Web Key Set that verifies tokens, for jwt: an https URL or the path of a file. A URL is fetched again every
+    /// INGEST_JWT_JWKS_REFRESH, and when a token names an unknown key
     #[arg(long, env = "INGEST_JWT_JWKS", value_name = "URL|FILE")]
     ingest_jwt_jwks: Option<String>,
 
-    /// A PEM file with the authorities that the certificate of that URL may be from, in place of the system's
+    /// Path of a PEM file with the certificate authorities trusted for the INGEST_JWT_JWKS URL, instead of those of the system
     #[arg(long, env = "INGEST_JWT_JWKS_CA", value_name = "FILE")]
     ingest_jwt_jwks_ca: Option<PathBuf>,
 
-    /// How often that URL is asked
+    /// Interval between fetches of the INGEST_JWT_JWKS URL
     #[arg(long, env = "INGEST_JWT_JWKS_REFRESH", default_value = "5m", value_name = "DURATION",
           value_parser = positive_duration)]
     ingest_jwt_jwks_refresh: Duration,
 
-    /// The algorithms that tokens may be signed with, and no others
+    /// Signature algorithms accepted in tokens
     #[arg(long, env = "INGEST_JWT_ALGORITHMS", default_value = "RS256", value_name = "NAMES", value_delimiter = ',',
           value_parser = algorithm)]
     pub(super) ingest_jwt_algorithms: Vec<Algorithm>,
 }
 
 #[derive(Debug, Error)]
-#[error("allowed are RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384, HS512")]
+#[error("expected one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384, HS512")]
 struct UnknownAlgorithm;
 
 fn algorithm(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
@@ -69,22 +69,23 @@ impl KeyArgs {
         if self.ingest_jwt_key_file.is_some() == self.ingest_jwt_jwks.is_some() {
             return Err(SettingError::new(
                 "INGEST_JWT_KEY_FILE",
-                "INGEST_AUTH has jwt: set either this or INGEST_JWT_JWKS",
+                "INGEST_AUTH=jwt requires one source of keys; set either this or INGEST_JWT_JWKS",
             ));
         }
         let is_url = self.ingest_jwt_jwks.as_ref().is_some_and(|set| is_url(set));
         if self.ingest_jwt_jwks_ca.is_some() && !is_url {
-            let problem = "is ignored: allowed is an INGEST_JWT_JWKS that is an https URL";
+            let problem = "has no effect without an https URL in INGEST_JWT_JWKS; unset it";
             return Err(SettingError::new("INGEST_JWT_JWKS_CA", problem));
         }
         let first = self.ingest_jwt_algorithms.first().map(|algorithm| algorithm.family());
         let one_family = self.ingest_jwt_algorithms.iter().all(|other| Some(other.family()) == first);
         if self.ingest_jwt_key_file.is_some() && !one_family {
-            let problem = "one key can't be for all of these: allowed are algorithms of one family";
+            let problem = "the algorithms of one key must be of one family; set only RS and PS, only ES, only HS, or EdDSA";
             return Err(SettingError::new("INGEST_JWT_ALGORITHMS", problem));
         }
         if self.ingest_jwt_jwks.is_some() && self.ingest_jwt_algorithms.iter().any(|a| is_hmac(*a)) {
-            let problem = "HS256, HS384 and HS512 need INGEST_JWT_KEY_FILE: a key set is public";
+            let problem =
+                "HS256, HS384 and HS512 need a secret, and a key set is public; set INGEST_JWT_KEY_FILE";
             return Err(SettingError::new("INGEST_JWT_ALGORITHMS", problem));
         }
         Ok(())
