@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Sends likes with curl. Needs LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY where ingest asks for one.
+# Sends likes with curl. Set LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY if ingest requires authentication.
 set -euo pipefail
 url=${LIKES_URL:-http://127.0.0.1:8080}
-answer=$(mktemp)
-trap 'rm -f "$answer"' EXIT
+response=$(mktemp)
+trap 'rm -f "$response"' EXIT
 
-# By way of stdin or a pipe a secret is not seen in the list of processes.
+# Passed through a pipe, a secret does not appear in the process list.
 credential() {
     if [ -n "${LIKES_TOKEN:-}" ]; then
         printf 'header = "Authorization: Bearer %s"\n' "$LIKES_TOKEN"
@@ -14,20 +14,20 @@ credential() {
     fi
 }
 
-# Arguments: path, media type, body. On 408, 429, 500, 502, 503 and 504 curl waits as long as Retry-After says, or 1, 2, 4 …
-# seconds, and sends it again. A like is safe to send again: it is stored once.
+# Arguments: path, media type, body. On 408, 429, 500, 502, 503 and 504 curl waits for the time in Retry-After, or for 1, 2,
+# 4 … seconds, and retries. Retries are safe: a like is stored once.
 post() {
-    if ! curl --silent --show-error --fail-with-body --output "$answer" --config <(credential) \
+    if ! curl --silent --show-error --fail-with-body --output "$response" --config <(credential) \
         --retry 5 --retry-connrefused --retry-max-time 120 --max-time 30 \
         --header "Content-Type: $2" --data-binary "$3" "$url$1"; then
-        cat "$answer" >&2
+        cat "$response" >&2
         exit 1
     fi
-    cat "$answer"
+    cat "$response"
     echo
 }
 
-# Many of these should not all come at the same moment, and curl has no jitter of its own.
+# Spreads the requests of many clients, because curl has no jitter.
 sleep "0.$((RANDOM % 10))"
 
 post /likes application/json '{"user_id": 7, "post_id": 42}'

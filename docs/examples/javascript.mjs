@@ -1,4 +1,5 @@
-// Sends likes with Node's own fetch. Needs LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY where ingest asks for one.
+// Sends likes with the fetch API of Node.js. Set LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY if ingest requires
+// authentication.
 
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -16,7 +17,7 @@ function headers(contentType) {
   return all;
 }
 
-// Sends until it is answered other than by "later". A like is safe to send again: it is stored once.
+// Sends a request, with retries on transient failures. Retries are safe: a like is stored once.
 async function post(path, contentType, body) {
   for (let attempt = 1; ; attempt++) {
     let waitSeconds = 2 ** (attempt - 1);
@@ -31,10 +32,10 @@ async function post(path, contentType, body) {
       const retryAfter = response.headers.get("retry-after") ?? "";
       if (/^\d+$/.test(retryAfter)) waitSeconds = Number(retryAfter);
     } catch (error) {
-      failure = new Error(`no answer: ${error.cause ?? error}`);
+      failure = new Error(`no response: ${error.cause ?? error}`);
     }
     if (attempt >= ATTEMPTS) throw failure;
-    // Not all callers at the same moment.
+    // Jitter: many clients must not retry at the same moment.
     await sleep(Math.min(waitSeconds, LONGEST_WAIT_S) * (1 + Math.random() / 2) * 1000);
   }
 }
@@ -43,9 +44,9 @@ try {
   console.log(await post("/likes", "application/json", JSON.stringify({ user_id: 7, post_id: 42 })));
 
   const batch = [8, 9, 10].map((user) => JSON.stringify({ user_id: user, post_id: 42 }) + "\n").join("");
-  const answer = await post("/likes/batch", "application/x-ndjson", batch);
-  console.log(answer);
-  for (const { index, detail } of answer.errors) console.error(`like ${index} was not taken: ${detail}`);
+  const result = await post("/likes/batch", "application/x-ndjson", batch);
+  console.log(result);
+  for (const { index, detail } of result.errors) console.error(`like ${index} was rejected: ${detail}`);
 } catch (error) {
   console.error(error.message);
   process.exitCode = 1;

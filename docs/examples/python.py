@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Sends likes with Python's standard library. Needs LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY where ingest asks for one."""
+"""Sends likes with the Python standard library.
+
+Set LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY if ingest requires authentication.
+"""
 
 import json
 import os
@@ -25,7 +28,7 @@ def headers(content_type):
 
 
 def post(path, content_type, body):
-    """Sends until it is answered other than by "later". A like is safe to send again: it is stored once."""
+    """Sends a request, with retries on transient failures. Retries are safe: a like is stored once."""
     request = urllib.request.Request(URL + path, data=body, headers=headers(content_type), method="POST")
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -39,9 +42,9 @@ def post(path, content_type, body):
             wait_s = float(retry_after) if retry_after.isdigit() else 2.0 ** (attempt - 1)
         except OSError as error:
             if attempt == ATTEMPTS:
-                sys.exit(f"no answer: {error}")
+                sys.exit(f"no response: {error}")
             wait_s = 2.0 ** (attempt - 1)
-        # Not all callers at the same moment.
+        # Jitter: many clients must not retry at the same moment.
         time.sleep(min(wait_s, LONGEST_WAIT_S) * random.uniform(1, 1.5))
 
 
@@ -50,10 +53,10 @@ def main():
     print(post("/likes", "application/json", like))
 
     batch = "".join(json.dumps({"user_id": user, "post_id": 42}) + "\n" for user in (8, 9, 10))
-    answer = post("/likes/batch", "application/x-ndjson", batch.encode())
-    print(answer)
-    for bad in answer["errors"]:
-        print(f"like {bad['index']} was not taken: {bad['detail']}", file=sys.stderr)
+    result = post("/likes/batch", "application/x-ndjson", batch.encode())
+    print(result)
+    for bad in result["errors"]:
+        print(f"like {bad['index']} was rejected: {bad['detail']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ use std::{
 use futures_util::future::join_all;
 use shared::{
     backlog::of_stream,
+    error_chain::one_line,
     redis::Connections,
     runtime::admin::Check,
     wire::partition::{KeyPrefix, PartitionCount},
@@ -101,8 +102,9 @@ pub(crate) async fn sample(
         match failed.first() {
             Some(error) if failed.len() == known.len() => {
                 backlog.unknown();
-                if redis_check.fail(error.to_string()) {
-                    tracing::warn!(%error, "Redis is unavailable, not ready");
+                let error = one_line(error);
+                if redis_check.fail(error.clone()) {
+                    tracing::warn!(error, "Redis is unavailable, not ready");
                 }
             }
             _ => {

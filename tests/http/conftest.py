@@ -1,4 +1,4 @@
-"""`devstack run` starts ingest and Redis and passes their addresses in the environment."""
+"""Fixtures for ingest and Redis. `devstack run` starts both and sets their addresses."""
 
 import os
 
@@ -9,13 +9,13 @@ import redis
 @pytest.fixture(scope="session")
 def likes_url():
     if "LIKES_URL" not in os.environ:
-        pytest.fail("no ingest; run: devstack run -- python -m pytest tests/http")
+        pytest.fail("LIKES_URL is not set; run: devstack run -- python -m pytest tests/http")
     return os.environ["LIKES_URL"]
 
 
 @pytest.fixture
 def streams(likes_url):
-    """Redis without any likes."""
+    """A Redis client. The streams are empty at the start of each test."""
     with redis.Redis.from_url(os.environ["REDIS_URL"]) as client:
         for key in client.scan_iter(match="likes:{*}", _type="stream"):
             client.delete(key)

@@ -2,7 +2,7 @@
 # Installs the requirements of `make test-http`: curl, Node, Go and, in a folder, a virtual environment with
 # schemathesis. Argument: the folder.
 set -euo pipefail
-folder=${1:?a folder}
+folder=${1:?missing argument: folder}
 here=$(dirname "$0")
 
 missing=()

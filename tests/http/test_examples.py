@@ -1,4 +1,4 @@
-"""The programs of docs/examples against ingest, and against a server that refuses."""
+"""Runs the programs in docs/examples against ingest, and against a server that rejects requests."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from support import ROOT, output, run
 
 EXAMPLES = ROOT / "docs" / "examples"
 COMPILE_TIMEOUT_S = 600
-# The likes that each example sends.
+# Likes that each example sends.
 LIKES = [(7, 42), (8, 42), (9, 42), (10, 42)]
 ANSWER = {"id": "1-0", "partition": 1, "accepted": 3, "rejected": 0, "errors": []}
-ANSWER["detail"] = "why not"
+ANSWER["detail"] = "reason of the rejection"
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def go_example(tmp_path_factory, pytestconfig):
 
 @pytest.fixture(params=["curl", "python", "javascript", "go"])
 def example(request):
-    """Runs an example with a URL and settings."""
+    """A function that runs an example with a URL and environment variables."""
     command = {
         "curl": lambda: ["bash", EXAMPLES / "curl.sh"],
         "python": lambda: [sys.executable, EXAMPLES / "python.py"],
@@ -46,7 +46,7 @@ def example(request):
 
 @pytest.fixture
 def refusing(httpserver):
-    """Answers with the given statuses, then with 202."""
+    """A server that responds with the given statuses, then with 202."""
 
     def start(*statuses):
         left = list(statuses)
@@ -91,5 +91,5 @@ def test_retries_the_same_like_with_its_token_when_told_to(example, refusing, ht
 def test_does_not_retry_a_refusal_and_prints_why(example, refusing, httpserver):
     ended = example(refusing(422), LIKES_API_KEY="a-key")
     assert ended.returncode != 0
-    assert "why not" in ended.stderr
+    assert "reason of the rejection" in ended.stderr
     assert [request.headers["X-Api-Key"] for request in requests_to(httpserver)] == ["a-key"]

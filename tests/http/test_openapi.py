@@ -1,4 +1,4 @@
-"""schemathesis tests ingest against /openapi.json, as schemathesis.toml says."""
+"""Tests ingest against its /openapi.json with schemathesis. Settings: schemathesis.toml."""
 
 import json
 import os

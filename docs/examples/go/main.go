@@ -1,4 +1,5 @@
-// Sends likes with Go's standard library. Needs LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY where ingest asks for one.
+// Sends likes with the Go standard library. Set LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY if ingest requires
+// authentication.
 package main
 
 import (
@@ -19,12 +20,12 @@ const (
 
 var client = http.Client{Timeout: 30 * time.Second}
 
-// post sends until it is answered other than by "later". A like is safe to send again: it is stored once.
+// post sends a request, with retries on transient failures. Retries are safe: a like is stored once.
 func post(url, contentType, body string) (string, error) {
 	for attempt := 1; ; attempt++ {
-		answer, wait, err := try(url, contentType, body)
+		result, wait, err := try(url, contentType, body)
 		if err == nil || wait < 0 || attempt == attempts {
-			return answer, err
+			return result, err
 		}
 		if wait == 0 {
 			wait = time.Second << (attempt - 1)
@@ -32,12 +33,13 @@ func post(url, contentType, body string) (string, error) {
 		if wait > longestWait {
 			wait = longestWait
 		}
-		// Not all callers at the same moment.
+		// Jitter: many clients must not retry at the same moment.
 		time.Sleep(wait + time.Duration(rand.Int63n(int64(wait)/2+1)))
 	}
 }
 
-// try sends once. After a failure it says how long to wait: 0 where nobody knows, less than that where it is no use.
+// try sends a request once. After a failure it returns the time to wait: 0 if the server gave none, negative if a retry
+// cannot succeed.
 func try(url, contentType, body string) (string, time.Duration, error) {
 	request, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -54,18 +56,18 @@ func try(url, contentType, body string) (string, time.Duration, error) {
 		return "", 0, err
 	}
 	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
+	result, err := io.ReadAll(response.Body)
 	if err != nil {
 		return "", 0, err
 	}
 	switch response.StatusCode {
 	case http.StatusAccepted:
-		return string(answer), 0, nil
+		return string(result), 0, nil
 	case 408, 429, 500, 502, 503, 504:
 		seconds, _ := strconv.ParseUint(response.Header.Get("Retry-After"), 10, 16)
-		return "", time.Duration(seconds) * time.Second, fmt.Errorf("%s: %s", response.Status, answer)
+		return "", time.Duration(seconds) * time.Second, fmt.Errorf("%s: %s", response.Status, result)
 	default:
-		return "", -1, fmt.Errorf("%s: %s", response.Status, answer)
+		return "", -1, fmt.Errorf("%s: %s", response.Status, result)
 	}
 }
 
@@ -82,11 +84,11 @@ func main() {
 		{"/likes", "application/json", `{"user_id": 7, "post_id": 42}`},
 		{"/likes/batch", "application/x-ndjson", batch.String()},
 	} {
-		answer, err := post(url+send.path, send.contentType, send.body)
+		result, err := post(url+send.path, send.contentType, send.body)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		fmt.Println(answer)
+		fmt.Println(result)
 	}
 }

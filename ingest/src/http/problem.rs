@@ -111,7 +111,7 @@ impl Kind {
     }
 }
 
-/// Why a request was refused, and what the client can do about it.
+/// Cause of a refused request, and how the client can correct it.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     kind: Kind,

@@ -114,8 +114,15 @@ pub enum BadBatch {
 /// # Errors
 /// Returns an error if the body is not an array, or has more than `max_likes` items.
 pub fn parse_array(body: &[u8], now_us: i64, max_likes: usize) -> Result<BatchRequest, BadBatch> {
-    let items: Vec<&RawValue> = serde_json::from_slice(body)
-        .map_err(|error| BadBatch::Json(format!("the body must be a JSON array of likes: {error}")))?;
+    let items: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| {
+        BadBatch::Json(match error.classify() {
+            Category::Data => {
+                "the body must be a JSON array of likes such as [{\"user_id\": 7, \"post_id\": 42}]"
+                    .to_owned()
+            }
+            Category::Io | Category::Syntax | Category::Eof => error.to_string(),
+        })
+    })?;
     parse_items(items.into_iter().map(|item| item.get().as_bytes()), now_us, max_likes)
 }
 

@@ -166,7 +166,7 @@ impl RedisStreams {
 pub(crate) struct RedisStream {
     streams: RedisStreams,
     stream: String,
-    /// `WAIT` covers only writes of its own connection. So with a confirmation the stream has a dedicated connection, which
+    /// `WAIT` covers only writes of the same connection. So with a confirmation the stream has a dedicated connection, which
     /// is never replaced implicitly.
     dedicated: Option<Connection>,
 }
