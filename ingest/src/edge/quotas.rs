@@ -115,7 +115,7 @@ pub(crate) enum QuotaKind {
     Address,
 }
 
-/// The quotas of all callers.
+/// Quotas of all users and client addresses.
 pub(crate) struct Quotas {
     users: Option<TokenBuckets<i64>>,
     addresses: Option<TokenBuckets<IpAddr>>,

@@ -56,7 +56,8 @@ impl Answer {
     }
 }
 
-/// A batch that is split into several entries. Its caller gets the result when all entries are in their streams, or when one has failed.
+/// A batch that is split into several entries. Its caller gets the result when all entries are in their streams, or when
+/// one has failed.
 pub(super) struct Batch(Mutex<BatchState>);
 
 struct BatchState {

@@ -50,7 +50,7 @@ pub enum PublishError {
     /// The like was not published.
     #[error("Redis is out of memory")]
     OutOfMemory,
-    /// Redis answered with an error.
+    /// Redis replied with an error.
     #[error("Redis rejected the entry")]
     Refused,
     /// The entry is in the stream, but not as durable as `REDIS_ACK` requires.

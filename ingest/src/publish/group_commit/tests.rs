@@ -321,7 +321,7 @@ async fn a_batch_is_answered_once_with_the_first_failure_of_its_entries() {
     first.succeed("1-0");
     second.fail(ErrorKind::Unknown, "OOM command not allowed when used memory > 'maxmemory'.");
     assert_eq!(batch.await.unwrap().unwrap_err(), PublishError::OutOfMemory);
-    // The last part fails after the answer.
+    // The last part fails after the caller has its result.
     third.fail(ErrorKind::IO, "connection reset by peer");
     settle().await;
     assert!(!harness.running.is_finished());
