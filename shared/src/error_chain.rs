@@ -68,7 +68,7 @@ fn postgres_text(error: &tokio_postgres::Error) -> String {
     if says_nothing && error.source().is_some() { String::new() } else { text }
 }
 
-/// Returns what went wrong between two sides of TLS. rustls has only `Debug` text for most of it.
+/// Returns the cause of a failed TLS connection. rustls has only `Debug` text for most causes.
 fn tls_text(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(why) => {
@@ -140,13 +140,14 @@ mod tests {
     #[error("cannot read the file")]
     struct Outer(#[source] io::Error);
 
+    #[derive(Debug, Error)]
+    #[error("cannot connect: {0}")]
+    struct Repeating(#[source] io::Error);
+
     #[test]
     fn causes_follow_their_error_without_repetition() {
         let refused = || io::Error::from_raw_os_error(111);
         assert_eq!(one_line(&Outer(refused())), "cannot read the file: Connection refused (os error 111)");
-        #[derive(Debug, Error)]
-        #[error("cannot connect: {0}")]
-        struct Repeating(#[source] io::Error);
         assert_eq!(one_line(&Repeating(refused())), "cannot connect: Connection refused (os error 111)");
     }
 

@@ -84,7 +84,8 @@ pub(crate) fn roots_of_system() -> Result<RootCertStore, String> {
 }
 
 impl Identity {
-    /// Reads PEM files, and checks that the key belongs to the certificate. `of_chain` and `of_key` are the settings that name them.
+    /// Reads PEM files, and checks that the key belongs to the certificate. `of_chain` and `of_key` are the settings that
+    /// name them.
     pub(crate) fn of_files<S>(
         (of_chain, chain): (S, &Path),
         (of_key, key): (S, &Path),
@@ -152,10 +153,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 /// Describes an error without quoting the contents of the file.
-fn describe(error: &pem::Error, what: &str) -> String {
+fn describe(error: &pem::Error, kind: &str) -> String {
     match error {
         pem::Error::Io(error) => format!("can't be read: {error}"),
-        _ => format!("holds no {what} in PEM"),
+        _ => format!("holds no {kind} in PEM"),
     }
 }
 

@@ -139,14 +139,14 @@ mod tests {
     }
 
     /// Accepts one connection, and rejects it or its first query.
-    async fn rejecting_server(lets_in: bool) -> u16 {
+    async fn rejecting_server(accepts: bool) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let error = b"SFATAL\0VFATAL\0C42501\0Mpermission denied\0\0";
         tokio::spawn(async move {
             let (mut client, _) = listener.accept().await.unwrap();
             skip_message(&mut client).await;
-            if lets_in {
+            if accepts {
                 let ready = [message(b'R', &[0; 4]), message(b'Z', b"I")].concat();
                 client.write_all(&ready).await.unwrap();
                 client.read_u8().await.unwrap();

@@ -46,7 +46,7 @@ impl Connection {
     }
 
     pub(super) async fn send_value(&self, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
-        self.send_unexplained(name, args).await.map_err(readable)
+        self.send_unexplained(name, args).await.map_err(|error| readable(&error))
     }
 
     async fn send_unexplained(&self, name: &'static str, args: Vec<Value>) -> Result<Value, Error> {
@@ -76,7 +76,7 @@ pub(super) async fn open(
     answer_within: Duration,
 ) -> Result<Connection, Error> {
     let opened = open_unexplained(login, server, answer_within).await;
-    opened.map_err(|error| tls::explained(error, login.tls.is_some()))
+    opened.map_err(|error| tls::explained(&error, login.tls.is_some()))
 }
 
 async fn open_unexplained(

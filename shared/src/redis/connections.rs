@@ -164,10 +164,10 @@ impl Connections {
         name: &'static str,
         args: Vec<Value>,
     ) -> Result<(Value, u64), Error> {
-        let give_up_at = Instant::now() + self.shared.redis.timeout;
+        let deadline = Instant::now() + self.shared.redis.timeout;
         let mut sent = 0;
         loop {
-            let node = self.node(slot, give_up_at).await?;
+            let node = self.node(slot, deadline).await?;
             sent += 1;
             let mut answer = node.send_value(name, args.clone()).await;
             let asked = answer.as_ref().err().and_then(|error| redirected(error, "ASK"));
@@ -185,7 +185,7 @@ impl Connections {
                 Outcome::Unknown => retry == Retry::Idempotent,
             };
             self.report_error(&error);
-            if !again || Instant::now() + RETRY_DELAY >= give_up_at {
+            if !again || Instant::now() + RETRY_DELAY >= deadline {
                 return Err(error);
             }
             sleep(RETRY_DELAY).await;
@@ -261,13 +261,13 @@ impl Connections {
         self.shared.state.borrow().nodes.get(server).cloned()
     }
 
-    async fn node(&self, slot: u16, give_up_at: Instant) -> Result<Arc<Connection>, Error> {
+    async fn node(&self, slot: u16, deadline: Instant) -> Result<Arc<Connection>, Error> {
         let node_of = |state: &State| state.nodes.get(state.topology.server_of(slot)?).cloned();
         if let Some(node) = node_of(&self.shared.state.borrow()) {
             return Ok(node);
         }
         let mut changes = self.shared.state.subscribe();
-        let connected = timeout_at(give_up_at, changes.wait_for(|state| node_of(state).is_some())).await;
+        let connected = timeout_at(deadline, changes.wait_for(|state| node_of(state).is_some())).await;
         let node = connected.ok().and_then(|state| node_of(&*state.ok()?));
         node.ok_or_else(|| {
             let server = self.shared.state.borrow().topology.server_of(slot).map(address);

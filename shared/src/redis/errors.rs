@@ -94,7 +94,7 @@ pub fn error_type(error: &Error) -> &'static str {
 
 /// Returns the error with a readable text. fred keeps only the `Debug` text of an I/O error, and Redis appends the SHA-1 of
 /// a script to its errors. An error code stays at the start of the text.
-pub(super) fn readable(error: Error) -> Error {
+pub(super) fn readable(error: &Error) -> Error {
     let details = error.details();
     let text = match io_text(details) {
         Some(text) => text,
@@ -174,7 +174,7 @@ mod tests {
     /// The texts that fred makes of I/O errors, and that Redis 7 and Redis 6 send for errors in scripts.
     #[test]
     fn texts_are_free_of_debug_text_and_script_hashes() {
-        let text = |error: Error| readable(error).details().to_owned();
+        let text = |error: Error| readable(&error).details().to_owned();
         let io = |error: io::Error| text(Error::from(error));
         assert_eq!(io(io::Error::from_raw_os_error(111)), "Connection refused (os error 111)");
         assert_eq!(io(io::ErrorKind::UnexpectedEof.into()), "unexpected eof");
@@ -219,7 +219,7 @@ mod tests {
             (ErrorKind::Cluster, "MOVED 3999 127.0.0.1:6381"),
         ] {
             let error = Error::new(kind, details);
-            let readable = readable(error.clone());
+            let readable = readable(&error);
             assert_eq!(outcome(&readable), outcome(&error), "{details}");
             assert_eq!(error_code(&readable), error_code(&error), "{details}");
         }

@@ -108,7 +108,7 @@ const CAUSES: [(&str, &str); 14] = [
 ];
 
 /// Returns the error of a failed connection, with or without TLS, with a readable text.
-pub(super) fn explained(error: Error, with_tls: bool) -> Error {
+pub(super) fn explained(error: &Error, with_tls: bool) -> Error {
     let details = error.details();
     let hint = if with_tls {
         let cause = CAUSES.iter().find(|(name, _)| details.contains(name));
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     fn text(error: io::Error, with_tls: bool) -> String {
-        explained(Error::from(error), with_tls).details().to_owned()
+        explained(&Error::from(error), with_tls).details().to_owned()
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             "Connection reset by peer (os error 104): the server may require TLS (rediss:// is with TLS)"
         );
         assert_eq!(text(io::Error::from_raw_os_error(111), false), "Connection refused (os error 111)");
-        let silent = explained(Error::new(ErrorKind::Timeout, "Request timed out."), true);
+        let silent = explained(&Error::new(ErrorKind::Timeout, "Request timed out."), true);
         assert_eq!(
             silent.details(),
             "no reply within the time limit (REDIS_TIMEOUT): the server may not use TLS (redis:// is without TLS)"

@@ -101,7 +101,7 @@ impl<E: Error + 'static> fmt::Display for Unreachable<E> {
             Self::Silent { server, waited, source } => {
                 write!(f, "no reply from {server} within {waited}")?;
                 if let Some(source) = source {
-                    write!(f, ", earlier: {}", one_line(source))?;
+                    write!(f, ", last error: {}", one_line(source))?;
                 }
                 f.write_str("; check the server and the network")
             }
@@ -191,7 +191,7 @@ mod tests {
         );
         assert_eq!(
             silent(Some(refused())),
-            "no reply from Redis at host:6379 within 30s, earlier: Connection refused (os error 111); \
+            "no reply from Redis at host:6379 within 30s, last error: Connection refused (os error 111); \
              check the server and the network"
         );
     }

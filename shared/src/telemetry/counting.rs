@@ -7,8 +7,13 @@ use opentelemetry::{
 
 /// Returns a counter that is exported as 0 for each of the labels: Prometheus sees no increase in a counter that first
 /// appears at 1.
-pub fn counter(meter: &Meter, name: &'static str, what: &'static str, labels: &[KeyValue]) -> Counter<u64> {
-    let counter = meter.u64_counter(name).with_description(what).build();
+pub fn counter(
+    meter: &Meter,
+    name: &'static str,
+    description: &'static str,
+    labels: &[KeyValue],
+) -> Counter<u64> {
+    let counter = meter.u64_counter(name).with_description(description).build();
     for label in labels {
         counter.add(0, std::slice::from_ref(label));
     }
@@ -22,10 +27,10 @@ pub fn counter(meter: &Meter, name: &'static str, what: &'static str, labels: &[
 pub fn message_counter(
     meter: &Meter,
     name: &'static str,
-    what: &'static str,
+    description: &'static str,
     attributes: &[KeyValue],
 ) -> Counter<u64> {
-    let counter = meter.u64_counter(name).with_unit("{message}").with_description(what).build();
+    let counter = meter.u64_counter(name).with_unit("{message}").with_description(description).build();
     counter.add(0, attributes);
     counter
 }

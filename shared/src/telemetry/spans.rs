@@ -297,16 +297,16 @@ mod tests {
     #[test]
     fn invalid_contexts_and_long_trace_states_are_ignored() {
         assert!(named("00-00000000000000000000000000000000-b7ad6b7169203331-01", "").is_none());
-        for nonsense in [
+        for invalid in [
             "",
-            "nonsense",
+            "invalid",
             "00-af7-b7a-01",
             "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ] {
-            assert!(named(nonsense, "").is_none(), "{nonsense}");
+            assert!(named(invalid, "").is_none(), "{invalid}");
         }
         assert!(named("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", "").is_some());
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

@@ -50,18 +50,18 @@ fn a_bad_like_leaves_its_neighbours_alone() {
         ("nil", &[0xc0]),
         ("an extension", &[0xd4, 0x05, 0x00]),
     ];
-    for (what, bad) in bad_likes {
+    for (case, bad) in bad_likes {
         let mut payload = vec![0x94, 0x01, 0x93, 7, 8, 9];
         payload.extend_from_slice(bad);
         payload.extend_from_slice(&[0x93, 10, 11, 12]);
-        let decoded = decode(&payload).unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert_eq!(decoded.likes, [like(7, 8, 9), like(10, 11, 12)], "{what}");
-        assert_eq!(decoded.bad.len(), 1, "{what}");
-        assert_eq!(decoded.bad[0].index, 1, "{what}");
-        assert_eq!(&payload[decoded.bad[0].bytes.clone()], bad, "{what}");
+        let decoded = decode(&payload).unwrap_or_else(|e| panic!("{case}: {e}"));
+        assert_eq!(decoded.likes, [like(7, 8, 9), like(10, 11, 12)], "{case}");
+        assert_eq!(decoded.bad.len(), 1, "{case}");
+        assert_eq!(decoded.bad[0].index, 1, "{case}");
+        assert_eq!(&payload[decoded.bad[0].bytes.clone()], bad, "{case}");
 
         let alone = decode(&frame(&[bad])).unwrap();
-        assert_eq!((alone.likes.len(), alone.bad.len()), (0, 1), "{what}");
+        assert_eq!((alone.likes.len(), alone.bad.len()), (0, 1), "{case}");
     }
 }
 
@@ -84,9 +84,9 @@ fn payloads_that_are_no_payload_are_refused_whole() {
         ("trailing bytes", &[0x92, 0x01, 0x93, 7, 8, 9, 0x00]),
         ("a length of four thousand million likes", &[0xdd, 0xff, 0xff, 0xff, 0xff, 0x01]),
     ];
-    for (what, payload) in cases {
+    for (case, payload) in cases {
         let refused = decode(payload);
-        assert!(matches!(refused, Err(DecodeError::Malformed(_))), "{what}: {refused:?}");
+        assert!(matches!(refused, Err(DecodeError::Malformed(_))), "{case}: {refused:?}");
     }
     let deep: Vec<u8> = [0x92, 0x01].into_iter().chain(std::iter::repeat_n(0x91, 100_000)).collect();
     assert!(matches!(decode(&deep), Err(DecodeError::Malformed(_))));
