@@ -1,9 +1,9 @@
 //! Changes made by operators: preview, confirmation, audit, application in chunks.
 //!
 //! Purpose: run every change the same way (`Action::run` for the entries of a scan, `Action::once` for anything else).
-//! `preview` collects what a scan matches, `confirm` asks, `chunks` applies, `export` keeps removed entries in a file,
-//! `pace` limits the rate, `report` says what was done. May depend on `scan`, `audit`, `output`, `exit` and `context`.
-//! Must not know any command.
+//! `preview` counts and samples the matching entries, `confirm` asks the operator, `chunks` applies the change, `export`
+//! writes removed entries to a file, `pace` limits the rate, `report` sums up the result. May depend on `scan`, `audit`,
+//! `output`, `exit` and `context`. Must not know any command.
 
 mod chunks;
 mod confirm;
@@ -34,19 +34,19 @@ use crate::{
     selection::EntryRef,
 };
 
-/// Flags of every action.
+/// Options that every action has.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Safety")]
 pub(crate) struct ActionArgs {
-    /// Preview only, without any change
+    /// Preview without changes
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// No confirmation; required without a terminal
+    /// No confirmation prompt; required without a terminal
     #[arg(short, long)]
     pub(crate) yes: bool,
 
-    /// Reason for the audit log
+    /// Reason to record in the audit log
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason_text: Option<String>,
 
@@ -54,15 +54,15 @@ pub(crate) struct ActionArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// An action and its circumstances.
+/// An action: its texts, its options, and its interruption.
 pub(crate) struct Action<'a> {
-    /// Name of the command, like `dead purge`.
+    /// Command name, such as `dead purge`.
     pub(crate) command: &'static str,
-    /// Plural and singular of the items, like "dead letters" and "dead letter".
+    /// Plural and singular of the items, such as "dead letters" and "dead letter".
     pub(crate) items: (&'static str, &'static str),
-    /// Effect on the items, like "removed for good".
+    /// Completes "N items will be", such as "removed permanently".
     pub(crate) effect: String,
-    /// Selection as the operator wrote it.
+    /// Selection in the operator's notation, for the audit log.
     pub(crate) selection: &'a str,
     pub(crate) args: &'a ActionArgs,
     pub(crate) pace: Option<PaceArgs>,
@@ -79,7 +79,7 @@ pub(crate) struct Change<'a, T> {
     pub(crate) export: Option<ExportTarget<'a, T>>,
 }
 
-/// Result of a chunk. Entries that are neither done nor skipped no longer matched.
+/// Result of a chunk. Entries that are neither done nor skipped no longer matched when the change was applied.
 #[derive(Default)]
 pub(crate) struct ActionResult {
     pub(crate) done: u64,
@@ -87,7 +87,7 @@ pub(crate) struct ActionResult {
 }
 
 impl ActionResult {
-    /// Counts `done`, and the items that `is_skipped` as skipped for one reason.
+    /// Returns a result with `done` changes. Items that satisfy `is_skipped` are skipped, all with the same reason.
     pub(crate) fn with_skipped<T: Item>(
         done: usize,
         items: &[T],
@@ -142,8 +142,7 @@ impl Action<'_> {
         Ok(report)
     }
 
-    /// Makes one change that is not about entries: shows it, asks for confirmation, and records it in the audit log.
-    /// Returns nothing in a dry run.
+    /// Applies a change that is not about entries, with preview, confirmation and audit. Returns `None` in a dry run.
     pub(crate) async fn once<T>(
         &self,
         context: &Context,
@@ -157,7 +156,7 @@ impl Action<'_> {
         }
         self.confirm(matched).await?;
         let audit_id = self.begin_audit(context, matched).await?;
-        let done = work.await;
+        let done = work.await.map_err(CliError::from);
         let outcome = done.as_ref().map_or_else(|error| format!("failed: {error}"), |_| "done".to_owned());
         self.record_outcome(context, &audit_id, &outcome).await;
         Ok(Some(done?))
@@ -170,7 +169,7 @@ impl Action<'_> {
         Box::pin(audit::begin(context, &intent)).await
     }
 
-    /// Records the report in the audit log, and the error if there was one.
+    /// Records the report and the error, if any, in the audit log.
     pub(crate) async fn end_audit(
         &self,
         context: &Context,
@@ -185,10 +184,10 @@ impl Action<'_> {
         self.record_outcome(context, audit_id, &outcome).await;
     }
 
-    /// Records an outcome. A failure is only a warning: the change is already made.
+    /// Records an outcome. A failure is only a warning, because the change has already been applied.
     async fn record_outcome(&self, context: &Context, audit_id: &str, outcome: &str) {
         if let Err(error) = Box::pin(audit::end(context, audit_id, outcome)).await {
-            eprint_line(format_args!("warning: the outcome is not in the audit log: {error}"));
+            eprint_line(format_args!("warning: cannot record the outcome in the audit log: {error}"));
         }
     }
 

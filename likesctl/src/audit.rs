@@ -1,4 +1,4 @@
-//! The audit log in Redis: a record before each change, and one with its outcome.
+//! The audit log in Redis: one record before each change, and one with its outcome.
 
 use std::env;
 
@@ -6,17 +6,17 @@ use crate::{context::Context, exit::CliError};
 
 /// A change that is about to be made.
 pub(crate) struct Intent<'a> {
-    /// The command, like `dead purge`.
+    /// Command name, such as `dead purge`.
     pub(crate) command: &'a str,
-    /// The selection, as the operator wrote it.
+    /// Selection in the operator's notation.
     pub(crate) selection: &'a str,
-    /// The operator's own words, or empty.
+    /// Value of `--reason-text`, or empty.
     pub(crate) reason: &'a str,
-    /// Number of items that match.
+    /// Number of matching items.
     pub(crate) matched: u64,
 }
 
-/// Records an intent and returns its id. The change is not made if this fails.
+/// Records an intent and returns its id. If this fails, the change is not applied.
 pub(crate) async fn begin(context: &Context, intent: &Intent<'_>) -> Result<String, CliError> {
     let who = user_at_host();
     let matched = intent.matched.to_string();

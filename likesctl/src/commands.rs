@@ -1,7 +1,7 @@
-//! The commands: one file or folder per command, or per family of commands.
+//! The commands: one file or folder per command, or per group of subcommands.
 //!
 //! Purpose: parse the options of a command, and run it. May depend on every other module of this crate. Must not know
-//! each other: pieces that two commands share are outside (`verifier`, `reassign`, `pending_detail`).
+//! each other: code that two commands share is outside (`verifier`, `reassign`, `pending_detail`).
 
 pub(crate) mod audit;
 pub(crate) mod consumers;

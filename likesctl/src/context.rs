@@ -1,4 +1,4 @@
-//! Connections to the streams and to the table, and lookups that several commands need.
+//! Connections to Redis and Postgres, and lookups that several commands share.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::CliError;
 
-/// Consumer name that never belongs to a member, so that partition readers claim its entries at once.
+/// Consumer name that no group member has. Partition readers claim its pending entries at once.
 pub(crate) const REASSIGN_CONSUMER: &str = "likesctl";
 
-/// Maximum time for one answer of Postgres.
+/// Maximum time for one response of Postgres.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(Args, Clone)]
@@ -32,34 +32,34 @@ pub(crate) struct RedisAccess {
     #[command(flatten)]
     redis: RedisArgs,
 
-    /// Prefix of all keys in Redis
+    /// Prefix of all Redis keys
     #[arg(long, env = "LIKES_STREAM", default_value = "likes", value_name = "PREFIX")]
     likes_stream: KeyPrefix,
 
-    /// Consumer group
+    /// Name of the consumer group
     #[arg(long, env = "LIKES_GROUP", default_value = "likes-writers", value_name = "NAME", value_parser = group_name)]
     likes_group: String,
 
-    /// Maximum time to wait for a server
+    /// Maximum time to wait for a connection to Redis or Postgres
     #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub(crate) startup_timeout: Duration,
 }
 
-/// The streams of one likestream, and one of their groups.
+/// Access to the streams of one pipeline and to one consumer group.
 pub(crate) struct Context {
     pub(crate) redis: Connections,
     pub(crate) streams: Streams,
     pub(crate) keys: KeyPrefix,
     pub(crate) partitions: PartitionCount,
-    /// `Redis at <address>`.
+    /// Server name in messages: `Redis at <address>`.
     pub(crate) server: String,
 }
 
 impl RedisAccess {
-    /// Connects, and reads the number of partitions.
+    /// Connects to Redis and reads the number of partitions.
     ///
     /// # Errors
-    /// When Redis can't be reached, or has no cluster settings.
+    /// When Redis is unreachable, or has no cluster settings.
     pub(crate) async fn open(&self) -> Result<Context, CliError> {
         let redis = Redis::new(&self.redis).map_err(|error| CliError::Usage(error.to_string()))?;
         let server = format!("Redis at {}", redis.address());
@@ -67,7 +67,10 @@ impl RedisAccess {
         let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
         let keys = self.likes_stream.clone();
         if !cluster_settings::is_recorded(&redis, &keys).await? {
-            let line = format!("no likestream with LIKES_STREAM '{keys}' has ever started on {server}");
+            let line = format!(
+                "no cluster settings for LIKES_STREAM '{keys}' on {server}: ingest and consumers have never started there; \
+                 correct LIKES_STREAM or REDIS_URL, or start ingest"
+            );
             return Err(CliError::failed(line));
         }
         let recorded = StreamArgs { likes_stream: keys.clone(), likes_partitions: None };
@@ -78,10 +81,10 @@ impl RedisAccess {
         Ok(Context { redis, streams, keys, partitions, server })
     }
 
-    /// Like [`RedisAccess::open`], for commands that need the group. Can be interrupted.
+    /// Does the same as [`RedisAccess::open`], and checks that the group exists. Can be interrupted.
     ///
     /// # Errors
-    /// Also when no partition has the group.
+    /// When [`RedisAccess::open`] fails, or no partition has the group.
     pub(crate) async fn open_group(&self, interrupt: &CancellationToken) -> Result<Context, CliError> {
         let open = async {
             let context = self.open().await?;
@@ -89,7 +92,7 @@ impl RedisAccess {
                 context.partitions.partitions().map(|partition| context.streams.inspect(partition));
             if try_join_all(inspected).await?.iter().all(|partition| partition.group.is_none()) {
                 return Err(CliError::failed(format!(
-                    "no partition has a group {}: correct LIKES_GROUP, or start a consumer, which creates it",
+                    "consumer group '{}' does not exist on any partition; correct LIKES_GROUP, or start a consumer, which creates it",
                     self.likes_group
                 )));
             }
@@ -106,7 +109,7 @@ impl Context {
         Ok(self.streams.inspect(first).await?.now_ms)
     }
 
-    /// Returns the wanted partitions, or all that exist by now.
+    /// Returns the wanted partitions, or all current partitions: their number may have grown since the start.
     pub(crate) async fn partitions_now(
         &self,
         wanted: Option<&StaticAssignment>,
@@ -138,10 +141,12 @@ impl Context {
     pub(crate) fn partition(&self, number: u16) -> Result<Partition, CliError> {
         let last = self.partitions.get() - 1;
         let found = self.partitions.partitions().nth(number.into());
-        found.ok_or_else(|| CliError::failed(format!("there is no partition {number}: they are 0 to {last}")))
+        found.ok_or_else(|| {
+            CliError::failed(format!("partition {number} does not exist; expected a number from 0 to {last}"))
+        })
     }
 
-    /// Whether a consumer is a member, or in the group in any partition.
+    /// Returns whether a consumer has a recorded heartbeat, or is in the group on any partition.
     pub(crate) async fn has_consumer(&self, name: &str) -> Result<bool, Error> {
         if self.streams.members().await?.iter().any(|info| info.member.name == name) {
             return Ok(true);
@@ -157,21 +162,24 @@ impl Context {
     }
 
     pub(crate) fn unknown_consumer(&self, name: &str) -> CliError {
-        CliError::failed(format!("the group {} has no consumer '{name}'", self.streams.group()))
+        let group = self.streams.group();
+        CliError::failed(format!(
+            "consumer '{name}' does not exist in group '{group}'; list consumers with likesctl consumers list"
+        ))
     }
 }
 
-/// Waits for an answer of Postgres.
+/// Waits for a response of Postgres.
 ///
 /// # Errors
-/// When there is none in time, for example since the table is locked.
+/// When the request fails or times out, for example because the table is locked.
 pub(crate) async fn answer<T, E: Into<CliError>>(
     request: impl Future<Output = Result<T, E>>,
 ) -> Result<T, CliError> {
     match timeout(ANSWER_TIMEOUT, request).await {
         Ok(answer) => answer.map_err(Into::into),
         Err(_) => Err(CliError::failed(format!(
-            "Postgres did not answer within {} s: check for locks on the table, and for overload",
+            "Postgres did not answer within {} s; check for locks on the likes table, and for overload",
             ANSWER_TIMEOUT.as_secs()
         ))),
     }
@@ -180,7 +188,7 @@ pub(crate) async fn answer<T, E: Into<CliError>>(
 /// Connects to Postgres.
 ///
 /// # Errors
-/// When it can't be reached within `limit`.
+/// When Postgres is unreachable for `limit`.
 pub(crate) async fn postgres(
     args: &PostgresArgs,
     command: &str,

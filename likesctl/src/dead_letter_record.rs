@@ -21,7 +21,7 @@ use crate::{
     selection::{EntryRef, InvalidEntryRef},
 };
 
-/// A like in the output.
+/// A like, as printed.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LikeRecord {
     user_id: i64,
@@ -55,7 +55,7 @@ pub(crate) struct DeadLetterRecord {
     pub(crate) consumer: String,
     /// Unix milliseconds.
     pub(crate) dead_at: u64,
-    /// Valid likes, for people: ignored by imports.
+    /// Valid likes, for operators. An import ignores them and reads the payload.
     #[serde(skip_deserializing)]
     pub(crate) likes: Vec<LikeRecord>,
     /// Payload in base64.
@@ -86,7 +86,7 @@ impl From<&DeadLetterEntry> for DeadLetterRecord {
     }
 }
 
-/// Returns the dead letter that a dropped pending entry can be imported as.
+/// Returns a dropped pending entry as a dead letter that can be imported.
 pub(crate) fn dropped(context: &Context, pending: &Pending) -> DeadLetterRecord {
     let fields = pending.fields.as_deref().unwrap_or_default();
     let detail = "dropped by likesctl pending drop".to_owned();
@@ -113,11 +113,11 @@ pub(crate) fn dropped(context: &Context, pending: &Pending) -> DeadLetterRecord 
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InvalidRecord {
-    #[error("not the JSON of a dead letter: {0}")]
+    #[error("not a dead letter in JSON: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("{0} is not base64")]
+    #[error("field {0} is not valid base64")]
     Base64(&'static str),
-    #[error("entry: {0}")]
+    #[error("field entry: {0}")]
     Entry(#[from] InvalidEntryRef),
 }
 

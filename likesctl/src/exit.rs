@@ -5,20 +5,20 @@ use std::{error::Error, io};
 use shared::{error_chain::one_line, redis, settings::EXIT_USAGE};
 use thiserror::Error;
 
-/// Outcome of a command that ran.
+/// Outcome of a completed command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Everything was done.
+    /// Success.
     Done,
     /// Some entries were skipped.
     Partial,
-    /// Likes of the streams are missing in the table.
+    /// Likes are missing from the table.
     Differs,
     /// Interrupted by SIGINT or SIGTERM.
     Interrupted,
     /// Status of a monitoring check: 0 ok, 1 warning, 2 critical, 3 unknown.
     Check(u8),
-    /// The command ran and reported a failure.
+    /// The command completed and reported a failure.
     Failure,
 }
 
@@ -35,18 +35,18 @@ impl Exit {
     }
 }
 
-/// Reason why a command could not run to its end.
+/// Error that ends a command early.
 #[derive(Debug, Error)]
 pub(crate) enum CliError {
     #[error(transparent)]
     Failed(Box<dyn Error>),
-    /// The command line is wrong.
+    /// The command line or a setting is invalid.
     #[error("{0}")]
     Usage(String),
-    /// Nothing was changed: the change was not confirmed, or would do harm.
+    /// Nothing was changed: the change was not confirmed, or is unsafe.
     #[error("{0}")]
     Refused(String),
-    /// Interrupted before anything was changed.
+    /// Interrupted before the first change.
     #[error("interrupted: nothing was changed")]
     Interrupted,
     /// The reader of standard output has closed it.
@@ -92,12 +92,12 @@ impl_from!(
 impl From<fred::error::Error> for CliError {
     fn from(error: fred::error::Error) -> Self {
         if redis::error_code(&error) == Some("OOM") {
-            return Self::failed("Redis is out of memory and refuses writes: see the runbook, Redis memory");
+            return Self::failed("Redis refused a write: out of memory; see docs/runbook.md#redis-memory");
         }
         if redis::is_away(&error) {
-            return Self::failed(format!("Redis does not answer as expected: {}", error.details()));
+            return Self::failed(format!("Redis is unavailable: {}", error.details()));
         }
-        Self::Failed(error.into())
+        Self::failed(format!("Redis command failed: {}", error.details()))
     }
 }
 

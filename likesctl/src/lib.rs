@@ -1,7 +1,7 @@
 //! `likesctl`, the command line for operators, on top of the consumer's library.
 //!
-//! This file has the clap tree and the dispatch to `commands`, one file or folder per command. Dependencies point
-//! downwards: `commands` → `reassign` → `action`, `verifier`, `pending_detail` → `dead_letter_record` → `scan` → `audit`,
+//! This file defines the clap command tree and dispatches to `commands`, one file or folder per command. Dependencies
+//! point downwards: `commands` → `reassign` → `action`, `verifier`, `pending_detail` → `dead_letter_record` → `scan` → `audit`,
 //! `overview`, `selection`, `likes_table` → `context`, `output` → `exit`. Every change goes through `action`:
 //! preview, confirmation, audit, application.
 
@@ -18,6 +18,8 @@ mod pending_detail;
 mod reassign;
 mod scan;
 mod selection;
+#[cfg(test)]
+mod tests;
 mod verifier;
 
 use std::process::ExitCode;
@@ -40,15 +42,23 @@ use crate::{
     exit::{CliError, Exit},
 };
 
-/// Operate likestream: inspect, diagnose and repair the pipeline
+/// Inspect, diagnose and repair a likestream pipeline
 #[derive(Parser)]
 #[command(
     name = "likesctl",
     version,
     arg_required_else_help = true,
-    after_help = "Begin with: likesctl status, then likesctl doctor. What to do about an alert: docs/runbook.md\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage, 4 some entries skipped, 5 likes missing in the table, 6 refused, \
-        130 interrupted; status --check: 0 ok, 1 warning, 2 critical, 3 unknown"
+    after_help = "Examples:\n  likesctl status\n  likesctl doctor\n  likesctl pending list --min-idle 5m\n\n\
+        Exit codes:\n    \
+          0  Success\n    \
+          1  Failure\n    \
+          2  Invalid usage\n    \
+          4  Some entries were skipped\n    \
+          5  Likes are missing from the table (verify)\n    \
+          6  Refused: not confirmed, or unsafe\n  \
+          130  Interrupted\n\n\
+        Exit codes of status --check: 0 ok, 1 warning, 2 critical, 3 unknown\n\n\
+        Reference: docs/likesctl.md. Response to alerts: docs/runbook.md"
 )]
 struct Likesctl {
     #[command(subcommand)]
@@ -57,20 +67,23 @@ struct Likesctl {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the state of the pipeline, partition by partition
+    /// Show the state of the pipeline by partition
     #[command(after_help = "Examples:\n  likesctl status\n  likesctl status --watch=5s\n  \
         likesctl status --check --backlog 10000,100000 --oldest-age 30s,5m")]
     Status(Box<status::Options>),
-    /// Show the pipeline on one live screen
-    #[command(
-        after_help = "Keys: s or arrows left and right sort, arrows up and down select, Enter opens the oldest pending entry, q quits.\n\n\
-        Example: likesctl top"
-    )]
+    /// Show a live view of the pipeline
+    ///
+    /// Keys: s, Left and Right change the sort order. Up and Down select a partition. Enter opens its oldest pending
+    /// entry. q quits.
+    #[command(after_help = "Examples:\n  likesctl top\n  likesctl top --interval 5s")]
     Top(top::Options),
-    /// Diagnose the pipeline and say what to do about each problem
-    #[command(after_help = "Exits with 1 if a check fails.\n\nExample: likesctl doctor")]
+    /// Diagnose the pipeline and suggest fixes
+    ///
+    /// Prints the state of each check (ok, warn or fail), with advice unless it is ok. Changes nothing. Exits with 1
+    /// if a check fails.
+    #[command(after_help = "Examples:\n  likesctl doctor\n  likesctl doctor -o json")]
     Doctor(doctor::Options),
-    /// List and change pending entries
+    /// List, retry, reassign, acknowledge and drop pending entries
     #[command(subcommand, arg_required_else_help = true)]
     Pending(Box<pending::Command>),
     /// List and remove consumers of the group
@@ -79,49 +92,57 @@ enum Command {
     /// List, retry, purge, export and import dead letters
     #[command(subcommand, arg_required_else_help = true)]
     Dead(Box<dead::Command>),
-    /// Compare the streams and the dead letters with the table
-    #[command(
-        after_help = "Only entries that are still in the streams can be compared: acknowledged ones stay for STREAM_RETENTION. \
-        Exits with 5 if a like is missing.\n\nExamples:\n  likesctl verify --from 1h\n  likesctl verify --sample 1000"
-    )]
+    /// Compare the streams and the dead letters with the likes table
+    ///
+    /// Compares acknowledged entries that are still in the streams; consumers keep these for STREAM_RETENTION. Exits
+    /// with 5 if a like is missing from the table.
+    #[command(after_help = "Examples:\n  likesctl verify --from 1h\n  likesctl verify --sample 1000")]
     Verify(verify::Options),
-    /// Write a range of the streams into the table again, without moving the group
-    #[command(
-        after_help = "Only entries that are still in the streams can be read: acknowledged ones stay for STREAM_RETENTION. \
-        Existing rows stay as they are.\n\nExample: likesctl reprocess --from 2h --to 1h -p 3"
-    )]
+    /// Write a range of stream entries to the table again
+    ///
+    /// The position of the consumer group does not change, and existing rows stay as they are. Only entries that are
+    /// still in the streams can be read; consumers keep acknowledged entries for STREAM_RETENTION.
+    #[command(after_help = "Examples:\n  likesctl reprocess --from 2h --to 1h -p 3")]
     Reprocess(reprocess::Options),
-    /// Stop consumers from reading all or some partitions, until resume
-    #[command(
-        after_help = "Ingest still accepts likes: they wait in Redis.\n\nExample: likesctl pause -p 3 --reason-text 'ticket 7'"
-    )]
+    /// Stop consumers from reading partitions
+    ///
+    /// In-flight likes are still stored. Ingest keeps accepting likes, which wait in Redis until likesctl resume.
+    #[command(after_help = "Examples:\n  likesctl pause\n  likesctl pause -p 3 --reason-text 'ticket 7'")]
     Pause(pause::Options),
-    /// Let consumers read paused partitions again
-    #[command(after_help = "Example: likesctl resume")]
+    /// Resume reading of paused partitions
+    #[command(after_help = "Examples:\n  likesctl resume\n  likesctl resume -p 3")]
     Resume(pause::Options),
     /// Wait until the backlog is 0
-    #[command(after_help = "Exits with 1 on timeout.\n\nExample: likesctl drain --timeout 5m")]
+    ///
+    /// Exits with 1 on timeout.
+    #[command(after_help = "Examples:\n  likesctl drain --timeout 5m")]
     Drain(drain::Options),
     /// List changes made with likesctl
-    #[command(after_help = "Example: likesctl audit -o wide")]
+    #[command(after_help = "Examples:\n  likesctl audit\n  likesctl audit --limit 10 -o wide")]
     Audit(audit_log::Options),
     /// Apply pending migrations to the Postgres schema
-    #[command(after_help = "Example: likesctl migrate")]
+    ///
+    /// Connect directly to Postgres, or through a pooler in session mode: the migration lock belongs to a session.
+    #[command(after_help = "Examples:\n  likesctl migrate")]
     Migrate(migrate::Options),
     /// Change the number of partitions
     #[command(subcommand, arg_required_else_help = true)]
     Partitions(partitions::Command),
-    /// Check whether a service is ready, for the health check of a container
-    #[command(after_help = "Exits with 1 if it is not.\n\nExample: likesctl ready 127.0.0.1:8081")]
+    /// Check whether a service is ready, for container health checks
+    ///
+    /// Prints the readiness report of the service. Exits with 1 if the service is not ready.
+    #[command(after_help = "Examples:\n  likesctl ready 127.0.0.1:8081")]
     Ready(container::ReadyOptions),
-    /// Wait for a signal, as the main process of a container to run likesctl in
-    #[command(after_help = "Example: likesctl idle")]
+    /// Wait for a signal, as the main process of a container
+    ///
+    /// Keeps a container running in which likesctl commands are executed.
+    #[command(after_help = "Examples:\n  likesctl idle")]
     Idle,
-    /// Print a completion script for a shell
-    #[command(after_help = "Example: likesctl completions bash > /etc/bash_completion.d/likesctl")]
+    /// Print a shell completion script
+    #[command(after_help = "Examples:\n  likesctl completions bash > /etc/bash_completion.d/likesctl")]
     Completions(shell::CompletionsOptions),
-    /// Print the manual page
-    #[command(after_help = "Example: likesctl man --out /usr/local/share/man/man1")]
+    /// Print the manual page, or write the pages of all commands
+    #[command(after_help = "Examples:\n  likesctl man\n  likesctl man --out /usr/local/share/man/man1")]
     Man(shell::ManOptions),
 }
 
@@ -131,7 +152,7 @@ impl Settings for Likesctl {
     }
 }
 
-/// Runs the command line. The exit codes are in its help.
+/// Runs the command line. `likesctl --help` lists the exit codes.
 pub fn main() -> ExitCode {
     let Likesctl { command } = settings::parse();
     match block_on(command) {
@@ -152,12 +173,12 @@ fn block_on(command: Command) -> Result<Exit, CliError> {
         let interrupt = shutdown::on_signal()?;
         run(command, &interrupt).await
     });
-    // A read of standard input may still block a thread.
+    // A thread may still be blocked in a read of standard input.
     runtime.shutdown_background();
     ended
 }
 
-/// Runs a command. An interruption ends one that only reads; others end between two steps.
+/// Runs a command. An interruption cancels a command that only reads. Commands that change data stop between two steps.
 async fn run(command: Command, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     let handles_interrupt = command.handles_interrupt();
     let ended = dispatch(command, interrupt);
@@ -173,7 +194,7 @@ impl Command {
             Self::Pending(command) => command.is_change(),
             Self::Consumers(command) => command.is_change(),
             Self::Dead(command) => command.is_change(),
-            // The last three restore the terminal, print a report, or wait for the signal.
+            // Top restores the terminal, drain prints a report, and idle waits for the signal.
             Self::Reprocess(_)
             | Self::Pause(_)
             | Self::Resume(_)
@@ -181,7 +202,7 @@ impl Command {
             | Self::Top(_)
             | Self::Drain(_)
             | Self::Idle => true,
-            // All changes of migrate are one transaction.
+            // Migrate makes all its changes in one transaction.
             Self::Migrate(_)
             | Self::Status(_)
             | Self::Doctor(_)
@@ -194,7 +215,7 @@ impl Command {
     }
 }
 
-/// Returns the command's future, boxed: each command is compiled on its own, and none is part of another's state.
+/// Returns the future of a command. Boxing compiles each command separately and keeps the dispatching future small.
 fn dispatch(command: Command, interrupt: &CancellationToken) -> LocalBoxFuture<'_, Result<Exit, CliError>> {
     match command {
         Command::Status(options) => Box::pin(status::run(*options, interrupt)),

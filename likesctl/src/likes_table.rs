@@ -8,7 +8,7 @@ use tokio_postgres::{
 
 use crate::{context::answer, exit::CliError};
 
-/// Finds likes without a row. The unique key serves as the index.
+/// Finds likes without a row. The lookup uses the index of the unique key.
 const MISSING: &str = "
 SELECT wanted.place FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS wanted (user_id, post_id, place)
 WHERE NOT EXISTS (SELECT FROM likes WHERE likes.user_id = wanted.user_id AND likes.post_id = wanted.post_id)";

@@ -1,8 +1,8 @@
-//! Standard output: documents, tables and the forms they are printed in.
+//! Standard output: documents and tables, as text or JSON.
 //!
-//! Purpose: print a result as a table or as JSON (`print_document`, `table`), and format numbers, times and foreign text
-//! (`text`). May depend on `exit`. Must not know what a command prints. Nothing else writes to standard output; prompts,
-//! previews and progress go to standard error.
+//! Purpose: print a result as a table or as JSON (`print_document`, `table`), and format numbers, times and untrusted text
+//! (`text`). May depend on `exit`. Must not know any command. Results go to standard output; prompts, previews and
+//! progress go to standard error.
 
 mod table;
 mod text;
@@ -18,10 +18,10 @@ pub(crate) use self::{
 };
 use crate::exit::CliError;
 
-/// Format of the output.
+/// Output format.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// Table for 80 columns
+    /// Table for a terminal of 80 columns
     Table,
     /// Table with all columns
     Wide,
@@ -39,7 +39,7 @@ pub(crate) struct OutputArgs {
     pub(crate) output: Format,
 }
 
-/// Prints one document: as `text`, which is told whether it may be wide, or as JSON.
+/// Prints one document as JSON, or as `text`, whose argument is true for the wide format.
 pub(crate) fn print_document<T: Serialize>(
     OutputArgs { output: format }: OutputArgs,
     document: &T,
@@ -55,7 +55,7 @@ pub(crate) fn print_document<T: Serialize>(
     Ok(out.flush()?)
 }
 
-/// Puts each element of a list on a line of its own.
+/// Formats each element of an array on a separate line.
 fn lines(document: serde_json::Value) -> String {
     match document {
         serde_json::Value::Array(elements) => {

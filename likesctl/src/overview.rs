@@ -1,4 +1,4 @@
-//! The state of the whole pipeline, collected at one time: the source of `status`, `consumers`, `top` and `doctor`.
+//! A snapshot of the whole pipeline, for `status`, `consumers`, `top` and `doctor`.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use shared::wire::partition::Partition;
 
 use crate::context::Context;
 
-/// State of a group.
+/// State of a consumer group.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Overview {
     pub(crate) stream: String,
     pub(crate) group: String,
     pub(crate) redis: String,
-    /// Whether all partitions are paused, future ones included.
+    /// Whether all partitions are paused, including partitions that are added later.
     pub(crate) all_paused: bool,
     pub(crate) partitions: Vec<PartitionOverview>,
     pub(crate) consumers: Vec<ConsumerOverview>,
@@ -30,12 +30,12 @@ pub(crate) struct Overview {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct PartitionOverview {
     pub(crate) partition: u16,
-    /// Whether the partition has the group.
+    /// Whether the group exists on this partition.
     pub(crate) has_group: bool,
     pub(crate) paused: bool,
     pub(crate) owners: Vec<String>,
     pub(crate) length: u64,
-    /// Number of entries ever appended.
+    /// Number of entries appended since the stream was created.
     pub(crate) entries_added: u64,
     /// Undelivered entries, if known.
     pub(crate) lag: Option<u64>,
@@ -61,14 +61,14 @@ pub(crate) struct ConsumerOverview {
     pub(crate) static_assignment: Option<String>,
     pub(crate) pending: u64,
     pub(crate) heartbeat_ms_ago: Option<u64>,
-    /// Time since its last command in any partition.
+    /// Time since the last command of this consumer on any partition.
     pub(crate) idle_ms: Option<u64>,
 }
 
-/// Sums and extremes over partitions.
+/// Totals over all partitions: sums, and the largest ages.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Total {
-    /// Unknown unless every partition knows it.
+    /// Unknown if the lag of any partition is unknown.
     pub(crate) lag: Option<u64>,
     pub(crate) pending: u64,
     pub(crate) backlog: Option<u64>,
@@ -77,17 +77,17 @@ pub(crate) struct Total {
     pub(crate) last_commit_ms_ago: Option<u64>,
     pub(crate) dead: u64,
     pub(crate) paused: u64,
-    /// Partitions without an owner that are not paused.
+    /// Number of partitions that are not paused and have no owner.
     pub(crate) unowned: u64,
 }
 
 impl Context {
-    /// Collects the state of these partitions and of all consumers.
+    /// Collects the state of the given partitions and of all consumers.
     pub(crate) async fn overview(&self, partitions: &[Partition]) -> Result<Overview, Error> {
         let streams = &self.streams;
         let inspected = try_join_all(partitions.iter().map(|partition| streams.inspect(*partition))).await?;
         let in_group = try_join_all(partitions.iter().map(|partition| streams.consumers(*partition))).await?;
-        // Boxed: together these futures are too large for a stack.
+        // Boxed, because together these futures are too large for the stack.
         let (infos, commits, paused) = try_join3(
             Box::pin(streams.members()),
             Box::pin(streams.commit_times()),
@@ -162,7 +162,7 @@ impl ConsumerOverview {
         }
     }
 
-    /// Whether its heartbeats are recent.
+    /// Returns whether the last heartbeat is within the liveness timeout.
     pub(crate) fn is_alive(&self) -> bool {
         matches!(self.state, "active" | "stuck" | "leaving")
     }
@@ -177,7 +177,7 @@ impl PartitionOverview {
         last_commit_ms_ago: Option<u64>,
     ) -> Self {
         let group = info.group.as_ref();
-        // Without a group the whole stream is undelivered: a group is created at the first entry.
+        // Without the group, the whole stream is undelivered: consumers create the group at the first entry.
         let lag = group.map_or(Some(info.length), |group| group.lag);
         let pending = group.map_or(0, |group| group.pending);
         Self {
@@ -200,11 +200,11 @@ impl PartitionOverview {
         }
     }
 
-    /// Returns the owners for people.
+    /// Formats the owners for a table.
     pub(crate) fn owner(&self) -> String {
         match (&self.owners[..], self.paused) {
             ([], true) => "paused".to_owned(),
-            ([], false) => "nobody".to_owned(),
+            ([], false) => "none".to_owned(),
             (owners, true) => format!("{} (paused)", owners.join(",")),
             (owners, false) => owners.join(","),
         }

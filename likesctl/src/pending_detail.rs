@@ -49,6 +49,13 @@ impl Row for PendingRow {
     }
 }
 
+/// Returns the error for an entry that is not pending.
+pub(crate) fn not_pending(at: EntryRef) -> CliError {
+    CliError::failed(format!(
+        "{at} is not pending: it is not delivered yet, already acknowledged, or unknown"
+    ))
+}
+
 #[derive(Serialize)]
 pub(crate) struct PendingDetail {
     #[serde(flatten)]
@@ -56,7 +63,7 @@ pub(crate) struct PendingDetail {
     accepted_at: String,
     is_in_stream: bool,
     likes: Vec<LikeRecord>,
-    /// The first part that can't be decoded, or why nothing can.
+    /// Error of the first like that cannot be decoded, or of the whole entry.
     problem: Option<String>,
 }
 
@@ -64,14 +71,12 @@ impl PendingDetail {
     /// Reads a pending entry.
     ///
     /// # Errors
-    /// When it is not pending, or Redis fails.
+    /// When the entry is not pending, or Redis fails.
     pub(crate) async fn read(context: &Context, at: EntryRef) -> Result<Self, CliError> {
         let partition = context.partition(at.partition)?;
         let found = context.streams.pending(partition, (at.id, at.id), None, 0, 1).await?;
         let Some(entry) = found.into_iter().next() else {
-            return Err(CliError::failed(format!(
-                "{at} is not pending: it was never delivered, or is acknowledged"
-            )));
+            return Err(not_pending(at));
         };
         let fields = context.streams.entry(partition, at.id).await?.and_then(|raw| raw.fields);
         Ok(Self::new(&Pending { partition, entry, fields }, context.now_ms().await?))
@@ -80,8 +85,8 @@ impl PendingDetail {
     fn new(pending: &Pending, now_ms: u64) -> Self {
         let payload = pending.fields.as_deref().map(codec::payload);
         let (likes, problem) = match payload.map(|payload| payload.map(|payload| codec::decode(&payload))) {
-            None => (Vec::new(), Some("it was deleted from the stream: its likes are lost".to_owned())),
-            Some(None) => (Vec::new(), Some(format!("it has no field {}", codec::FIELD))),
+            None => (Vec::new(), Some("deleted from the stream: its likes are lost".to_owned())),
+            Some(None) => (Vec::new(), Some(format!("it has no payload (field {})", codec::FIELD))),
             Some(Some(Err(error))) => (Vec::new(), Some(error.to_string())),
             Some(Some(Ok(decoded))) => {
                 let likes = decoded.likes.iter().map(LikeRecord::from).collect();

@@ -11,7 +11,7 @@ use crate::{
     selection::Filter,
 };
 
-/// Gives all matching entries to a consumer, with this number of deliveries or their present one.
+/// Reassigns all matching entries to a consumer. `deliveries` sets their delivery count; `None` keeps it.
 pub(crate) async fn reassign(
     context: &Context,
     filter: &Filter,
@@ -27,7 +27,7 @@ pub(crate) async fn reassign(
                 let (reassigned, deleted) =
                     context.streams.hand_over(partition, &ids, to, deliveries).await?;
                 let is_deleted = |entry: &Pending| deleted.contains(&entry.id());
-                let reason = "it was deleted from the stream: its likes are lost";
+                let reason = "deleted from the stream: its likes are lost";
                 Ok(ActionResult::with_skipped(reassigned.len(), &entries, is_deleted, reason))
             }
             .boxed_local()

@@ -2,7 +2,7 @@
 //!
 //! Purpose: find the entries that match a `Filter`, in the order of partitions and ids. `cursor` keeps the position,
 //! `pending`, `dead_letters` and `entries` read pages. May depend on `context`, `selection` and `output::printable`. Must
-//! not know what is done to the entries.
+//! not know the actions on the entries.
 
 mod cursor;
 mod dead_letters;
@@ -24,17 +24,17 @@ pub(crate) use self::{
 };
 use crate::selection::EntryRef;
 
-/// Number of entries per page.
+/// Maximum number of entries per page.
 pub(crate) const PAGE: usize = 500;
 
-/// The last id of each partition that a scan may return: an earlier scan has seen no more.
+/// Last id of each partition that a scan may return, so that it finds no entries that are newer than the preview.
 pub(crate) type ScanBound = BTreeMap<u16, EntryId>;
 
 /// An entry that a scan returns.
 pub(crate) trait Item {
     fn partition(&self) -> Partition;
     fn id(&self) -> EntryId;
-    /// Describes it in one line.
+    /// Describes the entry in one line.
     fn line(&self) -> String;
 
     fn entry(&self) -> EntryRef {
@@ -42,11 +42,11 @@ pub(crate) trait Item {
     }
 }
 
-/// A scan that starts at the beginning of its selection.
+/// A scan over all entries of a selection, page by page.
 pub(crate) trait Scan {
     type Item: Item;
 
-    /// Returns the next entries, all of one partition and in order of their ids, or nothing at the end.
+    /// Returns the next page, whose entries are of one partition and in the order of their ids. `None` ends the scan.
     fn next_page(&mut self) -> LocalBoxFuture<'_, Result<Option<Vec<Self::Item>>, Error>>;
 }
 

@@ -1,7 +1,7 @@
 //! Selection of pending entries and dead letters.
 //!
-//! Purpose: the flags that select entries (`Selection`), and their resolved form (`Filter`). `entry_ref` and `time` parse
-//! single values, `ids` reads lists. May depend on `context` and `exit`. Must not know how entries are read (`scan`) or
+//! Purpose: the options that select entries (`Selection`), and their resolved form (`Filter`). `entry_ref` and `time`
+//! parse single values, `ids` reads lists. May depend on `context` and `exit`. Must not know how entries are read (`scan`) or
 //! changed (`action`).
 
 mod entry_ref;
@@ -27,19 +27,19 @@ pub(crate) use self::{
 };
 use crate::{context::Context, exit::CliError};
 
-/// Criteria that pending entries and dead letters share.
+/// Selection options that pending entries and dead letters share.
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct Selection {
-    /// Entries, like 7/1700000000000-0; a hyphen reads them from standard input, one per line
+    /// Entries, such as 7/1700000000000-0; - reads them from standard input, one per line
     #[arg(value_name = "PARTITION/ID")]
     ids: Vec<String>,
 
-    /// Partitions, like 3 or 0-3,8
+    /// Partitions, such as 3 or 0-3,8
     #[arg(short, long, value_name = "PARTITIONS")]
     partition: Option<StaticAssignment>,
 
-    /// Consumer that the entries were delivered to
+    /// Consumer of the last delivery
     #[arg(long, value_name = "NAME")]
     consumer: Option<String>,
 
@@ -47,11 +47,11 @@ pub(crate) struct Selection {
     #[arg(long, value_name = "COUNT")]
     min_deliveries: Option<u64>,
 
-    /// User of a like in the entry
+    /// User id of a like in the entry
     #[arg(long, value_name = "ID")]
     user_id: Option<i64>,
 
-    /// Post of a like in the entry
+    /// Post id of a like in the entry
     #[arg(long, value_name = "ID")]
     post_id: Option<i64>,
 
@@ -85,10 +85,10 @@ pub(crate) struct DeadSelection {
     reason: Option<Reason>,
 }
 
-/// Explicit selection of everything, for actions.
+/// Explicit selection of all entries, for actions.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct AllArg {
-    /// All entries, in place of a selection
+    /// All entries, instead of a selection
     #[arg(long, help_heading = "Selection")]
     pub(crate) all: bool,
 }
@@ -98,7 +98,7 @@ pub(crate) struct AllArg {
 pub(crate) struct Filter {
     pub(crate) partitions: Vec<Partition>,
     pub(crate) ids: Option<Ids>,
-    /// Entries on the command line: they have to exist.
+    /// Entries on the command line, which must exist.
     pub(crate) named: Vec<EntryRef>,
     /// First and last id.
     pub(crate) range: (EntryId, EntryId),
@@ -109,7 +109,7 @@ pub(crate) struct Filter {
     pub(crate) post_id: Option<i64>,
     pub(crate) reason: Option<Reason>,
     pub(crate) limit: u64,
-    /// Flags as text, for the audit log.
+    /// Options as text, for the audit log.
     pub(crate) text: String,
 }
 
@@ -142,23 +142,22 @@ impl Filter {
         Self { partitions, range, limit: u64::MAX, ..Self::default() }
     }
 
-    /// Checks that an action on everything was asked for explicitly.
+    /// Checks that an action on all entries is requested explicitly.
     ///
     /// # Errors
-    /// When there is neither a selection nor `--all`, or both.
+    /// With neither a selection nor `--all`, and with both.
     pub(crate) fn or_all(self, AllArg { all }: AllArg) -> Result<Self, CliError> {
         match (all, self.text.is_empty()) {
             (false, true) => Err(CliError::Usage(
-                "nothing is selected: name ids, a selection like --consumer, or --all (see --help)"
-                    .to_owned(),
+                "no entries selected; pass entries, a selection such as --consumer NAME, or --all".to_owned(),
             )),
-            (true, false) => Err(CliError::Usage("--all can't be combined with a selection".to_owned())),
+            (true, false) => Err(CliError::Usage("--all cannot be combined with a selection".to_owned())),
             (true, true) => Ok(Self { text: "--all".to_owned(), ..self }),
             (false, false) => Ok(self),
         }
     }
 
-    /// Whether likes have to be decoded to match an entry.
+    /// Returns whether the payload of an entry must be decoded to match it.
     pub(crate) fn is_by_likes(&self) -> bool {
         self.user_id.is_some() || self.post_id.is_some()
     }
@@ -217,7 +216,7 @@ impl Selection {
     }
 }
 
-/// Parses the code of a dead-letter reason; the help lists the codes.
+/// Parses the reason code of a dead letter. The help lists all codes.
 fn reason_parser() -> impl TypedValueParser<Value = Reason> {
     let codes = PossibleValuesParser::new(Reason::ALL.map(Reason::code));
     codes.try_map(|code| Reason::from_code(&code).ok_or("unknown reason"))

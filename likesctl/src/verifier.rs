@@ -27,11 +27,13 @@ use crate::{
 /// Maximum number of missing likes that are listed.
 const LISTED: usize = 1_000;
 
-/// Number of draws per wanted sample, and of entries per draw.
+/// Maximum number of draws per wanted sample, because a draw may find no entry, or one that is already drawn.
 const SAMPLE_TRIES: u64 = 4;
+
+/// Number of entries per draw, of which one is chosen.
 const SAMPLE_PAGE: usize = 20;
 
-/// Time before missing likes are checked again: `dead retry`, for example, may be moving them.
+/// Delay before missing likes are checked again. They may be in transit, for example during `dead retry`.
 const RECHECK_DELAY: Duration = Duration::from_secs(2);
 
 /// User and post.
@@ -43,19 +45,19 @@ type IdRange = (EntryId, EntryId);
 /// Result of a comparison.
 #[derive(Default, Serialize)]
 pub(crate) struct Verdict {
-    /// Acknowledged entries that were compared.
+    /// Number of compared acknowledged entries.
     pub(crate) entries: u64,
-    /// Likes of these entries.
+    /// Number of likes in these entries.
     pub(crate) likes: u64,
-    /// Undelivered and pending entries.
+    /// Number of undelivered and pending entries in the compared range.
     pub(crate) backlog: u64,
-    /// Likes of acknowledged entries that are dead letters.
+    /// Number of likes that are not in the table but in dead letters.
     pub(crate) dead: u64,
-    /// Acknowledged entries that can't be decoded, in whole or in part.
+    /// Number of acknowledged entries that cannot be fully decoded.
     pub(crate) unreadable: u64,
-    /// Likes of acknowledged entries that are neither rows nor dead letters nor in the backlog.
+    /// Number of likes that are neither in the table nor in dead letters nor in the backlog.
     pub(crate) missing: u64,
-    /// The first thousand of them.
+    /// The first thousand missing likes.
     pub(crate) missing_likes: Vec<MissingLike>,
 }
 
@@ -107,7 +109,7 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    /// Compares about this many entries at random times of a range.
+    /// Compares about `entries` entries at random times of a range.
     pub(crate) async fn sample(
         &mut self,
         partitions: &[Partition],
@@ -128,13 +130,13 @@ impl<'a> Verifier<'a> {
         let mut compared = HashSet::new();
         for (partition, times_ms, length) in populated {
             let share = u128::from(entries) * u128::from(length) / u128::from(total.max(1));
-            // At least one of each partition, and no more than it has.
+            // At least one entry per partition, and at most its length.
             let share = u64::try_from(share).unwrap_or(u64::MAX).clamp(1, length);
             let mut drawn = 0;
             for _ in 0..share.saturating_mul(SAMPLE_TRIES) {
                 let from = EntryId { ms: rand::random_range(times_ms.clone()), seq: 0 }.max(first);
                 let found = streams.range_with_fate(partition, (from, last), SAMPLE_PAGE).await?;
-                // Not always the first one after a time: many entries may have the same time.
+                // Not always the first entry: many entries may have the same time.
                 let index = rand::random_range(0..found.len().max(1));
                 if let Some(entry) = found.into_iter().nth(index)
                     && compared.insert(entry.0.at)
@@ -208,7 +210,7 @@ impl<'a> Verifier<'a> {
         Ok(pairs)
     }
 
-    /// Removes pairs that are in the backlog, for example of a dead letter that was retried.
+    /// Removes pairs that are in the backlog, for example from a retried dead letter.
     async fn remove_backlog(&self, partition: Partition, pairs: &mut HashSet<Pair>) -> Result<(), CliError> {
         let mut first = Some(EntryId::default());
         while let Some(from) = first.filter(|_| !pairs.is_empty()) {
@@ -223,7 +225,7 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    /// Returns the verdict, after a second check of missing likes: they may have been moving.
+    /// Returns the verdict, after a second check of missing likes, which may have been in transit.
     pub(crate) async fn verdict(mut self) -> Result<Verdict, CliError> {
         let mut verdict = std::mem::take(&mut self.verdict);
         if verdict.missing_likes.is_empty() {
@@ -241,7 +243,7 @@ impl<'a> Verifier<'a> {
             let dead = self.dead_pairs(partition).await?;
             nowhere.extend(pairs.difference(&dead).copied());
         }
-        // The table last: likes end there.
+        // The table is checked last, because it is the final destination of a like.
         let all: Vec<Like> = verdict.missing_likes.iter().map(|missing| missing.like).collect();
         let missing = missing(self.client, &all).await?;
         let missing: HashSet<Pair> = missing.iter().map(pair).filter(|pair| nowhere.contains(pair)).collect();

@@ -1,4 +1,4 @@
-//! The command line for operators: its views, its changes, and its refusals.
+//! likesctl: views, changes, and refused changes.
 
 use std::{
     collections::BTreeSet,
@@ -57,7 +57,7 @@ pub(crate) fn json(setup: &Setup, arguments: &[&str]) -> Value {
         .unwrap_or_else(|why| panic!("{arguments:?}: {why}: {}{}", ended.stdout, ended.stderr))
 }
 
-/// Returns a likestream that has been started once, with empty groups and no consumer.
+/// Returns servers with cluster settings and empty groups, without consumers.
 pub(crate) async fn settled() -> (Setup, Client) {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
@@ -104,7 +104,7 @@ async fn changes_need_a_confirmation() {
         let dry = ctl(&setup, &[command, &["--dry-run"]].concat());
         assert_eq!(dry.code, Some(0), "{command:?}: {}", dry.stderr);
     }
-    // A change without a selection is wrong usage.
+    // A change without a selection is invalid usage.
     let vague = ctl(&setup, &["pending", "drop", "--yes"]);
     assert_eq!(vague.code, Some(2), "{}", vague.stderr);
     assert_eq!(pending(&redis).await, 8);
@@ -113,42 +113,47 @@ async fn changes_need_a_confirmation() {
     assert!(!redis.exists::<bool, _>(format!("likes:paused:{GROUP}")).await.unwrap());
 }
 
-/// One line on standard error, nothing on standard output, the documented exit code.
+/// An error is one line on standard error with the documented exit code; standard output stays empty.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_is_one_line_with_its_exit_code() {
     let (setup, redis) = settled().await;
     setup.append(&likes(4), 1).await;
     read_as(&redis, "gone", 100).await;
-    let nobody = "127.0.0.1:1";
+    let closed = "127.0.0.1:1";
     let (no_redis, no_database) =
-        (format!("redis://{nobody}"), format!("postgres://postgres@{nobody}/postgres"));
+        (format!("redis://{closed}"), format!("postgres://postgres@{closed}/postgres"));
     let (redis_url, database_url) = (setup.redis.url(), setup.database_url());
-    let away =
+    let down =
         [("REDIS_URL", no_redis.as_str()), ("DATABASE_URL", &database_url), ("STARTUP_TIMEOUT", "200ms")];
     let no_table =
         [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &no_database), ("STARTUP_TIMEOUT", "3s")];
     let here = [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &database_url)];
     let foreign = [("REDIS_URL", redis_url.as_str()), ("LIKES_STREAM", "other")];
     for (arguments, settings, code, words) in [
-        (&["status"][..], &away[..], 1, "Redis at 127.0.0.1:1"),
+        (&["status"][..], &down[..], 1, "Redis at 127.0.0.1:1"),
         (&["verify"], &no_table, 1, "Postgres at 127.0.0.1:1"),
-        (&["status"], &foreign, 1, "no likestream with LIKES_STREAM 'other'"),
+        (&["status"], &foreign, 1, "no cluster settings for LIKES_STREAM 'other'"),
         (&["pending", "show", "0/1-1"], &here, 1, "0/1-1 is not pending"),
         (&["pending", "retry", "0/1-1", "--yes"], &here, 1, "0/1-1 is not pending"),
-        (&["pending", "retry", "99/1-1", "--yes"], &here, 1, "no partition 99"),
+        (&["pending", "retry", "99/1-1", "--yes"], &here, 1, "partition 99 does not exist"),
         (&["pending", "retry", "nonsense", "--yes"], &here, 2, "'nonsense' is not an entry"),
-        (&["pending", "retry", "--consumer", "nobody", "--yes"], &here, 1, "has no consumer 'nobody'"),
-        (&["pending", "claim", "--all", "--to", "nobody", "--yes"], &here, 1, "has no consumer 'nobody'"),
-        (&["consumers", "remove", "nobody", "--yes"], &here, 1, "has no consumer 'nobody'"),
-        (&["dead", "show", "0/1-1"], &here, 1, "no dead letter 0/1-1"),
-        (&["dead", "retry", "0/1-1", "--yes"], &here, 1, "no dead letter 0/1-1"),
-        (&["dead", "import", "/nowhere", "--yes"], &here, 1, "'/nowhere' can't be read"),
+        (&["pending", "retry", "--consumer", "other", "--yes"], &here, 1, "consumer 'other' does not exist"),
+        (
+            &["pending", "claim", "--all", "--to", "other", "--yes"],
+            &here,
+            1,
+            "consumer 'other' does not exist",
+        ),
+        (&["consumers", "remove", "other", "--yes"], &here, 1, "consumer 'other' does not exist"),
+        (&["dead", "show", "0/1-1"], &here, 1, "dead letter 0/1-1 does not exist"),
+        (&["dead", "retry", "0/1-1", "--yes"], &here, 1, "dead letter 0/1-1 does not exist"),
+        (&["dead", "import", "/missing", "--yes"], &here, 1, "cannot read '/missing'"),
         (&["dead", "list", "--reason", "boredom"], &here, 2, "'boredom'"),
-        (&["status", "-p", "9"], &here, 1, "no partition 9"),
-        (&["verify", "--from", "1h", "--to", "2h"], &here, 2, "ends before it begins"),
+        (&["status", "-p", "9"], &here, 1, "partition 9 does not exist"),
+        (&["verify", "--from", "1h", "--to", "2h"], &here, 2, "ends before it starts"),
         (&["reprocess", "--from", "yesterday", "--yes"], &here, 2, "'yesterday'"),
         (&["pending", "list", "--all"], &here, 2, "--all"),
-        (&["pending", "retry", "--all", "-p", "1", "--yes"], &here, 2, "--all can't be combined"),
+        (&["pending", "retry", "--all", "-p", "1", "--yes"], &here, 2, "--all cannot be combined"),
         (&["status", "--check", "--backlog", "2,1"], &here, 2, "'2,1'"),
         (&["top"], &here, 2, "terminal"),
         (&["nonsense"], &here, 2, "nonsense"),
@@ -164,7 +169,7 @@ async fn an_error_is_one_line_with_its_exit_code() {
         );
     }
     assert_eq!(pending(&redis).await, 4);
-    let unknown = run("likesctl", &["status", "--check"], &away);
+    let unknown = run("likesctl", &["status", "--check"], &down);
     assert_eq!(unknown.code, Some(3), "{}", unknown.stderr);
     assert!(unknown.stdout.starts_with("LIKESTREAM UNKNOWN - "), "{}", unknown.stdout);
 }
@@ -184,12 +189,12 @@ async fn status_check_has_the_exit_codes_of_monitoring_plugins() {
     );
     assert_eq!(check(&["--backlog", "1,10"]).code, Some(2));
     assert_eq!(ctl(&setup, &["status", "--check"]).code, Some(2), "no partition has an owner");
-    // A group created in the middle of a stream: its lag is unknown, which is not 0.
+    // The lag of a group that was created in the middle of a stream is unknown, not 0.
     redis.xgroup_destroy::<u64, _, _>(stream(0), GROUP).await.unwrap();
     let second: Vec<(String, fred::prelude::Value)> =
         redis.xrange(stream(0), "-", "+", Some(2)).await.unwrap();
     redis.xgroup_create::<(), _, _, _>(stream(0), GROUP, second[1].0.as_str(), false).await.unwrap();
-    // The consumer counts a small lag itself, so the lag has to be larger.
+    // likesctl counts a small lag itself, so the lag must be larger.
     setup.append(&likes(200), 1).await;
     let unknown = check(&["--backlog", "1000,2000"]);
     assert_eq!(unknown.code, Some(3), "{}", unknown.stdout);
@@ -214,15 +219,15 @@ async fn paused_partitions_are_not_read_until_resume() {
     setup.wait_for_rows(4).await;
     assert!(consumer.log_text().contains("partitions paused, resume with likesctl resume"));
     let drain = ctl(&setup, &["drain", "--timeout", "1s"]);
-    assert_eq!((drain.code, drain.stdout.as_str()), (Some(1), "not drained: 4 entries are left\n"));
+    assert_eq!((drain.code, drain.stdout.as_str()), (Some(1), "not drained: 4 entries left\n"));
     assert!(drain.stderr.contains("a paused partition has a backlog"), "{}", drain.stderr);
-    assert!(done(&setup, &["status"]).contains("! 2 partitions are paused"));
+    assert!(done(&setup, &["status"]).contains("warning: 2 partitions are paused"));
     assert_eq!(done(&setup, &["pause", "-p", "1", "--yes"]), "nothing to do: already paused\n");
 
-    // All partitions, the paused ones included; then none.
+    // All partitions, including those that are already paused.
     done(&setup, &["pause", "--yes"]);
     eventually("the consumer has noticed", async || paused() == f64::from(PARTITIONS)).await;
-    // One after another.
+    // Partitions can be resumed one by one.
     done(&setup, &["resume", "-p", "1", "--yes"]);
     eventually("the consumer has noticed", async || paused() == f64::from(PARTITIONS - 1)).await;
     setup.wait_for_rows(6).await;
@@ -231,7 +236,7 @@ async fn paused_partitions_are_not_read_until_resume() {
     setup.wait_for_rows(8).await;
     assert!(!redis.exists::<bool, _>(format!("likes:paused:{GROUP}")).await.unwrap());
     let status = json(&setup, &["status", "-o", "json"]);
-    eventually("the last commits are on record", async || {
+    eventually("the last commits are recorded", async || {
         json(&setup, &["status", "-o", "json"])["total"]["last_commit_ms_ago"].is_u64()
     })
     .await;
@@ -256,7 +261,7 @@ async fn only_a_dead_consumer_can_be_removed() {
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
 }
 
-/// Retried entries are stored within seconds, though others would not claim them for an hour.
+/// Retried entries are stored within seconds, although `CLAIM_MIN_IDLE` is an hour.
 #[tokio::test(flavor = "multi_thread")]
 async fn retried_entries_are_stored_soon() {
     let (setup, redis) = settled().await;
@@ -326,7 +331,7 @@ async fn what_is_dropped_or_purged_can_be_brought_back() {
     assert_eq!(
         (again.code, again.stdout.as_str()),
         (Some(0), "0 done\n"),
-        "nothing is left: {}",
+        "no entry is pending: {}",
         again.stderr
     );
 
@@ -337,7 +342,7 @@ async fn what_is_dropped_or_purged_can_be_brought_back() {
     assert_eq!(letters.len(), 251);
     assert!(letters.iter().all(|letter| letter["reason"] == "dropped" && letter["consumer"] == "gone"));
 
-    // Exported, purged into another file, and imported again, they are the same.
+    // Export, purge and import do not change dead letters.
     let exported = ctl(&setup, &["dead", "export"]);
     assert_eq!(exported.stderr, "251 dead letters exported\n");
     let purged = setup.folder().join("kept.ndjson").display().to_string();
@@ -364,7 +369,7 @@ async fn what_is_dropped_or_purged_can_be_brought_back() {
     assert_eq!(dead_letters(&redis).await.len(), 1);
 }
 
-/// The whole file is checked before anything is imported.
+/// The whole file is validated before the first import.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_file_is_not_imported_in_part() {
     let (setup, redis) = settled().await;
@@ -408,14 +413,15 @@ async fn missing_likes_are_found_and_reprocessed() {
         "{}",
         verify.stdout
     );
-    // The output names the command that stores them.
-    let command = verify.stdout.lines().last().unwrap().strip_prefix("to store them: likesctl ").unwrap();
+    // The last line is the command that stores them.
+    let command = verify.stdout.lines().last().unwrap();
+    let command = command.strip_prefix("to store them, run: likesctl ").unwrap();
     let command: Vec<&str> = command.split(' ').chain(["--yes"]).collect();
     let reprocessed = ctl(&setup, &command);
     assert!(reprocessed.stderr.contains("10 rows inserted"), "{}", reprocessed.stderr);
     assert_eq!(ctl(&setup, &["verify"]).code, Some(0));
     assert_eq!(setup.count().await, 1_000);
-    // Entries that can't be stored are listed as skipped.
+    // Entries that cannot be stored are listed as skipped.
     let partial = ctl(&setup, &["reprocess", "-p", "1", "--from", &bad, "--to", &bad, "--yes"]);
     assert_eq!(partial.code, Some(4), "{}", partial.stderr);
     assert!(partial.stderr.contains(&format!("skipped 1/{bad}: ")), "{}", partial.stderr);
@@ -454,7 +460,7 @@ async fn an_interrupted_action_can_be_continued() {
     assert!(audit[0]["who"].as_str().unwrap().contains('@'));
 }
 
-/// Memory does not grow with the number of entries, of 84 bytes each in Redis.
+/// Memory does not grow with the number of entries, which take 84 bytes each in Redis.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_million_pending_entries_are_listed_in_bounded_memory() {
     const ENTRIES: u64 = 1_000_000;

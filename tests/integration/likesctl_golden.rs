@@ -1,5 +1,6 @@
-//! The output of likesctl: every help text and table, word by word, and the shape of its JSON. After an intended change, run
-//! `UPDATE_GOLDEN=1 cargo test --release -p likestream-tests likesctl_golden` and review the difference.
+//! Golden files of likesctl's output: every help text and table, and the shape of its JSON. After an intended change,
+//! run `UPDATE_GOLDEN=1 cargo test --release -p likestream-tests likesctl_golden` and review the difference. The
+//! reference in docs/likesctl.md has a unit test in the likesctl crate.
 
 use std::{collections::BTreeSet, env, fmt::Write as _, fs, path::Path};
 
@@ -12,7 +13,7 @@ use crate::{
     likesctl::{ctl, json, settled},
 };
 
-/// Compares a text with its golden file, or writes the file.
+/// Compares a text with its golden file, which `UPDATE_GOLDEN` writes first.
 fn check(name: &str, text: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/golden").join(name);
     if env::var_os("UPDATE_GOLDEN").is_some() {
@@ -23,7 +24,7 @@ fn check(name: &str, text: &str) {
     assert!(text == expected, "{} has changed (UPDATE_GOLDEN=1 accepts the change):\n{text}", file.display());
 }
 
-/// Returns a command and all its subcommands.
+/// Returns a command and its subcommands, recursively.
 fn commands(parent: &[String]) -> Vec<Vec<String>> {
     let mut arguments: Vec<&str> = parent.iter().map(String::as_str).collect();
     arguments.push("--help");
@@ -71,7 +72,7 @@ fn completions_and_manual_pages_are_printed() {
     assert!(folder.path().join("likesctl-pending-drop.1").is_file());
 }
 
-/// Replaces everything that changes from run to run, and its padding.
+/// Replaces ids, ages and other values that differ between runs, and collapses padding.
 fn normalized(text: &str) -> String {
     let is_age = |word: &str| {
         let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
@@ -124,7 +125,7 @@ fn without_ids(word: &str) -> String {
     format!("{before}{slash}<id>{}", &word[core.len()..])
 }
 
-/// Returns a likestream with data of each kind, and no consumer alive.
+/// Returns servers with pending entries, a lag and a dead letter, without live consumers.
 async fn data_of_each_kind() -> (Setup, Client) {
     let (setup, redis) = settled().await;
     for user in 1..=3 {
@@ -246,7 +247,7 @@ fn names(value: &Value, all: &mut BTreeSet<String>) {
     }
 }
 
-/// Programs rely on the names: they may be added to, and none may go.
+/// Programs depend on the field names: new ones may be added, none may be removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_json_has_the_documented_shape() {
     let (setup, redis) = data_of_each_kind().await;
@@ -290,7 +291,7 @@ async fn the_json_has_the_documented_shape() {
         .unwrap();
     }
     check("shapes.txt", &text);
-    // The same as lines.
+    // NDJSON has the same fields.
     let lines = ctl(&setup, &["dead", "list", "-o", "ndjson"]).stdout;
     let line: Value = serde_json::from_str(lines.trim()).unwrap();
     assert_eq!(line["entry"], "2/1700000000001-0");

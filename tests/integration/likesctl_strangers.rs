@@ -1,4 +1,4 @@
-//! Foreign data in Redis and Postgres: likesctl still shows the rest, and escapes it for the terminal.
+//! Unexpected data in Redis and Postgres: likesctl reports it, escapes it for the terminal, and still shows the rest.
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ async fn a_key_of_another_type_is_named_and_the_rest_is_shown() {
     let (setup, redis) = settled().await;
     let name = fred::bytes_utils::Str::from_static("strange");
     redis.xgroup_createconsumer::<u64, _, _, _>(stream(0), GROUP, name).await.unwrap();
-    // A name that is not UTF-8 can only be created by a script.
+    // Only a script can create a name that is not UTF-8.
     let script = "return redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], string.char(255, 254))";
     let made: u64 =
         fred::prelude::LuaInterface::eval(&redis, script, vec![stream(0)], vec![GROUP]).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_locked_table_ends_in_a_timeout() {
     assert!(started.elapsed() < Duration::from_mins(2));
 }
 
-/// A retried dead letter is missing neither in the backlog nor as a dead letter again.
+/// A retried dead letter is not missing, neither in the backlog nor when it becomes a dead letter again.
 #[tokio::test(flavor = "multi_thread")]
 async fn retried_dead_letters_are_not_missing() {
     let (setup, redis) = settled().await;
@@ -143,8 +143,8 @@ async fn unknown_names_are_errors() {
     let (setup, redis) = settled().await;
     setup.append(&likes(4), 1).await;
     let (redis_url, database_url) = (setup.redis.url(), setup.database_url());
-    let nobody =
-        [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &database_url), ("LIKES_GROUP", "nobody")];
+    let unknown =
+        [("REDIS_URL", redis_url.as_str()), ("DATABASE_URL", &database_url), ("LIKES_GROUP", "unknown")];
     for arguments in [
         &["pause", "--yes"][..],
         &["pending", "list"],
@@ -152,13 +152,14 @@ async fn unknown_names_are_errors() {
         &["dead", "retry", "--all", "--yes"],
         &["drain", "--timeout", "1s"],
     ] {
-        let ended = run("likesctl", arguments, &nobody);
+        let ended = run("likesctl", arguments, &unknown);
         assert_eq!(ended.code, Some(1), "{arguments:?}: {}", ended.stdout);
-        assert!(ended.stderr.contains("no partition has a group nobody"), "{arguments:?}: {}", ended.stderr);
+        let expected = "consumer group 'unknown' does not exist on any partition";
+        assert!(ended.stderr.contains(expected), "{arguments:?}: {}", ended.stderr);
     }
-    assert!(!redis.exists::<bool, _>("likes:paused:nobody").await.unwrap());
+    assert!(!redis.exists::<bool, _>("likes:paused:unknown").await.unwrap());
     for arguments in [
-        &["pending", "list", "--consumer", "nobody"][..],
+        &["pending", "list", "--consumer", "unknown"][..],
         &["pending", "list", "0/1-1", "0/2-2"],
         &["pending", "retry", "0/1-1", "0/2-2", "--yes"],
         &["status", "-p", "0,99"],
@@ -177,7 +178,7 @@ async fn unknown_names_are_errors() {
     assert_eq!(json(&setup, &["status", "-o", "json"])["partitions"].as_array().unwrap().len(), 4);
 }
 
-/// Redis does not know the lag then, but an empty stream has none.
+/// Redis does not know the lag after a deletion at the end of a stream; an empty stream has none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_tail_is_no_lag() {
     let (setup, redis) = settled().await;

@@ -123,12 +123,12 @@ fn check_reports(setup: &Setup, mess: &Mess) {
     let doctor = ctl(setup, &["doctor"]);
     assert_eq!(doctor.code, Some(1), "{}", doctor.stdout);
     for expected in [
-        "none is alive".to_owned(),
+        "no live consumers".to_owned(),
         format!("{DEAD_CONSUMER} is gone and has 5,000 pending entries"),
         format!("1/{} was delivered 7 times", mess.poison),
         "partitions 2".to_owned(),
         "20 dead letters".to_owned(),
-        format!("1 acknowledged likes are not in the table, one of 0/{}", mess.missing),
+        format!("1 acknowledged like is missing from the table, first in entry 0/{}", mess.missing),
     ] {
         assert!(doctor.stdout.contains(&expected), "{expected} is not in:\n{}", doctor.stdout);
     }

@@ -213,7 +213,7 @@ async fn who_counts_on_a_session_is_told_at_start_that_there_is_none() {
     let migration = through(&pooler, &setup, "likesctl", &["migrate"]);
     assert_eq!(migration.code, Some(2), "{}", migration.stderr);
     assert_eq!(migration.stderr.lines().count(), 1, "{}", migration.stderr);
-    assert!(migration.stderr.starts_with("error: DATABASE_URL: leads to a pooler"), "{}", migration.stderr);
+    assert!(migration.stderr.starts_with("error: DATABASE_URL: points to a pooler"), "{}", migration.stderr);
 }
 
 /// A PgBouncer that gives sessions to clients is like Postgres itself. When it changes its mode behind the back of

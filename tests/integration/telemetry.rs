@@ -278,7 +278,7 @@ async fn containers_can_ask_whether_a_program_is_ready_and_idle() {
     assert!(wrong.code == Some(1) && wrong.stderr.contains("not an admin port"), "{}", wrong.stderr);
     assert_eq!(ingest.terminate(SOON).unwrap().code(), Some(0));
     let gone = run("likesctl", &["ready", &address], &[]);
-    assert!(gone.code == Some(1) && gone.stderr.contains("does not answer"), "{}", gone.stderr);
+    assert!(gone.code == Some(1) && gone.stderr.contains("no response from"), "{}", gone.stderr);
     assert_eq!(gone.stderr.lines().count(), 1);
 
     let mut idle = devstack::program::command("likesctl", &[]).unwrap().arg("idle").spawn().unwrap();

@@ -1,4 +1,4 @@
-//! Application of a change, chunk by chunk, until it is done or interrupted.
+//! Application of a change, chunk by chunk, until all entries are processed or an interruption.
 
 use indicatif::ProgressBar;
 use shared::stderr::eprint_line;
@@ -9,7 +9,7 @@ use crate::{
     scan::{Item, Scan},
 };
 
-/// Maximum number of entries per chunk. A crash can leave the fate of one chunk unknown.
+/// Maximum number of entries per chunk. After a crash, the outcome of one chunk is unknown.
 const CHUNK: usize = 100;
 
 /// Maximum number of skipped entries that are listed.
@@ -22,7 +22,7 @@ pub(super) struct Chunks<'a, 'c, T> {
     pace: Pace,
     progress: ProgressBar,
     report: Report,
-    /// Confirmed entries that have not been reached.
+    /// Number of confirmed entries that are not processed yet.
     remaining: u64,
 }
 
@@ -38,7 +38,7 @@ impl<'a, 'c, T: Item> Chunks<'a, 'c, T> {
         Self { action, change, export, pace: Pace::new(action.pace), progress, report, remaining }
     }
 
-    /// Applies the change to the confirmed number of entries: more may match by now.
+    /// Applies the change to at most the confirmed number of entries: more may match than in the preview.
     pub(super) async fn apply_all(&mut self, mut scan: Box<dyn Scan<Item = T> + '_>) -> Result<(), CliError> {
         while let Some(mut page) = scan.next_page().await? {
             while !page.is_empty() {
@@ -76,7 +76,7 @@ impl<'a, 'c, T: Item> Chunks<'a, 'c, T> {
         Ok(())
     }
 
-    /// Returns the report. If the change is complete, entries that were neither done nor skipped were settled by others.
+    /// Returns the report. After a complete run, entries that are neither done nor skipped no longer matched.
     pub(super) fn finish(mut self, is_ok: bool) -> Report {
         self.progress.finish_and_clear();
         if is_ok && !self.report.interrupted {

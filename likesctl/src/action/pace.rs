@@ -22,12 +22,12 @@ impl Pace {
         Self { per_second: args.and_then(|args| args.rate), next: Instant::now() }
     }
 
-    /// Returns the maximum size of a chunk: a tenth of a second's worth.
+    /// Returns the maximum size of a chunk, which is the number of entries for 100 ms.
     pub(super) fn chunk(&self) -> usize {
         self.per_second.map_or(usize::MAX, |rate| usize::try_from(rate.div_ceil(10)).unwrap_or(usize::MAX))
     }
 
-    /// Waits until the next entries may follow. Lost time is not made up for.
+    /// Waits until the next entries are due. Time lost to slow chunks is not caught up.
     pub(crate) async fn wait(&mut self, done: usize) {
         if let Some(rate) = self.per_second {
             self.next =

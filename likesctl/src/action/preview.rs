@@ -10,7 +10,7 @@ use crate::{
     selection::EntryRef,
 };
 
-/// Number of entries that are shown.
+/// Maximum number of entries that are shown.
 const SAMPLES: usize = 5;
 
 #[derive(Default)]

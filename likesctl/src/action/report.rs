@@ -18,10 +18,10 @@ pub(crate) struct Report {
     pub(crate) matched: u64,
     pub(crate) done: u64,
     pub(crate) skipped: u64,
-    /// Matched entries that others settled meanwhile.
+    /// Entries of the preview that no longer matched, for example because a consumer acknowledged them.
     pub(crate) gone: u64,
     pub(crate) interrupted: bool,
-    /// The last entry that was reached.
+    /// The last processed entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last: Option<EntryRef>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,7 +29,7 @@ pub(crate) struct Report {
 }
 
 impl Action<'_> {
-    /// Returns the report of an action that has not begun.
+    /// Returns the report of an action that has not started.
     pub(crate) fn report(&self, matched: u64) -> Report {
         Report {
             command: self.command,
@@ -61,7 +61,7 @@ impl Report {
             parts.push(format!("{} skipped", count(*skipped)));
         }
         if *gone > 0 {
-            parts.push(format!("{} already settled", count(*gone)));
+            parts.push(format!("{} no longer matched", count(*gone)));
         }
         let mut text = parts.join(", ");
         if self.interrupted {

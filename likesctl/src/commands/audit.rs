@@ -17,7 +17,7 @@ const PAGE: usize = 500;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Maximum number of changes, newest first
+    /// Maximum number of changes; the newest come first
     #[arg(long, value_name = "COUNT", default_value = "100", value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 
@@ -36,7 +36,7 @@ struct AuditRow {
     command: String,
     selection: String,
     matched: u64,
-    /// Absent if the change did not end.
+    /// Absent while the change runs, and if its outcome could not be recorded.
     outcome: Option<String>,
     reason: String,
 }
@@ -53,7 +53,7 @@ impl Row for AuditRow {
     ];
 
     fn cells(&self) -> Vec<String> {
-        let outcome = self.outcome.clone().unwrap_or_else(|| "did not end".to_owned());
+        let outcome = self.outcome.clone().unwrap_or_else(|| "not recorded".to_owned());
         vec![
             self.at.clone(),
             self.who.clone(),
@@ -69,7 +69,7 @@ impl Row for AuditRow {
 pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     let context = options.redis.open().await?;
     let mut rows = Rows::new(options.output, AuditRow::COLUMNS);
-    // Newest first: the outcome of a change comes before its intent.
+    // The newest records come first, so the outcome of a change comes before its intent.
     let mut outcomes = BTreeMap::new();
     let mut before: Option<String> = None;
     let mut remaining = options.limit;
@@ -99,6 +99,6 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
             })?;
         }
     }
-    rows.finish("likesctl has not changed anything here")?;
+    rows.finish("the audit log is empty")?;
     Ok(Exit::Done)
 }

@@ -19,19 +19,22 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// List the consumers of the group, dead ones with pending entries included
-    #[command(after_help = "Example: likesctl consumers list -o wide")]
+    /// List the consumers of the group
+    ///
+    /// Includes dead consumers that are still in the group.
+    #[command(after_help = "Examples:\n  likesctl consumers list\n  likesctl consumers list -o wide")]
     List(ListOptions),
-    /// Remove a dead consumer from the group and reassign its pending entries
-    #[command(
-        after_help = "A living consumer is not removed: stop it first.\n\nExample: likesctl consumers remove host-1-77-0a1b2c3d"
-    )]
+    /// Remove a dead consumer and reassign its pending entries
+    ///
+    /// The owners of the partitions claim the entries within seconds. A live consumer is not removed: stop it, and it
+    /// leaves the group.
+    #[command(after_help = "Examples:\n  likesctl consumers remove host-1-77-0a1b2c3d")]
     Remove(RemoveOptions),
 }
 
 #[derive(Args)]
 pub(crate) struct ListOptions {
-    /// Partitions, like 3 or 0-3,8
+    /// Partitions, such as 3 or 0-3,8 [default: all]
     #[arg(short, long, value_name = "PARTITIONS")]
     partition: Option<StaticAssignment>,
 
@@ -63,7 +66,7 @@ struct RemoveReport {
     command: &'static str,
     dry_run: bool,
     interrupted: bool,
-    /// Number of pending entries that were reassigned.
+    /// Number of reassigned pending entries.
     reassigned: u64,
     removed: bool,
 }
@@ -134,7 +137,9 @@ async fn remove(
     let mut action = Action {
         command: "consumers remove",
         items: ("pending entries", "pending entry"),
-        effect: format!("reassigned to the owners of their partitions, and {name} removed"),
+        effect: format!(
+            "reassigned to the owners of their partitions; consumer {name} will be removed from the group"
+        ),
         selection: &name,
         args: &args,
         pace: Some(pace),
@@ -143,7 +148,7 @@ async fn remove(
     let mut reassigned = None;
     if consumer.pending > 0 {
         let filter = Filter { consumer: Some(name.clone()), ..Filter::all_of(partitions) };
-        // Delivery counts stay: an entry may have killed this consumer.
+        // Delivery counts are kept: one of the entries may have crashed this consumer.
         let report = reassign(&context, &filter, &action, REASSIGN_CONSUMER, None).await?;
         if report.interrupted || args.dry_run {
             return print_report(&args, report.done, report.interrupted, false);
@@ -153,8 +158,8 @@ async fn remove(
     let removed = if reassigned.is_some() {
         remove_everywhere(&context, &name).await?
     } else {
-        // Not confirmed yet: nothing was pending, or others have claimed it meanwhile.
-        action.effect = format!("{name}, which has nothing pending, will be removed");
+        // Not confirmed yet: the consumer had no pending entries, or others have claimed them since.
+        action.effect = format!("consumer {name} will be removed from the group; it has no pending entries");
         let removed = action.once(&context, 1, Box::pin(remove_everywhere(&context, &name))).await?;
         removed.unwrap_or(false)
     };
@@ -164,17 +169,19 @@ async fn remove(
 fn check_removable(consumer: &ConsumerOverview) -> Result<(), CliError> {
     let name = &consumer.name;
     if consumer.is_alive() {
-        return Err(CliError::Refused(format!("{name} is alive: stop it, then it leaves by itself")));
+        let line = format!("consumer {name} is alive; stop it, and it leaves the group");
+        return Err(CliError::Refused(line));
     }
     if consumer.pending > 0 && name == REASSIGN_CONSUMER {
-        let line =
-            "its entries are waiting for the owners of their partitions to claim them: start consumers";
-        return Err(CliError::Refused(line.to_owned()));
+        let line = format!(
+            "the owners of the partitions have not claimed the entries of {name} yet; check that consumers are running"
+        );
+        return Err(CliError::Refused(line));
     }
     Ok(())
 }
 
-/// Removes a consumer wherever it has nothing pending, and returns whether that was everywhere.
+/// Removes a consumer from each partition where it has no pending entries. Returns whether it is gone from all.
 async fn remove_everywhere(context: &Context, name: &str) -> Result<bool, Error> {
     if !context.streams.forget_member(name).await? {
         return Ok(false);
@@ -195,7 +202,7 @@ fn print_report(
     let report = RemoveReport { command: "consumers remove", dry_run, interrupted, reassigned, removed };
     let (exit, text) = match report {
         RemoveReport { interrupted: true, .. } => {
-            (Exit::Interrupted, "interrupted: run the command again to continue".to_owned())
+            (Exit::Interrupted, "interrupted; run the command again to continue".to_owned())
         }
         RemoveReport { dry_run: true, .. } => (Exit::Done, "dry run: nothing was changed".to_owned()),
         RemoveReport { removed: true, .. } => {
@@ -207,7 +214,7 @@ fn print_report(
     print_document(args.output, &report, |_| text)?;
     if exit == Exit::Partial {
         eprint_line(
-            "it is alive again, or has entries that were deleted from their streams: likesctl pending drop --consumer NAME drops those",
+            "the consumer is alive again, or has pending entries that were deleted from their streams; to drop those, run likesctl pending drop --consumer NAME",
         );
     }
     Ok(exit)

@@ -19,24 +19,24 @@ use crate::{
     output::printable,
 };
 
-/// Maximum length of an answer, more than any admin port sends.
+/// Maximum length of a response, more than any admin port sends.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 #[derive(Args)]
 pub(crate) struct ReadyOptions {
-    /// Admin port of ingest or of a consumer, like 127.0.0.1:8081
+    /// Admin address of ingest or of a consumer, such as 127.0.0.1:8081
     #[arg(value_name = "ADDRESS", value_parser = address)]
     address: SocketAddr,
 
-    /// Maximum time to wait for the answer
+    /// Maximum time to wait for the response
     #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = positive_duration)]
     timeout: Duration,
 }
 
-/// Prints the answer of `/readyz`.
+/// Prints the response of `/readyz`.
 pub(crate) async fn ready(ReadyOptions { address, timeout }: ReadyOptions) -> Result<Exit, CliError> {
     let failed = |error: reqwest::Error| {
-        CliError::failed(format!("{address} does not answer: {}", one_line(&error.without_url())))
+        CliError::failed(format!("no response from {address}: {}", one_line(&error.without_url())))
     };
     let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).timeout(timeout);
     let client = client.build().map_err(failed)?;
@@ -52,7 +52,12 @@ pub(crate) async fn ready(ReadyOptions { address, timeout }: ReadyOptions) -> Re
     let exit = match (status, text.lines().last()) {
         (StatusCode::OK, Some("ready")) => Exit::Done,
         (StatusCode::SERVICE_UNAVAILABLE, Some("not ready")) => Exit::Failure,
-        _ => return Err(CliError::failed(format!("{address} answers {status}: it is not an admin port"))),
+        _ => {
+            let line = format!(
+                "{address} is not an admin port: /readyz returned {status}; use INGEST_ADMIN_LISTEN or CONSUMER_ADMIN_LISTEN"
+            );
+            return Err(CliError::failed(line));
+        }
     };
     for line in text.lines() {
         writeln!(io::stdout(), "{}", printable(line))?;

@@ -1,7 +1,7 @@
 //! `likesctl dead`: lists, retries, purges, exports and imports dead letters.
 //!
-//! Purpose: the options and changes of dead letters; `import` reads them back from a file. May depend on `scan`, `action`
-//! and `dead_letter_record`. Must not know why a like became a dead letter.
+//! Purpose: the options and changes of dead letters; `import` reads them from a file. May depend on `scan`, `action` and
+//! `dead_letter_record`. Must not know why a like became a dead letter.
 
 mod import;
 
@@ -24,26 +24,36 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// List dead letters: likes that could not be stored, with the reason
+    /// List dead letters
+    ///
+    /// A dead letter holds likes that cannot be stored, and the reason.
     #[command(
         after_help = "Examples:\n  likesctl dead list\n  likesctl dead list --reason rejected --since 1h -o wide"
     )]
     List(ListOptions),
     /// Show dead letters with their likes
-    #[command(after_help = "Example: likesctl dead show 7/1700000000000-0")]
+    #[command(after_help = "Examples:\n  likesctl dead show 7/1700000000000-0")]
     Show(ShowOptions),
-    /// Append the payloads of dead letters to the streams again, and remove the dead letters
-    #[command(after_help = "A like that still can't be stored becomes a dead letter again.\n\n\
-        Example: likesctl dead retry --reason rejected --reason-text 'constraint dropped'")]
+    /// Append dead letters to the streams again
+    ///
+    /// Each dead letter is removed in the same step. A like that still cannot be stored becomes a dead letter again.
+    #[command(
+        after_help = "Examples:\n  likesctl dead retry --reason rejected --reason-text 'constraint dropped'"
+    )]
     Retry(ChangeOptions),
-    /// Remove dead letters for good; a file keeps them
-    #[command(after_help = "Example: likesctl dead purge --reason undecodable --until 7d")]
+    /// Remove dead letters permanently
+    ///
+    /// Removed dead letters are first written to a file, which likesctl dead import can read.
+    #[command(after_help = "Examples:\n  likesctl dead purge --reason undecodable --until 7d")]
     Purge(PurgeOptions),
     /// Write dead letters to standard output, as NDJSON
-    #[command(after_help = "Example: likesctl dead export --reason rejected > rejected.ndjson")]
+    #[command(after_help = "Examples:\n  likesctl dead export --reason rejected > rejected.ndjson")]
     Export(ExportOptions),
-    /// Import dead letters that export, purge or pending drop have written, except existing ones
-    #[command(after_help = "Example: likesctl dead import rejected.ndjson")]
+    /// Import dead letters from a file
+    ///
+    /// Reads the files of dead export, dead purge and pending drop. Validates the whole file first. Skips dead letters
+    /// that already exist.
+    #[command(after_help = "Examples:\n  likesctl dead import rejected.ndjson")]
     Import(import::Options),
 }
 
@@ -145,7 +155,7 @@ impl DeadRow {
             format!("reason      {}", printable(reason)),
             format!("detail      {}", printable(detail)),
             format!("origin      {}", printable(origin)),
-            format!("deliveries  {deliveries}, the last one to {}", printable(consumer)),
+            format!("deliveries  {deliveries}, last to {}", printable(consumer)),
             format!("dead at     {}, {} ago", time(*dead_at), age(self.age_ms)),
             format!("likes       {}", likes.len()),
         ];
@@ -201,7 +211,11 @@ async fn read(context: &Context, at: EntryRef) -> Result<DeadLetterEntry, CliErr
     let partition = context.partition(at.partition)?;
     let found = context.streams.dead_letters(partition, (at.id, at.id), 1).await?;
     let fields = found.into_iter().find_map(|raw| raw.fields);
-    let fields = fields.ok_or_else(|| CliError::failed(format!("there is no dead letter {at}")))?;
+    let fields = fields.ok_or_else(|| {
+        CliError::failed(format!(
+            "dead letter {at} does not exist; list dead letters with likesctl dead list"
+        ))
+    })?;
     Ok(DeadLetterEntry { partition, id: at.id, fields })
 }
 
@@ -236,8 +250,8 @@ impl ChangeOptions {
 
 async fn retry(options: ChangeOptions, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let action =
-        options.action("dead retry", "appended to the streams again, and removed", &filter, interrupt);
+    let effect = "appended to the streams again and removed";
+    let action = options.action("dead retry", effect, &filter, interrupt);
     let context = &context;
     let change = Change {
         scan: &|bound| Box::new(DeadScan::new(context, &filter, bound)),
@@ -248,7 +262,7 @@ async fn retry(options: ChangeOptions, interrupt: &CancellationToken) -> Result<
                 let has_no_payload = |dead_letter: &DeadLetterEntry| {
                     codec::payload(&dead_letter.fields).is_none_or(|payload| payload.is_empty())
                 };
-                let reason = "it has no payload to retry";
+                let reason = "it has no payload";
                 Ok(ActionResult::with_skipped(retried.len(), &dead_letters, has_no_payload, reason))
             }
             .boxed_local()
@@ -263,7 +277,7 @@ async fn purge(
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let action = options.action("dead purge", "removed for good", &filter, interrupt);
+    let action = options.action("dead purge", "removed permanently", &filter, interrupt);
     let context = &context;
     let change = Change {
         scan: &|bound| Box::new(DeadScan::new(context, &filter, bound)),
@@ -297,7 +311,7 @@ async fn export(ExportOptions { dead, redis }: ExportOptions) -> Result<Exit, Cl
     Ok(Exit::Done)
 }
 
-/// An exported dead letter, which is never in a table.
+/// An exported dead letter, which is always printed as JSON.
 #[derive(Serialize)]
 #[serde(transparent)]
 struct ExportRow(DeadLetterRecord);

@@ -1,6 +1,6 @@
-//! `likesctl doctor`: diagnoses the pipeline and says what to do about each problem.
+//! `likesctl doctor`: diagnoses the pipeline and suggests fixes.
 //!
-//! Purpose: one function per check, grouped by what it examines; `findings` collects and prints the results. May depend on
+//! Purpose: one function per check, grouped by subject; `findings` collects and prints the results. May depend on
 //! `context`, `overview` and `verifier`. Must not change anything.
 
 mod findings;
@@ -22,15 +22,15 @@ use crate::{
     output::{OutputArgs, age},
 };
 
-/// Age after which an entry counts as stuck, well over CLAIM_MIN_IDLE.
-const STUCK_AFTER: Duration = Duration::from_mins(5);
+/// Idle time or age above which an entry is reported, well over CLAIM_MIN_IDLE.
+const STALE_AFTER: Duration = Duration::from_mins(5);
 
 /// Tolerated difference between two clocks.
 const CLOCK_SKEW: Duration = Duration::from_secs(2);
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Number of partitions in the settings of the programs, for comparison with the cluster settings
+    /// Number of partitions that the programs are configured with, to compare with the cluster settings
     #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT")]
     likes_partitions: Option<PartitionCount>,
 
@@ -83,7 +83,7 @@ async fn connect_to_redis(findings: &mut Findings, options: &Options) -> Result<
         }
         Err(error) => {
             let why = error.line_and_code().0.unwrap_or_default();
-            findings.fail("redis", why, "start Redis, or correct REDIS_URL and LIKES_STREAM")?;
+            findings.fail("redis", why, "start Redis, or correct REDIS_URL or LIKES_STREAM")?;
             Ok(None)
         }
     }
@@ -95,7 +95,7 @@ async fn connect_to_postgres(findings: &mut Findings, options: &Options) -> Resu
         Ok((client, _)) => Ok(Some(client)),
         Err(error) => {
             let why = error.line_and_code().0.unwrap_or_default();
-            let advice = "start Postgres, or correct DATABASE_URL; meanwhile likes are safe in Redis";
+            let advice = "likes wait in Redis meanwhile; start Postgres, or correct DATABASE_URL";
             findings.fail("postgres", why, advice)?;
             Ok(None)
         }
@@ -111,8 +111,8 @@ fn partitions(
     match configured {
         Some(configured) if configured != recorded => findings.warn(
             "partitions",
-            format!("{recorded} in the cluster settings, LIKES_PARTITIONS is {configured}"),
-            format!("set LIKES_PARTITIONS to {recorded}, or to nothing"),
+            format!("{recorded} in the cluster settings, but LIKES_PARTITIONS is {configured}"),
+            format!("set LIKES_PARTITIONS to {recorded}, or unset it"),
         ),
         _ => findings.ok("partitions", format!("{recorded} in the cluster settings")),
     }
@@ -133,8 +133,8 @@ async fn clocks(findings: &mut Findings, context: &Context, client: Option<&Clie
     let skewed: Vec<String> =
         skewed.map(|(server, skew_ms)| format!("{server} by {}", age(*skew_ms))).collect();
     if skewed.is_empty() {
-        return findings.ok("clocks", "the servers agree with this machine");
+        return findings.ok("clocks", "the servers are in sync with this machine");
     }
-    let seen = format!("different from this machine: {}", skewed.join(", "));
-    findings.warn("clocks", seen, "ages are wrong by that much: check NTP")
+    let seen = format!("clock skew to this machine: {}", skewed.join(", "));
+    findings.warn("clocks", seen, "reported ages and latencies are off by this much; check NTP")
 }

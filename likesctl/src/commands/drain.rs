@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Partitions, like 3 or 0-3,8 [default: all]
+    /// Partitions, such as 3 or 0-3,8 [default: all]
     #[arg(short, long, value_name = "PARTITIONS")]
     partition: Option<StaticAssignment>,
 
@@ -66,13 +66,13 @@ pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
     let report = DrainReport { drained: exit == Exit::Done, backlog, waited_ms };
     print_document(options.output, &report, |_| match (exit, backlog) {
         (Exit::Done, _) => "drained: the backlog is 0".to_owned(),
-        (_, Some(backlog)) => format!("not drained: {} left", many(backlog, "entry is", "entries are")),
+        (_, Some(backlog)) => format!("not drained: {} left", many(backlog, "entry", "entries")),
         (_, None) => "not drained: the backlog is unknown".to_owned(),
     })?;
     Ok(exit)
 }
 
-/// The backlog, if known, and an obstacle to draining it.
+/// The backlog, if known, and the reason why it cannot drain, if any.
 type Measurement = (Option<u64>, Option<&'static str>);
 
 async fn measure(context: &Context, wanted: Option<&StaticAssignment>) -> Result<Measurement, Error> {
@@ -81,8 +81,8 @@ async fn measure(context: &Context, wanted: Option<&StaticAssignment>) -> Result
     let is_paused = behind.clone().any(|row| row.paused);
     let has_no_owner = behind.any(|row| row.owners.is_empty());
     let obstacle = match (is_paused, has_no_owner) {
-        (true, _) => Some("a paused partition has a backlog: likesctl resume"),
-        (false, true) => Some("a partition without an owner has a backlog: likesctl doctor"),
+        (true, _) => Some("a paused partition has a backlog; run likesctl resume"),
+        (false, true) => Some("a partition without an owner has a backlog; run likesctl doctor"),
         (false, false) => None,
     };
     Ok((overview.total.backlog, obstacle))
@@ -102,7 +102,7 @@ impl Progress {
         Self { bar, largest: 0, obstacle: None }
     }
 
-    /// Shows a measurement and returns the backlog. A failed one is only shown: the next may succeed.
+    /// Shows a measurement and returns the backlog. An error is only shown, because the next measurement may succeed.
     fn show(&mut self, measured: Result<Measurement, Error>) -> Option<u64> {
         let backlog = match measured {
             Ok((backlog, obstacle)) => {
@@ -113,7 +113,9 @@ impl Progress {
                 backlog
             }
             Err(error) => {
-                self.bar.suspend(|| eprint_line(format_args!("the backlog is unknown: {error}")));
+                self.bar.suspend(|| {
+                    eprint_line(format_args!("cannot measure the backlog: {}", CliError::from(error)))
+                });
                 None
             }
         };
@@ -124,7 +126,7 @@ impl Progress {
                 self.bar.set_position(self.largest - backlog);
                 self.bar.set_message(format!("{} left", count(backlog)));
             }
-            None => self.bar.set_message("the backlog is unknown"),
+            None => self.bar.set_message("backlog unknown"),
         }
         backlog
     }

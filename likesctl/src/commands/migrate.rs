@@ -33,7 +33,7 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     if session::shares_sessions(&postgres, &client).await {
         let error = SettingError::new(
             "DATABASE_URL",
-            "leads to a pooler in transaction mode, but the migration lock needs a session; expected Postgres itself",
+            "points to a pooler in transaction mode, but the migration lock requires a session; connect directly to Postgres",
         );
         return Err(CliError::Usage(error.to_string()));
     }
@@ -42,7 +42,7 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     if applied.is_empty() {
         lines.push(format!("nothing to do: the schema is at version {}", schema::VERSION));
     }
-    // Ignored: the migrations are applied.
+    // The result is ignored: the migrations are applied, even if standard output is closed.
     let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
     Ok(Exit::Done)
 }

@@ -16,12 +16,12 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Increase the number of partitions of a running system; it can't be decreased
-    #[command(
-        after_help = "Running programs follow within seconds. Set LIKES_PARTITIONS to the new number, or to nothing, \
-                            wherever it is set: a program that starts with the old number follows as well, with a warning.\n\n\
-                            Example: likesctl partitions grow 32"
-    )]
+    /// Increase the number of partitions
+    ///
+    /// The number cannot be decreased. Running programs follow within seconds. Afterwards, set LIKES_PARTITIONS to the
+    /// new number wherever it is set, or unset it: a program that starts with the old number follows too, but logs a
+    /// warning.
+    #[command(after_help = "Examples:\n  likesctl partitions grow 32")]
     Grow(GrowOptions),
 }
 
@@ -61,13 +61,15 @@ async fn grow(
     let now = context.partitions;
     if wanted < now {
         return Err(CliError::Usage(format!(
-            "COUNT: '{wanted}' is less than the present {now} partitions; expected a larger number"
+            "COUNT: '{wanted}' is less than the current number of partitions; expected at least {now}"
         )));
     }
     let action = Action {
         command: "partitions grow",
         items: ("partitions", "partition"),
-        effect: format!("from {now} to {wanted}; this can't be undone"),
+        effect: format!(
+            "the number of partitions will be increased from {now} to {wanted}; this cannot be undone"
+        ),
         selection: &format!("from {now} to {wanted}"),
         args: &args,
         pace: None,
@@ -79,9 +81,7 @@ async fn grow(
             None => false,
             Some(Ok(true)) => true,
             Some(Ok(false)) => {
-                let line = format!(
-                    "the number of partitions has changed from {now} meanwhile: run the command again"
-                );
+                let line = "another process has changed the number of partitions; run the command again";
                 return Err(CliError::failed(line));
             }
             Some(Err(error)) => return Err(CliError::Failed(error.into())),
@@ -98,15 +98,16 @@ async fn grow(
     };
     print_document(args.output, &report, |_| match (changed, args.dry_run) {
         (true, _) => {
-            format!("grown from {now} to {wanted} partitions: running programs follow within seconds")
+            format!("increased from {now} to {wanted} partitions; running programs follow within seconds")
         }
         (false, true) if wanted > now => "dry run: nothing was changed".to_owned(),
-        (false, _) => format!("nothing to do: there are {now} partitions"),
+        (false, _) => format!("nothing to do: already {now} partitions"),
     })?;
     Ok(Exit::Done)
 }
 
-/// Creates the groups of new partitions, then records the number. Groups first: Redis may be out of memory.
+/// Creates the groups of the new partitions, then records their number. In this order, because creating a group fails
+/// when Redis is out of memory.
 async fn increase(context: &Context, wanted: PartitionCount) -> Result<Result<bool, GroupError>, Error> {
     if let Err(error) = context.streams.ensure_groups(wanted).await {
         return Ok(Err(error));

@@ -1,4 +1,4 @@
-//! `likesctl pause` and `resume`: stops consumers from reading partitions, and lets them read again.
+//! `likesctl pause` and `resume`: stops consumers from reading partitions, and resumes reading.
 
 use clap::Args;
 use consumer::group::static_assignment::StaticAssignment;
@@ -14,7 +14,7 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Partitions, like 3 or 0-3,8 [default: all]
+    /// Partitions, such as 3 or 0-3,8 [default: all]
     #[arg(short, long, value_name = "PARTITIONS")]
     partition: Option<StaticAssignment>,
 
@@ -50,10 +50,10 @@ async fn set(options: Options, interrupt: &CancellationToken, pauses: bool) -> R
         partition.map_or_else(|| "all partitions".to_owned(), |partition| format!("partitions {partition}"));
     let effect = if pauses {
         format!(
-            "consumers will read nothing of {selection} until likesctl resume; in-flight likes are stored, ingest still accepts likes"
+            "consumers will stop reading {selection} until likesctl resume; in-flight likes are stored, and ingest keeps accepting likes"
         )
     } else {
-        format!("consumers will read {selection} again")
+        format!("consumers will resume reading {selection}")
     };
     let command = if pauses { "pause" } else { "resume" };
     let action = Action {
@@ -80,7 +80,7 @@ async fn set(options: Options, interrupt: &CancellationToken, pauses: bool) -> R
     print_document(args.output, &report, |_| match changed {
         None => "dry run: nothing was changed".to_owned(),
         Some(0) => format!("nothing to do: already {command}d"),
-        Some(_) => format!("{command}d: consumers follow within seconds"),
+        Some(_) => format!("{command}d; consumers follow within seconds"),
     })?;
     Ok(Exit::Done)
 }

@@ -16,7 +16,7 @@ use crate::{
     exit::{CliError, Exit},
     likes_table,
     output::{OutputArgs, Row, Rows, print_document},
-    pending_detail::{PendingDetail, PendingRow},
+    pending_detail::{PendingDetail, PendingRow, not_pending},
     reassign::reassign,
     scan::{Item, Pending, PendingScan, Scan},
     selection::{AllArg, EntryRef, Filter, PendingSelection},
@@ -24,36 +24,40 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// List pending entries: delivered to a consumer, not acknowledged
+    /// List pending entries
+    ///
+    /// A pending entry was delivered to a consumer, which has not acknowledged it.
     #[command(after_help = "Examples:\n  \
         likesctl pending list --min-idle 5m\n  \
         likesctl pending list -p 3 --min-deliveries 5 -o ndjson")]
     List(ListOptions),
     /// Show pending entries with their likes
-    #[command(after_help = "Example: likesctl pending show 7/1700000000000-0")]
+    #[command(after_help = "Examples:\n  likesctl pending show 7/1700000000000-0")]
     Show(ShowOptions),
     /// Reassign pending entries to another consumer
-    #[command(
-        after_help = "Their idle time restarts at 0, and that consumer processes them after CLAIM_MIN_IDLE at the \
-        latest. To have them stored soon, by the owner of the partition: likesctl pending retry\n\n\
-        Example: likesctl pending claim --consumer host-1-77 --to host-2-12"
-    )]
+    ///
+    /// Resets their idle time to 0: they are processed after CLAIM_MIN_IDLE at the latest. To have them stored within
+    /// seconds, use likesctl pending retry.
+    #[command(after_help = "Examples:\n  likesctl pending claim --consumer host-1-77 --to host-2-12")]
     Claim(ClaimOptions),
-    /// Retry pending entries within seconds, as if never delivered
+    /// Retry pending entries
+    ///
+    /// The owner of each partition claims the entries within seconds. Their delivery counts restart at 0. Safe for
+    /// in-flight entries: each like is stored once.
     #[command(
-        after_help = "The owner of the partition claims them at once; their deliveries are counted from 0 again. Safe \
-        for entries that are being stored: a like is stored once.\n\n\
-        Example: likesctl pending retry --min-idle 10m"
+        after_help = "Examples:\n  likesctl pending retry 7/1700000000000-0\n  likesctl pending retry --min-idle 10m"
     )]
     Retry(ChangeOptions),
-    /// Acknowledge entries whose likes are all in the table
-    #[command(
-        after_help = "Other entries are skipped (exit code 4).\n\nExample: likesctl pending ack --consumer host-1-77"
-    )]
+    /// Acknowledge pending entries whose likes are all in the table
+    ///
+    /// Skips other entries (exit code 4).
+    #[command(after_help = "Examples:\n  likesctl pending ack --consumer host-1-77")]
     Ack(AckOptions),
-    /// Drop entries without storing them; a file keeps them for likesctl dead import
+    /// Drop pending entries without storing their likes
+    ///
+    /// Dropped entries are first written to a file, which likesctl dead import can read.
     #[command(
-        after_help = "Example: likesctl pending drop 7/1700000000000-0 --reason-text 'kills consumers, ticket 7'"
+        after_help = "Examples:\n  likesctl pending drop 7/1700000000000-0 --reason-text 'crashes consumers, ticket 7'"
     )]
     Drop(DropOptions),
 }
@@ -193,7 +197,7 @@ impl ChangeOptions {
     }
 }
 
-/// Checks that a selected consumer and entries on the command line exist.
+/// Checks that the selected consumer exists and that the entries on the command line are pending.
 async fn check_exists(context: &Context, filter: &Filter) -> Result<(), CliError> {
     if let Some(name) = &filter.consumer {
         context.check_consumer(name).await?;
@@ -201,7 +205,7 @@ async fn check_exists(context: &Context, filter: &Filter) -> Result<(), CliError
     for entry in &filter.named {
         let partition = context.partition(entry.partition)?;
         if context.streams.pending(partition, (entry.id, entry.id), None, 0, 1).await?.is_empty() {
-            return Err(CliError::failed(format!("{entry} is not pending")));
+            return Err(not_pending(*entry));
         }
     }
     Ok(())
@@ -230,7 +234,7 @@ async fn ack(
     let (context, filter) = options.open(interrupt).await?;
     let limit = options.redis.startup_timeout;
     let (client, _) = context::postgres(&postgres, "likesctl pending ack", limit).await?;
-    let effect = "acknowledged, if the table has their likes";
+    let effect = "acknowledged if all their likes are in the table";
     let action = options.action("pending ack", effect, &filter, interrupt);
     let context = &context;
     let client = &client;
@@ -256,7 +260,7 @@ async fn ack(
     action.run(context, change).await
 }
 
-/// Returns the entries that can be decoded completely, and whose likes are all in the table.
+/// Returns the entries that can be fully decoded and whose likes are all in the table.
 async fn stored(client: &Client, entries: &[Pending]) -> Result<HashSet<EntryId>, CliError> {
     let mut stored = HashSet::new();
     for pending in entries {
@@ -274,7 +278,8 @@ async fn drop_entries(
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let action = options.action("pending drop", "dropped without being stored", &filter, interrupt);
+    let action =
+        options.action("pending drop", "dropped, and their likes will not be stored", &filter, interrupt);
     let context = &context;
     let change = Change {
         scan: &|bound| Box::new(PendingScan::new(context, &filter, bound, true)),

@@ -1,4 +1,4 @@
-//! `likesctl reprocess`: writes a range of the streams into the table again, without moving the group.
+//! `likesctl reprocess`: writes a range of stream entries to the table again, without moving the group.
 
 use std::{cell::Cell, time::Duration};
 
@@ -31,20 +31,20 @@ use crate::{
 /// Maximum duration of a transaction.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Each transaction creates what it needs, so that a pooler in transaction mode works too.
+/// Each transaction creates its own staging table, so that a pooler in transaction mode works too.
 const TRANSACTIONS: Transactions = Transactions { pooling: Pooling::Transaction, limit: WRITE_TIMEOUT };
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Partitions, like 3 or 0-3,8
+    /// Partitions, such as 3 or 0-3,8 [default: all]
     #[arg(short, long, value_name = "PARTITIONS", help_heading = "Selection")]
     partition: Option<StaticAssignment>,
 
-    /// Earliest time: RFC 3339 (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an id
+    /// Start of the time range: RFC 3339 (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an entry id
     #[arg(long, value_name = "TIME", help_heading = "Selection")]
     from: TimeSpec,
 
-    /// Latest time [default: now]
+    /// End of the time range, in the same formats [default: now]
     #[arg(long, value_name = "TIME", help_heading = "Selection")]
     to: Option<TimeSpec>,
 
@@ -61,7 +61,7 @@ pub(crate) struct Options {
     postgres: PostgresArgs,
 }
 
-/// Numbers of rows.
+/// Row counts.
 #[derive(Default)]
 struct Written {
     inserted: Cell<u64>,
@@ -76,7 +76,7 @@ pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
     let action = Action {
         command: "reprocess",
         items: ("entries", "entry"),
-        effect: "written into the table again, without moving the group".to_owned(),
+        effect: "written to the table again; the position of the group does not change".to_owned(),
         selection: &filter.text,
         args: &options.action,
         pace: Some(options.pace),
@@ -139,6 +139,6 @@ async fn write_entries(
     written.other.update(|other| other + rows - committed.inserted());
     let entries = committed.into_entries();
     let bad: Vec<_> = entries.iter().filter(|entry| !entry.dead_letters.is_empty()).collect();
-    let skipped = bad.iter().map(|entry| (entry.at.into(), "not all of it can be stored")).collect();
+    let skipped = bad.iter().map(|entry| (entry.at.into(), "some of its likes cannot be stored")).collect();
     Ok(ActionResult { done: (entries.len() - bad.len()) as u64, skipped })
 }

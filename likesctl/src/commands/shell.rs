@@ -1,4 +1,4 @@
-//! `likesctl completions` and `likesctl man`: print what a shell and a manual reader need.
+//! `likesctl completions` and `likesctl man`: print shell completions and manual pages.
 
 use std::{
     fs,
@@ -14,15 +14,15 @@ use crate::exit::{CliError, Exit};
 
 #[derive(Args)]
 pub(crate) struct CompletionsOptions {
-    /// Shell to complete commands in
+    /// Shell of the completion script
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
 #[derive(Args)]
 pub(crate) struct ManOptions {
-    /// Folder for the pages of all commands [default: only the first page, to standard output]
-    #[arg(long, value_name = "FOLDER")]
+    /// Directory for the pages of all commands [default: only the main page, to standard output]
+    #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn man(ManOptions { out }: ManOptions, mut command: Command) -> Resul
     match out {
         None => Man::new(command).render(&mut io::stdout())?,
         Some(folder) => {
-            let failed = |why| CliError::failed(format!("'{}' can't be written: {why}", folder.display()));
+            let failed = |why| CliError::failed(format!("cannot write to '{}': {why}", folder.display()));
             fs::create_dir_all(&folder).map_err(failed)?;
             command.build();
             clap_mangen::generate_to(command, &folder).map_err(failed)?;

@@ -1,7 +1,7 @@
-//! `likesctl status`: shows the state of the pipeline, partition by partition.
+//! `likesctl status`: shows the state of the pipeline by partition.
 //!
 //! Purpose: print an overview once or repeatedly; `check` compares it with thresholds. May depend on `overview`. Must not
-//! collect anything itself.
+//! query Redis itself.
 
 mod check;
 
@@ -26,21 +26,21 @@ use crate::{
     overview::{ConsumerOverview, Overview, PartitionOverview, Total},
 };
 
-/// Moves the cursor to the top and clears the screen: ECMA-48, CUP and ED.
+/// Moves the cursor to the top left and clears the screen: ECMA-48, CUP and ED.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Partitions, like 3 or 0-3,8
+    /// Partitions, such as 3 or 0-3,8 [default: all]
     #[arg(short, long, value_name = "PARTITIONS")]
     partition: Option<StaticAssignment>,
 
-    /// Repetition, with the time between two outputs
+    /// Repeated output at this interval; 2s if no value is given
     #[arg(short, long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s",
           require_equals = true, value_parser = positive_duration, conflicts_with = "check")]
     watch: Option<Duration>,
 
-    /// One line and an exit code for a monitoring system: 0 ok, 1 warning, 2 critical, 3 unknown
+    /// Output for monitoring systems: one line, and the exit code 0 ok, 1 warning, 2 critical or 3 unknown
     #[arg(long, conflicts_with = "output")]
     check: bool,
 
@@ -71,7 +71,9 @@ pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
                 print_document(options.output, &overview, |wide| text(&overview, wide))?;
             }
             (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(_)) => eprint_line(format_args!("the status is unknown: {error}")),
+            (Err(error), Some(_)) => {
+                eprint_line(format_args!("cannot read the status: {}", CliError::from(error)));
+            }
         }
         let Some(interval) = options.watch else { return Ok(Exit::Done) };
         if interrupt.run_until_cancelled(sleep(interval)).await.is_none() {
@@ -86,28 +88,28 @@ fn text(overview: &Overview, wide: bool) -> String {
     let mut lines = vec![
         format!("stream {stream}, group {group}, {redis}"),
         format!(
-            "{}, {} alive{}",
+            "{}, {}{}",
             many(partitions.len() as u64, "partition", "partitions"),
-            many(alive as u64, "consumer", "consumers"),
-            others(consumers)
+            many(alive as u64, "live consumer", "live consumers"),
+            inactive(consumers)
         ),
         summary(total),
     ];
-    lines.extend(warnings(overview).into_iter().map(|warning| format!("! {warning}")));
+    lines.extend(warnings(overview).into_iter().map(|warning| format!("warning: {warning}")));
     lines.push(String::new());
     lines.push(table(partitions, wide));
     lines.join("\n")
 }
 
 /// Counts the consumers that are not alive and have pending entries.
-fn others(consumers: &[ConsumerOverview]) -> String {
-    let others = || consumers.iter().filter(|consumer| !consumer.is_alive() && consumer.pending > 0);
-    let entries: u64 = others().map(|consumer| consumer.pending).sum();
+fn inactive(consumers: &[ConsumerOverview]) -> String {
+    let inactive = || consumers.iter().filter(|consumer| !consumer.is_alive() && consumer.pending > 0);
+    let entries: u64 = inactive().map(|consumer| consumer.pending).sum();
     if entries == 0 {
         return String::new();
     }
-    let others = many(others().count() as u64, "other", "others");
-    format!(", {others} with {}", many(entries, "pending entry", "pending entries"))
+    let inactive = many(inactive().count() as u64, "inactive consumer", "inactive consumers");
+    format!(", {inactive} with {}", many(entries, "pending entry", "pending entries"))
 }
 
 fn warnings(Overview { group, total, partitions, consumers, .. }: &Overview) -> Vec<String> {
@@ -117,18 +119,18 @@ fn warnings(Overview { group, total, partitions, consumers, .. }: &Overview) -> 
     let mut warnings = Vec::new();
     if total.paused > 0 {
         let partitions = many(total.paused, "partition is", "partitions are");
-        warnings.push(format!("{partitions} paused: likesctl resume"));
+        warnings.push(format!("{partitions} paused; to continue, run likesctl resume"));
     }
     if total.unowned > 0 {
         let partitions = many(total.unowned, "partition has", "partitions have");
-        warnings.push(format!("{partitions} no owner: likesctl doctor"));
+        warnings.push(format!("{partitions} no owner; run likesctl doctor"));
     }
     if without_group > 0 {
-        let partitions = many(without_group, "partition has", "partitions have");
-        warnings.push(format!("{partitions} no group {group}: start a consumer, which creates it"));
+        let partitions = many(without_group, "partition does", "partitions do");
+        warnings.push(format!("{partitions} not have the group {group}; start a consumer, which creates it"));
     }
     if !stuck.is_empty() {
-        warnings.push(format!("stuck, unable to write to Postgres: {}", stuck.join(", ")));
+        warnings.push(format!("stuck consumers, which cannot write to Postgres: {}", stuck.join(", ")));
     }
     warnings
 }
@@ -136,7 +138,7 @@ fn warnings(Overview { group, total, partitions, consumers, .. }: &Overview) -> 
 fn summary(total: &Total) -> String {
     let backlog = total.backlog.map_or_else(|| format!("unknown, at least {}", count(total.pending)), count);
     format!(
-        "backlog {backlog} (lag {}, pending {}), oldest {}, oldest pending idle {}\nlast commit {}, dead letters {}",
+        "backlog {backlog} (lag {}, pending {}), oldest entry {}, oldest pending entry idle {}\nlast commit {}, dead letters {}",
         total.lag.map_or_else(|| "unknown".to_owned(), count),
         count(total.pending),
         age_or_none(total.oldest_age_ms),

@@ -1,7 +1,7 @@
-//! `likesctl top`: shows the pipeline on one live screen.
+//! `likesctl top`: shows a live view of the pipeline.
 //!
 //! Purpose: collect an overview per interval and handle keys; `screen` is the state, `draw` renders it. May depend on
-//! `overview` and `pending_detail`. Must not change anything, and is the only user of ratatui.
+//! `overview` and `pending_detail`. Must not change anything. This is the only module that uses ratatui.
 
 mod draw;
 mod screen;
@@ -44,7 +44,8 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     if !io::stdout().is_terminal() {
-        return Err(CliError::Usage("top needs a terminal; likesctl status works without one".to_owned()));
+        let line = "top requires a terminal; without one, use likesctl status --watch";
+        return Err(CliError::Usage(line.to_owned()));
     }
     let context = options.redis.open().await?;
     let first = context.overview(&context.partitions_of(None)?).await?;
@@ -70,7 +71,7 @@ async fn show(
             () = interrupt.cancelled() => return Ok(Exit::Interrupted),
             _ = ticks.tick() => match overview(context).await {
                 Ok(overview) => screen.update(overview),
-                Err(error) => screen.problem = Some(error.to_string()),
+                Err(error) => screen.problem = Some(CliError::from(error).to_string()),
             },
             event = events.recv() => match event {
                 Some(Event::Key(key)) => match screen.press(key) {
@@ -94,10 +95,10 @@ async fn overview(context: &Context) -> Result<Overview, Error> {
     context.overview(&context.partitions_now(None).await?).await
 }
 
-/// Returns key presses and changes of the terminal's size.
+/// Returns a channel of terminal events: key presses and resizes.
 fn events() -> mpsc::Receiver<Event> {
     let (sender, receiver) = mpsc::channel(16);
-    // The thread ends with the process: nothing interrupts its read.
+    // The thread ends with the process, because its blocking read cannot be interrupted.
     std::thread::spawn(move || {
         while let Ok(event) = event::read() {
             if sender.blocking_send(event).is_err() {

@@ -16,19 +16,19 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Partitions, like 3 or 0-3,8
+    /// Partitions, such as 3 or 0-3,8 [default: all]
     #[arg(short, long, value_name = "PARTITIONS", help_heading = "Selection")]
     partition: Option<StaticAssignment>,
 
-    /// Earliest time: RFC 3339 (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an id
+    /// Start of the time range: RFC 3339 (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an entry id
     #[arg(long, value_name = "TIME", help_heading = "Selection")]
     from: Option<TimeSpec>,
 
-    /// Latest time
+    /// End of the time range, in the same formats
     #[arg(long, value_name = "TIME", help_heading = "Selection")]
     to: Option<TimeSpec>,
 
-    /// Number of entries to choose at random
+    /// Approximate number of entries to compare, chosen at random [default: all]
     #[arg(long, value_name = "COUNT", help_heading = "Selection", value_parser = clap::value_parser!(u64).range(1..))]
     sample: Option<u64>,
 
@@ -71,7 +71,7 @@ fn text(verdict: &Verdict, wide: bool) -> String {
         lines.push(String::new());
     }
     lines.push(format!(
-        "{} likes of {} acknowledged entries: {} missing, {} dead letters; backlog {}",
+        "compared {} likes of {} acknowledged entries: {} missing, {} in dead letters; backlog {}",
         count(*likes),
         count(*entries),
         count(*missing),
@@ -80,27 +80,27 @@ fn text(verdict: &Verdict, wide: bool) -> String {
     ));
     if *unreadable > 0 {
         lines.push(format!(
-            "{} unreadable, in whole or in part: likesctl dead list shows the dead letters",
-            many(*unreadable, "entry is", "entries are")
+            "{} only partly or not at all; see likesctl dead list",
+            many(*unreadable, "entry can be decoded", "entries can be decoded")
         ));
     }
     if *missing > 0 {
         lines.push(reprocess_command(verdict));
     } else if *entries == 0 {
         lines.push(
-            "nothing to compare: acknowledged entries are trimmed, unless STREAM_RETENTION keeps them"
+            "nothing to compare: acknowledged entries are trimmed; set STREAM_RETENTION to keep them"
                 .to_owned(),
         );
     }
     lines.join("\n")
 }
 
-/// Returns the command that stores the missing likes.
+/// Returns the command that stores the listed missing likes.
 fn reprocess_command(Verdict { missing_likes, .. }: &Verdict) -> String {
     let partitions: BTreeSet<u16> = missing_likes.iter().map(|missing| missing.entry.partition).collect();
     let partitions: Vec<String> = partitions.iter().map(u16::to_string).collect();
     let ids = || missing_likes.iter().map(|missing| missing.entry.id);
     let first = ids().min().unwrap_or_default();
     let last = ids().max().unwrap_or_default();
-    format!("to store them: likesctl reprocess -p {} --from {first} --to {last}", partitions.join(","))
+    format!("to store them, run: likesctl reprocess -p {} --from {first} --to {last}", partitions.join(","))
 }

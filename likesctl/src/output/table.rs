@@ -9,11 +9,13 @@ use shared::stderr::eprint_line;
 use super::{Format, OutputArgs, printable};
 use crate::exit::CliError;
 
-/// Number of rows that share one calculation of column widths.
+/// Number of rows that are buffered to calculate column widths.
 const TABLE_PAGE: usize = 500;
 
-/// Maximum lengths of names and of other texts in a table for 80 columns.
+/// Maximum length of a name in a table for 80 columns.
 const NAME_CHARS: usize = 20;
+
+/// Maximum length of prose in a table for 80 columns.
 const PROSE_CHARS: usize = 32;
 
 /// Space between two columns.
@@ -23,18 +25,18 @@ const GAP: u16 = 2;
 pub(crate) struct Column {
     name: &'static str,
     kind: Kind,
-    /// Whether only the wide table has it.
+    /// Whether the column is only in the wide table.
     is_wide: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Names and ids: shortened at the beginning, since they differ at the end.
+    /// Name or id, truncated at the start: consumer names differ at the end.
     Name,
     Number,
-    /// Never shortened.
+    /// Text that is never truncated.
     Whole,
-    /// Shortened at the end.
+    /// Text that is truncated at the end.
     Prose,
 }
 
@@ -102,7 +104,7 @@ impl Rows {
         Ok(())
     }
 
-    /// Prints the remaining rows. `none` is for standard error, when a table has no rows.
+    /// Prints the remaining rows. For a table without rows, prints `none` to standard error.
     pub(crate) fn finish(mut self, none: &str) -> Result<(), CliError> {
         match (self.format, self.printed) {
             (Format::Table | Format::Wide, 0) => eprint_line(none),
@@ -133,8 +135,8 @@ pub(crate) fn table<T: Row>(rows: &[T], wide: bool) -> String {
     render(T::COLUMNS, rows.iter().map(Row::cells).collect(), wide, &[]).0.join("\n")
 }
 
-/// Returns the lines of a page of a table, and its column widths. Pages after the first get the widths of the one before
-/// and have no header.
+/// Returns the lines of one page of a table, and its column widths. Pages after the first have no header, and are at
+/// least as wide as `widths`, the columns of the previous page.
 fn render(columns: &[Column], page: Vec<Vec<String>>, wide: bool, widths: &[u16]) -> (Vec<String>, Vec<u16>) {
     let shown: Vec<(usize, &Column)> =
         columns.iter().enumerate().filter(|(_, column)| wide || !column.is_wide).collect();

@@ -1,10 +1,10 @@
-//! Numbers, times and foreign text, for people.
+//! Formatting of numbers, times and untrusted text for a terminal.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shared::thousands::group_thousands;
 
-/// Escapes characters that would move the cursor, change colours or reverse the direction of text.
+/// Escapes characters that could move the cursor, change colours or reverse the text direction.
 pub(crate) fn printable(text: &str) -> String {
     let is_harmful =
         |c: char| c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
@@ -15,7 +15,7 @@ pub(crate) fn printable(text: &str) -> String {
     printed
 }
 
-/// Formats a duration in its two largest units, like `3m12s`.
+/// Formats a duration in at most two units, such as `3m12s`.
 pub(crate) fn age(ms: u64) -> String {
     let seconds = ms / 1_000;
     let minutes = seconds / 60;
@@ -30,24 +30,24 @@ pub(crate) fn age(ms: u64) -> String {
     }
 }
 
-/// Formats an age; a hyphen stands for none.
+/// Formats an age, or a hyphen if there is none.
 pub(crate) fn age_or_none(ms: Option<u64>) -> String {
     ms.map_or_else(|| "-".to_owned(), age)
 }
 
 /// Formats a time as RFC 3339, in UTC.
 pub(crate) fn time(unix_ms: u64) -> String {
-    // The format ends with the year 9999.
+    // RFC 3339 has no years after 9999.
     let time = UNIX_EPOCH + Duration::from_millis(unix_ms.min(253_402_300_799_999));
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-/// Formats the current time for a file name.
+/// Formats the current time for use in a file name.
 pub(crate) fn file_time() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "")
 }
 
-/// Formats a number with its noun, like `1 partition` or `1,000 entries`.
+/// Formats a number with its noun, such as `1 partition` or `1,000 entries`.
 pub(crate) fn many(number: u64, one: &str, more: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { more })
 }
@@ -57,7 +57,7 @@ pub(crate) fn number_or_unknown(number: Option<u64>) -> String {
     number.map_or_else(|| "unknown".to_owned(), |number| number.to_string())
 }
 
-/// Formats a number with separators between its thousands.
+/// Formats a number with thousands separators.
 pub(crate) fn count(number: u64) -> String {
     group_thousands(&number.to_string())
 }

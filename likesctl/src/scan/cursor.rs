@@ -15,7 +15,7 @@ pub(super) struct ScanCursor<'a> {
     bound: Option<ScanBound>,
     partitions: VecDeque<Partition>,
     next: EntryId,
-    /// Entries that the limit still allows.
+    /// Number of entries until the limit is reached.
     remaining: u64,
 }
 
@@ -25,7 +25,7 @@ impl<'a> ScanCursor<'a> {
         Self { context, filter, bound, partitions, next: filter.range.0, remaining: filter.limit }
     }
 
-    /// Returns the partition to read, with the first and the last id, or nothing at the end.
+    /// Returns the next partition to read, with the first and the last id. `None` ends the scan.
     pub(super) fn range(&mut self) -> Option<(Partition, (EntryId, EntryId))> {
         while self.remaining > 0 {
             let partition = *self.partitions.front()?;
@@ -41,7 +41,7 @@ impl<'a> ScanCursor<'a> {
         None
     }
 
-    /// Moves on after a page that ended with `last`. A page that is not full is the last of its partition.
+    /// Moves the position behind a page that ends with `last`. A page that is not full is the last of its partition.
     pub(super) fn advance(&mut self, last: Option<EntryId>, is_full: bool) {
         match last.and_then(EntryId::after) {
             Some(next) if is_full => self.next = next,
@@ -54,7 +54,7 @@ impl<'a> ScanCursor<'a> {
         self.next = self.filter.range.0;
     }
 
-    /// Returns the next selected ids in a range, where entries are selected by id.
+    /// Returns the next page of selected ids in a range, or `None` if the filter does not select ids.
     pub(super) fn ids(
         &self,
         partition: Partition,

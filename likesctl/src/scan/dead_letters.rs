@@ -1,4 +1,4 @@
-//! Dead letters.
+//! Scan over dead letters.
 
 use bytes::Bytes;
 use consumer::{
@@ -12,10 +12,10 @@ use shared::wire::partition::Partition;
 use super::{Item, PAGE, Scan, ScanBound, cursor::ScanCursor};
 use crate::{context::Context, output::printable, selection::Filter};
 
-/// Number of dead letters per page: they may be large.
+/// Maximum number of dead letters per page. Small, because dead letters may be large.
 const DEAD_PAGE: usize = 50;
 
-/// Maximum length of a dead letter's detail in one line.
+/// Maximum length of the detail in a one-line description.
 const DETAIL_CHARS: usize = 80;
 
 #[derive(Clone, Debug)]

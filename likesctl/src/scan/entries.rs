@@ -1,4 +1,4 @@
-//! Entries of streams, acknowledged or not.
+//! Scan over all stream entries, acknowledged or not.
 
 use consumer::entry::{EntryId, RawEntry};
 use fred::prelude::Error;

@@ -1,4 +1,4 @@
-//! Pending entries.
+//! Scan over pending entries.
 
 use bytes::Bytes;
 use consumer::{entry::EntryId, stream::PendingEntry};
@@ -13,7 +13,7 @@ use crate::{context::Context, output::printable, selection::Filter};
 pub(crate) struct Pending {
     pub(crate) partition: Partition,
     pub(crate) entry: PendingEntry,
-    /// Fields, if they were read and the entry is still in the stream.
+    /// Fields of the entry, if the scan reads them and the entry is still in the stream.
     pub(crate) fields: Option<Vec<(Bytes, Bytes)>>,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct PendingScan<'a> {
 }
 
 impl<'a> PendingScan<'a> {
-    /// `reads_fields`: whether the action needs the payloads.
+    /// Creates a scan. `reads_fields` is true for actions that need the payloads.
     pub(crate) fn new(
         context: &'a Context,
         filter: &'a Filter,

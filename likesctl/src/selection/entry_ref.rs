@@ -1,4 +1,4 @@
-//! References to entries, as operators write them.
+//! References to entries on the command line.
 
 use std::{fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ pub(crate) struct EntryRef {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("expected a partition and an id, like 7/1700000000000-0")]
+#[error("expected PARTITION/ID, such as 7/1700000000000-0")]
 pub(crate) struct InvalidEntryRef;
 
 impl FromStr for EntryRef {

@@ -15,7 +15,7 @@ const MAX_IDS: usize = 1_000_000;
 /// Ids by partition.
 pub(crate) type Ids = BTreeMap<u16, BTreeSet<EntryId>>;
 
-/// Parses ids. A hyphen stands for those on standard input.
+/// Parses ids. A hyphen reads them from standard input.
 pub(super) fn read(context: &Context, arguments: &[String]) -> Result<Ids, CliError> {
     let mut ids = Ids::new();
     for argument in arguments {
@@ -30,13 +30,15 @@ pub(super) fn read(context: &Context, arguments: &[String]) -> Result<Ids, CliEr
 
 fn read_stdin(context: &Context, ids: &mut Ids) -> Result<(), CliError> {
     if io::stdin().is_terminal() {
-        let line = "a hyphen reads ids from standard input, which is a terminal";
+        let line = "cannot read entries from standard input: it is a terminal; pipe them in, or pass them as arguments";
         return Err(CliError::Usage(line.to_owned()));
     }
     for (number, line) in io::stdin().lock().lines().enumerate() {
         let line = line?;
         if number >= MAX_IDS {
-            return Err(CliError::Usage(format!("more than {MAX_IDS} ids: use another selection")));
+            return Err(CliError::Usage(format!(
+                "more than {MAX_IDS} entries on standard input; select them with options instead"
+            )));
         }
         let id = id_of_line(line.trim());
         // ENTRY is the header of a table.
@@ -49,13 +51,13 @@ fn read_stdin(context: &Context, ids: &mut Ids) -> Result<(), CliError> {
 
 fn insert(context: &Context, ids: &mut Ids, text: &str) -> Result<(), CliError> {
     let entry: EntryRef =
-        text.parse().map_err(|why| CliError::Usage(format!("'{text}' is not an entry: {why}")))?;
+        text.parse().map_err(|why| CliError::Usage(format!("'{text}' is not an entry; {why}")))?;
     context.partition(entry.partition)?;
     ids.entry(entry.partition).or_default().insert(entry.id);
     Ok(())
 }
 
-/// Returns the id in a line: the whole line, the first cell of a table's row, or a field of a line of `-o ndjson`.
+/// Returns the id in a line, which is a plain id, a table row, or a line of `-o ndjson`.
 fn id_of_line(line: &str) -> &str {
     if line.starts_with('{')
         && let Some((_, rest)) = line.split_once("\"entry\":\"")

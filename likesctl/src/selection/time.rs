@@ -1,4 +1,4 @@
-//! Times and time ranges, as operators write them.
+//! Times and time ranges on the command line.
 
 use std::{
     str::FromStr,
@@ -11,7 +11,7 @@ use shared::settings::args::{MAX_DURATION, duration};
 
 use crate::exit::CliError;
 
-/// A time in a stream.
+/// A point in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TimeSpec {
     /// Time of an id.
@@ -40,7 +40,7 @@ impl FromStr for TimeSpec {
         let at = humantime::parse_rfc3339_weak(text).ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let at = at.and_then(|at| u64::try_from(at.as_millis()).ok());
         at.map(Self::At).ok_or_else(|| {
-            "expected a time like 2026-01-31T12:00:00Z, a duration before now like 2h, Unix milliseconds, or an entry's id"
+            "expected a time such as 2026-01-31T12:00:00Z, a duration ago such as 2h, Unix milliseconds, or an entry id"
                 .to_owned()
         })
     }
@@ -73,11 +73,11 @@ fn before(now_ms: u64, ago: Duration) -> u64 {
 /// Time range of a selection.
 #[derive(Args, Clone, Default)]
 pub(crate) struct TimeRange {
-    /// Earliest time: RFC 3339 (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an id
+    /// Start of the time range: RFC 3339 (2026-01-31T12:00:00Z), a duration ago (2h), Unix milliseconds, or an entry id
     #[arg(long, value_name = "TIME", help_heading = "Selection")]
     pub(crate) since: Option<TimeSpec>,
 
-    /// Latest time
+    /// End of the time range, in the same formats
     #[arg(long, value_name = "TIME", help_heading = "Selection")]
     pub(crate) until: Option<TimeSpec>,
 }
@@ -88,7 +88,7 @@ impl TimeRange {
         let first = self.since.map_or(EntryId::default(), |since| since.first(now_ms));
         let last = self.until.map_or(EntryId::MAX, |until| until.last(now_ms));
         if first > last {
-            return Err(CliError::Usage("the time range ends before it begins".to_owned()));
+            return Err(CliError::Usage("the time range is empty: it ends before it starts".to_owned()));
         }
         Ok((first, last))
     }

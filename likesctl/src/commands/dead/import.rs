@@ -1,4 +1,4 @@
-//! `likesctl dead import`
+//! `likesctl dead import`: imports dead letters from a file.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -51,10 +51,11 @@ pub(super) async fn run(
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let context = redis.open().await?;
-    // The whole file is checked before anything is changed.
+    // The whole file is validated before the first change.
+    let unchanged = |error: CliError| CliError::failed(format!("{error}; nothing was changed"));
     let mut records = 0;
-    for record in read_records(&context, &file)? {
-        record?;
+    for record in read_records(&context, &file).map_err(unchanged)? {
+        record.map_err(unchanged)?;
         records += 1;
     }
     let name = file.display().to_string();
@@ -62,7 +63,7 @@ pub(super) async fn run(
     let action = Action {
         command: "dead import",
         items: ("dead letters", "dead letter"),
-        effect: format!("{dead_letters} of {name} will be imported, except existing ones"),
+        effect: format!("{dead_letters} from {name} will be imported; existing ones will be skipped"),
         selection: &name,
         args: &args,
         pace: Some(pace),
@@ -79,15 +80,13 @@ pub(super) async fn run(
     action.end_audit(&context, &audit_id, &report, imported.as_ref().err()).await;
     let existing = imported?;
     if existing > 0 {
-        eprint_line(format_args!(
-            "{} already",
-            many(existing, "dead letter existed", "dead letters existed")
-        ));
+        let existed = many(existing, "dead letter already existed", "dead letters already existed");
+        eprint_line(existed);
     }
     action.print(&report)
 }
 
-/// Imports dead letters and returns the number of existing ones.
+/// Imports dead letters and returns the number of those that already existed.
 async fn import_all(
     context: &Context,
     file: &Path,
@@ -117,7 +116,7 @@ async fn import_all(
     Ok(existing)
 }
 
-/// Fingerprints of dead letters. Two dead letters never share origin, reason and payload.
+/// Fingerprints of dead letters. The combination of origin, reason and payload is unique.
 struct KnownDeadLetters {
     hasher: RandomState,
     fingerprints: BTreeMap<u16, HashSet<u64>>,
@@ -134,7 +133,7 @@ impl KnownDeadLetters {
         self.hasher.hash_one(["origin", "reason", codec::FIELD, "original"].map(field))
     }
 
-    /// Adds a dead letter and returns whether it is new. A partition is read at its first one.
+    /// Adds a dead letter and returns whether it is new. The first call for a partition reads its dead letters.
     async fn insert(
         &mut self,
         context: &Context,
@@ -160,19 +159,16 @@ fn read_records<'a>(
     context: &'a Context,
     file: &'a Path,
 ) -> Result<impl Iterator<Item = Result<Record, CliError>> + 'a, CliError> {
-    let failed = |why: &dyn fmt::Display| {
-        CliError::failed(format!("nothing was changed: '{}' can't be read: {why}", file.display()))
-    };
+    let failed =
+        |why: &dyn fmt::Display| CliError::failed(format!("cannot read '{}': {why}", file.display()));
     let opened = File::open(file).map_err(|why| failed(&why))?;
     if !opened.metadata().map_err(|why| failed(&why))?.is_file() {
-        return Err(failed(&"it is read twice, and so has to be a regular file"));
+        return Err(failed(&"not a regular file, which is required because the file is read twice"));
     }
     let lines = BufReader::with_capacity(BUFFER_BYTES, opened).lines().enumerate();
     let record = move |(index, line): (usize, io::Result<String>)| {
         let failed = |why: &dyn fmt::Display| {
-            let number = index + 1;
-            let file = file.display();
-            CliError::failed(format!("nothing was changed: line {number} of '{file}': {why}"))
+            CliError::failed(format!("'{}', line {}: {why}", file.display(), index + 1))
         };
         let line = line.map_err(|why| failed(&why))?;
         if line.trim().is_empty() {

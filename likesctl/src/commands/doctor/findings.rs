@@ -1,4 +1,4 @@
-//! Findings, and their output.
+//! Findings of the checks, and their output.
 
 use std::{
     fmt::Write as _,
@@ -31,7 +31,7 @@ struct Finding {
     advice: Option<String>,
 }
 
-/// All findings so far. In a table each is printed at once.
+/// Collected findings. The table format prints each finding as soon as it is added.
 pub(super) struct Findings {
     output: OutputArgs,
     findings: Vec<Finding>,
@@ -74,7 +74,7 @@ impl Findings {
         self.add(Finding { check, state, seen: seen.into(), advice: Some(advice.into()) })
     }
 
-    /// Adds a finding for a check that could not run.
+    /// Adds a failure if a check could not run.
     pub(super) fn record_failure(
         &mut self,
         check: &'static str,
@@ -82,8 +82,7 @@ impl Findings {
     ) -> Result<(), CliError> {
         match checked {
             Err(CliError::Failed(error)) => {
-                let advice =
-                    "the check could not run: find out what is wrong with that server, and run it again";
+                let advice = "the check could not run; fix the cause, and run likesctl doctor again";
                 self.fail(check, one_line(&*error), advice)
             }
             checked => checked,
@@ -114,7 +113,7 @@ impl Findings {
 
 impl Finding {
     fn text(&self) -> String {
-        // Green, yellow and red: ECMA-48, SGR. anstream removes them where they are not wanted.
+        // Green, yellow and red: ECMA-48, SGR. anstream strips them if the output is not a colour terminal.
         let state = match self.state {
             State::Ok => "\x1b[32mok\x1b[0m  ",
             State::Warn => "\x1b[33mwarn\x1b[0m",

@@ -1,6 +1,6 @@
 //! Checks of the group, its consumers, its backlog and its dead letters, all from an overview.
 
-use super::{STUCK_AFTER, findings::Findings};
+use super::{STALE_AFTER, findings::Findings};
 use crate::{
     context::REASSIGN_CONSUMER,
     exit::CliError,
@@ -12,9 +12,9 @@ pub(super) fn check(findings: &mut Findings, overview: &Overview) -> Result<(), 
     existence(findings, overview)?;
     let alive = overview.consumers.iter().filter(|consumer| consumer.is_alive()).count();
     if alive == 0 {
-        findings.fail("consumers", "none is alive", "start consumers; meanwhile likes are safe in Redis")?;
+        findings.fail("consumers", "no live consumers", "likes wait in Redis meanwhile; start consumers")?;
     } else {
-        findings.ok("consumers", format!("{alive} alive"))?;
+        findings.ok("consumers", format!("{alive} live"))?;
     }
     for consumer in &overview.consumers {
         consumer_state(findings, consumer)?;
@@ -32,26 +32,27 @@ fn existence(findings: &mut Findings, overview: &Overview) -> Result<(), CliErro
     if missing.is_empty() {
         return findings.ok("group", format!("{group} exists on all partitions"));
     }
-    let advice = "start a consumer: it creates the group at the first entry; or correct LIKES_GROUP";
-    findings.fail("group", format!("{group} is missing on partitions {missing}"), advice)
+    let advice = "start a consumer, which creates the group at the first entry, or correct LIKES_GROUP";
+    findings.fail("group", format!("{group} does not exist on partitions {missing}"), advice)
 }
 
 fn consumer_state(findings: &mut Findings, consumer: &ConsumerOverview) -> Result<(), CliError> {
     let ConsumerOverview { name, state, pending, .. } = consumer;
     match *state {
         "stuck" => {
-            let seen = format!("{name} is stuck: it can't write to Postgres");
-            findings.fail("consumers", seen, "check its log, and postgres above")
+            let seen = format!("{name} is stuck: it cannot write to Postgres");
+            findings.fail("consumers", seen, "see its log for the error, and the postgres check above")
         }
         _ if name == REASSIGN_CONSUMER && *pending > 0 => {
-            let seen = format!("{} reassigned, not claimed yet", many(*pending, "entry", "entries"));
-            let advice = "the owners of their partitions claim them within seconds: start consumers";
+            let entries = many(*pending, "reassigned entry", "reassigned entries");
+            let seen = format!("{entries} not claimed yet");
+            let advice = "the owners of their partitions claim them within seconds; if not, check that consumers are running";
             findings.warn("consumers", seen, advice)
         }
         "dead" | "gone" if *pending > 0 => {
             let entries = many(*pending, "pending entry", "pending entries");
             let advice = format!(
-                "living consumers claim them within seconds; if not: likesctl consumers remove {name}"
+                "live consumers claim them within seconds; if not, run likesctl consumers remove {name}"
             );
             findings.warn("consumers", format!("{name} is {state} and has {entries}"), advice)
         }
@@ -68,7 +69,7 @@ fn paused(findings: &mut Findings, overview: &Overview) -> Result<(), CliError> 
     findings.warn(
         "paused",
         format!("partitions {paused}"),
-        format!("when you are done: likesctl resume{flag}"),
+        format!("their likes wait in Redis; to continue, run likesctl resume{flag}"),
     )
 }
 
@@ -77,8 +78,9 @@ fn owners(findings: &mut Findings, overview: &Overview) -> Result<(), CliError> 
     if unowned.is_empty() {
         return Ok(());
     }
-    let advice = "start consumers with CONSUMER_PARTITIONS=auto, or with a static assignment of them";
-    findings.fail("owners", format!("no consumer reads partitions {unowned}"), advice)
+    let advice =
+        "start consumers with CONSUMER_PARTITIONS=auto, or with a static assignment of these partitions";
+    findings.fail("owners", format!("partitions {unowned} have no owner"), advice)
 }
 
 /// Returns the numbers of the matching partitions, separated by commas.
@@ -94,14 +96,16 @@ fn backlog(findings: &mut Findings, overview: &Overview) -> Result<(), CliError>
         None => {
             let seen = format!("unknown, at least {}", count(total.pending));
             let advice =
-                "Redis loses track of the lag after some events; it recovers when consumers have caught up";
+                "Redis cannot compute the lag after some events; it can again when consumers have caught up";
             findings.warn("backlog", seen, advice)
         }
-        Some(backlog) if u128::from(oldest_ms) > STUCK_AFTER.as_millis() => {
-            let seen = format!("{} entries, the oldest is {} old", count(backlog), age(oldest_ms));
-            findings.warn("backlog", seen, "runbook: backlog grows")
+        Some(backlog) if u128::from(oldest_ms) > STALE_AFTER.as_millis() => {
+            let entries = many(backlog, "entry", "entries");
+            let seen = format!("{entries}, the oldest is {} old", age(oldest_ms));
+            let advice = "consumers do not keep up; see docs/runbook.md#backlog-grows";
+            findings.warn("backlog", seen, advice)
         }
-        Some(backlog) => findings.ok("backlog", format!("{} entries", count(backlog))),
+        Some(backlog) => findings.ok("backlog", many(backlog, "entry", "entries")),
     }
 }
 
@@ -109,7 +113,7 @@ pub(super) fn dead_letters(findings: &mut Findings, overview: &Overview) -> Resu
     if overview.total.dead == 0 {
         return findings.ok("dead letters", "none");
     }
-    let dead_letters = many(overview.total.dead, "dead letter", "dead letters");
-    let seen = format!("{dead_letters}: likes that could not be stored");
-    findings.warn("dead letters", seen, "likesctl dead list (runbook: dead letters)")
+    let seen = many(overview.total.dead, "dead letter", "dead letters");
+    let advice = "their likes are not stored; run likesctl dead list, and see docs/runbook.md#dead-letters";
+    findings.warn("dead letters", seen, advice)
 }

@@ -3,11 +3,11 @@
 use consumer::{entry::EntryId, stream::PendingSummary};
 use shared::wire::partition::Partition;
 
-use super::{STUCK_AFTER, findings::Findings};
+use super::{STALE_AFTER, findings::Findings};
 use crate::{
     context::Context,
     exit::CliError,
-    output::{age, count},
+    output::{age, count, many},
     overview::Overview,
     selection::EntryRef,
 };
@@ -15,8 +15,10 @@ use crate::{
 /// Number of deliveries above which an entry is suspect: the default of MAX_DELIVERIES.
 const SUSPECT_DELIVERIES: u64 = 5;
 
-/// Number of pending entries per partition that are checked, oldest first, and number per request.
+/// Maximum number of pending entries that are checked per partition, oldest first.
 const CHECKED: u64 = 10_000;
+
+/// Number of entries per request.
 const PAGE: usize = 1_000;
 
 pub(super) async fn check(
@@ -28,37 +30,39 @@ pub(super) async fn check(
     for partition in context.partitions.partitions() {
         extremes.read(context, partition).await?;
     }
-    let checked = count(extremes.checked);
+    let checked = format!("{} of {} checked", count(extremes.checked), count(overview.total.pending));
     match extremes.longest_idle {
-        Some((idle_ms, entry)) if u128::from(idle_ms) > STUCK_AFTER.as_millis() => findings.fail(
-            "stuck",
-            format!("{entry} is pending and idle for {}", age(idle_ms)),
-            "likesctl pending list --min-idle 5m, then likesctl pending retry --min-idle 5m",
+        Some((idle_ms, entry)) if u128::from(idle_ms) > STALE_AFTER.as_millis() => findings.fail(
+            "pending",
+            format!("{entry} is pending and has been idle for {}", age(idle_ms)),
+            "its likes are not stored; run likesctl pending list --min-idle 5m, then likesctl pending retry --min-idle 5m",
         )?,
         _ => {
-            let pending = count(overview.total.pending);
-            let seen = format!("no pending entry is idle for long, of {checked} checked, {pending} in total");
-            findings.ok("stuck", seen)?;
+            let limit = STALE_AFTER.as_secs() / 60;
+            let seen = format!("no pending entry has been idle for more than {limit}m ({checked})");
+            findings.ok("pending", seen)?;
         }
     }
     match extremes.most_delivered {
         Some((deliveries, entry)) => findings.warn(
-            "poison",
-            format!("{entry} was delivered {deliveries} times: it may kill consumers"),
-            format!("likesctl pending show {entry} (runbook: stuck pending)"),
+            "suspect",
+            format!("{entry} was delivered {deliveries} times"),
+            format!(
+                "it may crash consumers; run likesctl pending show {entry}, and see docs/runbook.md#stuck-pending"
+            ),
         )?,
-        None => findings.ok("poison", format!("no entry was delivered too often, of {checked} checked"))?,
+        None => {
+            let seen = format!("no pending entry has more than {SUSPECT_DELIVERIES} deliveries ({checked})");
+            findings.ok("suspect", seen)?;
+        }
     }
     match extremes.first_deleted {
         Some(entry) => {
-            let deleted = count(extremes.deleted);
-            let seen =
-                format!("{deleted} pending entries were deleted from their streams, the first is {entry}");
-            findings.fail("lost", seen, "their likes are lost (runbook: lost entries)")
+            let deleted = many(extremes.deleted, "pending entry", "pending entries");
+            let seen = format!("{deleted} deleted from the streams, first {entry}");
+            findings.fail("lost", seen, "their likes are lost; see docs/runbook.md#lost-entries")
         }
-        None => {
-            findings.ok("lost", format!("all pending entries are in their streams, of {checked} checked"))
-        }
+        None => findings.ok("lost", format!("all pending entries are in their streams ({checked})")),
     }
 }
 
@@ -68,7 +72,7 @@ struct Extremes {
     checked: u64,
     deleted: u64,
     first_deleted: Option<EntryRef>,
-    /// The suspect entry with the most deliveries.
+    /// The entry with the most deliveries, if more than [`SUSPECT_DELIVERIES`].
     most_delivered: Option<(u64, EntryRef)>,
     longest_idle: Option<(u64, EntryRef)>,
 }

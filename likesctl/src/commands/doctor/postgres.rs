@@ -8,11 +8,11 @@ use super::findings::Findings;
 use crate::{
     context::{Context, answer},
     exit::CliError,
-    output::count,
+    output::many,
     verifier::Verifier,
 };
 
-/// Number of acknowledged entries per partition that are compared with the table, newest first.
+/// Maximum number of entries per partition that are compared with the table, newest first.
 const COMPARED: usize = 1_000;
 
 const SERVER: &str = "
@@ -26,14 +26,20 @@ pub(super) async fn check(findings: &mut Findings, client: &Client) -> Result<()
         let is_read_only = is_standby || row.get::<_, String>(2) == "on";
         if is_read_only {
             let seen = format!("{version}, read-only");
-            findings.fail("postgres", seen, "DATABASE_URL must lead to the primary")?;
+            findings.fail(
+                "postgres",
+                seen,
+                "consumers cannot write; DATABASE_URL must point to the primary",
+            )?;
         } else {
             findings.ok("postgres", version)?;
         }
     }
     match answer(async { Ok::<_, CliError>(schema::check(client).await) }).await? {
         Ok(()) => findings.ok("schema", format!("version {}", schema::VERSION)),
-        Err(error) => findings.fail("schema", one_line(&error), "likesctl migrate"),
+        Err(error) => {
+            findings.fail("schema", one_line(&error), "consumers cannot write; run likesctl migrate")
+        }
     }
 }
 
@@ -55,12 +61,11 @@ pub(super) async fn stored(
     }
     let verdict = verifier.verdict().await?;
     if let (true, Some(like)) = (verdict.missing > 0, verdict.missing_likes.first()) {
-        let missing = count(verdict.missing);
-        let seen = format!("{missing} acknowledged likes are not in the table, one of {}", like.entry);
-        let advice = "likesctl verify lists them, likesctl reprocess stores them";
+        let missing = many(verdict.missing, "acknowledged like is", "acknowledged likes are");
+        let seen = format!("{missing} missing from the table, first in entry {}", like.entry);
+        let advice = "list them with likesctl verify, store them with likesctl reprocess";
         return findings.fail("stored", seen, advice);
     }
-    let entries = count(verdict.entries);
-    findings
-        .ok("stored", format!("no like is missing in the table, of {entries} acknowledged entries checked"))
+    let entries = many(verdict.entries, "acknowledged entry", "acknowledged entries");
+    findings.ok("stored", format!("no likes are missing from the table ({entries} checked)"))
 }

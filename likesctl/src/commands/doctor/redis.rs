@@ -43,7 +43,8 @@ fn version(findings: &mut Findings, info: &Info<'_>, address: &str) -> Result<()
     if major >= MAJOR_VERSION {
         findings.ok("version", format!("{name} {version} at {address}"))
     } else {
-        findings.fail("version", format!("{name} {version}"), "use Redis 7.0, Valkey 8, or newer")
+        let seen = format!("{name} {version} at {address}");
+        findings.fail("version", seen, "this version is not supported; use Redis 7.0, Valkey 8, or newer")
     }
 }
 
@@ -53,17 +54,18 @@ fn eviction(findings: &mut Findings, info: &Info<'_>) -> Result<(), CliError> {
         return findings.ok("eviction", policy);
     }
     let state = if policy.starts_with("allkeys") { State::Fail } else { State::Warn };
-    let advice = "a full Redis may evict keys that it must keep: CONFIG SET maxmemory-policy noeviction";
+    let advice = "Redis may evict likes when its memory is full; run CONFIG SET maxmemory-policy noeviction";
     findings.bad("eviction", state, policy, advice)
 }
 
 fn persistence(findings: &mut Findings, info: &Info<'_>) -> Result<(), CliError> {
     if info.number("aof_enabled") != 1 {
         let advice =
-            "a crash of Redis loses likes accepted since the last snapshot: CONFIG SET appendonly yes";
+            "a crash of Redis loses likes accepted since the last snapshot; run CONFIG SET appendonly yes";
         findings.warn("persistence", "no append-only file", advice)
     } else if info.text("aof_last_write_status") == "err" {
-        findings.fail("persistence", "the append-only file can't be written", "check the disk of Redis")
+        let seen = "the last write to the append-only file failed";
+        findings.fail("persistence", seen, "a crash of Redis may lose likes; check its disk")
     } else {
         findings.ok("persistence", "append-only file")
     }
@@ -80,7 +82,7 @@ fn memory(findings: &mut Findings, used: u64, limit: u64) -> Result<(), CliError
         MEMORY_WARN_PERCENT.. => State::Warn,
         _ => return findings.ok("memory", seen),
     };
-    let advice =
-        "a full Redis refuses likes (503): start consumers, or raise maxmemory (runbook: Redis memory)";
+    let advice = "Redis refuses likes when its memory is full; start consumers or raise maxmemory, \
+                  and see docs/runbook.md#redis-memory";
     findings.bad("memory", state, seen, advice)
 }

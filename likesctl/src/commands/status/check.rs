@@ -19,7 +19,7 @@ use crate::{
     overview::Overview,
 };
 
-/// Lower bounds of a warning and of a critical value.
+/// Lower bounds of the warning range and of the critical range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Threshold<T> {
     warning: T,
@@ -27,7 +27,7 @@ pub(crate) struct Threshold<T> {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("expected WARN,CRIT: two values in ascending order")]
+#[error("expected WARN,CRIT, two values in ascending order")]
 pub(crate) struct InvalidThreshold;
 
 fn threshold<T: PartialOrd>(
@@ -55,11 +55,11 @@ impl FromStr for Threshold<Duration> {
     }
 }
 
-/// Thresholds, each for a warning and for a critical value.
+/// Thresholds of all measured values.
 #[derive(Args)]
 #[command(next_help_heading = "Thresholds of --check")]
 pub(super) struct Thresholds {
-    /// Undelivered and pending entries
+    /// Backlog: undelivered and pending entries
     #[arg(long, value_name = "WARN,CRIT", default_value = "100000,1000000", requires = "check")]
     backlog: Threshold<u64>,
 
@@ -71,11 +71,11 @@ pub(super) struct Thresholds {
     #[arg(long, value_name = "WARN,CRIT", default_value = "2m,10m", requires = "check")]
     pending_idle: Threshold<Duration>,
 
-    /// Dead letters
+    /// Number of dead letters
     #[arg(long, value_name = "WARN,CRIT", default_value = "1,1000", requires = "check")]
     dead: Threshold<u64>,
 
-    /// Partitions without an owner, or paused
+    /// Number of partitions that are not read: paused, or without an owner
     #[arg(long, value_name = "WARN,CRIT", default_value = "1,1", requires = "check")]
     unread: Threshold<u64>,
 }
@@ -85,7 +85,7 @@ struct Measured {
     name: &'static str,
     value: Option<u64>,
     threshold: Threshold<u64>,
-    /// Whether the value is in milliseconds.
+    /// Whether the value is a time in milliseconds.
     is_time: bool,
 }
 
@@ -140,7 +140,7 @@ fn evaluate(overview: &Overview, thresholds: &Thresholds) -> (String, u8) {
     let time = |name, value: Option<u64>, threshold: Threshold<Duration>| {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let threshold = Threshold { warning: ms(threshold.warning), critical: ms(threshold.critical) };
-        // No entry has an age when the backlog is empty.
+        // With an empty backlog there is no age: 0 is ok.
         Measured { name, value: Some(value.unwrap_or(0)), threshold, is_time: true }
     };
     let measured = [

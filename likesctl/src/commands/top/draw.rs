@@ -14,7 +14,7 @@ use crate::{
     overview::Overview,
 };
 
-/// Width of the bar of a backlog.
+/// Width of a backlog bar, in characters.
 const BAR: usize = 8;
 
 impl Screen {
@@ -30,13 +30,13 @@ impl Screen {
         self.draw_curves(frame, curves);
         self.draw_table(frame, body);
         let keys =
-            format!("q quit  s sort ({})  ↑↓ select  Enter open the oldest pending entry", self.order.name());
+            format!("q quit  s sort ({})  ↑↓ select  Enter show oldest pending entry", self.order.name());
         frame.render_widget(Line::from(keys).dim(), foot);
         if let Some(opened) = &self.opened {
             let area = frame.area().inner(Margin { horizontal: 4, vertical: 3 });
             let text = Paragraph::new(Text::from(opened.as_str())).wrap(Wrap { trim: false });
             frame.render_widget(Clear, area);
-            frame.render_widget(text.block(Block::bordered().title("any key closes")), area);
+            frame.render_widget(text.block(Block::bordered().title("press any key to close")), area);
         }
     }
 
@@ -44,7 +44,7 @@ impl Screen {
         let Overview { stream, group, redis, total, consumers, .. } = &self.overview;
         let alive = consumers.iter().filter(|consumer| consumer.is_alive()).count();
         let backlog = total.backlog.map_or_else(|| "unknown".to_owned(), count);
-        let title = format!("{stream}  {group}  {redis}  {alive} consumers alive");
+        let title = format!("{stream}  {group}  {redis}  {alive} live consumers");
         let numbers = format!(
             "backlog {backlog}  pending {}  oldest {}  idle {}  dead {}",
             count(total.pending),
@@ -55,9 +55,7 @@ impl Screen {
         let warning = match (&self.problem, total.paused, total.unowned) {
             (Some(problem), ..) => Line::from(problem.as_str()).red(),
             (None, 0, 0) => Line::default(),
-            (None, paused, unowned) => {
-                Line::from(format!("paused {paused}  without owner {unowned}")).yellow()
-            }
+            (None, paused, unowned) => Line::from(format!("paused {paused}  no owner {unowned}")).yellow(),
         };
         frame.render_widget(
             Paragraph::new(vec![Line::from(title).bold(), Line::from(numbers), warning]),
@@ -114,7 +112,7 @@ impl Screen {
     }
 }
 
-/// Returns a bar in proportion to the largest backlog.
+/// Returns a bar whose length is proportional to the largest backlog.
 fn bar(backlog: u64, largest: u64) -> String {
     let full = usize::try_from((backlog * BAR as u64).div_ceil(largest.max(1))).unwrap_or(BAR).min(BAR);
     "█".repeat(full)

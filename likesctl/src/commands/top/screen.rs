@@ -13,10 +13,10 @@ use crate::{
     selection::EntryRef,
 };
 
-/// Number of samples that the curves show at most.
+/// Maximum number of samples in the curves.
 const SAMPLES: usize = 240;
 
-/// Order of the rows.
+/// Sort order of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Partition,
@@ -60,7 +60,7 @@ impl Order {
     }
 }
 
-/// One update, summed up for the curves.
+/// Totals of one update, for the curves.
 #[derive(Clone, Copy)]
 pub(super) struct Sample {
     at: Instant,
@@ -79,7 +79,7 @@ pub(super) struct Screen {
     pub(super) problem: Option<String>,
 }
 
-/// Effect of a key beyond the screen.
+/// Effect of a key outside the screen.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum KeyAction {
     Nothing,
@@ -227,7 +227,7 @@ pub(super) mod tests {
         assert_eq!(
             press(&mut screen, KeyCode::Char('q')),
             KeyAction::Nothing,
-            "it closes what is open first"
+            "the first press closes the opened entry"
         );
         assert_eq!(press(&mut screen, KeyCode::Char('q')), KeyAction::Quit);
     }
