@@ -351,7 +351,7 @@ impl<S: GroupStream> PartitionReader<S> {
             match streams.ensure_group(self.partition).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::warn!(error = one_line(&error), "cannot create the missing consumer group")
+                    tracing::warn!(error = one_line(&error), "cannot create the missing consumer group");
                 }
             }
         }
