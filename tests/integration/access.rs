@@ -1,4 +1,4 @@
-//! Who may write: tokens and keys, good ones and all the others.
+//! Authentication and authorization: valid and invalid tokens and API keys.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ const ISSUER: &str = "https://id.example.org/";
 const AUDIENCE: &str = "likes";
 const LIKE: &str = r#"{"user_id": 7, "post_id": 42}"#;
 
-/// Who makes tokens.
+/// Issuer of tokens.
 struct Signer {
     algorithm: Algorithm,
     key: KeyPair,
@@ -64,7 +64,7 @@ impl Signer {
         encode(&header, claims, &key.unwrap()).unwrap()
     }
 
-    /// As a JSON Web Key: only for Ed25519.
+    /// Public key as a JSON Web Key. Only for Ed25519.
     fn jwk(&self) -> Value {
         json!({"kty": "OKP", "crv": "Ed25519", "use": "sig", "kid": self.id, "x": base64url(self.key.der_bytes())})
     }
@@ -91,7 +91,7 @@ fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Good claims of a user, with some of them changed, or left out where they are null.
+/// Valid claims of a user with changes. A null removes a claim.
 fn claims(sub: &str, changes: &Value) -> Value {
     let mut claims = json!({"sub": sub, "iss": ISSUER, "aud": AUDIENCE, "exp": now_s() + 600});
     for (name, value) in changes.as_object().unwrap() {
@@ -135,7 +135,7 @@ async fn tokens_that_are_not_good_get_401_and_say_why() {
     let (head, signature) = good.rsplit_once('.').unwrap();
     let (_, payload) = head.split_once('.').unwrap();
     let unsigned = |header: &str| format!("{}.{payload}.", base64url(header.as_bytes()));
-    // The public key is no secret: whoever takes it for one lets everybody sign.
+    // A verifier that accepts the public key as an HMAC secret lets every client sign tokens.
     let public_key = EncodingKey::from_secret(signer.key.public_key_pem().as_bytes());
     let confused = encode(&Header::new(Algorithm::HS256), &claims("7", &json!({})), &public_key).unwrap();
     let other_payload = base64url(claims("8", &json!({})).to_string().as_bytes());
@@ -182,7 +182,7 @@ async fn tokens_that_are_not_good_get_401_and_say_why() {
     let pem = signer.key.serialize_pem();
     let critical =
         encode(&header, &claims("7", &json!({})), &EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap());
-    assert_eq!(like_with(&ingest, &critical.unwrap()).await.status, 401, "with what must be understood");
+    assert_eq!(like_with(&ingest, &critical.unwrap()).await.status, 401, "critical header parameter");
     let odd = like_with(&ingest, &with(json!({"sub": 7}))).await;
     assert!(
         String::from_utf8_lossy(&odd.body).contains("sub, scope or scp is missing or malformed"),
@@ -193,7 +193,7 @@ async fn tokens_that_are_not_good_get_401_and_say_why() {
         assert_eq!((response.status.as_u16(), problem(&response).as_str()), (401, "no-credential"));
         assert_eq!(response.headers["www-authenticate"], "Bearer");
     }
-    assert_eq!(entries(&setup.redis_client().await).await, 1, "only the good one");
+    assert_eq!(entries(&setup.redis_client().await).await, 1, "only the valid like");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,7 +258,7 @@ async fn services_have_keys_that_can_be_changed_while_ingest_runs() {
     let two = send(&ingest, "/likes", &[("x-api-key", "abc"), ("x-api-key", "abc")], LIKE).await;
     assert_eq!((two.status.as_u16(), two.headers["www-authenticate"].to_str().unwrap()), (401, "ApiKey"));
     let bearer = send(&ingest, "/likes", &[("authorization", "Bearer abc")], LIKE).await;
-    assert_eq!(problem(&bearer), "no-credential", "tokens are not asked for");
+    assert_eq!(problem(&bearer), "no-credential", "tokens are not enabled");
     assert!(!String::from_utf8_lossy(&bearer.body).contains("Bearer"));
 
     fs::write(&file, "nonsense\n").unwrap();
@@ -266,11 +266,11 @@ async fn services_have_keys_that_can_be_changed_while_ingest_runs() {
         .await;
     assert_eq!(status("abc").await, 202, "the old keys are kept");
     fs::write(&file, hello).unwrap();
-    eventually("the new key is taken", async || status("hello").await == 202).await;
+    eventually("the new key is accepted", async || status("hello").await == 202).await;
     assert_eq!(status("abc").await, 401);
 }
 
-/// Serves what it is told, on a port of its own.
+/// HTTP server of a key set.
 struct KeyServer {
     address: SocketAddr,
     set: Arc<Mutex<String>>,
@@ -326,7 +326,7 @@ async fn key_sets_are_fetched_when_a_token_names_a_new_key_and_kept_when_they_ca
         async |signer: &Signer| like_with(&ingest, &signer.sign(&claims("7", &json!({})))).await.status;
     assert_eq!(status(&old).await, 202);
     assert_eq!(status(&new).await, 401);
-    // The set as a secret for HMAC, and a key of the same name from somebody else.
+    // The key set as an HMAC secret, and a different key with the same id.
     let set = EncodingKey::from_secret(key_set(&[&old]).as_bytes());
     let confused = encode(&Header::new(Algorithm::HS256), &claims("7", &json!({})), &set).unwrap();
     assert_eq!(like_with(&ingest, &confused).await.status, 401);
@@ -334,9 +334,9 @@ async fn key_sets_are_fetched_when_a_token_names_a_new_key_and_kept_when_they_ca
 
     server.serve(&[&new]);
     eventually("the new key is fetched", async || status(&new).await == 202).await;
-    assert_eq!(status(&old).await, 401, "it was taken back");
+    assert_eq!(status(&old).await, 401, "the key was revoked");
     *server.set.lock().unwrap() = "{}".to_owned();
-    eventually("the trouble is logged", async || {
+    eventually("the failed fetch is logged", async || {
         let _ = status(&old).await;
         ingest.log_text().contains("keeping the old keys")
     })
@@ -366,7 +366,7 @@ async fn key_sets_can_be_files_and_secrets_can_be_shared() {
     assert_eq!(like_with(&with_secret, &weaker).await.status, 401, "another algorithm");
 }
 
-/// Sends a like by HTTP/2.
+/// Sends a like over HTTP/2.
 async fn like_by_http2(address: SocketAddr, header: &str, value: &str) -> u16 {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) =
@@ -409,13 +409,13 @@ async fn no_credential_is_ever_logged() {
         assert_eq!(like_with(&ingest, token).await.status, status);
         assert_eq!(like_by_http2(ingest.listen(), "authorization", &bearer).await, status);
     }
-    // What is not a key is as secret as one: it may be another service's.
+    // An invalid key is secret, too: it may be valid for another service.
     for (key, status) in [("abc", 202), ("hunter4", 401)] {
         assert_eq!(send(&ingest, "/likes", &[("x-api-key", key)], LIKE).await.status, status);
         assert_eq!(like_by_http2(ingest.listen(), "x-api-key", key).await, status);
     }
     let log = ingest.log_text();
-    assert!(log.contains("TRACE"), "the log tells all that it can");
+    assert!(log.contains("TRACE"), "the log level is trace");
     assert!(log.contains("invalid-credential"));
     for token in &tokens {
         for part in token.split('.').skip(1).chain([token.as_str()]) {

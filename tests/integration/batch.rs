@@ -1,4 +1,4 @@
-//! `POST /likes/batch`: many likes at once, each of them taken or named.
+//! `POST /likes/batch`: every like of a batch is accepted or reported by index.
 
 use bytes::Bytes;
 use devstack::http_client::{HttpClient, Response};
@@ -32,7 +32,7 @@ fn lines(elements: &[Value]) -> String {
     elements.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// Ten thousand likes, three of them bad: the others are stored, these are named by index.
+/// Of 10,000 likes, three are invalid. They are reported by index, and all other likes are stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn three_bad_likes_of_ten_thousand_are_named_and_the_rest_is_stored() {
     let setup = Setup::new().await;
@@ -55,7 +55,7 @@ async fn three_bad_likes_of_ten_thousand_are_named_and_the_rest_is_stored() {
         assert_eq!(named, [(7, &code), (5_000, &code), (9_999, &code)]);
         assert!(errors.iter().all(|error| !error["detail"].as_str().unwrap().is_empty()), "{said:#}");
     }
-    // They share entries: 512 likes each at most, so five or so a partition and batch.
+    // Likes share entries, with up to 512 likes each: about five entries per partition and batch.
     let redis = setup.redis_client().await;
     let entries = entries(&redis).await;
     assert!(entries <= 2 * u64::from(PARTITIONS) * 6, "{entries}");
@@ -102,7 +102,7 @@ async fn what_is_no_batch_is_refused_as_a_whole() {
     assert_eq!((ten.status.as_u16(), &answer(&ten)["accepted"]), (202, &json!(10)));
 }
 
-/// A batch that Redis does not take is not answered with 202, and may be sent again.
+/// A batch that Redis does not accept gets no 202 and can be sent again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_redis_does_not_take_can_be_sent_again() {
     let setup = Setup::new().await;
@@ -118,13 +118,14 @@ async fn a_batch_that_redis_does_not_take_can_be_sent_again() {
     let silent = send(&mut client, JSON, body.clone()).await;
     assert_eq!((silent.status.as_u16(), problem(&silent).as_str()), (503, "redis-unavailable"));
     setup.redis.resume();
-    eventually("it is taken", async || send(&mut client, JSON, body.clone()).await.status == 202).await;
+    eventually("the batch is accepted", async || send(&mut client, JSON, body.clone()).await.status == 202)
+        .await;
     let _consumer = setup.consumer(&[]);
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
 }
 
-/// Bodies that are on their way have memory to themselves; others are told to come again.
+/// Bodies in transfer reserve memory. Further requests are refused with Retry-After.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_memory_of_batches_is_bounded() {
     let setup = Setup::new().await;
@@ -138,17 +139,17 @@ async fn the_memory_of_batches_is_bounded() {
         connection.write_all(head.as_bytes()).await.unwrap();
         connection
     };
-    // What is announced and doesn't come takes nothing from anybody but a little for itself.
+    // A body that is announced but not sent reserves only a small part of the memory.
     let silent = [begin().await, begin().await, begin().await];
     assert_eq!(send(&mut client, JSON, body.clone()).await.status, 202);
     drop(silent);
 
-    // While others still have some, one that wants all is refused itself: then another one tries.
+    // While other requests hold memory, a request for all of it is refused. Then another attempt is made.
     let padding = " ".repeat((1 << 20) - body.len());
     let mut large = begin().await;
-    eventually("the memory is gone", async || {
+    eventually("the memory is exhausted", async || {
         large = begin().await;
-        // One that is refused may be closed before it has sent all.
+        // A refused connection may be closed before the body is sent.
         let _ = large.write_all(padding.as_bytes()).await;
         let _ = large.write_all(&body.as_bytes()[..body.len() - 1]).await;
         for _ in 0..20 {
@@ -160,13 +161,13 @@ async fn the_memory_of_batches_is_bounded() {
         false
     })
     .await;
-    // Others need none of it.
+    // Single likes need none of this memory.
     let single = client.post("/likes", JSON, like(2).to_string().into()).await.unwrap();
     assert_eq!(single.status, 202);
     large.write_all(&body.as_bytes()[body.len() - 1..]).await.unwrap();
     let mut answered = [0; 12];
     large.read_exact(&mut answered).await.unwrap();
-    assert_eq!(&answered, b"HTTP/1.1 202", "who has the memory keeps it");
-    eventually("the memory is back", async || send(&mut client, JSON, body.clone()).await.status == 202)
+    assert_eq!(&answered, b"HTTP/1.1 202", "the request that holds the memory succeeds");
+    eventually("the memory is released", async || send(&mut client, JSON, body.clone()).await.status == 202)
         .await;
 }

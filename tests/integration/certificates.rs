@@ -1,4 +1,4 @@
-//! Authorities, and certificates that they sign, as files.
+//! Certificate authorities and their certificates, as files.
 
 use std::{
     fs,
@@ -20,10 +20,10 @@ use rustls::{
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
 
-/// By what name and number the servers of tests can be called.
+/// Names under which the servers of tests are reachable.
 pub(crate) const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
 
-/// Who signs certificates.
+/// Certificate authority.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: TempDir,
@@ -44,7 +44,7 @@ impl Issued {
         text(&self.key)
     }
 
-    /// Whether a part of the key is in the text.
+    /// Returns whether the text contains a part of the key.
     pub(crate) fn key_is_in(&self, text: &str) -> bool {
         let key = fs::read_to_string(&self.key).unwrap();
         key.lines().filter(|line| !line.starts_with("---")).any(|line| text.contains(line))
@@ -66,12 +66,12 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    /// Its own certificate.
+    /// Certificate of the authority.
     pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// A certificate of this common name, for servers of these names.
+    /// Issues a certificate with a common name, for servers with these names.
     pub(crate) fn issue(&self, common_name: &str, names: &[&str]) -> Issued {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let mut about = CertificateParams::new(names).unwrap();
@@ -85,7 +85,7 @@ impl Authority {
         issued
     }
 
-    /// For a server that asks its clients for certificates of ours.
+    /// Acceptor of a server that requires client certificates of this authority.
     pub(crate) fn acceptor(&self, issued: &Issued) -> TlsAcceptor {
         let mut known = RootCertStore::empty();
         known.add(self.issuer.der().clone()).unwrap();
@@ -99,7 +99,7 @@ impl Authority {
         TlsAcceptor::from(Arc::new(config))
     }
 
-    /// A Redis with nothing but TLS.
+    /// Starts a Redis that accepts only TLS.
     pub(crate) fn redis(
         &self,
         names: &[&str],
@@ -109,7 +109,7 @@ impl Authority {
         self.redis_with(names, require_client_certificates, arguments, None)
     }
 
-    /// The same with a configuration file that it can write to.
+    /// Starts a Redis that accepts only TLS, with a writable configuration file.
     pub(crate) fn redis_with(
         &self,
         names: &[&str],
@@ -129,12 +129,12 @@ impl Authority {
         RedisServer::start(options, Lifetime::Attached).unwrap()
     }
 
-    /// A Postgres that takes TLS, with these lines about who may come in from the network.
-    pub(crate) fn postgres(&self, names: &[&str], who: &str) -> PostgresServer {
+    /// Starts a Postgres with TLS and these lines of `pg_hba.conf` for the network.
+    pub(crate) fn postgres(&self, names: &[&str], access_rules: &str) -> PostgresServer {
         let issued = self.issue("postgres", names);
         let read = |path: &Path| fs::read_to_string(path).unwrap();
         let files = [
-            ("pg_hba.conf", format!("local all postgres trust\n{who}\n")),
+            ("pg_hba.conf", format!("local all postgres trust\n{access_rules}\n")),
             ("ca.pem", read(&self.file())),
             ("server.pem", read(&issued.certificate)),
             ("server.key", read(&issued.key)),

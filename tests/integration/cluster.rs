@@ -1,4 +1,4 @@
-//! A real Redis Cluster: all of the pipeline on it, masters that die, slots that move.
+//! The pipeline on a real Redis Cluster: failover and slot migration.
 
 use devstack::{redis_cluster::RedisCluster, redis_server::RedisServer};
 use fred::prelude::Value;
@@ -34,7 +34,7 @@ async fn append(redis: &Connections, partition: u16, payload: &[u8]) {
     redis.run::<String>(&stream, Retry::NonIdempotent, "XADD", args).await.unwrap();
 }
 
-/// How many entries a stream has had so far.
+/// Number of entries that have been added to a stream.
 fn entries_added(server: &RedisServer, stream: &str) -> u64 {
     let about = server.command(&["XINFO", "STREAM", stream]).unwrap();
     let mut lines = about.lines().skip_while(|line| *line != "entries-added");
@@ -48,8 +48,8 @@ async fn all_of_the_pipeline_works_on_a_cluster() {
     let (url, redis) = (cluster.url(), connections(&cluster.url()).await);
     let masters: std::collections::BTreeSet<usize> =
         (0..PARTITIONS).map(|partition| cluster.master_of(&stream(partition)).unwrap()).collect();
-    assert!(masters.len() > 1, "the partitions are on several masters");
-    // Entries that somebody has left behind, and a poison entry.
+    assert!(masters.len() > 1, "the partitions are on several primaries");
+    // Pending entries of a dead consumer, and a malformed entry.
     for partition in 0..PARTITIONS {
         let stream = stream(partition);
         command(&redis, "XGROUP", &["CREATE", &stream, GROUP, "0", "MKSTREAM"]).await;
@@ -77,8 +77,7 @@ async fn all_of_the_pipeline_works_on_a_cluster() {
     .await;
 }
 
-/// What a replica has confirmed is not lost with its master, and the other masters work on meanwhile.
-/// What people do goes to the server that has the key, and each script has keys of one slot.
+/// Commands must reach the server that owns the key, and each script must use keys of one slot.
 #[tokio::test(flavor = "multi_thread")]
 async fn likesctl_works_on_a_cluster() {
     let setup = Setup::new().await;
@@ -94,7 +93,7 @@ async fn likesctl_works_on_a_cluster() {
     };
     ctl(&["pause", "--yes"], 0);
     let paused = || consumer.metrics().unwrap().sum("likestream_partitions_paused");
-    eventually("the consumer has heard of it", async || paused() == f64::from(PARTITIONS)).await;
+    eventually("the partitions are paused", async || paused() == f64::from(PARTITIONS)).await;
     for partition in 0..PARTITIONS {
         append(&redis, partition, &codec::encode(&[like(1 + u64::from(partition), 42)])).await;
         let stream = stream(partition);
@@ -116,10 +115,11 @@ async fn likesctl_works_on_a_cluster() {
     assert_eq!(ctl(&["audit", "-o", "ndjson"], 0).lines().count(), 6);
 }
 
+/// Likes that a replica has confirmed survive the loss of the primary, while the other primaries keep working.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
     let setup = Setup::new().await;
-    // As everybody should have it who would rather refuse some likes than all.
+    // With this setting, a lost primary makes only its own slots unavailable.
     let mut cluster = RedisCluster::start(&["--cluster-require-full-coverage", "no"]).unwrap();
     let url = cluster.url();
     let settings: Settings<'_> =
@@ -129,28 +129,31 @@ async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
     let load = Load::start(ingest.listen(), 300);
     load.wait_for(300).await;
 
-    // It dies with entries that its replica has not: those must not have been accepted.
+    // The primary is killed with entries that its replica does not have. They must not have been accepted.
     let victim = cluster.master_of(&stream(0)).unwrap();
     let replica = victim + cluster.servers().len() / 2;
     cluster.servers()[replica].pause();
     cluster.servers()[victim].command(&["CLIENT", "KILL", "TYPE", "replica"]).unwrap();
     let appended = |cluster: &RedisCluster| entries_added(&cluster.servers()[victim], &stream(0));
     let before = appended(&cluster);
-    eventually("only the master has some", async || appended(&cluster) > before).await;
+    eventually("the primary has entries that its replica does not have", async || {
+        appended(&cluster) > before
+    })
+    .await;
     cluster.servers_mut()[victim].kill();
     cluster.servers()[replica].resume();
-    eventually("its replica took over", async || {
+    eventually("the replica has taken over", async || {
         cluster.master_of(&stream(0)).is_ok_and(|now| now != victim)
     })
     .await;
-    // Likes of its slots are accepted again only when there is a replica to confirm them.
+    // Likes of its slots are accepted again only when a replica can confirm them.
     cluster.servers_mut()[victim].start_again().unwrap();
     load.wait_for(600).await;
 
     load.finish_stored(&setup, &url, &consumers).await;
 }
 
-/// Between the steps of a migration every command about the slot is answered with ASK, or TRYAGAIN.
+/// During a migration, commands for the slot get ASK or TRYAGAIN.
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_move_under_load() {
     let setup = Setup::new().await;
@@ -166,28 +169,34 @@ async fn slots_move_under_load() {
         for partition in 0..PARTITIONS {
             let key = stream(partition);
             let to = cluster.other_master(cluster.master_of(&key).unwrap()).unwrap();
-            // A poison entry's dead letter touches keys that the slot has not yet, on either side.
+            // The dead letter of a malformed entry uses keys that neither side of the migration has yet.
             append(&redis, partition, &[0xc1, round, u8::try_from(partition).unwrap()]).await;
-            // Half here and half there it is served all the same: soon every caller has a like for it.
+            // A slot that is divided between two primaries must still be served. After 60 further likes, every client has sent
+            // one for this slot.
             let served = || block_in_place(|| Handle::current().block_on(load.wait_for(60)));
             cluster.move_slot(cluster.slot_of(&key).unwrap(), to, served).unwrap();
-            eventually("it has moved", async || cluster.master_of(&key).is_ok_and(|now| now == to)).await;
+            eventually("the slot has moved", async || cluster.master_of(&key).is_ok_and(|now| now == to))
+                .await;
             load.wait_for(50).await;
         }
     }
     load.finish_stored(&setup, &url, &consumers).await;
     for partition in 0..PARTITIONS {
-        assert_eq!(length(&redis, &dead_stream(partition)).await, 2, "each poison entry left one letter");
+        assert_eq!(
+            length(&redis, &dead_stream(partition)).await,
+            2,
+            "one dead letter for each malformed entry"
+        );
     }
 }
 
-/// A server that was taken out of its cluster still answers, that it has nothing: it is not believed, also when it is
-/// the only one that the programs were told of.
+/// A node that was removed from its cluster still responds, with an empty topology. That topology is ignored, even if the
+/// node is the only one in `REDIS_URL`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_left_the_cluster_is_not_believed() {
     let setup = Setup::new().await;
     let mut cluster = RedisCluster::start(&["--cluster-require-full-coverage", "no"]).unwrap();
-    // A replica may be told of as well as a master.
+    // REDIS_URL may name a replica.
     let replica = cluster.servers().last().unwrap();
     let url = format!("redis-cluster://127.0.0.1:{}", replica.port());
     let ingest = setup.ingest(&[("REDIS_URL", &url)]);

@@ -1,4 +1,4 @@
-//! A collector that keeps what it is sent: OTLP by gRPC and by HTTP on one port, with TLS or without.
+//! Collector that stores the received telemetry: OTLP over gRPC and HTTP on one port, with or without TLS.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response as Answer, Status, codec::CompressionEncoding, service::Routes};
 
-/// One that runs until it is dropped.
+/// Collector that runs until it is dropped.
 pub(crate) struct Collector {
     address: SocketAddr,
     scheme: &'static str,
@@ -49,7 +49,7 @@ pub(crate) struct Collector {
     _serving: AbortOnDropHandle<()>,
 }
 
-/// What it was sent.
+/// Received telemetry.
 #[derive(Clone, Default)]
 struct Received(Arc<Mutex<Kept>>);
 
@@ -63,7 +63,7 @@ struct Kept {
 
 pub(crate) type Attributes = BTreeMap<String, String>;
 
-/// A span, with what is told of who made it.
+/// Span with the name of its service.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) service: String,
@@ -114,7 +114,7 @@ impl Collector {
         self.received.lock().spans.clone()
     }
 
-    /// Those that a service has made with such a name.
+    /// Spans of a service with this name.
     pub(crate) fn spans_named(&self, service: &str, name: &str) -> Vec<Seen> {
         let spans = self.spans().into_iter();
         spans.filter(|seen| seen.service == service && seen.span.name == name).collect()

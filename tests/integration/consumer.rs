@@ -1,4 +1,4 @@
-//! What a consumer tells of itself.
+//! Readiness, logs and resource usage of a consumer.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ async fn readiness_names_what_is_missing() {
     eventually("ready again", async || ready().0 == 200).await;
 }
 
-/// Connections stay and nothing is answered: that must not be taken for health, whoever is asked.
+/// Connections to a frozen server stay open, but requests get no response. Every check must notice that.
 #[tokio::test(flavor = "multi_thread")]
 async fn frozen_servers_are_noticed() {
     let setup = Setup::with_own_postgres(&[]);
@@ -63,25 +63,25 @@ async fn names_of_dead_consumers_are_removed() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
-    // Redis 7.0 makes a consumer only when it gets something.
+    // Redis 7.0 creates a consumer only when it receives an entry.
     let id = append_raw(&redis, 0, &[0x92, 1, 0x93, 7, 42, 5]).await;
     redis.xreadgroup::<Value, _, _, _, _>(GROUP, "gone", None, None, false, stream(0), ">").await.unwrap();
     redis.xack::<u64, _, _, _>(stream(0), GROUP, id).await.unwrap();
-    // The name and the idle time in milliseconds of each.
+    // Name and idle time in milliseconds of each consumer.
     let script = "local found = {}
                   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
                       found[#found + 1] = consumer[2] .. ' ' .. consumer[6]
                   end
                   return table.concat(found, ',')";
     let consumers = async || -> String { redis.eval(script, stream(0), GROUP).await.unwrap() };
-    eventually("it was idle for long", async || {
+    eventually("the consumer has been idle for 3 s", async || {
         let idle_ms: u64 = consumers().await.strip_prefix("gone ").unwrap().parse().unwrap();
         idle_ms >= 3_000
     })
     .await;
     let settings = [("CLAIM_MIN_IDLE", "300ms"), ("WRITE_TIMEOUT", "140ms"), ("CONSUMER_NAME", "new")];
     let _consumer = setup.consumer(&settings);
-    eventually("gone is gone", async || !consumers().await.contains("gone")).await;
+    eventually("the dead consumer is removed", async || !consumers().await.contains("gone")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,11 +90,11 @@ async fn memory_is_bounded_while_postgres_is_away() {
     let consumer = setup.consumer(&[("BATCH_ROWS", "1000")]);
     setup.postgres().stop();
     setup.append(&likes(200_000), 500).await;
-    eventually("the batch is held", async || {
+    eventually("the batch is being retried", async || {
         consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= 3.0
     })
     .await;
-    // Three batches, and what one read may bring over that: at first 64 likes an entry are reckoned with.
+    // Three batches, plus the surplus of one read: the reader first assumes 64 likes per entry.
     let read = consumer.metrics().unwrap().sum("messaging_client_consumed_messages_total");
     assert!(read <= 60.0, "{read} entries of 500 likes were read ahead");
     setup.postgres().start_again().unwrap();
@@ -109,7 +109,7 @@ async fn an_outage_does_not_flood_the_log() {
     let consumer = setup.consumer(&[]);
     setup.postgres().stop();
     setup.append(&likes(1_000), 1).await;
-    eventually("some attempts fail", async || {
+    eventually("several attempts have failed", async || {
         consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= 5.0
     })
     .await;

@@ -1,4 +1,4 @@
-//! Programs that are killed at the worst of moments, for certain and not by luck.
+//! Crashes at critical points, reached deterministically.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
 
 const SOON_CLAIMED: [(&str, &str); 2] = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")];
 
-/// Holds the table, so that whoever writes to it has to wait; the writer's INSERT then hangs in the middle.
+/// Locks the table, so that the transaction of a consumer blocks in its INSERT.
 async fn hold_table(postgres: &Postgres) {
     postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
 }
@@ -30,7 +30,7 @@ async fn a_writer_waits(postgres: &Postgres) {
     .await;
 }
 
-/// Kills a consumer whose batch is committed and whose acknowledgement has not left.
+/// Kills a consumer after the commit of a batch and before its acknowledgement reaches Redis.
 async fn kill_between_commit_and_ack(setup: &Setup, redis: &Client, rows: usize) {
     let proxy = Proxy::start(setup.redis.port()).await;
     let url = proxy.redis_url();
@@ -45,14 +45,14 @@ async fn kill_between_commit_and_ack(setup: &Setup, redis: &Client, rows: usize)
     proxy.hold_requests();
     postgres.batch_execute("COMMIT").await.unwrap();
     setup.wait_for_rows(rows).await;
-    // It has sent the acknowledgement by now or not: it does not get there.
+    // The consumer may have sent the acknowledgement, but it does not reach Redis.
     tokio::time::sleep(Duration::from_millis(100)).await;
     consumer.kill();
     drop(proxy);
     assert!(pending(redis).await > 0, "nothing was acknowledged");
 }
 
-/// So many good likes in one entry, with a bad one among them.
+/// Appends one entry with `rows` valid likes and one invalid like.
 async fn append_with_a_bad_like(redis: &Client, rows: usize) {
     let mut payload = shared::wire::codec::encode(&likes(rows as u64 + 1));
     // The user id of the first like, which is 1, becomes 0.
@@ -67,19 +67,19 @@ async fn killed_between_commit_and_ack_a_consumer_doubles_nothing() {
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
     kill_between_commit_and_ack(&setup, &redis, 100).await;
-    assert!(dead_letters(&redis).await.is_empty(), "the dead letter comes with the acknowledgement");
+    assert!(dead_letters(&redis).await.is_empty(), "the dead letter is written with the acknowledgement");
 
-    // Long enough that a slow consumer doesn't claim its own.
+    // Long enough that a slow consumer does not claim its own entries.
     let next = setup.consumer(&[("CLAIM_MIN_IDLE", "10s"), ("WRITE_TIMEOUT", "4s")]);
     setup.wait_until_drained().await;
     assert_eq!(setup.count().await, 100);
     assert_eq!(dead_letters(&redis).await.len(), 1);
     let metrics = next.metrics().unwrap();
-    assert_eq!(metrics.sum("likestream_rows_inserted_total"), 0.0, "all was in the table");
+    assert_eq!(metrics.sum("likestream_rows_inserted_total"), 0.0, "all rows were in the table");
     assert_eq!(metrics.sum("likestream_entries_reclaimed_total"), 1.0);
 }
 
-/// The script has run and its answer is lost: whoever gets the entry next must not bury it again.
+/// The script has run and its reply is lost: the next consumer of the entry must not write a second dead letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_before_it_hears_of_its_dead_letter_a_consumer_leaves_one() {
     let setup = Setup::new().await;
@@ -95,7 +95,7 @@ async fn killed_before_it_hears_of_its_dead_letter_a_consumer_leaves_one() {
     a_writer_waits(&postgres).await;
     proxy.hold_replies();
     postgres.batch_execute("COMMIT").await.unwrap();
-    eventually("the dead letter is there", async || dead_letters(&redis).await.len() == 1).await;
+    eventually("the dead letter is written", async || dead_letters(&redis).await.len() == 1).await;
     consumer.kill();
     drop(proxy);
 
@@ -106,7 +106,7 @@ async fn killed_before_it_hears_of_its_dead_letter_a_consumer_leaves_one() {
     assert_eq!(dead_letters(&redis).await.len(), 1);
 }
 
-/// A read whose answer never comes: the entries are pending with a consumer that does not know of them.
+/// The reply to a read is lost: its entries are pending for a consumer that has not received them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_read_is_found_again_by_the_consumer_itself() {
     let setup = Setup::new().await;
@@ -115,7 +115,7 @@ async fn a_lost_read_is_found_again_by_the_consumer_itself() {
     let url = proxy.redis_url();
     let settings = [("REDIS_URL", url.as_str()), ("CLAIM_MIN_IDLE", "1h"), ("REDIS_TIMEOUT", "500ms")];
     let consumer = setup.consumer(&settings);
-    // A consumer that was already waiting for an answer doesn't ask for more: then it has to be caught again.
+    // A consumer that already waits for a reply sends no further read. In that case, try again.
     let mut caught = false;
     for _ in 0..20 {
         proxy.hold_replies();
@@ -137,7 +137,7 @@ async fn a_lost_read_is_found_again_by_the_consumer_itself() {
     eventually("ready", async || devstack::admin::get(consumer.admin(), "/readyz").unwrap().0 == 200).await;
 }
 
-/// Redis has the like, its caller has no answer: sent again, it is stored once.
+/// Redis has the like, but the client got no response. It retries, and the like is stored once.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_between_append_and_answer_ingest_doubles_nothing() {
     let setup = Setup::new().await;
@@ -148,7 +148,7 @@ async fn killed_between_append_and_answer_ingest_doubles_nothing() {
     proxy.hold_replies();
     let address = ingest.listen();
     let unanswered = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
-    eventually("Redis has it", async || entries(&redis).await == 1).await;
+    eventually("Redis has the like", async || entries(&redis).await == 1).await;
     assert!(!unanswered.is_finished());
     ingest.kill();
     assert!(unanswered.await.unwrap().is_err());
@@ -161,8 +161,8 @@ async fn killed_between_append_and_answer_ingest_doubles_nothing() {
     assert_eq!(setup.count().await, 1);
 }
 
-/// An entry that kills whoever has it. After too many deliveries it is quarantined; those that are not to blame are
-/// stored meanwhile, and after two more deaths it is a dead letter.
+/// An entry crashes every consumer that processes it. After too many deliveries it is quarantined, and all other entries
+/// are stored. After two more crashes, it becomes a dead letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
     const WAITS: &str = "FROM pg_locks JOIN pg_database ON pg_database.oid = database
@@ -190,7 +190,7 @@ async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
     while dead_letters(&redis).await.is_empty() {
         let mut consumer = setup.start("consumer", &settings);
         let mut deadly_moment = false;
-        eventually("it is caught with the entry, or the entry is given up", async || {
+        eventually("the consumer processes the entry, or the entry is a dead letter", async || {
             let sql = format!("SELECT count(*) {WAITS}");
             deadly_moment = postgres.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) > 0;
             deadly_moment || !dead_letters(&redis).await.is_empty()
@@ -198,11 +198,11 @@ async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
         .await;
         consumer.kill();
         deaths += u32::from(deadly_moment);
-        // One that is on its way out still waits, and would be taken for the next consumer's.
+        // A session of the killed consumer still waits for the lock, and would be mistaken for one of the next consumer.
         let sql = format!("SELECT pg_terminate_backend(pid, 30000) {WAITS}");
         postgres.execute(&sql, &[]).await.unwrap();
     }
-    // Two deliveries are allowed, two more tries are made alone.
+    // Two deliveries are allowed, and two more happen in quarantine.
     assert_eq!(deaths, 4);
     let letters = dead_letters(&redis).await;
     assert_eq!(letters.len(), 1);
@@ -213,7 +213,7 @@ async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
     setup.wait_until_drained().await;
 }
 
-/// Deliveries alone condemn nobody: an entry that was handed around during an outage is stored.
+/// A high delivery count alone does not make a dead letter: the entry was only redelivered during an outage.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_was_delivered_often_and_is_harmless_is_stored() {
     let setup = Setup::new().await;

@@ -1,4 +1,4 @@
-//! What Postgres says no to: retried, rejected or halted at, by what it says.
+//! Errors of Postgres: each is transient, rejects rows, or halts the consumer, depending on its SQLSTATE.
 
 use devstack::program::Program;
 use fred::prelude::Client;
@@ -19,7 +19,7 @@ async fn failures(consumer: &Program, at_least: f64) {
     .await;
 }
 
-/// Makes Postgres answer every insert of a like with this SQLSTATE.
+/// Makes every insert of a like fail with this SQLSTATE.
 async fn fail_with(postgres: &tokio_postgres::Client, sqlstate: &str) {
     let trigger = format!(
         "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
@@ -29,8 +29,8 @@ async fn fail_with(postgres: &tokio_postgres::Client, sqlstate: &str) {
     postgres.batch_execute(&trigger).await.unwrap();
 }
 
-/// Serialization failure, deadlock, disk full, out of memory, lock not available, cancelled, shutting down, I/O error,
-/// and a bug in Postgres.
+/// Serialization failure, deadlock, disk full, out of memory, lock not available, cancelled, shutdown, I/O error and
+/// internal error.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_pass_is_tried_again_and_buries_nothing() {
     let setup = Setup::new().await;
@@ -52,7 +52,7 @@ async fn what_may_pass_is_tried_again_and_buries_nothing() {
     assert!(dead_letters(&redis).await.is_empty());
 }
 
-/// As after a failover to a server that is still a replica: whoever is connected finds it read-only.
+/// As after a failover to a server that is still a replica: open connections find it read-only.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_turned_read_only_is_waited_for() {
     let mut setup = Setup::with_own_postgres(&[]);
@@ -62,7 +62,7 @@ async fn a_database_that_turned_read_only_is_waited_for() {
     postgres.batch_execute("ALTER SYSTEM SET default_transaction_read_only = on; ").await.unwrap();
     postgres.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     let observer = setup.postgres_client().await;
-    eventually("it is read-only", async || {
+    eventually("the database is read-only", async || {
         let set = observer.query_one("SHOW default_transaction_read_only", &[]).await.unwrap();
         set.get::<_, &str>(0) == "on"
     })
@@ -100,7 +100,7 @@ async fn a_server_without_free_connections_is_waited_for() {
     let postgres = setup.postgres_client().await;
     let url = setup.database_url();
     let mut hoard = Vec::new();
-    eventually("the consumer has no connection, and none is free", async || {
+    eventually("the consumer has no connection, and no connection is free", async || {
         let end = "SELECT count(pg_terminate_backend(pid, 30000)) FROM pg_stat_activity
                    WHERE application_name LIKE 'likestream%'";
         let ended: i64 = postgres.query_one(end, &[]).await.unwrap().get(0);
@@ -114,7 +114,7 @@ async fn a_server_without_free_connections_is_waited_for() {
     setup.append(&likes(50), 1).await;
     failures(&consumer, 2.0).await;
     drop(hoard);
-    // With the connection that is there: the consumer may be quicker to take the last free one.
+    // Use the existing connection, because the consumer may take the last free one.
     eventually("50 rows", async || {
         let count = postgres.query_one("SELECT count(*) FROM likes", &[]).await;
         count.is_ok_and(|row| row.get::<_, i64>(0) == 50)
@@ -124,7 +124,8 @@ async fn a_server_without_free_connections_is_waited_for() {
     setup.postgres().stop();
 }
 
-/// Someone has to mend this: the consumer says so, is not ready, gives nothing up, and goes on when it is mended.
+/// An operator must fix the cause. Until then, the consumer is not ready, reports the reason and keeps all entries; it
+/// continues when the cause is fixed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_must_mend_halts_the_consumer_and_says_why() {
     let setup = Setup::new().await;
@@ -173,7 +174,7 @@ async fn rows_that_the_table_rejects_become_dead_letters_alone() {
         all[user] = like(10_000 + user as u64, 13);
     }
     setup.append(&all, 100).await;
-    // The bytes of a like are kept as they came, with what a later revision may have added.
+    // A dead letter keeps the original bytes of a like, including fields of a later revision.
     let later = b"\x93\x01\x94\x07\x0d\x05\xa5later\x93\x07\x2b\x05";
     let id = append_raw(&redis, 0, later).await;
     let consumer = setup.consumer(&[("CONSUMER_NAME", "mortician")]);
@@ -189,7 +190,7 @@ async fn rows_that_the_table_rejects_become_dead_letters_alone() {
     let detail = std::str::from_utf8(&of_later["detail"]).unwrap();
     assert!(detail.starts_with("like 0 of the entry: ") && detail.contains("no_13"), "{detail}");
     let metrics = || consumer.metrics().unwrap();
-    eventually("all are counted", async || {
+    eventually("all dead letters are counted", async || {
         metrics().sum_where("likestream_dead_letters_total", "reason=\"rejected\"") >= 5.0
     })
     .await;
@@ -209,8 +210,8 @@ async fn a_batch_of_nothing_but_rejected_rows_ends() {
     setup.wait_for_rows(10).await;
     setup.wait_until_drained().await;
     let letters = dead_letters(&redis).await;
-    assert_eq!(letters.len(), 1_001, "a thousand alone, the rest of the entry in one");
-    let buried: usize =
+    assert_eq!(letters.len(), 1_001, "1,000 single dead letters, and one with the rest of the entry");
+    let dead: usize =
         letters.iter().map(|letter| shared::wire::codec::decode(&letter["l"]).unwrap().likes.len()).sum();
-    assert_eq!(buried, 1_500);
+    assert_eq!(dead, 1_500);
 }

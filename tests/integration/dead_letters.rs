@@ -1,4 +1,4 @@
-//! What can't be stored is kept with its reason, alone.
+//! Dead letters: only the likes that cannot be stored become dead letters, each with its reason.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ async fn one_poison_entry_among_ten_thousand_harms_nobody() {
     let dead_at_ms: u128 = std::str::from_utf8(&letter["dead_at"]).unwrap().parse().unwrap();
     let now_ms = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
     assert!(dead_at_ms.abs_diff(now_ms) < 60_000, "{dead_at_ms} at {now_ms}");
-    eventually("it is counted", async || {
+    eventually("the dead letter is counted", async || {
         consumer.metrics().unwrap().sum_where("likestream_dead_letters_total", "reason=\"undecodable\"")
             == 1.0
     })
@@ -97,8 +97,8 @@ async fn an_entry_without_a_payload_keeps_all_of_its_fields() {
     assert_eq!(letter["original"], &original[..]);
 }
 
-/// The letter and the acknowledgement are one step: an entry that was settled while a copy of it was in hand leaves
-/// no second letter.
+/// The dead letter and the acknowledgement are one atomic step: an entry that another consumer has settled creates no
+/// second dead letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     let mut setup = Setup::with_own_postgres(&[]);
@@ -111,8 +111,8 @@ async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     let last = payload.len() - 9 - 2;
     payload[last] = 0xc0;
     append_raw(&redis, 0, &payload).await;
-    // The one has read it, the other has claimed it from the one.
-    eventually("both hold it", async || {
+    // One consumer has read the entry, and the other has claimed it.
+    eventually("both consumers have the entry", async || {
         let counted = |name| consumers.each_ref().map(|c| c.metrics().unwrap().sum(name) >= 1.0);
         let (read, claimed) = (
             counted("messaging_client_consumed_messages_total"),
@@ -124,7 +124,7 @@ async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     setup.postgres().resume();
     setup.wait_for_rows(1).await;
     eventually("settled", async || pending(&redis).await == 0).await;
-    // Whoever comes second has come by then, too.
+    // After a graceful shutdown, the second consumer has also processed the entry.
     for mut consumer in consumers {
         assert!(consumer.terminate(SOON).unwrap().success());
     }
@@ -133,7 +133,7 @@ async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
     assert_eq!(groups[0]["name"].as_str().as_deref(), Some(GROUP));
 }
 
-/// Letter first, acknowledgement second: a letter that can't be written leaves its entry pending.
+/// The dead letter is written before the acknowledgement, so a failed write leaves the entry pending.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_whose_letter_cannot_be_written_stays_pending() {
     let setup = Setup::new().await;

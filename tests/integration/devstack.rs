@@ -1,4 +1,4 @@
-//! The demo and the stack for developers: they tell the truth, and leave nothing behind.
+//! The demo, chaos runs and the development stack: correct verdicts, and no leftovers.
 
 use std::{
     fs,
@@ -18,16 +18,16 @@ use nix::{
 
 use crate::harness::SOON;
 
-/// Of `devstack`, with a temporary folder of its own, so that what it leaves there can be seen.
+/// Command of `devstack` with a private temporary folder, so that leftovers can be found.
 fn devstack(arguments: &[&str], temporary: &tempfile::TempDir) -> Command {
     let settings = [("TMPDIR", temporary.path().display().to_string())];
     let mut command = program::command("devstack", &settings).unwrap();
-    // What it writes of itself goes with the folder.
+    // Files that it writes to the working directory are removed with the folder.
     command.args(arguments).current_dir(temporary.path());
     command
 }
 
-/// Like the system's: whom Postgres runs as can reach it, and remove from it what is theirs.
+/// Temporary folder with the permissions of the system folder, so that the user of Postgres can use it.
 fn temporary_folder() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
@@ -35,7 +35,7 @@ fn temporary_folder() -> tempfile::TempDir {
     folder
 }
 
-/// Of two stacks that come up at once one would find the usual ports free and then taken.
+/// Lock of the well-known ports. Of two stacks that start at the same time, one would find a port free and then in use.
 fn ports_of_up() -> MutexGuard<'static, ()> {
     static PORTS: Mutex<()> = Mutex::new(());
     PORTS.lock().unwrap_or_else(PoisonError::into_inner)
@@ -72,7 +72,7 @@ fn the_demo_passes_and_writes_its_figures() {
     assert_eq!(left_behind(&temporary), [""; 0]);
 }
 
-/// A short run of what `make chaos` does for longer.
+/// Short version of `make chaos`.
 #[test]
 fn chaos_loses_and_doubles_nothing() {
     chaos("one", "2", "30s");
@@ -84,7 +84,7 @@ fn chaos_on_a_cluster_loses_and_doubles_nothing() {
     assert!(faults.contains_key("move of a slot") && faults.contains_key("kill -9 of Redis"), "{faults:?}");
 }
 
-/// Returns how often each kind of fault came.
+/// Runs chaos and returns the number of faults of each kind.
 fn chaos(redis: &str, seed: &str, duration: &str) -> serde_json::Map<String, serde_json::Value> {
     let temporary = temporary_folder();
     let json = temporary.path().join("chaos.json");
@@ -104,7 +104,7 @@ fn chaos(redis: &str, seed: &str, duration: &str) -> serde_json::Map<String, ser
     faults.clone()
 }
 
-/// A demo that is in the middle of its storm.
+/// Starts a demo and waits until all its processes run.
 fn running_demo(temporary: &tempfile::TempDir) -> Child {
     let mut command = devstack(&["demo", "--likes", "50000000"], temporary);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -134,7 +134,7 @@ fn servers_do_not_outlive_whoever_started_them() {
     let mut demo = running_demo(&temporary);
     demo.kill().unwrap();
     demo.wait().unwrap();
-    // What nobody is left to remove is the folder of logs.
+    // Only the folder of logs is left, because its owner was killed.
     let gone =
         wait_until(SOON, || left_behind(&temporary).iter().all(|name| name.starts_with("likestream-logs-")));
     assert!(gone, "{:?}", left_behind(&temporary));
@@ -142,7 +142,7 @@ fn servers_do_not_outlive_whoever_started_them() {
 
 #[test]
 fn a_stack_stays_up_until_it_is_put_down() {
-    let _nobody_else_takes_its_ports = ports_of_up();
+    let _ports = ports_of_up();
     let temporary = temporary_folder();
     let state = temporary.path().join("state.json");
     let run = |command: &str| {
@@ -164,7 +164,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
     assert!(run("up").1.starts_with("the stack is already running"));
     assert!(run("logs").1.contains("listening"));
 
-    // One part dies: that is seen, and nothing is thrown away over it.
+    // A crashed process is reported, and no data are removed.
     let parts: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
     let pid = i32::try_from(parts["parts"][1]["pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
@@ -180,7 +180,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
 
 #[test]
 fn an_interrupted_start_leaves_nothing_up() {
-    let _nobody_else_takes_its_ports = ports_of_up();
+    let _ports = ports_of_up();
     let temporary = temporary_folder();
     let state = temporary.path().join("state.json");
     let arguments = ["--state", state.to_str().unwrap(), "up"];
@@ -222,7 +222,7 @@ fn a_postgres_that_cannot_start_says_why() {
     assert!(error.starts_with("postgres exited: ") && error.contains("shared_buffers"), "{error}");
 }
 
-/// The command finds ingest and Redis, what it starts ends with it, and its exit code is ours.
+/// The command can reach ingest and Redis, its child processes end with it, and its exit code is returned.
 #[test]
 fn a_command_runs_beside_ingest() {
     let temporary = temporary_folder();

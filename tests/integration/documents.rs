@@ -1,8 +1,8 @@
-//! The documents name what there is.
+//! Consistency of documents and code.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// ARCHITECTURE.md names the test that attacks each invariant: they must be there.
+/// ARCHITECTURE.md names tests for each invariant. They must exist.
 #[test]
 fn the_tests_that_the_architecture_names_exist() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -16,7 +16,7 @@ fn the_tests_that_the_architecture_names_exist() {
         if test.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
             && test.contains('_')
         {
-            assert!(code.contains(&format!("fn {test}(")), "{name} is not there");
+            assert!(code.contains(&format!("fn {test}(")), "{name} does not exist");
             named += 1;
         }
     }

@@ -1,4 +1,4 @@
-//! More partitions, while everything runs.
+//! Adding partitions while all programs run.
 
 use crate::{
     harness::{PARTITIONS, Setup, create_groups, eventually, run, stream},
@@ -37,7 +37,7 @@ async fn partitions_grow_under_load() {
     .await;
     load.wait_for(200).await;
 
-    // A restart with the old number, and with none, is as good.
+    // A program can also start with the old number, or with the new one.
     let late = [setup.consumer(&[]), setup.consumer(&[("LIKES_PARTITIONS", "11")])];
     assert!(late[0].log_text().contains("partition count has grown since LIKES_PARTITIONS was set"));
     drop(consumers);
@@ -45,8 +45,10 @@ async fn partitions_grow_under_load() {
     let sent = load.finish().await;
     setup.wait_for_rows(sent).await;
     for partition in 0..GROWN {
-        eventually("nothing is left", async || redis.xlen::<u64, _>(stream(partition)).await.unwrap() == 0)
-            .await;
+        eventually("the streams are empty", async || {
+            redis.xlen::<u64, _>(stream(partition)).await.unwrap() == 0
+        })
+        .await;
     }
 }
 
@@ -85,7 +87,8 @@ async fn partitions_only_grow_and_strangers_are_refused() {
     }
 }
 
-/// Somebody has lowered the record, or it was lost and a newcomer was first: what was written must be read.
+/// The recorded partition count was lowered, or it was lost and recreated by a program with a smaller count. All partitions
+/// in use must still be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_was_lowered_is_put_right() {
     let setup = Setup::new().await;
@@ -93,7 +96,7 @@ async fn a_record_that_was_lowered_is_put_right() {
     let ingest = setup.ingest(&[("LIKES_PARTITIONS", "8")]);
     redis.hset::<u64, _, _>("likes:settings", ("partitions", "4")).await.unwrap();
     let consumer = setup.consumer(&[("LIKES_PARTITIONS", "4")]);
-    eventually("the newcomer has followed", async || {
+    eventually("the new consumer uses all partitions", async || {
         consumer.metrics().unwrap().sum("likestream_partitions_owned") == 8.0
     })
     .await;

@@ -1,4 +1,4 @@
-//! What every test stands on: servers of its own, the real programs, and clients to look behind them.
+//! Test harness: private servers, the real programs, and clients that inspect the servers directly.
 
 use std::{
     fs,
@@ -32,16 +32,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) const GROUP: &str = "likes-writers";
 
-/// Fewer partitions than in production, so that tests can look at all of them.
+/// Number of partitions: small, so that tests can inspect all of them.
 pub(crate) const PARTITIONS: u16 = 4;
 
-/// For what should happen soon, on a machine that is busy with the other tests.
+/// Time limit for events that normally take seconds, on a machine that runs other tests at the same time.
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
-/// What survives the end of a Redis. None outlives a crash of this machine.
+/// Arguments of a Redis whose data survive a restart. Without fsync, they do not survive a crash of the machine.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
 
-/// Of a program's log, for whoever looks why a test failed.
+/// Number of log lines per program that a failed test prints.
 const LAST_LINES: usize = 40;
 
 pub(crate) type Settings<'a> = &'a [(&'a str, &'a str)];
@@ -55,20 +55,20 @@ pub(crate) struct Setup {
 }
 
 enum Database {
-    /// Of the server that all tests share.
+    /// URL of a database on the server that all tests share.
     Shared(String),
-    /// Of a server that this test may harm.
+    /// Private server, which the test may stop or break.
     Own(Box<PostgresServer>),
 }
 
-/// One server for all tests of this process; it ends with the process.
+/// Server for all tests of this process. It ends with the process.
 fn shared_postgres() -> &'static PostgresServer {
     static SHARED: OnceLock<PostgresServer> = OnceLock::new();
     SHARED.get_or_init(|| start_postgres(&[]))
 }
 
 fn start_postgres(settings: Settings<'_>) -> PostgresServer {
-    // Every test makes a database; none of them outlives a crash of this machine.
+    // Every test creates a database, and none of them needs to survive a crash of the machine.
     let all = [("fsync", "off")].iter().chain(settings);
     let settings = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let options = PostgresOptions { settings, ..PostgresOptions::default() };
@@ -80,7 +80,7 @@ pub(crate) fn start_redis(arguments: &[&str]) -> RedisServer {
     RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Attached).unwrap()
 }
 
-/// A test that failed shows what its programs said: their files go with it.
+/// Prints the end of the logs if the test failed, because the log files are removed with the setup.
 impl Drop for Setup {
     fn drop(&mut self) {
         if !thread::panicking() {
@@ -99,7 +99,7 @@ impl Drop for Setup {
 }
 
 impl Setup {
-    /// A Redis and an empty database with the schema.
+    /// Creates a setup with a Redis and an empty database with the schema.
     pub(crate) async fn new() -> Self {
         Self::with_redis(&DURABLE).await
     }
@@ -119,7 +119,7 @@ impl Setup {
         Self::with(redis_arguments, Database::Shared(server.url(&name)))
     }
 
-    /// With a Postgres that the test may stop, kill or freeze.
+    /// Creates a setup with a private Postgres, which the test may stop, kill or freeze.
     pub(crate) fn with_own_postgres(postgres_settings: Settings<'_>) -> Self {
         let postgres = Box::new(start_postgres(postgres_settings));
         let setup = Self::with(&DURABLE, Database::Own(postgres));
@@ -131,7 +131,7 @@ impl Setup {
         Self::of(start_redis(redis_arguments), database)
     }
 
-    /// Of servers that are made for this test; the database is empty.
+    /// Creates a setup from servers that were started for this test. The database is empty.
     pub(crate) fn of_servers(redis: RedisServer, postgres: PostgresServer) -> Self {
         Self::of(redis, Database::Own(Box::new(postgres)))
     }
@@ -148,7 +148,7 @@ impl Setup {
         }
     }
 
-    /// While Postgres answers nobody.
+    /// Runs a test step while Postgres is frozen.
     pub(crate) async fn frozen_postgres(&self, work: impl AsyncFnOnce()) {
         let Database::Own(server) = &self.database else { panic!("this test shares its Postgres") };
         server.pause();
@@ -172,7 +172,7 @@ impl Setup {
         assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
     }
 
-    /// The settings that every program of this test gets; later ones win.
+    /// Settings of every program of this test. Later settings override earlier ones.
     fn settings(&self, over: Settings<'_>) -> Vec<(String, String)> {
         let own = [
             ("REDIS_URL", self.redis.url()),
@@ -211,7 +211,7 @@ impl Setup {
         consumer
     }
 
-    /// A client of Redis to look behind the programs.
+    /// Client that inspects Redis directly.
     pub(crate) async fn redis_client(&self) -> Client {
         let client = Builder::from_config(Config::from_url(&self.redis.url()).unwrap()).build().unwrap();
         client.init().await.unwrap();
@@ -222,7 +222,7 @@ impl Setup {
         postgres_client(&self.database_url()).await
     }
 
-    /// Appends likes as another producer would, spread over the partitions, this many an entry.
+    /// Appends likes as another producer would, spread over the partitions, with `per_entry` likes per entry.
     pub(crate) async fn append(&self, likes: &[Like], per_entry: usize) {
         let client = self.redis_client().await;
         for (entry, likes) in likes.chunks(per_entry).enumerate() {
@@ -231,7 +231,7 @@ impl Setup {
         }
     }
 
-    /// The rows of the table: user, post, microseconds since the epoch.
+    /// Rows of the table: user, post, microseconds since the epoch.
     pub(crate) async fn rows(&self) -> Vec<(i64, i64, i64)> {
         let sql = "SELECT user_id, post_id, (extract(epoch FROM created_at) * 1000000)::bigint FROM likes
                    ORDER BY user_id, post_id";
@@ -244,7 +244,7 @@ impl Setup {
         usize::try_from(row.get::<_, i64>(0)).unwrap()
     }
 
-    /// Waits until the table has this many rows, and nothing more than them.
+    /// Waits until the table has exactly this number of rows.
     pub(crate) async fn wait_for_rows(&self, rows: usize) {
         let client = self.postgres_client().await;
         eventually(&format!("{rows} rows"), async || {
@@ -254,7 +254,7 @@ impl Setup {
         .await;
     }
 
-    /// Waits until nothing is undelivered or pending in any partition.
+    /// Waits until the backlog of all partitions is empty.
     pub(crate) async fn wait_until_drained(&self) {
         wait_until_drained(&self.redis.url()).await;
     }
@@ -283,7 +283,7 @@ pub(crate) async fn create_groups(client: &Client) {
     }
 }
 
-/// Entries of all streams, acknowledged or not.
+/// Number of entries in all streams, acknowledged or not.
 pub(crate) async fn entries(client: &Client) -> u64 {
     let mut entries = 0;
     for partition in 0..PARTITIONS {
@@ -292,7 +292,7 @@ pub(crate) async fn entries(client: &Client) -> u64 {
     entries
 }
 
-/// Pending entries of the group, over all partitions.
+/// Number of pending entries of the group over all partitions.
 pub(crate) async fn pending(client: &Client) -> u64 {
     let mut pending = 0;
     for partition in 0..PARTITIONS {
@@ -302,7 +302,7 @@ pub(crate) async fn pending(client: &Client) -> u64 {
     pending
 }
 
-/// The same while there may be no group yet.
+/// Number of pending entries, where partitions without the group count as 0.
 pub(crate) async fn pending_or_none(client: &Client) -> u64 {
     let mut pending = 0;
     for partition in 0..PARTITIONS {
@@ -312,38 +312,38 @@ pub(crate) async fn pending_or_none(client: &Client) -> u64 {
     pending
 }
 
-/// Waits until nothing is undelivered or pending in any partition of this Redis.
+/// Waits until the backlog of all partitions of this Redis is empty.
 pub(crate) async fn wait_until_drained(redis_url: &str) {
     let redis = connections(redis_url).await;
     let backlog = async || backlog::entries(&redis, (0..PARTITIONS).map(stream)).await.unwrap();
     eventually("drained", async || backlog().await == 0).await;
 }
 
-/// Connections to whatever Redis is at the URL.
+/// Connects to the Redis deployment at the URL.
 pub(crate) async fn connections(redis_url: &str) -> Connections {
     Redis::at(redis_url, SOON).unwrap().connect().await.unwrap()
 }
 
-/// Makes a consumer that isn't there look alive to the others, for as long as the task runs.
-pub(crate) fn beat_for(client: Client, consumer: &'static str) -> AbortOnDropHandle<()> {
+/// Sends heartbeats for a consumer that does not run, until the handle is dropped.
+pub(crate) fn send_heartbeats_as(client: Client, consumer: &'static str) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         let key = format!("likes:members:{GROUP}");
         loop {
             let time = CustomCommand::new_static("TIME", ClusterHash::Random, false);
             let (seconds, microseconds): (u64, u64) =
                 client.custom(time, Vec::<String>::new()).await.unwrap();
-            let beat = format!("test leaving  {}", seconds * 1_000 + microseconds / 1_000);
-            client.hset::<u64, _, _>(&key, (consumer, beat)).await.unwrap();
+            let heartbeat = format!("test leaving  {}", seconds * 1_000 + microseconds / 1_000);
+            client.hset::<u64, _, _>(&key, (consumer, heartbeat)).await.unwrap();
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }))
 }
 
-/// Polls until it is so.
+/// Polls a condition until it holds, and panics after [`SOON`].
 pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let give_up_at = Instant::now() + SOON;
+    let deadline = Instant::now() + SOON;
     while !is_so().await {
-        assert!(Instant::now() < give_up_at, "not within {SOON:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -352,7 +352,7 @@ pub(crate) fn like(user: u64, post: u64) -> Like {
     Like::new(user.into(), post.into(), 1_700_000_000_000_000).unwrap()
 }
 
-/// Likes of this many users for one post.
+/// Likes of users 1 to `users` for one post.
 pub(crate) fn likes(users: u64) -> Vec<Like> {
     (1..=users).map(|user| like(user, 42)).collect()
 }
@@ -362,7 +362,7 @@ pub(crate) async fn post(ingest: &Program, body: &str) -> Response {
     client.post("/likes", "application/json", body.to_owned().into()).await.unwrap()
 }
 
-/// The stable part of a problem's type, after a check of all that a problem must have.
+/// Checks the required members of a problem response and returns its code.
 pub(crate) fn problem(response: &Response) -> String {
     assert_eq!(response.headers["content-type"], "application/problem+json");
     let problem: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
@@ -374,7 +374,7 @@ pub(crate) fn problem(response: &Response) -> String {
     problem["type"].as_str().unwrap().strip_prefix("urn:likestream:problem:").unwrap().to_owned()
 }
 
-/// How a program that ends by itself has ended.
+/// Exit code and output of a program.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,

@@ -1,4 +1,4 @@
-//! The optional layout of `likes` in hash partitions: taken on while likes come in.
+//! Migration of `likes` to the optional layout with hash partitions, under load.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,7 +13,7 @@ use crate::{
 
 const STEPS: &str = include_str!("../../sql/optional/hash_partitions.sql");
 
-/// A role with what the README says that a consumer needs, and nothing more. Returns its URL.
+/// Creates a role with the minimum privileges of a consumer, as listed in the README, and returns its URL.
 async fn writer(setup: &Setup, postgres: &Client) -> String {
     let (server, database) =
         setup.database_url().rsplit_once('/').map(|(s, d)| (s.to_owned(), d.to_owned())).unwrap();
@@ -30,8 +30,7 @@ async fn number(postgres: &Client, sql: &str) -> u64 {
     postgres.query_one(sql, &[]).await.unwrap().get::<_, i64>(0).unsigned_abs()
 }
 
-/// Sends likes of ever more users, each like twice, and a few old ones again, until told to stop. Returns how many
-/// there are.
+/// Sends each like of further users twice, and some old likes again, until `stop` is set. Returns the number of users.
 async fn send_likes(setup: &Setup, postgres: &Client, stop: &AtomicBool) -> u64 {
     let mut users = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -40,8 +39,10 @@ async fn send_likes(setup: &Setup, postgres: &Client, stop: &AtomicBool) -> u64 
         some.extend(some.clone());
         some.extend((1..=50).map(|user| like(user, 100 + user % 50)));
         setup.append(&some, 20).await;
-        eventually("they are stored", async || number(postgres, "SELECT count(*) FROM likes").await >= users)
-            .await;
+        eventually("the likes are stored", async || {
+            number(postgres, "SELECT count(*) FROM likes").await >= users
+        })
+        .await;
     }
     users
 }
@@ -65,14 +66,16 @@ async fn the_table_is_partitioned_under_load_and_every_like_is_in_it_once() {
             postgres.batch_execute(&format!("-- {step}")).await.unwrap();
             steps += 1;
             let before = number(&postgres, "SELECT count(*) FROM likes").await;
-            eventually("it goes on", async || number(&postgres, "SELECT count(*) FROM likes").await > before)
-                .await;
+            eventually("further likes are stored", async || {
+                number(&postgres, "SELECT count(*) FROM likes").await > before
+            })
+            .await;
         }
         assert_eq!(steps, 4);
         stop.store(true, Ordering::Relaxed);
     };
     let (users, ()) = future::join(send_likes(&setup, &postgres, &stop), partitioning).await;
-    // One that was rejected before, too, a new one, and one that has been in the table since before.
+    // A like that the table rejects, a new like, and a like that was stored before the migration.
     setup.append(&[like(1_000_002, 13), like(1_000_002, 14), like(1_000_001, 14)], 3).await;
     setup.wait_until_drained().await;
 

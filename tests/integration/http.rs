@@ -1,4 +1,4 @@
-//! The HTTP edge: what is taken, what is refused and how.
+//! HTTP requests: acceptance, refusals and their problem responses.
 
 use bytes::Bytes;
 use devstack::http_client::{HttpClient, Response};

@@ -1,4 +1,4 @@
-//! TLS for callers.
+//! TLS between clients and ingest.
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -17,7 +17,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::harness::{Setup, eventually, run};
 
-/// A certificate for localhost in files, with its key.
+/// Self-signed certificate for localhost and its key, as files.
 struct Certificate {
     made: CertifiedKey<rcgen::KeyPair>,
     cert: PathBuf,
@@ -42,7 +42,7 @@ impl Certificate {
         [("INGEST_TLS_CERT", self.cert.to_str().unwrap()), ("INGEST_TLS_KEY", self.key.to_str().unwrap())]
     }
 
-    /// A connection of somebody who trusts this certificate alone.
+    /// Connects as a client that trusts only this certificate.
     async fn connect(&self, address: SocketAddr, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.made.cert.der().clone()).unwrap();
@@ -98,7 +98,7 @@ async fn a_new_certificate_is_used_without_a_restart_and_a_bad_one_is_not() {
         .await;
     assert!(old.is_seen_at(&ingest).await);
     let new = Certificate::new(&setup);
-    eventually("the new one is seen", async || new.is_seen_at(&ingest).await).await;
+    eventually("the new certificate is served", async || new.is_seen_at(&ingest).await).await;
     assert!(!old.is_seen_at(&ingest).await);
 }
 

@@ -1,4 +1,4 @@
-//! Users of Redis and roles of Postgres that may do what their program does, and nothing else.
+//! Redis users and Postgres roles with exactly the privileges that their program needs.
 
 use std::{collections::BTreeSet, fs};
 
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// Roles are a server's, and so of all tests: two that make them at once would be in each other's way.
+/// Creates the roles. They belong to the server, which tests share, so only one test at a time may create them.
 async fn make_roles(owner: &tokio_postgres::Client) {
     static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _alone = ONE.lock().await;
@@ -32,14 +32,14 @@ async fn make_roles(owner: &tokio_postgres::Client) {
 const USERS: &str = include_str!("../../deploy/redis/users.acl");
 const SENTINEL_USERS: &str = include_str!("../../deploy/redis/sentinel.acl");
 
-/// The password of everybody, with what a URL has to escape.
+/// Password of all users, with characters that a URL must escape.
 const PASSWORD: &str = "hunter2/@:%";
 const ESCAPED: &str = "hunter2%2F%40%3A%25";
 
-/// For whoever looks behind the programs.
+/// User with which tests inspect Redis directly.
 const ADMIN: &str = "user admin on >hunter2/@:% ~* &* +@all\n";
 
-/// What is granted and takes more than a test to use: a redirection while a slot moves.
+/// Granted commands that these tests do not use: redirection during a slot migration.
 const RARE: [&str; 1] = ["asking"];
 
 async fn refused(client: &tokio_postgres::Client, statements: &[&str]) {
@@ -63,7 +63,7 @@ async fn the_pipeline_runs_under_roles_that_may_do_nothing_else() {
     make_roles(&owner).await;
     assert!(migrate().stdout.starts_with("nothing to do"), "{}", migrate().stderr);
 
-    // Straight into the table, by way of the staging table, and to the dead letters.
+    // Direct copy, staged copy and dead letters.
     forbid_post_13(&setup).await;
     owner.batch_execute("INSERT INTO likes VALUES (1, 42, 'epoch')").await.unwrap();
     let settings: Settings<'_> = &[("DATABASE_URL", &consumer), ("STREAM_RETENTION", "1h")];
@@ -126,7 +126,7 @@ async fn what_another_role_has_made_passes_to_the_migrator() {
     assert!(ended.stdout.starts_with("nothing to do"), "{}", ended.stderr);
 }
 
-/// The files as they are, with a password in place of each hash.
+/// Text of an ACL file, with a password instead of each placeholder hash.
 fn with_passwords(users: &str) -> String {
     let words = users.lines().map(|line| {
         let words = line.split(' ').map(|word| {
@@ -141,7 +141,7 @@ fn with_passwords(users: &str) -> String {
     words.collect()
 }
 
-/// A Redis whose users are in a file.
+/// Setup whose Redis has users from an ACL file.
 struct Guarded {
     setup: Setup,
     admin: Client,
@@ -191,15 +191,15 @@ impl Guarded {
         client(&self.setup.redis, user).await
     }
 
-    /// Forgets what was used so far.
+    /// Resets the command statistics.
     async fn begin(&self) {
         command(&self.admin, &["CONFIG", "RESETSTAT"]).await.unwrap();
     }
 
-    /// Nothing was denied since the beginning, and all that the user may do has been used since the last one.
+    /// Checks that no command was denied, and that every granted command was used since [`Guarded::begin`].
     async fn used_exactly(&self, user: &str, but: &[&str]) {
         let denied = format!("{:?}", command(&self.admin, &["ACL", "LOG"]).await.unwrap());
-        assert_eq!(denied, "Array([])", "{user} was denied something");
+        assert_eq!(denied, "Array([])", "{user} was denied a command");
         let stats = command(&self.admin, &["INFO", "commandstats"]).await.unwrap().into_string().unwrap();
         let called: BTreeSet<&str> =
             stats.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split(':').next()).collect();
@@ -208,7 +208,7 @@ impl Guarded {
             .into_iter()
             .filter(|name| RARE.contains(name) || name.starts_with("cluster|") || but.contains(name))
             .collect();
-        assert_eq!(unused, expected, "{user} is granted what it doesn't use");
+        assert_eq!(unused, expected, "{user} has privileges that it does not use");
     }
 }
 
@@ -217,7 +217,7 @@ async fn knows_waitaof(admin: &Client) -> bool {
     about.into_array().iter().any(|about| !about.is_null())
 }
 
-/// The commands that the file grants.
+/// Commands that the file grants.
 fn granted(user: &str) -> BTreeSet<&'static str> {
     let line = USERS.lines().find(|line| line.starts_with(&format!("user {user} "))).unwrap();
     let names = line.split(' ').filter_map(|word| word.trim_matches(['(', ')']).strip_prefix('+'));
@@ -236,7 +236,7 @@ fn the_files_grant_no_categories_and_are_refused_as_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("users.acl");
     fs::write(&file, USERS).unwrap();
-    // Whoever forgets to put passwords in has no server, and not one with passwords that everybody knows.
+    // With the placeholders, Redis must refuse to start, instead of starting with well-known passwords.
     let arguments = vec!["--aclfile".to_owned(), file.display().to_string()];
     let started =
         RedisServer::start(RedisOptions { arguments, ..RedisOptions::default() }, Lifetime::Attached);
@@ -250,12 +250,12 @@ async fn use_ingest(guarded: &Guarded) {
     guarded.begin().await;
     let ingest = setup.ingest(&[redis]);
     assert_eq!(post(&ingest, r#"{"user_id": 1, "post_id": 42}"#).await.status, 202);
-    // There is no replica that could confirm it.
+    // No replica can confirm the like.
     let other = setup.ingest(&[redis, ("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "500ms")]);
     assert_eq!(post(&other, r#"{"user_id": 2, "post_id": 42}"#).await.status, 503);
     drop(other);
     admin.hset::<u64, _, _>("likes:settings", ("partitions", "2")).await.unwrap();
-    eventually("the record is put right", async || {
+    eventually("the partition count is restored", async || {
         admin.hget::<String, _, _>("likes:settings", "partitions").await.unwrap() == PARTITIONS.to_string()
     })
     .await;
@@ -264,7 +264,7 @@ async fn use_ingest(guarded: &Guarded) {
     drop(ingest);
     guarded.used_exactly("ingest", &[]).await;
 
-    // What REDIS_ACK=fsync needs is for those to grant who want it, as docs/security.md says.
+    // REDIS_ACK=fsync needs additional grants, listed in docs/security.md.
     let mut grant = vec!["ACL", "SETUSER", "ingest", "+config|get", "+command|info"];
     if knows_waitaof(admin).await {
         grant.push("+waitaof");
@@ -288,13 +288,13 @@ async fn read_as(admin: &Client, consumer: &str, partition: u16) -> Vec<String> 
     pending.await.unwrap().into_iter().map(|(id, ..)| id).collect()
 }
 
-/// Everything that a consumer may meet.
+/// Uses every command of a consumer.
 async fn use_consumer(guarded: &Guarded) {
     let Guarded { setup, admin } = guarded;
     create_groups(admin).await;
     append_raw(admin, 0, &codec::encode(&[like(3, 42)])).await;
     let ids = read_as(admin, "gone", 0).await;
-    // One that was delivered too often is quarantined.
+    // An entry with too many deliveries is quarantined.
     command(admin, &["XCLAIM", &stream(0), GROUP, "gone", "0", &ids[0], "RETRYCOUNT", "9", "JUSTID"])
         .await
         .unwrap();
@@ -305,15 +305,18 @@ async fn use_consumer(guarded: &Guarded) {
     let over: Settings<'_> = &[("REDIS_URL", &url), ("LIKES_PARTITIONS", "4")];
     let mut consumer = setup.consumer(over);
     setup.wait_for_rows(100).await;
-    eventually("it is a dead letter", async || admin.xlen::<u64, _>(dead_stream(1)).await.unwrap() == 1)
-        .await;
-    // The record is lowered, and then lost.
+    eventually("the malformed entry is a dead letter", async || {
+        admin.xlen::<u64, _>(dead_stream(1)).await.unwrap() == 1
+    })
+    .await;
+    // The recorded partition count is lowered, and then lost.
     admin.hset::<u64, _, _>("likes:settings", ("partitions", "2")).await.unwrap();
     let recorded = async || admin.hget::<Option<String>, _, _>("likes:settings", "partitions").await.unwrap();
-    eventually("the record is put right", async || recorded().await.as_deref() == Some("4")).await;
+    eventually("the partition count is restored", async || recorded().await.as_deref() == Some("4")).await;
     admin.del::<u64, _>("likes:settings").await.unwrap();
-    eventually("the record is made anew", async || recorded().await.as_deref() == Some("4")).await;
-    eventually("everything is trimmed", async || {
+    eventually("the partition count is recorded again", async || recorded().await.as_deref() == Some("4"))
+        .await;
+    eventually("all entries are trimmed", async || {
         let mut left = 0;
         for partition in 0..PARTITIONS {
             left += admin.xlen::<u64, _>(stream(partition)).await.unwrap();
@@ -327,7 +330,7 @@ async fn use_consumer(guarded: &Guarded) {
     guarded.used_exactly("consumer", &[]).await;
 }
 
-/// What is seen and mended by hand.
+/// Uses every command of likesctl.
 async fn use_likesctl(guarded: &Guarded) {
     let Guarded { setup, admin } = guarded;
     for partition in 0..PARTITIONS {
@@ -335,8 +338,8 @@ async fn use_likesctl(guarded: &Guarded) {
         read_as(admin, "gone", partition).await;
     }
     append_raw(admin, 3, b"\xc1").await;
-    let beat = format!("gone active  {}", 1);
-    admin.hset::<u64, _, _>(format!("likes:members:{GROUP}"), ("gone", beat)).await.unwrap();
+    let heartbeat = format!("gone active  {}", 1);
+    admin.hset::<u64, _, _>(format!("likes:members:{GROUP}"), ("gone", heartbeat)).await.unwrap();
     guarded.begin().await;
     let (redis, database) = (guarded.url("likesctl"), setup.database_url());
     let ctl = |arguments: &[&str]| -> Ended {
@@ -380,7 +383,7 @@ async fn use_likesctl(guarded: &Guarded) {
     guarded.used_exactly("likesctl", &[]).await;
 }
 
-/// Each user does all of its work, nothing of which is denied, and uses all that it may.
+/// Each program does all of its work without a denied command, and uses every granted command.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_users_of_redis_may_do_exactly_what_the_programs_do() {
     let guarded = Guarded::new(&["--appendonly", "yes", "--appendfsync", "always"]).await;
@@ -403,7 +406,7 @@ async fn the_users_of_redis_may_do_nothing_else() {
     let guarded = Guarded::new(&[]).await;
     append_raw(&guarded.admin, 1, &codec::encode(&likes(1))).await;
     create_groups(&guarded.admin).await;
-    let nobody = [
+    let forbidden_for_all = [
         "FLUSHALL",
         "FLUSHDB",
         "KEYS *",
@@ -426,7 +429,7 @@ async fn the_users_of_redis_may_do_nothing_else() {
         "XGROUP SETID likes:{1} likes-writers $",
     ];
     for user in ["ingest", "consumer", "likesctl"] {
-        denied(&guarded, user, &nobody).await;
+        denied(&guarded, user, &forbidden_for_all).await;
     }
     let reading = [
         "XRANGE likes:{1} - +",
@@ -455,7 +458,7 @@ async fn the_users_of_redis_may_do_nothing_else() {
     )
     .await;
     assert_eq!(guarded.admin.xlen::<u64, _>(stream(1)).await.unwrap(), 1);
-    // Through a script it is no other.
+    // A script does not bypass the restrictions.
     let script = ["EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", "1", "likes:{1}"];
     let error = command(&guarded.client("ingest").await, &script).await.unwrap_err();
     assert!(error.details().contains("can't run this command"), "{error:?}");
@@ -505,7 +508,7 @@ async fn users_log_in_to_sentinels_and_to_the_master() {
     assert_eq!(log, "Array([])");
 }
 
-/// Sends a like through.
+/// Sends a like and waits until it is stored.
 async fn stored(setup: &Setup, ingest: &str, consumer: &str) {
     let ingest = setup.ingest(&[("REDIS_URL", ingest)]);
     let _consumer = setup.consumer(&[("REDIS_URL", consumer)]);

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Runs likesctl on the servers of a test.
+/// Runs likesctl with the servers of a test.
 pub(crate) fn ctl(setup: &Setup, arguments: &[&str]) -> Ended {
     let (redis, database) = (setup.redis.url(), setup.database_url());
     run("likesctl", arguments, &[("REDIS_URL", &redis), ("DATABASE_URL", &database), ("USER", "tester")])
@@ -38,7 +38,7 @@ pub(crate) fn done(setup: &Setup, arguments: &[&str]) -> String {
     ended.stdout
 }
 
-/// Runs likesctl with an input, and checks that it succeeds.
+/// Runs likesctl with an input, checks that it succeeds, and returns its output.
 fn piped(setup: &Setup, arguments: &[&str], input: &str) -> String {
     let settings = [("REDIS_URL", setup.redis.url())];
     let mut command = program::command("likesctl", &settings).unwrap();
@@ -266,7 +266,7 @@ async fn only_a_dead_consumer_can_be_removed() {
 async fn retried_entries_are_stored_soon() {
     let (setup, redis) = settled().await;
     let consumer = setup.consumer(&[("CONSUMER_NAME", "alive"), ("CLAIM_MIN_IDLE", "1h")]);
-    let beating = crate::harness::beat_for(redis.clone(), "frozen");
+    let heartbeats = crate::harness::send_heartbeats_as(redis.clone(), "frozen");
     eventually("both are members", async || done(&setup, &["consumers", "list"]).contains("frozen")).await;
     done(&setup, &["pause", "--yes"]);
     let paused = || consumer.metrics().unwrap().sum("likestream_partitions_paused");
@@ -294,7 +294,7 @@ async fn retried_entries_are_stored_soon() {
     assert_eq!(piped(&setup, &["pending", "retry", "-", "--yes"], &list), "20 done\n");
     assert_eq!(piped(&setup, &["pending", "retry", "-", "--yes"], ""), "0 done\n");
     setup.wait_for_rows(20).await;
-    drop(beating);
+    drop(heartbeats);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! How much callers may do, and what they are told when it is too much.
+//! Quotas and limits of ingest, and the responses to clients that exceed them.
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
@@ -18,8 +18,8 @@ use tokio::{
 
 use crate::harness::{Setup, entries, eventually, post, problem};
 
-/// A 429 or 503 that says when to come again.
-fn assert_told_to_wait(response: &Response, status: u16, code: &str) {
+/// Asserts that a response is a 429 or 503 with a Retry-After header.
+fn assert_retry_later(response: &Response, status: u16, code: &str) {
     assert_eq!((response.status.as_u16(), problem(response).as_str()), (status, code));
     let seconds: u64 = response.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=3600).contains(&seconds), "{seconds}");
@@ -32,12 +32,12 @@ fn like(user_id: u64, post_id: u64) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_likes_too_much_is_told_to_wait_and_others_are_not() {
     let setup = Setup::without_schema(&[]).await;
-    // So slow a rate that nothing comes back while the test runs.
+    // The rate is so low that no token is refilled during the test.
     let ingest = setup.ingest(&[("INGEST_USER_RATE", "3/h")]);
     for post_id in 1..=3 {
         assert_eq!(post(&ingest, &like(7, post_id)).await.status, 202);
     }
-    assert_told_to_wait(&post(&ingest, &like(7, 4)).await, 429, "rate-limited");
+    assert_retry_later(&post(&ingest, &like(7, 4)).await, 429, "rate-limited");
     assert_eq!(post(&ingest, &like(8, 4)).await.status, 202);
 
     let batch = async |likes: &[String]| {
@@ -59,7 +59,7 @@ async fn a_user_who_likes_too_much_is_told_to_wait_and_others_are_not() {
         .collect();
     let expected = [(0, "rate-limited"), (2, "invalid-like"), (3, "rate-limited"), (6, "rate-limited")];
     assert_eq!((answer["accepted"].as_u64(), errors), (Some(3), expected.to_vec()));
-    assert_told_to_wait(&batch(&[like(7, 1), like(9, 1)]).await, 429, "rate-limited");
+    assert_retry_later(&batch(&[like(7, 1), like(9, 1)]).await, 429, "rate-limited");
     let refused = ingest.metrics().unwrap().sum("likestream_requests_refused_total");
     assert_eq!(refused, 2.0, "each 429 is counted");
 }
@@ -81,11 +81,11 @@ async fn an_address_that_asks_too_much_is_told_to_wait_and_a_proxy_s_callers_are
         for _ in 0..2 {
             assert_eq!(from(address).await.status, 202);
         }
-        assert_told_to_wait(&from(address).await, 429, "rate-limited");
+        assert_retry_later(&from(address).await, 429, "rate-limited");
     }
-    assert_told_to_wait(&from("192.0.2.9, 192.0.2.1, 10.0.0.1").await, 429, "rate-limited");
-    assert_told_to_wait(&from("2001:db8::2").await, 429, "rate-limited");
-    // Nobody is trusted who isn't named: all are one then.
+    assert_retry_later(&from("192.0.2.9, 192.0.2.1, 10.0.0.1").await, 429, "rate-limited");
+    assert_retry_later(&from("2001:db8::2").await, 429, "rate-limited");
+    // Without a trusted proxy, all of them are one client.
     let ingest = setup.ingest(&[("INGEST_ADDRESS_RATE", "2/h")]);
     let mut client = HttpClient::new(ingest.listen());
     let mut statuses = Vec::new();
@@ -117,10 +117,10 @@ async fn what_is_more_than_can_be_done_at_once_is_refused_and_done_later() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[("INGEST_MAX_REQUESTS", "2")]);
     let mut begun = [begin(ingest.listen()).await, begin(ingest.listen()).await];
-    // A like that came before them would have one of their places.
+    // A like that arrives earlier would take one of the two places.
     let in_flight = || ingest.metrics().unwrap().sum("http_server_active_requests");
     eventually("both are in flight", async || in_flight() == 2.0).await;
-    assert_told_to_wait(&post(&ingest, &like(7, 42)).await, 503, "overloaded");
+    assert_retry_later(&post(&ingest, &like(7, 42)).await, 503, "overloaded");
     for stream in &mut begun {
         stream.write_all(br#"{"user_id": 7, "post_id": 42}"#).await.unwrap();
     }
@@ -133,22 +133,22 @@ async fn what_is_more_than_can_be_done_at_once_is_refused_and_done_later() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_has_no_more_connections_than_it_may() {
     let setup = Setup::without_schema(&[]).await;
-    // Nothing else would close one that says nothing.
+    // Long timeouts, so that only the limit closes connections.
     let ingest = setup.ingest(&[
         ("INGEST_ADDRESS_CONNECTIONS", "2"),
         ("INGEST_HEAD_TIMEOUT", "1h"),
         ("INGEST_BODY_TIMEOUT", "1h"),
     ]);
     let begun = [begin(ingest.listen()).await, begin(ingest.listen()).await];
-    eventually("the third one is closed", async || {
+    eventually("the third connection is closed", async || {
         let mut third = TcpStream::connect(ingest.listen()).await.unwrap();
         let closed = timeout(Duration::from_secs(2), third.read(&mut [0; 1])).await;
         matches!(closed, Ok(Ok(0) | Err(_)))
     })
     .await;
-    assert!(HttpClient::new(ingest.listen()).post_like(7, 42).await.is_err(), "still two");
+    assert!(HttpClient::new(ingest.listen()).post_like(7, 42).await.is_err(), "two connections are open");
     drop(begun);
-    eventually("there is room again", async || {
+    eventually("new connections are accepted again", async || {
         HttpClient::new(ingest.listen()).post_like(7, 42).await.is_ok_and(|answer| answer.status == 202)
     })
     .await;
@@ -169,7 +169,7 @@ async fn a_head_that_is_too_long_is_refused() {
     assert_eq!(entries(&setup.redis_client().await).await, 1);
 }
 
-/// The soft and the hard limit of open files of a process.
+/// Soft and hard limit of open files of a process.
 fn open_files(pid: u32) -> Option<(u64, u64)> {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
     let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
@@ -237,7 +237,7 @@ async fn only_pages_of_origins_that_are_named_may_call() {
         let response = send(&on, preflight(stranger)).await;
         assert_eq!(response.headers.get("access-control-allow-origin"), None, "{stranger}");
     }
-    // A page must be able to read what went wrong, too.
+    // A page must also be able to read error responses.
     let bad = Request::post("/likes").header("origin", app).body(Full::new(Bytes::new())).unwrap();
     let response = send(&on, bad).await;
     assert_eq!(

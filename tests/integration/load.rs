@@ -20,10 +20,10 @@ use crate::harness::{Setup, eventually, wait_until_drained};
 
 const CALLERS: u64 = 8;
 
-/// Between two attempts of a caller that was told to come again.
-const AGAIN_AFTER: Duration = Duration::from_millis(20);
+/// Delay before a client retries a refused like.
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// Callers at work.
+/// Running clients.
 pub(crate) struct Load {
     accepted: Arc<AtomicU64>,
     stop: CancellationToken,
@@ -31,7 +31,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts to send this many likes a second, each of another user.
+    /// Starts to send `per_second` likes per second, each for a different user.
     pub(crate) fn start(ingest: SocketAddr, per_second: u64) -> Self {
         let (accepted, stop) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
         let mut callers = JoinSet::new();
@@ -42,18 +42,19 @@ impl Load {
         Self { accepted, stop, callers }
     }
 
-    /// How many likes were accepted so far.
+    /// Number of likes accepted so far.
     pub(crate) fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more are accepted.
+    /// Waits until this number of further likes is accepted.
     pub(crate) async fn wait_for(&self, likes: u64) {
         let until = self.accepted() + likes;
         eventually("likes are accepted", async || self.accepted() >= until).await;
     }
 
-    /// Stops when what was begun is accepted, and tells how many likes that makes: each must be in the table once.
+    /// Stops the clients once their current likes are accepted, and returns the number of accepted likes. Each of them must
+    /// be in the table exactly once.
     pub(crate) async fn finish(mut self) -> usize {
         self.stop.cancel();
         while let Some(ended) = self.callers.join_next().await {
@@ -62,7 +63,8 @@ impl Load {
         usize::try_from(self.accepted()).unwrap()
     }
 
-    /// Stops, and then every like has to be in the table once, with nothing left to do and nothing lost.
+    /// Stops the clients, and checks that every like is in the table exactly once, the backlog is empty and no entry is
+    /// lost.
     pub(crate) async fn finish_stored(self, setup: &Setup, redis_url: &str, consumers: &[Program]) {
         let sent = self.finish().await;
         setup.wait_for_rows(sent).await;
@@ -89,13 +91,13 @@ async fn call(
         }
         let user = 1 + caller + number * CALLERS;
         while !client.post_like(user, 42).await.is_ok_and(|response| response.status == 202) {
-            sleep(AGAIN_AFTER).await;
+            sleep(RETRY_DELAY).await;
         }
         accepted.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Watches how a number grows, and remembers for how long it stood still at most.
+/// Longest time without a change of a number.
 pub(crate) struct Stalls {
     last: (i64, Instant),
     pub(crate) longest: Duration,

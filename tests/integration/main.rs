@@ -1,4 +1,4 @@
-//! The real programs against real servers. Each test has a Redis and a database of its own; one file a behaviour.
+//! The real programs against real servers. Each test has a private Redis and database; each file covers one behaviour.
 
 #![expect(
     clippy::unwrap_used,

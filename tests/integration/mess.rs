@@ -26,7 +26,7 @@ fn runbook_command(command: &str, placeholders: &[(&str, &str)]) -> Vec<String> 
     words.collect()
 }
 
-/// Runs a command of the runbook, and checks that it does everything.
+/// Runs a command of the runbook, and checks that it succeeds without skipped entries.
 fn fix(setup: &Setup, command: &str, placeholders: &[(&str, &str)]) {
     let mut words = runbook_command(command, placeholders);
     words.extend(["--yes", "--reason-text", "the mess"].map(str::to_owned));
@@ -169,7 +169,7 @@ async fn every_problem_of_a_mess_is_seen_and_mended_by_the_runbook() {
 
     let verified = json(&setup, &["verify", "-o", "json"]);
     assert_eq!(verified["missing"], 0, "{verified:#}");
-    // 5,000, the poison entry, the missing one, and the dead letters.
+    // 5,000 likes, the suspect entry, the missing like and the dead letters.
     setup.wait_for_rows(5_000 + 2 + 10).await;
     eventually("doctor has nothing to report", async || {
         let doctor = json(&setup, &["doctor", "-o", "json"]);

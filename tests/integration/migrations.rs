@@ -1,4 +1,4 @@
-//! The schema: made once, and looked at before anything else.
+//! Migrations, and the schema check at start.
 
 use std::thread;
 

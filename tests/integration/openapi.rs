@@ -1,4 +1,4 @@
-//! What callers can read of the interface.
+//! API documentation that ingest serves.
 
 use std::{env, fs, path::Path};
 
@@ -14,7 +14,7 @@ async fn get(client: &mut HttpClient, path: &str) -> Response {
     client.send(Request::get(path).body(Full::new(Bytes::new())).unwrap()).await.unwrap()
 }
 
-/// `UPDATE_GOLDEN=1 cargo test … openapi` writes it anew.
+/// After an intended change, `UPDATE_GOLDEN=1 cargo test … openapi` updates the file.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_committed_description_is_what_is_served() {
     let setup = Setup::without_schema(&[]).await;
@@ -35,7 +35,7 @@ async fn the_committed_description_is_what_is_served() {
     assert_eq!(documented, ["/likes", "/likes/batch"]);
 }
 
-/// The addresses in a page that a browser would load.
+/// Addresses in a page that a browser would load.
 fn loaded(page: &str) -> Vec<&str> {
     let attributes = page.split(['"', '\'']).collect::<Vec<_>>();
     let pairs = attributes.windows(2).filter(|pair| pair[0].ends_with("src=") || pair[0].ends_with("href="));
@@ -58,7 +58,7 @@ async fn the_pages_for_people_load_nothing_from_elsewhere() {
     let files = loaded(&page);
     assert!(files.len() >= 5, "{files:?}");
     for file in files {
-        assert!(!file.contains("//"), "{file} is from elsewhere");
+        assert!(!file.contains("//"), "{file} is an external resource");
         let response = get(&mut client, &format!("/docs/{}", file.trim_start_matches("./"))).await;
         assert_eq!(response.status, 200, "{file}");
         assert!(!response.body.is_empty());

@@ -1,4 +1,4 @@
-//! Too much, or Redis in trouble: callers are told to come back, and nothing that was accepted is dropped.
+//! Overload and Redis outages: clients get a 503 with Retry-After, and no accepted like is dropped.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -39,7 +39,7 @@ async fn a_like_is_answered_only_when_redis_has_it() {
     let mut answer = Box::pin(post(&ingest, LIKE));
     assert!(
         timeout(Duration::from_millis(500), &mut answer).await.is_err(),
-        "answered while Redis stood still"
+        "answered while Redis was frozen"
     );
     setup.redis.resume();
     assert_eq!(answer.await.status, 202);
@@ -52,20 +52,20 @@ async fn likes_that_arrive_while_redis_is_busy_share_entries() {
     let ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s"), ("INGEST_ENTRY_LIKES", "30")]);
     let ingest_accepted = || ingest.metrics().unwrap().sum("likestream_likes_accepted_total");
     setup.redis.pause();
-    // All of one user, so of one partition.
+    // All likes are of one user, and therefore in one partition.
     let callers = (1..=100).map(|post| {
         let mut client = HttpClient::new(ingest.listen());
         tokio::spawn(async move { client.post_like(7, post).await })
     });
     let answers = join_all(callers.collect::<Vec<_>>());
     let active = || ingest.metrics().unwrap().sum("http_server_active_requests");
-    eventually("all wait", async || active() == 100.0).await;
+    eventually("all requests are in flight", async || active() == 100.0).await;
     assert_eq!(ingest_accepted(), 0.0);
     setup.redis.resume();
     for response in answers.await {
         assert_eq!(response.unwrap().unwrap().status, 202);
     }
-    // The first ones left before the others had come; the rest had to wait, thirty at most in an entry.
+    // The first likes departed before the others arrived. The rest had to wait, and an entry has at most 30 likes.
     let entries = entries(&setup.redis_client().await).await;
     assert!((4..=10).contains(&entries), "{entries} entries");
     let _consumer = setup.consumer(&[]);
@@ -86,7 +86,7 @@ async fn redis_away_is_a_503_and_its_return_is_noticed() {
     eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
     eventually("ready again", async || devstack::admin::get(ingest.admin(), "/readyz").unwrap().0 == 200)
         .await;
-    assert!(entries(&setup.redis_client().await).await >= 2, "the append-only file has the first like");
+    assert!(entries(&setup.redis_client().await).await >= 2, "the append-only file contains the first like");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,9 +106,9 @@ async fn redis_out_of_memory_is_a_503_and_the_consumer_drains_on() {
     assert_eq!(post(&ingest, LIKE).await.status, 202);
     setup.append(&likes(1_000), 10).await;
     let redis = setup.redis_client().await;
-    // They must exist before memory runs out: to make one then fails too.
+    // Groups must exist before memory runs out, because creating one would fail, too.
     create_groups(&redis).await;
-    // One that must become a dead letter, or else nothing behind it can be trimmed and memory never comes back.
+    // This entry must become a dead letter. Otherwise no later entry could be trimmed, and memory would never be freed.
     append_raw(&redis, 0, b"\xc1").await;
     config_set(&redis, "maxmemory", "1").await;
     assert!(refused_as(&ingest, "redis-out-of-memory").await);
@@ -116,7 +116,7 @@ async fn redis_out_of_memory_is_a_503_and_the_consumer_drains_on() {
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
     assert_eq!(redis.xlen::<u64, _>(dead_stream(0)).await.unwrap(), 1);
-    eventually("all is trimmed", async || entries(&redis).await == 0).await;
+    eventually("all entries are trimmed", async || entries(&redis).await == 0).await;
     config_set(&redis, "maxmemory", "0").await;
     eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
 }
@@ -129,14 +129,13 @@ async fn a_backlog_over_its_limit_is_a_503_until_it_is_drained() {
     eventually("503", async || refused_as(&ingest, "backlog-full").await).await;
     let before = entries(&setup.redis_client().await).await;
     assert!(refused_as(&ingest, "backlog-full").await);
-    assert_eq!(entries(&setup.redis_client().await).await, before, "what is refused is not half taken");
+    assert_eq!(entries(&setup.redis_client().await).await, before, "a refused like is not appended");
 
     let _consumer = setup.consumer(&[]);
     eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
     setup.wait_until_drained().await;
 }
 
-/// Acknowledged entries that are kept are not a backlog.
 #[tokio::test(flavor = "multi_thread")]
 async fn retained_entries_are_no_backlog() {
     let setup = Setup::new().await;
@@ -148,7 +147,7 @@ async fn retained_entries_are_no_backlog() {
     assert_eq!(post(&ingest, LIKE).await.status, 202);
 }
 
-/// Redis 7.0 counts wrongly after a restart from its append-only file: the lag of a group stays too large for good.
+/// After a restart from its append-only file, Redis 7.0 permanently reports too large a lag.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lag_that_redis_has_wrong_is_no_backlog() {
     let setup = Setup::new().await;
@@ -170,7 +169,7 @@ async fn a_lag_that_redis_has_wrong_is_no_backlog() {
         ];
         redis.custom::<(), _>(command, arguments).await.unwrap();
         let groups: Vec<HashMap<String, Value>> = redis.xinfo_groups(stream(partition)).await.unwrap();
-        assert!(groups[0]["lag"].as_u64().unwrap() >= 90, "Redis has it wrong now");
+        assert!(groups[0]["lag"].as_u64().unwrap() >= 90, "Redis reports a wrong lag");
     }
     let ingest = setup.ingest(&[("INGEST_BACKLOG_LIMIT", "50")]);
     assert_eq!(post(&ingest, LIKE).await.status, 202);
@@ -194,7 +193,7 @@ async fn too_many_likes_at_once_are_a_503_at_once() {
         }
     }
     setup.redis.resume();
-    // One in flight and one in the queue, give or take one that was on its way between the two.
+    // One like is in flight and one is queued; one more may be in between.
     assert!((7..=9).contains(&refused), "{refused} refused");
 }
 
@@ -224,8 +223,8 @@ async fn a_policy_that_drops_streams_is_warned_of() {
     assert_eq!(redis.xlen::<u64, _>(stream(0)).await.unwrap(), 0);
 }
 
-/// Database gone, the streams grow to the limit, callers are told to come back; database back, all of it drains, and
-/// callers are served again. Nothing grows meanwhile but the streams.
+/// During an outage of Postgres, the streams grow to the backlog limit, and then clients get 503. After it, the backlog
+/// drains and likes are accepted again. Memory use of the programs does not grow.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_outage_is_felt_by_callers_only_at_the_limit() {
     let mut setup = Setup::with_own_postgres(&[]);

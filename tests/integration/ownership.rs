@@ -1,4 +1,5 @@
-//! Who reads which partition: joining, leaving, dying, freezing, standing by. Overlap and gaps lose and double nothing.
+//! Partition ownership: joining, leaving, crashing, freezing and standby. Overlaps and gaps cause no loss and no
+//! duplicates.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,9 @@ use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harness::{GROUP, PARTITIONS, SOON, Settings, Setup, beat_for, eventually, likes, pending, post, run},
+    harness::{
+        GROUP, PARTITIONS, SOON, Settings, Setup, eventually, likes, pending, post, run, send_heartbeats_as,
+    },
     load::{Load, Stalls},
     proxy::Proxy,
 };
@@ -21,7 +24,7 @@ fn counted(consumers: &[Program], metric: &str) -> f64 {
     consumers.iter().map(|consumer| consumer.metrics().unwrap().sum(metric)).sum()
 }
 
-/// Waits until all partitions are owned, evenly, and tells how long that took.
+/// Waits until all partitions are owned and evenly distributed, and returns the elapsed time.
 async fn settled(consumers: &[Program]) -> Duration {
     let started = Instant::now();
     eventually("ownership settles", async || {
@@ -33,7 +36,7 @@ async fn settled(consumers: &[Program]) -> Duration {
     started.elapsed()
 }
 
-/// For how long at most the table did not grow.
+/// Returns the longest time without growth of the table.
 async fn watch_rows(client: tokio_postgres::Client, stop: CancellationToken) -> Duration {
     let mut stalls = Stalls::new();
     while !stop.is_cancelled() {
@@ -44,7 +47,7 @@ async fn watch_rows(client: tokio_postgres::Client, stop: CancellationToken) -> 
     stalls.longest
 }
 
-/// The longest that a like had to wait for its commit, in milliseconds.
+/// Maximum end-to-end latency in milliseconds.
 async fn longest_wait_ms(client: &tokio_postgres::Client) -> i64 {
     let sql = "SELECT coalesce(max(extract(epoch FROM pg_xact_commit_timestamp(xmin) - created_at) * 1000), 0)::bigint
                FROM likes";
@@ -81,7 +84,7 @@ async fn consumers_come_and_go_under_load() {
     );
 }
 
-/// Its entries are stored without waiting until they have been idle for long.
+/// The entries of a killed consumer are claimed although `CLAIM_MIN_IDLE` is one hour.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_consumer_had_is_claimed_at_once() {
     let mut setup = Setup::with_own_postgres(&[]);
@@ -91,7 +94,7 @@ async fn what_a_killed_consumer_had_is_claimed_at_once() {
     settled(&consumers).await;
     setup.postgres().pause();
     setup.append(&likes(3_000), 1).await;
-    eventually("all of them have entries in hand", async || {
+    eventually("all consumers have entries in flight", async || {
         consumers
             .iter()
             .all(|consumer| consumer.metrics().unwrap().sum("messaging_client_consumed_messages_total") > 0.0)
@@ -102,7 +105,7 @@ async fn what_a_killed_consumer_had_is_claimed_at_once() {
     assert!(pending(&redis).await > 0);
     setup.postgres().resume();
     setup.wait_for_rows(3_000).await;
-    println!("what the killed one had was stored {:?} after its end", killed.elapsed());
+    println!("the entries of the killed consumer were stored {:?} after the kill", killed.elapsed());
     setup.wait_until_drained().await;
     assert!(counted(&consumers, "likestream_entries_reclaimed_total") > 0.0);
 }
@@ -115,15 +118,15 @@ async fn a_frozen_consumer_that_comes_back_doubles_nothing_and_is_welcome() {
     settled(&consumers).await;
     setup.postgres().pause();
     setup.append(&likes(2_000), 1).await;
-    eventually("it has entries in hand", async || {
+    eventually("the consumer has entries in flight", async || {
         consumers[0].metrics().unwrap().sum("messaging_client_consumed_messages_total") > 0.0
     })
     .await;
     consumers[0].signal(Signal::SIGSTOP);
     setup.postgres().resume();
-    // The other one takes over partitions and entries.
+    // The other consumer takes over partitions and entries.
     setup.wait_for_rows(2_000).await;
-    eventually("all is the other's", async || owned(&consumers[1]) == PARTITIONS).await;
+    eventually("the other consumer owns all partitions", async || owned(&consumers[1]) == PARTITIONS).await;
     consumers[0].signal(Signal::SIGCONT);
     settled(&consumers).await;
     setup.append(&likes(2_100), 7).await;
@@ -150,7 +153,7 @@ async fn a_name_is_for_one_consumer_at_a_time() {
     );
     assert_eq!(owned(&first), PARTITIONS);
 
-    // One that died is no hindrance, and one that was frozen meanwhile makes way.
+    // A dead consumer does not block its name, and a consumer that was frozen exits if another process has its name.
     first.kill();
     let mut second = setup.consumer(&[("CONSUMER_NAME", "one")]);
     second.signal(Signal::SIGSTOP);
@@ -172,7 +175,7 @@ async fn surplus_consumers_stand_by_and_take_over() {
     eventually("it says so", async || consumers[idle].log_text().contains("standby")).await;
     let standby = consumers.remove(idle);
     consumers[0].kill();
-    eventually("it takes over", async || owned(&standby) == 1).await;
+    eventually("the standby takes over", async || owned(&standby) == 1).await;
     setup.append(&likes(100), 1).await;
     setup.wait_for_rows(100).await;
 }
@@ -190,14 +193,14 @@ async fn consumers_may_be_fixed_to_partitions() {
     setup.wait_for_rows(300).await;
     let rest = setup.consumer(&[]);
     setup.wait_for_rows(400).await;
-    eventually("nothing is without a reader", async || {
+    eventually("every partition has an owner", async || {
         [&low, &odd, &rest].iter().all(|c| c.metrics().unwrap().sum("likestream_partitions_orphaned") == 0.0)
     })
     .await;
     assert_eq!([owned(&low), owned(&odd), owned(&rest)], [2, 2, 1]);
 }
 
-/// One that can't reach Postgres must not sit on partitions that others could read.
+/// A consumer without access to Postgres must not keep partitions that others could process.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_cannot_store_leaves_its_partitions_to_others() {
     let setup = Setup::with_own_postgres(&[]);
@@ -207,18 +210,19 @@ async fn a_consumer_that_cannot_store_leaves_its_partitions_to_others() {
     let settings: Settings<'_> = &[("WRITE_TIMEOUT", "300ms"), ("CLAIM_MIN_IDLE", "1s")];
     let cut_off = setup.consumer(&[settings, &[("DATABASE_URL", &proxied)]].concat());
     let other = setup.consumer(settings);
-    eventually("they share", async || owned(&cut_off) == 2 && owned(&other) == 2).await;
+    eventually("both consumers own partitions", async || owned(&cut_off) == 2 && owned(&other) == 2).await;
     proxy.hold_requests();
     setup.append(&likes(1_000), 1).await;
-    // What it has in hand is claimed when it was idle for long enough.
+    // Its pending entries are claimed after CLAIM_MIN_IDLE.
     setup.wait_for_rows(1_000).await;
     assert_eq!((owned(&cut_off), owned(&other)), (0, PARTITIONS));
     proxy.let_go();
-    eventually("they share again", async || owned(&cut_off) == 2 && owned(&other) == 2).await;
+    eventually("both consumers own partitions again", async || owned(&cut_off) == 2 && owned(&other) == 2)
+        .await;
     setup.wait_until_drained().await;
 }
 
-/// When Redis comes back nobody has been heard of for a while.
+/// When Redis is back, all heartbeats are older than the liveness timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_taken_for_dead_because_redis_was_away() {
     let setup = Setup::new().await;
@@ -237,7 +241,7 @@ async fn nobody_is_taken_for_dead_because_redis_was_away() {
     }
 }
 
-/// As after a failover to a server whose clock is behind. Clocks of other hosts don't come into it: only Redis's is asked.
+/// As after a failover to a server whose clock is behind. Only the clock of Redis is used, never that of another host.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_from_the_future_counts_from_now() {
     use fred::prelude::HashesInterface;
@@ -249,12 +253,11 @@ async fn a_heartbeat_from_the_future_counts_from_now() {
         redis.hset::<u64, _, _>(&key, (name, record)).await.unwrap();
     }
     let consumer = setup.consumer(&[]);
-    assert!(owned(&consumer) < PARTITIONS, "the ghost is a member");
-    eventually("the ghost is dead", async || owned(&consumer) == PARTITIONS).await;
+    assert!(owned(&consumer) < PARTITIONS, "the ghost counts as a member");
+    eventually("the ghost has expired", async || owned(&consumer) == PARTITIONS).await;
     assert!(!redis.hexists::<bool, _, _>(&key, "garbage").await.unwrap());
 }
 
-/// Quiet partitions share transactions.
 #[tokio::test(flavor = "multi_thread")]
 async fn quiet_partitions_are_batched_together() {
     let setup = Setup::new().await;
@@ -275,14 +278,14 @@ async fn quiet_partitions_are_batched_together() {
     }
 }
 
-/// Foreign readers of the group that beat are left alone.
+/// Heartbeats of a foreign reader of the group do not disturb the rebuild.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_record_of_members_can_be_lost() {
     use fred::prelude::KeysInterface;
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let consumers = [setup.consumer(&[]), setup.consumer(&[])];
-    let _beating = beat_for(redis.clone(), "foreign");
+    let _heartbeats = send_heartbeats_as(redis.clone(), "foreign");
     settled(&consumers).await;
     let ingest = setup.ingest(&[]);
     redis.del::<u64, _>("likes:members:likes-writers").await.unwrap();

@@ -1,4 +1,4 @@
-//! Through a real PgBouncer that gives its few sessions to transactions.
+//! Consumers behind a real PgBouncer with transaction pooling and few sessions.
 
 use devstack::{
     pgbouncer_server::{PgbouncerOptions, PgbouncerServer, PoolMode},
@@ -11,7 +11,7 @@ use crate::{
     harness::{Ended, PARTITIONS, SOON, Setup, eventually, like, likes, pending, postgres_client, run},
 };
 
-/// A PgBouncer before the database of a test.
+/// PgBouncer in front of the database of a test.
 struct Pooler {
     server: PgbouncerServer,
     options: PgbouncerOptions,
@@ -40,8 +40,8 @@ fn failed(consumer: &Program) -> f64 {
     consumer.metrics().unwrap().sum("likestream_batches_failed_total")
 }
 
-/// Waits until a statement of the consumers waits for a lock of the table. Not by `pg_stat_activity`: whoever has locked
-/// the table is in a transaction, to which that stays as it was first seen.
+/// Waits until a statement of a consumer waits for a lock of the table. `pg_stat_activity` cannot be used: this client
+/// holds the lock in a transaction, in which the view is a snapshot.
 async fn caught_in_a_transaction(postgres: &tokio_postgres::Client) {
     let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
                    WHERE datname = current_database() AND relation = 'likes'::regclass AND NOT granted";
@@ -51,7 +51,7 @@ async fn caught_in_a_transaction(postgres: &tokio_postgres::Client) {
     .await;
 }
 
-/// Both transactions have a session, so they are all that a PgBouncer with two of them has.
+/// Checks both sessions of a PgBouncer with two sessions: each of two open transactions has one of them.
 async fn nothing_is_left_in_two_sessions(pooler: &Pooler) {
     let (one, other) = (postgres_client(&pooler.url).await, postgres_client(&pooler.url).await);
     for client in [&one, &other] {
@@ -70,7 +70,7 @@ async fn nothing_is_left_in_two_sessions(pooler: &Pooler) {
     assert_ne!(sessions[0], sessions[1]);
 }
 
-/// Two sessions for the writers and probes of three consumers, whose statements have the same names.
+/// Writers and probes of three consumers share two sessions, and their prepared statements have the same names.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumers_share_sessions_and_leave_nothing_in_them() {
     let setup = Setup::new().await;
@@ -127,7 +127,7 @@ async fn a_pooler_that_dies_in_a_transaction_is_waited_for() {
     assert!(dead_letters(&setup.redis_client().await).await.is_empty());
 }
 
-/// Each process numbers its statements from the start, in sessions that have seen those of others.
+/// Each process numbers its prepared statements from 0, in sessions that other processes have used.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumers_that_end_or_die_leave_no_names_in_the_way() {
     let setup = Setup::new().await;
@@ -158,7 +158,7 @@ async fn consumers_that_end_or_die_leave_no_names_in_the_way() {
     }
 }
 
-/// A pooler lets everybody in, and without a free session it lets everybody wait: nobody may wait for that without bound.
+/// A pooler accepts every connection, and lets it wait if no session is free. That wait must have a time limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooler_without_a_free_session_is_waited_for_within_bounds() {
     let setup = Setup::new().await;
@@ -216,8 +216,8 @@ async fn who_counts_on_a_session_is_told_at_start_that_there_is_none() {
     assert!(migration.stderr.starts_with("error: DATABASE_URL: points to a pooler"), "{}", migration.stderr);
 }
 
-/// A PgBouncer that gives sessions to clients is like Postgres itself. When it changes its mode behind the back of
-/// consumers they halt and say what to do, and no like is acknowledged for nothing.
+/// With session pooling, PgBouncer behaves like Postgres. When its mode changes to transaction pooling while consumers run,
+/// they halt and report the fix, and no like is acknowledged without being stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing() {
     let setup = Setup::new().await;
@@ -229,13 +229,13 @@ async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing
     setup.wait_until_drained().await;
 
     pooler.server.kill();
-    // Of the four connections that the consumers have, only one can make its staging table now.
+    // Of the four connections of the consumers, only one can create its staging table now.
     let options =
         PgbouncerOptions { pool_mode: PoolMode::Transaction, server_connections: 1, ..pooler.options };
     pooler.server.start_again(options).unwrap();
     let mut users = 50;
-    eventually("one says what to do", async || {
-        // One for each partition: both consumers must write, for one of them to be in the way of the other.
+    eventually("a consumer reports the fix", async || {
+        // One like per partition: both consumers must write so that they conflict.
         let next = users + u64::from(PARTITIONS);
         setup.append(&(users + 1..=next).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
         users = next;
@@ -250,7 +250,7 @@ async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing
     assert!(pending(&redis).await > 0);
 
     drop(consumers);
-    // Its sessions still have what the consumers began them with.
+    // A restart discards the sessions, which still have the state of the consumers.
     pooler.server.kill();
     pooler.server.start_again(options).unwrap();
     let settings = [

@@ -1,4 +1,4 @@
-//! The main job: from POST to row.
+//! The main path: from POST to row.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ async fn every_accepted_like_is_stored_once() {
         let mut client = HttpClient::new(ingest.listen());
         callers.push(tokio::spawn(async move {
             for n in 0..100 {
-                // Neighbours send the same likes at the same time.
+                // Two clients send the same likes at the same time.
                 let response = client.post_like(caller / 2 * 100 + n + 1, 1 + n % 3).await.unwrap();
                 assert_eq!(response.status, 202, "{response:?}");
             }
@@ -90,7 +90,7 @@ async fn duplicates_within_and_between_batches_are_absorbed() {
     assert_eq!(metrics.sum("likestream_likes_deduplicated_total"), 1_000.0);
 }
 
-/// The placement is a promise to other producers and to debuggers; correctness doesn't depend on it.
+/// Other producers and debugging rely on this placement. Correctness does not depend on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_like_goes_to_the_partition_of_its_user_and_the_answer_names_its_entry() {
     let setup = Setup::new().await;
@@ -126,7 +126,7 @@ async fn a_like_in_any_partition_is_stored_once() {
     assert_eq!(setup.count().await, 1);
 }
 
-/// Bytes as another language's library writes them, down to unusual integer widths and a later minor revision.
+/// Payloads of another implementation, with unusual integer widths and fields of a later minor revision.
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_of_other_producers_are_understood() {
     let setup = Setup::new().await;
@@ -153,7 +153,7 @@ async fn consumers_share_the_work() {
     setup.append(&likes(10_000), 5).await;
     setup.wait_for_rows(10_000).await;
     setup.wait_until_drained().await;
-    eventually("both have stored some, and all together once", async || {
+    eventually("both consumers have stored rows, in total each row once", async || {
         let inserted =
             consumers.each_ref().map(|c| c.metrics().unwrap().sum("likestream_rows_inserted_total"));
         inserted[0] > 0.0 && inserted[1] > 0.0 && inserted[0] + inserted[1] == 10_000.0

@@ -1,4 +1,4 @@
-//! A TCP proxy that can hold what flows through it, so that a program is caught at a point of its work for certain.
+//! TCP proxy that can hold requests or replies, so that a test can stop a program at a chosen point.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,14 +12,14 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Between a program and its server. Dropped, it cuts all connections.
+/// Proxy between a program and its server. Dropped, it closes all connections.
 pub(crate) struct Proxy {
     address: SocketAddr,
     gates: Arc<Gates>,
     _connections: JoinSet<()>,
 }
 
-/// Whether bytes may pass.
+/// Whether bytes are forwarded.
 struct Gates {
     requests: watch::Sender<bool>,
     replies: watch::Sender<bool>,
@@ -43,18 +43,18 @@ impl Proxy {
         format!("redis://{}", self.address)
     }
 
-    /// From now on the server hears nothing more.
+    /// Holds all further requests.
     pub(crate) fn hold_requests(&self) {
         self.gates.requests.send_replace(false);
     }
 
-    /// What was held passes, and all that follows.
+    /// Forwards held and further bytes.
     pub(crate) fn let_go(&self) {
         self.gates.requests.send_replace(true);
         self.gates.replies.send_replace(true);
     }
 
-    /// From now on the program hears nothing more.
+    /// Holds all further replies.
     pub(crate) fn hold_replies(&self) {
         self.gates.replies.send_replace(false);
     }

@@ -1,4 +1,4 @@
-//! Crashes, outages and mistakes: what was accepted is stored all the same, once.
+//! Crashes, outages and operator errors: every accepted like is stored exactly once.
 
 use devstack::http_client::HttpClient;
 use fred::{
@@ -7,8 +7,8 @@ use fred::{
 };
 
 use crate::harness::{
-    GROUP, PARTITIONS, SOON, Setup, append_raw, beat_for, create_groups, eventually, like, likes, pending,
-    pending_or_none, post, stream,
+    GROUP, PARTITIONS, SOON, Setup, append_raw, create_groups, eventually, like, likes, pending,
+    pending_or_none, post, send_heartbeats_as, stream,
 };
 
 async fn deliver_to(client: &Client, consumer: &str) {
@@ -20,7 +20,7 @@ async fn deliver_to(client: &Client, consumer: &str) {
     }
 }
 
-/// A process that died with entries in hand comes back under its name and takes them up at once.
+/// A process that crashed with pending entries restarts under its old name and recovers them immediately.
 #[tokio::test(flavor = "multi_thread")]
 async fn own_pending_entries_are_taken_up_at_start() {
     let setup = Setup::new().await;
@@ -42,14 +42,14 @@ async fn entries_of_a_dead_consumer_are_claimed() {
     create_groups(&redis).await;
     setup.append(&likes(1_000), 1).await;
     deliver_to(&redis, "gone").await;
-    // Long enough that a slow consumer doesn't claim its own.
+    // Long enough that a slow consumer does not claim its own entries.
     let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "10s"), ("WRITE_TIMEOUT", "4s")]);
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total"), 1_000.0);
 }
 
-/// What can be claimed may lie far behind what can't: the cursor is kept from page to page.
+/// Claimable entries can be far behind entries that are not idle: the cursor is kept from page to page.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
     let setup = Setup::new().await;
@@ -60,7 +60,7 @@ async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
         ids.push(append_raw(&redis, 0, &shared::wire::codec::encode(&[like(user, 42)])).await);
     }
     deliver_to(&redis, "living").await;
-    let _beating = beat_for(redis.clone(), "living");
+    let _heartbeats = send_heartbeats_as(redis.clone(), "living");
     let claim = CustomCommand::new_static("XCLAIM", ClusterHash::Random, false);
     for id in &ids[1_500..] {
         let arguments =
@@ -69,7 +69,7 @@ async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
     }
     let _consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
     setup.wait_for_rows(100).await;
-    eventually("only the living one has some left", async || pending(&redis).await == 1_500).await;
+    eventually("only the live consumer has pending entries", async || pending(&redis).await == 1_500).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +79,7 @@ async fn entries_of_a_living_consumer_are_left_to_it() {
     create_groups(&redis).await;
     append_raw(&redis, 0, &[0x92, 1, 0x93, 7, 42, 5]).await;
     deliver_to(&redis, "living").await;
-    let _beating = beat_for(redis.clone(), "living");
+    let _heartbeats = send_heartbeats_as(redis.clone(), "living");
     let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
     setup.append(&likes(100), 1).await;
     setup.wait_for_rows(100).await;
@@ -93,11 +93,11 @@ async fn a_killed_consumer_loses_and_doubles_nothing() {
     let redis = setup.redis_client().await;
     let settings = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms"), ("BATCH_ROWS", "200")];
     setup.append(&likes(5_000), 3).await;
-    // Frozen in the middle of a transaction, so that it is killed with a batch in hand.
+    // Postgres is frozen during a transaction, so that the consumer is killed with a batch in flight.
     setup.postgres().pause();
     let mut victim = setup.start("consumer", &settings);
     setup.postgres().resume();
-    eventually("it has entries in hand", async || pending_or_none(&redis).await > 0).await;
+    eventually("the consumer has pending entries", async || pending_or_none(&redis).await > 0).await;
     setup.postgres().pause();
     victim.kill();
     setup.postgres().resume();
@@ -171,7 +171,7 @@ async fn a_redis_that_restarts_is_read_on() {
     setup.wait_until_drained().await;
 }
 
-/// The reply of a read is lost with its connection: the entries in it are pending with a consumer that never saw them.
+/// A closed connection loses the reply to a read. Its entries are pending for a consumer that never received them.
 #[tokio::test(flavor = "multi_thread")]
 async fn cut_connections_lose_nothing() {
     let setup = Setup::new().await;
@@ -209,7 +209,7 @@ async fn a_lost_group_is_made_anew_from_the_first_entry() {
             2 => redis.del::<(), _>(stream(0)).await.unwrap(),
             _ => redis.xgroup_destroy::<(), _, _>(stream(0), GROUP).await.unwrap(),
         }
-        // Entries that come before the group is back must not be skipped.
+        // Entries that are appended before the group is recreated must not be skipped.
         for user in 1..=100 {
             let body = format!(r#"{{"user_id": {}, "post_id": 42}}"#, round * 100 + user);
             assert_eq!(post(&ingest, &body).await.status, 202);
@@ -219,7 +219,7 @@ async fn a_lost_group_is_made_anew_from_the_first_entry() {
     consumer.wait_ready(SOON).unwrap();
 }
 
-/// Somebody deletes entries that are pending. That is loss, and it is said loudly.
+/// An operator deletes pending entries. This is data loss and must be reported as such.
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_entries_are_reported_as_lost() {
     let setup = Setup::new().await;
@@ -244,7 +244,7 @@ async fn deleted_entries_are_reported_as_lost() {
     assert!(consumer.log_text().contains("data loss: entries were deleted"));
 }
 
-/// Two consumers that write the same rows in opposite arrival order must not deadlock: batches are sorted.
+/// Consumers that receive the same rows in opposite order must not deadlock, because batches are sorted.
 #[tokio::test(flavor = "multi_thread")]
 async fn consumers_with_the_same_likes_do_not_deadlock() {
     let setup = Setup::new().await;

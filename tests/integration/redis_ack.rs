@@ -1,4 +1,4 @@
-//! `REDIS_ACK`: a 202 waits for what it promises.
+//! `REDIS_ACK`: a 202 is sent only after the configured confirmation.
 
 use devstack::{program::Program, redis_server::RedisServer};
 use fred::prelude::{ClientLike, StreamsInterface};
@@ -11,7 +11,7 @@ async fn replica_of(setup: &Setup) -> RedisServer {
     let primary = format!("127.0.0.1 {}", setup.redis.port());
     let replica = start_redis(&["--replicaof", &primary]);
     let redis = setup.redis_client().await;
-    eventually("the replica is there", async || {
+    eventually("the replica is connected", async || {
         let info: String = redis.info(Some(fred::types::InfoKind::Replication)).await.unwrap();
         info.contains("state=online")
     })
@@ -21,7 +21,7 @@ async fn replica_of(setup: &Setup) -> RedisServer {
 
 async fn answered(ingest: &Program) -> String {
     let response = post(ingest, LIKE).await;
-    if response.status == 202 { "taken".to_owned() } else { problem(&response) }
+    if response.status == 202 { "accepted".to_owned() } else { problem(&response) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,7 +30,7 @@ async fn a_like_waits_for_its_replicas() {
     let ingest = setup.ingest(&[("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "2s")]);
     assert_eq!(answered(&ingest).await, "redis-unconfirmed");
     let replica = replica_of(&setup).await;
-    eventually("taken", async || answered(&ingest).await == "taken").await;
+    eventually("the like is accepted", async || answered(&ingest).await == "accepted").await;
     let user_7 = shared::wire::partition::PartitionCount::new(PARTITIONS).unwrap().of_user(7).number();
     let there = fred::prelude::Builder::from_config(fred::prelude::Config::from_url(&replica.url()).unwrap());
     let there = there.build().unwrap();
@@ -39,24 +39,24 @@ async fn a_like_waits_for_its_replicas() {
     assert_eq!(
         there.xlen::<u64, _>(stream(user_7)).await.unwrap(),
         here,
-        "the replica has all that was taken"
+        "the replica has every accepted like"
     );
 
     replica.pause();
     assert_eq!(answered(&ingest).await, "redis-unconfirmed");
     replica.resume();
-    eventually("taken again", async || answered(&ingest).await == "taken").await;
+    eventually("likes are accepted again", async || answered(&ingest).await == "accepted").await;
     let _consumer = setup.consumer(&[]);
     setup.wait_for_rows(1).await;
 }
 
-/// A broken connection must not make `WAIT` speak of nothing and so of success.
+/// After a reconnect, `WAIT` must not succeed because the new connection has written nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_connection_confirms_nothing() {
     let mut setup = Setup::with_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let ingest = setup.ingest(&[("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "400ms")]);
     let replica = replica_of(&setup).await;
-    eventually("taken", async || answered(&ingest).await == "taken").await;
+    eventually("the like is accepted", async || answered(&ingest).await == "accepted").await;
     drop(replica);
     for _ in 0..3 {
         setup.redis.kill();
@@ -67,7 +67,7 @@ async fn a_cut_connection_confirms_nothing() {
         }
     }
     let _replica = replica_of(&setup).await;
-    eventually("taken again", async || answered(&ingest).await == "taken").await;
+    eventually("likes are accepted again", async || answered(&ingest).await == "accepted").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,6 +90,6 @@ async fn fsync_is_refused_where_redis_cannot_promise_it() {
 
     let setup = Setup::with_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let ingest = setup.ingest(&[("REDIS_ACK", "fsync")]);
-    assert_eq!(answered(&ingest).await, "taken");
+    assert_eq!(answered(&ingest).await, "accepted");
     assert_eq!(entries(&setup.redis_client().await).await, 1);
 }

@@ -1,4 +1,4 @@
-//! A Redis that sentinels watch over: its master dies, freezes, comes back.
+//! Failover with Redis Sentinel: the primary is killed, frozen and restarted.
 
 use devstack::redis_sentinels::RedisSentinels;
 use fred::prelude::Value;
@@ -29,14 +29,17 @@ async fn a_failover_loses_and_doubles_nothing_that_replicas_have() {
 
     let first = sentinels.master().unwrap();
     sentinels.servers[first].kill();
-    eventually("the replica is the master", async || sentinels.master().is_ok_and(|now| now != first)).await;
-    // With no replica nothing is accepted until the old master is back as one.
+    eventually("the replica is the primary", async || sentinels.master().is_ok_and(|now| now != first)).await;
+    // Without a replica, no like is accepted until the old primary is back as a replica.
     sentinels.servers[first].start_again().unwrap();
     load.wait_for(300).await;
 
     let second = sentinels.master().unwrap();
     sentinels.servers[second].pause();
-    eventually("the first one is it again", async || sentinels.master().is_ok_and(|now| now != second)).await;
+    eventually("the first server is the primary again", async || {
+        sentinels.master().is_ok_and(|now| now != second)
+    })
+    .await;
     sentinels.servers[second].resume();
     load.wait_for(300).await;
 

@@ -1,10 +1,10 @@
-//! Bad settings and missing servers: one line that says what to do, and the right exit code.
+//! Invalid settings and unreachable servers: one line with the fix, and the documented exit code.
 
 use std::collections::BTreeSet;
 
 use crate::harness::{Ended, Setup, run};
 
-/// The line must name the setting, the value and what is allowed.
+/// Asserts that the error line names the setting, its value and the expected values.
 fn assert_refused(program: &str, setting: &str, value: &str, allowed: &str) {
     let ended = run(program, &[], &[(setting, value)]);
     assert_eq!(ended.code, Some(2), "{setting}={value}: {}", ended.stderr);
@@ -132,7 +132,7 @@ fn missing_servers_are_said_in_one_line_with_exit_code_1() {
     }
 }
 
-/// Waiting would not help.
+/// A rejected login is not retried, because waiting would not help.
 #[tokio::test(flavor = "multi_thread")]
 async fn whom_a_server_does_not_let_in_is_told_at_once() {
     let setup = Setup::with_redis(&["--requirepass", "hunter2"]).await;
@@ -159,7 +159,7 @@ async fn whom_a_server_does_not_let_in_is_told_at_once() {
     }
 }
 
-/// The kernel accepts connections for a process that stands still.
+/// The kernel accepts connections for a frozen process.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_server_at_start_is_said_in_time() {
     let setup = Setup::with_own_postgres(&[]);
@@ -258,7 +258,8 @@ async fn secrets_come_from_files_too() {
     assert_eq!(both.code, Some(2), "{}", both.stderr);
 }
 
-/// `--help` is where settings are documented, and docs/telemetry.md has those of OpenTelemetry. `.env.example` lists them all.
+/// `--help` documents all settings except those of OpenTelemetry, which are in docs/telemetry.md. `.env.example` lists all
+/// of them.
 #[test]
 fn every_setting_is_documented_and_in_the_example() {
     let example = include_str!("../../.env.example");
@@ -291,7 +292,7 @@ fn every_setting_is_documented_and_in_the_example() {
     assert_eq!(listed, documented);
 }
 
-/// The variables in the tables of docs/telemetry.md: the second one has those of the exporter without their prefix.
+/// Variables in the tables of docs/telemetry.md. The second table lists exporter variables without their prefix.
 fn documented_for_opentelemetry() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let first_cells =
@@ -308,7 +309,7 @@ fn documented_for_opentelemetry() -> BTreeSet<String> {
     names
 }
 
-/// `?` is good for none of them but the name.
+/// `?` is invalid for every variable except the service name.
 #[test]
 fn every_variable_of_opentelemetry_is_checked() {
     for name in documented_for_opentelemetry().into_iter().filter(|name| name != "OTEL_SERVICE_NAME") {

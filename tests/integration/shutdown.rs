@@ -1,4 +1,4 @@
-//! SIGTERM: finish what is in hand, leave nothing behind, exit 0.
+//! Graceful shutdown after SIGTERM: drain, clean up, exit with 0.
 
 use devstack::{http_client::HttpClient, program::Program};
 use fred::prelude::{StreamsInterface, Value};
@@ -12,7 +12,7 @@ async fn a_consumer_stores_and_acknowledges_what_it_has_and_leaves_the_group() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     setup.append(&likes(50_000), 10).await;
-    // A linger as long as this keeps a batch in hand.
+    // With this linger, a batch is still being gathered at shutdown.
     let mut consumer = setup.start(
         "consumer",
         &[
@@ -22,20 +22,20 @@ async fn a_consumer_stores_and_acknowledges_what_it_has_and_leaves_the_group() {
             ("DRAIN_TIMEOUT", "1m"),
         ],
     );
-    eventually("it has entries in hand", async || pending_or_none(&redis).await > 0).await;
+    eventually("the consumer has pending entries", async || pending_or_none(&redis).await > 0).await;
     let status = consumer.terminate(SOON).unwrap();
     assert!(status.success(), "{status}: {}", consumer.log_text());
     assert_eq!(pending(&redis).await, 0);
     let stored = setup.count().await;
     let acknowledged = 50_000 - 10 * undelivered(&redis).await;
-    assert_eq!(stored, acknowledged, "what was read is stored");
+    assert_eq!(stored, acknowledged, "all delivered entries are stored");
     for partition in 0..PARTITIONS {
         let consumers: Vec<Value> = redis.xinfo_consumers(stream(partition), GROUP).await.unwrap();
         assert!(consumers.is_empty(), "{consumers:?}");
     }
 }
 
-/// Entries that no consumer was given.
+/// Number of undelivered entries.
 async fn undelivered(redis: &fred::prelude::Client) -> usize {
     let mut undelivered = 0;
     for partition in 0..PARTITIONS {
@@ -63,7 +63,7 @@ async fn what_cannot_be_stored_in_time_stays_pending_for_the_next() {
     let mut consumer = setup.consumer(&[("DRAIN_TIMEOUT", "1s")]);
     setup.postgres().stop();
     setup.append(&likes(100), 1).await;
-    eventually("the batch is in hand", async || {
+    eventually("the batch is being retried", async || {
         consumer.metrics().unwrap().sum("likestream_batches_failed_total") >= 1.0
     })
     .await;
@@ -85,9 +85,9 @@ async fn what_cannot_be_stored_in_time_stays_pending_for_the_next() {
     setup.wait_until_drained().await;
 }
 
-async fn it_has_arrived(ingest: &Program) {
+async fn request_in_flight(ingest: &Program) {
     let active = || ingest.metrics().unwrap().sum("http_server_active_requests");
-    eventually("the request has arrived", async || active() == 1.0).await;
+    eventually("the request is in flight", async || active() == 1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +97,7 @@ async fn ingest_answers_what_is_in_flight_and_takes_no_more() {
     let address = ingest.listen();
     setup.redis.pause();
     let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
-    it_has_arrived(&ingest).await;
+    request_in_flight(&ingest).await;
     ingest.signal(Signal::SIGTERM);
     eventually("no new connections", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
     assert!(!in_flight.is_finished());
@@ -115,10 +115,10 @@ async fn ingest_does_not_wait_for_ever() {
     let address = ingest.listen();
     setup.redis.pause();
     let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
-    it_has_arrived(&ingest).await;
+    request_in_flight(&ingest).await;
     let status = ingest.terminate(SOON).unwrap();
     assert_eq!(status.code(), Some(1));
-    // It may just be told so before the end.
+    // The client may get an error response before the exit.
     assert!(!in_flight.await.unwrap().is_ok_and(|response| response.status == 202));
     assert!(
         ingest
@@ -127,7 +127,7 @@ async fn ingest_does_not_wait_for_ever() {
     );
 }
 
-/// What a caller has begun to say and not finished is no request: it does not hold up the end.
+/// An incomplete request is not in flight and does not delay shutdown.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_and_half_sent_connections_do_not_hold_up_the_end() {
     let setup = Setup::new().await;
@@ -140,7 +140,7 @@ async fn idle_and_half_sent_connections_do_not_hold_up_the_end() {
     assert!(ingest.terminate(SOON).unwrap().success());
 }
 
-/// A log that can't be written is no reason to stop taking likes, nor to ignore signals.
+/// Without a writable log, ingest still accepts likes and handles signals.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_the_log_stops_nothing() {
     let setup = Setup::new().await;
@@ -155,14 +155,14 @@ async fn a_full_disk_under_the_log_stops_nothing() {
     let mut ingest = devstack::program::command("ingest", &settings).unwrap().stderr(full).spawn().unwrap();
     let mut client = HttpClient::new(address.parse().unwrap());
     eventually("202", async || client.post_like(7, 42).await.is_ok_and(|r| r.status == 202)).await;
-    // This has to be logged, and can't be.
+    // This must be logged, but the write fails.
     setup.redis.pause();
     assert_eq!(client.post_like(7, 43).await.unwrap().status, 503);
     setup.redis.resume();
     eventually("202 again", async || client.post_like(7, 44).await.is_ok_and(|r| r.status == 202)).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(ingest.id().cast_signed()), Signal::SIGTERM).unwrap();
     let mut status = None;
-    eventually("it ends", async || {
+    eventually("ingest has exited", async || {
         status = ingest.try_wait().unwrap();
         status.is_some()
     })
@@ -170,13 +170,13 @@ async fn a_full_disk_under_the_log_stops_nothing() {
     assert!(status.unwrap().success());
 }
 
-/// However long a command may take by itself.
+/// The drain timeout applies even if `REDIS_TIMEOUT` is longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_ends_in_time_though_redis_is_frozen() {
     let setup = Setup::new().await;
     let mut consumer = setup.consumer(&[("REDIS_TIMEOUT", "10m"), ("DRAIN_TIMEOUT", "500ms")]);
     setup.redis.pause();
-    // By chance none of its reads may be under way: then there is nothing to say.
-    let in_good_order = consumer.terminate(SOON).unwrap().success();
-    assert!(in_good_order || consumer.log_text().contains("DRAIN_TIMEOUT"));
+    // If no read happens to be in flight, the shutdown is clean.
+    let is_clean = consumer.terminate(SOON).unwrap().success();
+    assert!(is_clean || consumer.log_text().contains("DRAIN_TIMEOUT"));
 }

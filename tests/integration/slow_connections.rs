@@ -1,4 +1,4 @@
-//! Connections on which next to nothing comes: they harm nobody, and are closed.
+//! Slow and idle connections: they do not affect other clients, and ingest closes them.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::harness::{SOON, Settings, Setup, eventually, post};
 const SLOW: u32 = 1_000;
 const HONEST: u64 = 100;
 
-/// Ingest has some 25 MiB of its own.
+/// Includes about 25 MiB that ingest uses without connections.
 const MAX_RESIDENT_BYTES: u64 = 96 << 20;
 
 const TIMEOUTS: Settings<'_> = &[("INGEST_HEAD_TIMEOUT", "3s"), ("INGEST_IDLE_TIMEOUT", "4s")];
@@ -30,7 +30,7 @@ const TIMEOUTS: Settings<'_> = &[("INGEST_HEAD_TIMEOUT", "3s"), ("INGEST_IDLE_TI
 const LIKE: &str = "POST /likes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 29\r\n\r\n\
                     {\"user_id\": 7, \"post_id\": 42}";
 
-/// Silent ones, heads and bodies that never end, HTTP/2 without a request and with one that never ends.
+/// Silent connections, endless heads and bodies, and HTTP/2 without a request or with an endless one.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_disturb_no_other_and_are_closed() {
     raise_open_files().unwrap();
@@ -39,24 +39,28 @@ async fn slow_clients_disturb_no_other_and_are_closed() {
     let files_before = ingest.open_files().unwrap();
 
     let mut slow = SlowClients::start(ingest.listen(), SLOW, &Slowness::ALL);
-    eventually("half of them or more are there", async || slow.open() >= u64::from(SLOW / 2)).await;
+    eventually("at least half of the slow clients are connected", async || {
+        slow.open() >= u64::from(SLOW / 2)
+    })
+    .await;
     for user in 1..=HONEST {
         let response = post(&ingest, &format!(r#"{{"user_id": {user}, "post_id": 42}}"#)).await;
         assert_eq!(response.status, 202);
         assert!(slow.open() > 0);
     }
-    eventually("all of them were closed, in the mean", async || slow.closed() >= u64::from(SLOW)).await;
+    eventually("each slow client was closed once on average", async || slow.closed() >= u64::from(SLOW))
+        .await;
     let resident = ingest.peak_resident_bytes().unwrap();
     assert!(resident <= MAX_RESIDENT_BYTES, "{resident}");
 
     assert!(timeout(SOON, slow.all_closed()).await.is_ok(), "{} are still open", slow.open());
-    eventually("nothing of them is left", async || ingest.open_files().unwrap() <= files_before).await;
+    eventually("no additional file is open", async || ingest.open_files().unwrap() <= files_before).await;
     assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 43}"#).await.status, 202);
     let accepted = ingest.metrics().unwrap().sum("likestream_likes_accepted_total");
     assert_eq!(accepted, (HONEST + 1) as f64);
 }
 
-/// Also one that was good for a like, whether it then says nothing or never comes to the end of the next head.
+/// A keep-alive connection is closed if it sends no further request, or never completes the head of the next one.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_idle_after_a_request_are_closed() {
     let setup = Setup::new().await;
@@ -64,7 +68,7 @@ async fn connections_that_are_idle_after_a_request_are_closed() {
     for next in ["", "POST /likes HTTP/1.1\r\nx-slow: "] {
         let mut connection = TcpStream::connect(ingest.listen()).await.unwrap();
         let mut answer = [0; 12];
-        // It may be used again meanwhile.
+        // The connection can be reused.
         for _ in 0..2 {
             connection.write_all(LIKE.as_bytes()).await.unwrap();
             connection.read_exact(&mut answer).await.unwrap();
@@ -75,7 +79,7 @@ async fn connections_that_are_idle_after_a_request_are_closed() {
         let (mut from_ingest, mut to_ingest) = connection.split();
         let closed = async { while from_ingest.read(&mut [0; 64]).await.is_ok_and(|bytes| bytes > 0) {} };
         let dribble = async {
-            // Nobody may be there to read it any more.
+            // The server may have closed the connection.
             while next.is_empty() || to_ingest.write_all(b"a").await.is_ok() {
                 sleep(Duration::from_millis(100)).await;
             }
@@ -91,7 +95,7 @@ async fn connections_that_are_idle_after_a_request_are_closed() {
     }
 }
 
-/// A caller of HTTP/2 who lets nothing be sent to it, and goes on asking.
+/// An HTTP/2 client with a flow-control window of 0 keeps sending requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_reads_take_little_memory_and_come_to_an_end() {
     let setup = Setup::without_schema(&[]).await;
@@ -130,16 +134,19 @@ async fn answers_that_nobody_reads_take_little_memory_and_come_to_an_end() {
             std::future::pending().await
         });
     }
-    // Each of them is closed by ingest; the callers themselves never end.
+    // Ingest closes every connection. The clients never end by themselves.
     for _ in 0..10 {
-        assert!(timeout(SOON, connections.join_next()).await.is_ok(), "answers are kept for ever");
+        assert!(
+            timeout(SOON, connections.join_next()).await.is_ok(),
+            "a connection with unread responses is still open"
+        );
     }
     let resident = ingest.peak_resident_bytes().unwrap();
     assert!(resident <= MAX_RESIDENT_BYTES, "{resident}");
     assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 42}"#).await.status, 202);
 }
 
-/// Reads what is left of a response, which ends with its JSON.
+/// Reads the rest of a response up to the end of its JSON body.
 async fn read_rest(connection: &mut TcpStream) {
     let mut byte = [0];
     while byte != *b"}" {

@@ -1,4 +1,4 @@
-//! Rows that are guessed to be new go straight into the table; a wrong guess costs a second try and nothing else.
+//! Direct copy of rows that are predicted to be new. A wrong prediction costs only a second attempt.
 
 use devstack::program::Program;
 
@@ -7,7 +7,7 @@ use crate::{
     harness::{Setup, like, likes},
 };
 
-/// All that is there in one batch.
+/// Settings with which all available entries are in one batch.
 const ONE_BATCH: [(&str, &str); 2] = [("BATCH_ROWS", "10000"), ("BATCH_LINGER", "2s")];
 
 fn total(consumer: &Program, metric: &str) -> u64 {
@@ -16,7 +16,7 @@ fn total(consumer: &Program, metric: &str) -> u64 {
     return sum as u64;
 }
 
-/// Nothing failed, in the eyes of whoever watches the consumer.
+/// Asserts that no batch has failed and no dead letter exists.
 async fn all_is_well(setup: &Setup, consumer: &Program) {
     assert_eq!(total(consumer, "likestream_batches_failed_total"), 0, "{}", consumer.log_text());
     assert!(dead_letters(&setup.redis_client().await).await.is_empty());
@@ -38,7 +38,7 @@ async fn likes_that_the_table_has_already_are_stored_once_and_keep_their_time() 
     all_is_well(&setup, &consumer).await;
 }
 
-/// Twice the same, so that the consumer knows the first half of the second batch, and all of the third.
+/// Batches overlap: half of the second batch and all of the third one are known rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn known_and_new_likes_share_a_transaction() {
     let setup = Setup::new().await;
@@ -56,14 +56,14 @@ async fn known_and_new_likes_share_a_transaction() {
         assert_eq!(total(&consumer, "likestream_batches_committed_total"), transactions);
     }
     assert_eq!(total(&consumer, "likestream_direct_copy_fallbacks_total"), 0);
-    let straight = "SELECT count(*) FROM statements WHERE query LIKE 'COPY likes (%'";
-    assert_eq!(postgres.query_one(straight, &[]).await.unwrap().get::<_, i64>(0), 2);
+    let direct = "SELECT count(*) FROM statements WHERE query LIKE 'COPY likes (%'";
+    assert_eq!(postgres.query_one(direct, &[]).await.unwrap().get::<_, i64>(0), 2);
     assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 2_000);
     assert_eq!(total(&consumer, "likestream_likes_deduplicated_total"), 3_000);
     all_is_well(&setup, &consumer).await;
 }
 
-/// A like that was taken back, by whoever writes the table too, can be given again: what the consumer remembers is a
+/// Another application has deleted a like. It can be stored again, because the memory of the insert predictor is only a
 /// guess.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_like_that_was_deleted_from_the_table_can_come_again() {
@@ -72,7 +72,7 @@ async fn a_like_that_was_deleted_from_the_table_can_come_again() {
     let consumer = setup.consumer(&ONE_BATCH);
     setup.append(&likes(100), 10).await;
     setup.wait_for_rows(100).await;
-    // Once with new likes beside them, once without.
+    // Once together with new likes, and once without.
     for users in [200, 200] {
         postgres.batch_execute("DELETE FROM likes WHERE user_id <= 50").await.unwrap();
         setup.append(&likes(users), 10).await;
@@ -100,7 +100,7 @@ async fn rows_that_a_trigger_leaves_out_are_left_out() {
     all_is_well(&setup, &consumer).await;
 }
 
-/// COPY does not go into a table with row-level security, INSERT does.
+/// Postgres refuses COPY into a table with row-level security, but allows INSERT.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_takes_no_copy_is_written_all_the_same() {
     let setup = Setup::with_own_postgres(&[]);

@@ -1,4 +1,4 @@
-//! Metrics and logs: what is written of them in docs, and what is there.
+//! Metrics and logs, compared with their documentation.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -13,7 +13,7 @@ use crate::{
     harness::{PARTITIONS, SOON, Setup, append_raw, eventually, like, likes, post, run},
 };
 
-/// A row of a table in docs/metrics.md.
+/// Row of a table in docs/metrics.md.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Metric {
     name: String,
@@ -21,7 +21,7 @@ struct Metric {
     labels: BTreeSet<String>,
 }
 
-/// The tables of a document: heading and rows.
+/// Rows of the tables under these headings, and their OpenTelemetry names.
 fn documented(headings: &[&str]) -> (BTreeSet<String>, Vec<Metric>) {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
     let (mut otel_names, mut metrics, mut heading) = (BTreeSet::new(), Vec::new(), "");
@@ -46,7 +46,7 @@ fn documented(headings: &[&str]) -> (BTreeSet<String>, Vec<Metric>) {
     (otel_names, metrics)
 }
 
-/// What `/metrics` shows, with all labels that were seen.
+/// Metrics of `/metrics`, with all labels that occur.
 fn shown(program: &Program) -> Vec<Metric> {
     let (_, text) = devstack::admin::get(program.admin(), "/metrics").unwrap();
     let types = text
@@ -90,7 +90,7 @@ fn assert_documented(shown: &[Metric], headings: &[&str], may_be_absent: &[(&str
     }
 }
 
-/// Everything that is counted happens here.
+/// Triggers every event that is counted.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_documented_of_metrics_is_what_there_is() {
     let mut setup = Setup::with_own_postgres(&[]);
@@ -112,7 +112,7 @@ async fn what_is_documented_of_metrics_is_what_there_is() {
     setup.wait_for_rows(1).await;
     let sum = |program: &Program, name: &str| program.metrics().unwrap().sum(name);
     eventually("trimmed", async || sum(&consumer, "likestream_entries_trimmed_total") >= 1.0).await;
-    // What is known already has to be staged; a failure; entries that are gone; a name that somebody left behind.
+    // Known rows, which need a staged copy.
     for round in 0..2 {
         setup.append(&likes(200), 10).await;
         eventually("stored", async || {
@@ -123,8 +123,10 @@ async fn what_is_documented_of_metrics_is_what_there_is() {
     setup.redis.pause();
     assert_eq!(post(&ingest, r#"{"user_id": 9, "post_id": 42}"#).await.status, 503);
     let timed = "messaging_client_operation_duration_seconds_count";
-    eventually("Redis fails", async || consumer.metrics().unwrap().sum_where(timed, "error_type=") >= 1.0)
-        .await;
+    eventually("commands to Redis fail", async || {
+        consumer.metrics().unwrap().sum_where(timed, "error_type=") >= 1.0
+    })
+    .await;
     setup.redis.resume();
     setup.postgres().stop();
     setup.append(&[like(8, 43)], 1).await;
@@ -136,11 +138,11 @@ async fn what_is_documented_of_metrics_is_what_there_is() {
         &["Both", "Ingest"],
         &[("likestream_backlog_entries", "messaging_consumer_group_name")],
     );
-    // A server that is gone has no code.
+    // An unreachable server returns no status code.
     let gone = [("db_client_operation_duration_seconds", "db_response_status_code")];
     assert_documented(&shown(&consumer), &["Both", "Consumer"], &gone);
 
-    // The collector gets the same.
+    // The collector receives the same metrics.
     let (names, _) = documented(&["Both", "Ingest", "Consumer"]);
     let exported = || collector.metrics().into_iter().map(|metric| metric.name).collect::<BTreeSet<_>>();
     eventually("all are exported", async || exported().len() >= names.len()).await;
@@ -148,7 +150,7 @@ async fn what_is_documented_of_metrics_is_what_there_is() {
     assert_eq!(entry_count(&collector), usize::from(PARTITIONS));
 }
 
-/// How many partitions there is something to tell of.
+/// Number of partitions with a backlog metric.
 fn entry_count(collector: &Collector) -> usize {
     let partitions = collector
         .metrics()
@@ -192,7 +194,7 @@ async fn the_backlog_is_that_of_all_partitions_whoever_is_asked() {
         assert!(metrics.sum("likestream_partition_oldest_age_seconds") > 0.0);
         assert_eq!(metrics.sum("likestream_partition_pending_entries"), 0.0);
     }
-    // While Redis doesn't answer, nobody makes numbers up.
+    // Without a response from Redis, the metric is absent.
     setup.redis.pause();
     eventually("unknown", async || !first.metrics().unwrap().has("likestream_backlog_entries")).await;
     setup.redis.resume();
@@ -229,7 +231,7 @@ async fn what_is_logged_can_be_changed_while_a_program_runs() {
     for nothing in ["", " ", ",", "info\nx=debug"] {
         assert_eq!(ask("PUT", nothing).await.0, 400, "{nothing:?}");
     }
-    // Nobody compiles regular expressions for whoever comes by.
+    // The filter must not compile regular expressions from a request.
     let endless = "info,[{x=(a|b)*a(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)}]=info";
     let asked = Instant::now();
     ask("PUT", endless).await;
@@ -254,13 +256,13 @@ async fn a_flood_of_dead_letters_does_not_flood_the_log() {
     let seconds = usize::try_from(started.elapsed().as_secs()).unwrap();
     let log = consumer.log_text();
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let told: Vec<u64> = lines
+    let reported: Vec<u64> = lines
         .iter()
         .filter(|line| line["message"] == "dead letters written")
         .map(|line| line["dead_letters"].as_u64().unwrap())
         .collect();
-    assert!((1..=seconds + 2).contains(&told.len()), "{log}");
-    assert!(told.iter().sum::<u64>() <= 2_000);
+    assert!((1..=seconds + 2).contains(&reported.len()), "{log}");
+    assert!(reported.iter().sum::<u64>() <= 2_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,7 +285,7 @@ async fn containers_can_ask_whether_a_program_is_ready_and_idle() {
 
     let mut idle = devstack::program::command("likesctl", &[]).unwrap().arg("idle").spawn().unwrap();
     let status = format!("/proc/{}/status", idle.id());
-    eventually("it listens to SIGTERM", async || {
+    eventually("the process handles SIGTERM", async || {
         let status = std::fs::read_to_string(&status).unwrap();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
         u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (nix::sys::signal::Signal::SIGTERM as i32 - 1)

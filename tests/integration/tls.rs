@@ -1,4 +1,4 @@
-//! Redis and Postgres that take nothing but TLS, and want to see certificates.
+//! TLS to Redis and Postgres, with server and client certificates.
 
 use devstack::{postgres_server::PostgresServer, redis_server::RedisServer};
 
@@ -7,14 +7,14 @@ use crate::{
     harness::{Ended, Settings, Setup, eventually, post, run, start_redis},
 };
 
-/// As whom the programs come.
+/// Role of the programs.
 const ROLE: &str = "likestream";
 
 fn whole_url(server: &PostgresServer, host: &str, parameters: &str) -> String {
     format!("postgres://{ROLE}:hunter2@{host}:{}/postgres?{parameters}", server.port())
 }
 
-/// The role of the programs, with a password for where one is asked for.
+/// Creates the role of the programs, with a password.
 async fn make_role(setup: &Setup) {
     let role = format!("CREATE ROLE {ROLE} LOGIN SUPERUSER PASSWORD 'hunter2'");
     setup.postgres_client().await.batch_execute(&role).await.unwrap();
@@ -70,7 +70,7 @@ async fn the_pipeline_runs_encrypted_with_certificates_on_both_sides() {
     }
 }
 
-/// Starts ingest where it can't start, and returns the last line.
+/// Starts ingest with settings under which it must fail, and returns the last line of standard error.
 fn last_line(settings: Settings<'_>) -> String {
     let own = [
         ("STARTUP_TIMEOUT", "2s"),
@@ -171,7 +171,7 @@ async fn clusters_and_sentinels_are_reached_by_tls() {
     is_stored(&setup, &[("REDIS_URL", &url), ("REDIS_TLS_CA", &ca)], 2).await;
 }
 
-/// Sends a like of a new user through, by these settings.
+/// Sends a like of a new user with these settings, and waits until it is stored.
 async fn is_stored(setup: &Setup, settings: Settings<'_>, user: u64) {
     let (ingest, _consumer) = (setup.ingest(settings), setup.consumer(settings));
     let body = format!(r#"{{"user_id": {user}, "post_id": 42}}"#);
@@ -202,7 +202,7 @@ async fn the_modes_of_postgres_are_those_of_libpq() {
         ("sslmode=require", None),
         ("sslmode=require&channel_binding=require", None),
         ("sslmode=require", Some(&ca)),
-        // The name doesn't matter.
+        // This mode does not verify the host name.
         ("sslmode=verify-ca", Some(&ca)),
     ] {
         let root = ca.map(|ca| format!("&sslrootcert={ca}")).unwrap_or_default();
@@ -249,7 +249,7 @@ async fn a_missing_certificate_and_missing_tls_of_postgres_are_said() {
     assert!(line.contains("server does not support TLS"), "{line}");
 }
 
-/// The line must name the setting, and what is allowed or wrong; there is nothing to wait for.
+/// Asserts that the error line names the setting and the problem. No server is contacted.
 fn refused(settings: Settings<'_>, setting: &str, problem: &str) {
     let program = if setting == "DATABASE_URL" { "consumer" } else { "ingest" };
     let ended = run(program, &[], settings);

@@ -1,4 +1,4 @@
-//! Traces: from the caller through Redis into Postgres, as a collector gets them.
+//! Traces from the client through Redis to Postgres, as a collector receives them.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,7 @@ fn only(spans: Vec<Seen>) -> Seen {
     span
 }
 
-/// Fields of the one entry that there is.
+/// Names of the fields of all entries.
 async fn fields_of_the_entry(setup: &Setup) -> Vec<String> {
     let client = setup.redis_client().await;
     let mut names = Vec::new();
@@ -87,7 +87,7 @@ async fn a_like_is_traced_from_its_caller_into_the_table() {
         let there = |name| collector.spans_named("consumer", name).len() == 1;
         eventually("the batch is traced", async || there("process likes:{partition}")).await;
         let there = |name| collector.spans_named("ingest", name).len() == 1;
-        eventually("the request, too", async || there("POST /likes") && there("XADD likes:{partition}"))
+        eventually("the request is traced", async || there("POST /likes") && there("XADD likes:{partition}"))
             .await;
 
         let request = only(collector.spans_named("ingest", "POST /likes"));
@@ -151,7 +151,7 @@ async fn a_like_is_traced_from_its_caller_into_the_table() {
 }
 
 fn lasts_within(span: &Span, other: &Span) -> bool {
-    // Begins are reckoned back from ends: a little may be lost on the way.
+    // Start times are computed from end times, which is slightly inaccurate.
     const SLACK_NANOS: u64 = 5_000_000;
     let begins = span.start_time_unix_nano + SLACK_NANOS >= other.start_time_unix_nano;
     begins && span.end_time_unix_nano <= other.end_time_unix_nano + SLACK_NANOS
@@ -178,12 +178,12 @@ async fn what_is_not_sampled_leaves_no_trace() {
     like(&setup.ingest(&borrowed(&deaf)), &format!("00-{TRACE}-{CALLER}-01")).await;
     assert_eq!(fields_of_the_entry(&setup).await, ["l", "l", "l", "l"]);
 
-    // Metrics go on, so whatever else there was would have come by now.
+    // Metrics are still exported, so spans would have arrived by now.
     let seen = collector.metrics().len();
     eventually("metrics", async || collector.metrics().len() > seen + 30).await;
     assert!(collector.spans().is_empty(), "{:#?}", collector.spans());
 
-    // Nobody decided for a root: it is decided here.
+    // For a root span, ingest makes the sampling decision.
     let mut root = settings.clone();
     root.extend([
         ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio".to_owned()),
@@ -201,7 +201,7 @@ async fn links_are_capped_and_their_number_is_told() {
     let client = setup.redis_client().await;
     for (number, like) in likes(10).into_iter().enumerate() {
         let payload = Bytes::from(shared::wire::codec::encode(&[like]));
-        // Every other one is sampled.
+        // Every second entry is sampled.
         let parent = format!("00-{TRACE}-{:016x}-{:02x}", number + 1, number % 2);
         let fields =
             vec![("l", payload), ("traceparent", Bytes::from(parent)), ("tracestate", Bytes::from("a=b"))];
@@ -242,7 +242,7 @@ async fn likes_of_many_traces_share_an_entry_and_are_linked() {
     });
     let sent: Vec<_> = sent.collect();
     let active = || ingest.metrics().unwrap().sum("http_server_active_requests");
-    eventually("all wait", async || active() == 8.0).await;
+    eventually("all requests are in flight", async || active() == 8.0).await;
     setup.redis.resume();
     for answered in sent {
         assert_eq!(answered.await.unwrap(), 202);
@@ -274,7 +274,7 @@ async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
         let tried = collector.spans_named("consumer", "COPY likes").into_iter();
         tried.chain(collector.spans_named("consumer", "INSERT likes")).next()
     };
-    eventually("it fails", async || failed().is_some()).await;
+    eventually("a write has failed", async || failed().is_some()).await;
     let failed = failed().unwrap();
     let about = failed.attributes();
     assert_eq!((about["error.type"].as_str(), about["db.response.status_code"].as_str()), ("42P01", "42P01"));
@@ -286,7 +286,7 @@ async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
     };
     assert!(consumer.log_text().lines().any(named), "{}", consumer.log_text());
 
-    // What is the caller's fault is no error of ours.
+    // A client error is not an error of the span.
     let request = traced("nonsense", &format!("00-{TRACE}-{CALLER}-01"));
     assert_eq!(HttpClient::new(ingest.listen()).send(request).await.unwrap().status, 400);
     let refused = || {
@@ -295,7 +295,7 @@ async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
             .map(|seen| (seen.attributes(), seen.span.status.unwrap_or_default().code()))
             .find(|(about, _)| about["http.response.status_code"] == "400")
     };
-    eventually("it is told", async || refused().is_some()).await;
+    eventually("the refused request is traced", async || refused().is_some()).await;
     let (about, status) = refused().unwrap();
     assert!(!about.contains_key("error.type") && status == StatusCode::Unset, "{about:#?}");
 }
@@ -315,7 +315,7 @@ async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
     ] {
         let setup = Setup::new().await;
         let mut settings = exporting(url, protocol);
-        // It is full soon, and complained of once.
+        // A short queue, which overflows quickly. The overflow is logged once.
         settings.push(("OTEL_BSP_MAX_QUEUE_SIZE", "16".to_owned()));
         if url == by_tls {
             let ca = authority.file().to_str().unwrap().to_owned();
@@ -334,7 +334,7 @@ async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
         })
         .await;
         let dropped = || ingest.metrics().unwrap().sum("likestream_spans_dropped_total");
-        eventually("the queue is too short for all", async || {
+        eventually("spans are dropped", async || {
             let at_once = (0..32).map(async |_| {
                 HttpClient::new(ingest.listen()).post_like(7, 42).await.unwrap().status == 202
             });
@@ -391,8 +391,10 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
         ]);
         let ingest = setup.ingest(&borrowed(&settings));
         like(&ingest, &format!("00-{TRACE}-{CALLER}-01")).await;
-        eventually("it comes", async || !collector.spans().is_empty() && !collector.metrics().is_empty())
-            .await;
+        eventually("spans and metrics are received", async || {
+            !collector.spans().is_empty() && !collector.metrics().is_empty()
+        })
+        .await;
         let sums = || {
             let sums = collector.metrics().into_iter().filter_map(|metric| match metric.data {
                 Some(Data::Sum(sum)) if sum.is_monotonic => Some(sum.aggregation_temporality()),
@@ -400,7 +402,7 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
             });
             sums.collect::<Vec<_>>()
         };
-        eventually("sums come", async || !sums().is_empty()).await;
+        eventually("sums are received", async || !sums().is_empty()).await;
         assert!(sums().iter().all(|temporality| *temporality == AggregationTemporality::Delta));
         let resource = collector.resources().remove(0);
         assert_eq!(resource["service.name"], "edge");
@@ -414,9 +416,9 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
             let encoding = headers.get("grpc-encoding").or(headers.get("content-encoding"));
             assert_eq!(encoding.unwrap(), "gzip");
         }
-        assert!(!ingest.log_text().contains("hunter2"), "a secret is in the log");
+        assert!(!ingest.log_text().contains("hunter2"), "the log contains a secret");
 
-        // Whom it doesn't know, it tells nothing.
+        // A collector with an untrusted certificate receives nothing.
         let other = Collector::with_tls(acceptor.clone()).await;
         let mut settings = exporting(&other.url(), protocol);
         settings.push(("OTEL_EXPORTER_OTLP_CERTIFICATE", stranger.file().to_str().unwrap().to_owned()));
@@ -442,12 +444,12 @@ async fn nothing_is_exported_where_it_is_switched_off() {
     }
     assert!(collector.spans().is_empty() && collector.metrics().is_empty());
     assert_eq!(entries(&setup.redis_client().await).await, 2);
-    // One signal's own endpoint is taken as it is.
+    // The endpoint of a single signal is used unchanged.
     let own = format!("{}/v1/traces", collector.url());
     let settings = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", own.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "100")];
     let ingest = setup.ingest(&settings);
     like(&ingest, &format!("00-{TRACE}-{CALLER}-01")).await;
-    eventually("spans alone", async || !collector.spans().is_empty()).await;
+    eventually("spans are exported", async || !collector.spans().is_empty()).await;
     assert!(collector.metrics().is_empty());
 }
 
@@ -506,7 +508,7 @@ async fn empty_settings_are_none_and_those_that_only_others_have_are_ignored() {
     for ignored in ["OTEL_PROPAGATORS=b3", "OTEL_LOGS_EXPORTER=otlp"] {
         assert!(ingest.log_text().contains(&format!("ignored: {ignored}")), "{}", ingest.log_text());
     }
-    // What is switched off altogether keeps nothing from starting.
+    // With telemetry disabled, invalid settings do not prevent the start.
     let off = [
         ("OTEL_SDK_DISABLED", "true"),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "missing.pem"),

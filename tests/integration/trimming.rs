@@ -1,4 +1,4 @@
-//! Redis keeps only what is still to be done.
+//! Trimming of acknowledged entries.
 
 use std::time::Duration;
 
@@ -31,12 +31,12 @@ async fn what_is_pending_with_anyone_is_not_trimmed() {
     for user in 1..=10_u8 {
         append_raw(&redis, 0, &[0x92, 1, 0x93, user, 42, 5]).await;
     }
-    // Someone takes five of them and is slow.
+    // A slow consumer has five of them pending.
     read_as(&redis, GROUP, "slow", 5).await;
     let consumer = setup.consumer(&[]);
     setup.wait_for_rows(5).await;
     setup.append(&likes(200), 1).await;
-    eventually("several trims", async || {
+    eventually("entries are trimmed several times", async || {
         consumer.metrics().unwrap().sum("likestream_entries_trimmed_total") >= 100.0
     })
     .await;
@@ -56,14 +56,14 @@ async fn what_another_group_has_not_read_is_not_trimmed() {
     }
     let _consumer = setup.consumer(&[]);
     setup.wait_for_rows(10).await;
-    eventually("all is acknowledged by us", async || pending(&redis).await == 0).await;
-    // They have read three, and acknowledged two.
+    eventually("the consumer has acknowledged all entries", async || pending(&redis).await == 0).await;
+    // The other group has read three entries and acknowledged two.
     read_as(&redis, "analytics", "them", 3).await;
     let all: Vec<(String, Value)> = redis.xrange(stream(0), "-", "+", None).await.unwrap();
     assert_eq!(all.len(), 10);
     let read: Vec<String> = all.iter().take(2).map(|(id, _)| id.clone()).collect();
     redis.xack::<u64, _, _, _>(stream(0), "analytics", read).await.unwrap();
-    eventually("the two are gone", async || redis.xlen::<u64, _>(stream(0)).await.unwrap() == 8).await;
+    eventually("two entries are trimmed", async || redis.xlen::<u64, _>(stream(0)).await.unwrap() == 8).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +74,7 @@ async fn acknowledged_entries_stay_for_their_retention() {
     setup.append(&likes(100), 1).await;
     setup.wait_for_rows(100).await;
     assert!(keeping.terminate(Duration::from_secs(30)).unwrap().success());
-    assert_eq!(entries(&redis).await, 100, "the last trim comes at shutdown");
+    assert_eq!(entries(&redis).await, 100, "the last trim at shutdown keeps retained entries");
     let _forgetting = setup.consumer(&[("STREAM_RETENTION", "10ms")]);
     eventually("empty streams", async || entries(&redis).await == 0).await;
 }

@@ -1,4 +1,4 @@
-//! What all crates and all builds have in common.
+//! Rules for all crates and builds.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The compiler refuses `unsafe`, in every crate: `forbid` can't be lifted by an attribute in the code.
+/// `forbid` makes the compiler refuse `unsafe` in every crate. An attribute in the code cannot override it.
 #[test]
 fn no_crate_has_unsafe_code_of_its_own() {
     let workspace = read("Cargo.toml");
@@ -19,11 +19,11 @@ fn no_crate_has_unsafe_code_of_its_own() {
         let manifest = read(&format!("{member}/Cargo.toml"));
         assert!(manifest.contains("[lints]\nworkspace = true\n"), "{member}");
     }
-    // It is no member.
+    // The fuzz crate is not a member of the workspace.
     assert!(read("tests/fuzz/Cargo.toml").contains("[lints.rust]\nunsafe_code = \"forbid\"\n"));
 }
 
-/// What is built and tested is what Cargo.lock says, wherever cargo is called.
+/// Every build and test uses the versions in Cargo.lock.
 #[test]
 fn cargo_is_called_with_the_lock() {
     let resolving = ["build", "test", "clippy", "install", "metadata", "tree", "run", "doc"];
