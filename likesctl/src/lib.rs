@@ -58,7 +58,7 @@ use crate::{
           6  Refused: not confirmed, or unsafe\n  \
           130  Interrupted\n\n\
         Exit codes of status --check: 0 ok, 1 warning, 2 critical, 3 unknown\n\n\
-        Reference: docs/likesctl.md. Response to alerts: docs/runbook.md"
+        Reference: docs/likesctl.md. Alerts: docs/runbook.md"
 )]
 struct Likesctl {
     #[command(subcommand)]

@@ -50,7 +50,7 @@ fn piped(setup: &Setup, arguments: &[&str], input: &str) -> String {
     String::from_utf8(ended.stdout).unwrap()
 }
 
-/// Returns the JSON that a command prints, whatever its exit code.
+/// Returns the JSON output of a command. Ignores its exit code.
 pub(crate) fn json(setup: &Setup, arguments: &[&str]) -> Value {
     let ended = ctl(setup, arguments);
     serde_json::from_str(&ended.stdout)
@@ -194,7 +194,7 @@ async fn status_check_has_the_exit_codes_of_monitoring_plugins() {
     let second: Vec<(String, fred::prelude::Value)> =
         redis.xrange(stream(0), "-", "+", Some(2)).await.unwrap();
     redis.xgroup_create::<(), _, _, _>(stream(0), GROUP, second[1].0.as_str(), false).await.unwrap();
-    // likesctl counts a small lag itself, so the lag must be larger.
+    // A lag of fewer than 20 entries is counted when Redis does not know it, so the lag must be larger.
     setup.append(&likes(200), 1).await;
     let unknown = check(&["--backlog", "1000,2000"]);
     assert_eq!(unknown.code, Some(3), "{}", unknown.stdout);

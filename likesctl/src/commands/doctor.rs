@@ -95,7 +95,8 @@ async fn connect_to_postgres(findings: &mut Findings, options: &Options) -> Resu
         Ok((client, _)) => Ok(Some(client)),
         Err(error) => {
             let why = error.line_and_code().0.unwrap_or_default();
-            let advice = "likes wait in Redis meanwhile; start Postgres, or correct DATABASE_URL";
+            let advice =
+                "likes stay in Redis until Postgres is back; start Postgres, or correct DATABASE_URL";
             findings.fail("postgres", why, advice)?;
             Ok(None)
         }

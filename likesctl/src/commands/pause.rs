@@ -46,8 +46,10 @@ async fn set(options: Options, interrupt: &CancellationToken, pauses: bool) -> R
     let context = redis.open_group(interrupt).await?;
     let chosen = partition.as_ref().map(|wanted| context.partitions_of(Some(wanted))).transpose()?;
     let now = context.streams.paused().await?;
+    let noun =
+        if chosen.as_ref().is_some_and(|chosen| chosen.len() == 1) { "partition" } else { "partitions" };
     let selection =
-        partition.map_or_else(|| "all partitions".to_owned(), |partition| format!("partitions {partition}"));
+        partition.map_or_else(|| "all partitions".to_owned(), |partition| format!("{noun} {partition}"));
     let effect = if pauses {
         format!(
             "consumers will stop reading {selection} until likesctl resume; in-flight likes are stored, and ingest keeps accepting likes"
@@ -80,7 +82,7 @@ async fn set(options: Options, interrupt: &CancellationToken, pauses: bool) -> R
     print_document(args.output, &report, |_| match changed {
         None => "dry run: nothing was changed".to_owned(),
         Some(0) => format!("nothing to do: already {command}d"),
-        Some(_) => format!("{command}d; consumers follow within seconds"),
+        Some(_) => format!("{command}d; takes effect within seconds"),
     })?;
     Ok(Exit::Done)
 }

@@ -12,7 +12,7 @@ pub(super) fn check(findings: &mut Findings, overview: &Overview) -> Result<(), 
     existence(findings, overview)?;
     let alive = overview.consumers.iter().filter(|consumer| consumer.is_alive()).count();
     if alive == 0 {
-        findings.fail("consumers", "no live consumers", "likes wait in Redis meanwhile; start consumers")?;
+        findings.fail("consumers", "no live consumers", "likes stay in Redis until then; start consumers")?;
     } else {
         findings.ok("consumers", format!("{alive} live"))?;
     }

@@ -140,7 +140,7 @@ fn evaluate(overview: &Overview, thresholds: &Thresholds) -> (String, u8) {
     let time = |name, value: Option<u64>, threshold: Threshold<Duration>| {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let threshold = Threshold { warning: ms(threshold.warning), critical: ms(threshold.critical) };
-        // With an empty backlog there is no age: 0 is ok.
+        // An empty backlog has no oldest entry: its age counts as 0.
         Measured { name, value: Some(value.unwrap_or(0)), threshold, is_time: true }
     };
     let measured = [
