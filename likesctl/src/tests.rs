@@ -1,7 +1,7 @@
 //! The reference in docs/likesctl.md is generated from the command tree. After an intended change, run
 //! `UPDATE_GOLDEN=1 cargo test -p likestream-likesctl --lib` and review the difference.
 
-use std::{collections::BTreeMap, env, fs, path::Path};
+use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use clap::{Arg, Command, CommandFactory};
 
@@ -37,7 +37,7 @@ fn reference() -> String {
     let common = common_options(&commands);
     let mut text = "\n| command | |\n|---|---|\n".to_owned();
     for (name, command) in &commands {
-        text += &format!("| [`{name}`](#{}) | {} |\n", name.replace(' ', "-"), about(command));
+        writeln!(text, "| [`{name}`](#{}) | {} |", name.replace(' ', "-"), about(command)).unwrap();
     }
     text += &common_section(&common);
     for (name, command) in &commands {
@@ -90,7 +90,7 @@ fn common_options(commands: &[(String, &Command)]) -> Common {
 fn common_section(common: &Common) -> String {
     let mut text = "\n### Common options\n".to_owned();
     for heading in ["General", "Selection", "Safety", "Output"] {
-        text += &format!("\n{heading}:\n\n");
+        write!(text, "\n{heading}:\n\n").unwrap();
         for (_, _, item) in common.iter().filter(|(of, ..)| of == heading) {
             text += item;
         }
@@ -106,7 +106,7 @@ fn section(name: &str, command: &Command, common: &Common) -> String {
     let description = description.split_once("\n\n").map(|(_, rest)| format!(" {rest}")).unwrap_or_default();
     let mut text = format!("\n### {name}\n\n");
     text += &wrapped(&format!("{}.{description}", about(command)), "");
-    text += &format!("\n```\n{usage}\n```\n");
+    write!(text, "\n```\n{usage}\n```\n").unwrap();
     let mut own = String::new();
     let mut shared = Vec::new();
     for arg in options(command) {
@@ -117,7 +117,7 @@ fn section(name: &str, command: &Command, common: &Common) -> String {
         }
     }
     if !own.is_empty() {
-        text += &format!("\n{own}");
+        write!(text, "\n{own}").unwrap();
     }
     if !shared.is_empty() {
         text += "\n";
@@ -131,7 +131,7 @@ fn section(name: &str, command: &Command, common: &Common) -> String {
         (false, false) => "",
     };
     if !servers.is_empty() {
-        text += &format!("\nConnects to {servers}.\n");
+        write!(text, "\nConnects to {servers}.\n").unwrap();
     }
     let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     let examples = after.strip_prefix("Examples:\n").unwrap_or_else(|| panic!("{name} has no examples"));
@@ -163,7 +163,7 @@ fn item(arg: &Arg) -> String {
     let defaults: Vec<String> =
         arg.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
     if arg.get_action().takes_values() && !defaults.is_empty() {
-        text += &format!(" [default: {}]", defaults.join(","));
+        write!(text, " [default: {}]", defaults.join(",")).unwrap();
     }
     let values: Vec<String> = if arg.get_action().takes_values() {
         arg.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect()
@@ -171,7 +171,7 @@ fn item(arg: &Arg) -> String {
         Vec::new()
     };
     if !values.is_empty() {
-        text += &format!(" [values: {}]", values.join(", "));
+        write!(text, " [values: {}]", values.join(", ")).unwrap();
     }
     wrapped(&text, "  ")
 }

@@ -114,7 +114,7 @@ impl Progress {
             }
             Err(error) => {
                 self.bar.suspend(|| {
-                    eprint_line(format_args!("cannot measure the backlog: {}", CliError::from(error)))
+                    eprint_line(format_args!("cannot measure the backlog: {}", CliError::from(error)));
                 });
                 None
             }

@@ -43,18 +43,15 @@ pub(super) async fn check(
             findings.ok("pending", seen)?;
         }
     }
-    match extremes.most_delivered {
-        Some((deliveries, entry)) => findings.warn(
-            "suspect",
-            format!("{entry} was delivered {deliveries} times"),
-            format!(
-                "it may crash consumers; run likesctl pending show {entry}, and see docs/runbook.md#stuck-pending"
-            ),
-        )?,
-        None => {
-            let seen = format!("no pending entry has more than {SUSPECT_DELIVERIES} deliveries ({checked})");
-            findings.ok("suspect", seen)?;
-        }
+    if let Some((deliveries, entry)) = extremes.most_delivered {
+        let seen = format!("{entry} was delivered {deliveries} times");
+        let advice = format!(
+            "it may crash consumers; run likesctl pending show {entry}, and see docs/runbook.md#stuck-pending"
+        );
+        findings.warn("suspect", seen, advice)?;
+    } else {
+        let seen = format!("no pending entry has more than {SUSPECT_DELIVERIES} deliveries ({checked})");
+        findings.ok("suspect", seen)?;
     }
     match extremes.first_deleted {
         Some(entry) => {
