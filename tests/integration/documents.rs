@@ -53,9 +53,10 @@ fn every_page_is_in_the_book() {
     let mut pages = 0;
     for folder in [".", "adr"] {
         for file in fs::read_dir(docs.join(folder)).unwrap() {
-            let name = file.unwrap().file_name().into_string().unwrap();
-            if name.ends_with(".md") && name != "SUMMARY.md" {
-                let link = if folder == "." { name } else { format!("{folder}/{name}") };
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.extension().is_some_and(|extension| extension == "md") && name != "SUMMARY.md" {
+                let link = if folder == "." { name.to_owned() } else { format!("{folder}/{name}") };
                 assert!(summary.contains(&format!("]({link})")), "{link} is not in docs/SUMMARY.md");
                 pages += 1;
             }
