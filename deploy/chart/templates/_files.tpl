@@ -1,6 +1,6 @@
 {{/*
-Secrets are files in pods, each at /etc/likestream/<name>/. These give a component's: lists of name, secret and, where not all of the
-Secret is meant, items from its keys to files.
+Pods mount each Secret as files in /etc/likestream/<name>/. These templates return the Secrets of a component as a YAML list of name,
+secret and items (keys of the Secret and their file names; without items, all keys).
 */}}
 
 {{- define "likestream.files.url" -}}
@@ -92,7 +92,7 @@ Secret is meant, items from its keys to files.
 {{ include "likestream.files.database" (dict "root" . "own" .Values.migration.database) }}
 {{- end -}}
 
-{{/* From such a list: */}}
+{{/* Converts such a list to volumes. */}}
 {{- define "likestream.volumes" -}}
 {{- range . }}
 - name: {{ .name }}
@@ -106,6 +106,7 @@ Secret is meant, items from its keys to files.
 {{- end }}
 {{- end -}}
 
+{{/* Converts such a list to volume mounts. */}}
 {{- define "likestream.volumeMounts" -}}
 {{- range . }}
 - name: {{ .name }}

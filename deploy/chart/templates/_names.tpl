@@ -1,4 +1,7 @@
-{{/* The fullname leaves room for the longest suffix within 63 characters, and for the hash that a StatefulSet's pods have in a label. */}}
+{{/*
+Returns the full name, at most 36 characters. Names are limited to 63 characters; the rest is for the longest suffix and for the hash in a
+label of StatefulSet pods.
+*/}}
 {{- define "likestream.fullname" -}}
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
 {{- $name := .Values.fullnameOverride -}}
@@ -6,20 +9,20 @@
 {{- $name = contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart) -}}
 {{- end -}}
 {{- if gt (len $name) 36 -}}
-{{- /* Cut off names of two releases must still differ. */ -}}
+{{- /* The hash keeps truncated names of two releases distinct. */ -}}
 {{- $name = printf "%s-%s" ($name | trunc 27 | trimSuffix "-") (sha256sum $name | trunc 8) -}}
 {{- end -}}
 {{- $name -}}
 {{- end -}}
 
-{{/* What a component's pods are selected by: can't be changed once it is installed, so nothing of a version is in it. */}}
+{{/* Returns the selector labels of a component. They contain no version, because selectors are immutable. */}}
 {{- define "likestream.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
-{{/* Of pods: without the chart's version, so that a new chart with nothing new for pods restarts none. */}}
+{{/* Returns the labels of pods. Without the chart version, an upgrade restarts pods only if their template changes otherwise. */}}
 {{- define "likestream.podLabels" -}}
 {{ include "likestream.selector" . }}
 app.kubernetes.io/part-of: likestream

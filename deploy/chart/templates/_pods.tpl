@@ -1,4 +1,3 @@
-{{/* What all pods have. */}}
 {{- define "likestream.pod.security" -}}
 runAsNonRoot: true
 {{- with .Values.security }}
@@ -36,7 +35,7 @@ labels:
   {{- end }}
 {{- end -}}
 
-{{/* The beginning of a pod's spec. */}}
+{{/* Returns the fields that all pod specs share. */}}
 {{- define "likestream.pod" -}}
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
@@ -44,9 +43,9 @@ imagePullSecrets:
   - name: {{ . }}
   {{- end }}
 {{- end }}
-{{- /* Nothing here talks to Kubernetes. */}}
+{{- /* No program calls the Kubernetes API. */}}
 automountServiceAccountToken: false
-{{- /* Variables with the addresses of all Services of the namespace could be taken for settings. */}}
+{{- /* Service link variables could collide with the names of settings. */}}
 enableServiceLinks: false
 securityContext:
   {{- include "likestream.pod.security" .root | nindent 2 }}
@@ -63,7 +62,7 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* The beginning of a container. */}}
+{{/* Returns the fields that all containers share. */}}
 {{- define "likestream.container" -}}
 image: {{ include "likestream.image" .root | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
@@ -74,8 +73,8 @@ resources:
 {{- end -}}
 
 {{/*
-The admin port listens before the servers are reached, so /livez fails only where the process itself is stuck: a server that is away must
-not have pods killed.
+Liveness does not depend on Redis or Postgres: an outage must not restart pods. The admin port listens before the first connection to
+them, so /livez fails only if the process itself hangs.
 */}}
 {{- define "likestream.probes" -}}
 startupProbe:
@@ -111,7 +110,7 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels:
         {{- $selector | nindent 8 }}
-    {{- /* So that pods that are about to go don't count. */}}
+    {{- /* Pods of the previous revision do not count. */}}
     matchLabelKeys:
       - {{ $.revisionLabel }}
 {{- end }}
@@ -137,7 +136,7 @@ affinity:
 {{- end }}
 {{- end -}}
 
-{{/* A duration like 1m 30s in whole seconds, rounded up. */}}
+{{/* Converts a duration such as 1m 30s to whole seconds, rounded up. */}}
 {{- define "likestream.seconds" -}}
 {{- $ms := 0 -}}
 {{- range regexFindAll "[0-9]+(ms|s|m|h)" . -1 -}}
@@ -148,12 +147,12 @@ affinity:
 {{- div (add $ms 999) 1000 -}}
 {{- end -}}
 
-{{/* What a pod needs from the end being known to its end. */}}
+{{/* Returns the seconds from the start of termination to the end of draining. */}}
 {{- define "likestream.draining" -}}
 {{- add (default 0 .preStopSleepSeconds | int64) (include "likestream.seconds" .drainTimeout) -}}
 {{- end -}}
 
-{{/* 10 s more than that, to tell Redis good-bye and to flush telemetry. */}}
+{{/* Returns the grace period. The default adds 10 s to draining, for leaving the consumer group and flushing telemetry. */}}
 {{- define "likestream.grace" -}}
 {{- if kindIs "invalid" .terminationGracePeriodSeconds -}}
 {{- add 10 (include "likestream.draining" .) -}}
@@ -162,7 +161,7 @@ affinity:
 {{- end -}}
 {{- end -}}
 
-{{/* A new pod is ready before an old one goes, unless there may be no node for both. */}}
+{{/* A new pod is ready before an old one stops, unless required anti-affinity could leave no node for the new pod. */}}
 {{- define "likestream.strategy" -}}
 type: RollingUpdate
 rollingUpdate:

@@ -1,6 +1,6 @@
 {{/*
-What programs are set to: each gives a map from names to texts. Numbers pass through int64, because Helm reads them as floats and
-would write 1e+06.
+These templates return the settings of the programs as YAML maps of environment variables. Numbers pass through int64, because Helm
+parses them as floats and would render 1000000 as 1e+06.
 */}}
 
 {{- define "likestream.settings.redis" -}}
@@ -131,7 +131,7 @@ DATABASE_URL_FILE: /etc/likestream/database/url
 STARTUP_TIMEOUT: {{ .Values.migration.startupTimeout | quote }}
 {{- end -}}
 
-{{/* From such a map: */}}
+{{/* Converts such a map to a list of environment variables. */}}
 {{- define "likestream.env" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
@@ -140,7 +140,7 @@ STARTUP_TIMEOUT: {{ .Values.migration.startupTimeout | quote }}
 {{- end -}}
 
 {{/*
-Where a span or a metric comes from, for whoever looks at a collector. Kubernetes puts $(…) in only where the name stands before.
+Returns the resource attributes of spans and metrics. Kubernetes expands $(NAME) only if NAME is defined earlier in the list.
 */}}
 {{- define "likestream.env.telemetry" -}}
 - name: POD_NAME
@@ -166,7 +166,7 @@ Where a span or a metric comes from, for whoever looks at a collector. Kubernete
 {{- if .root.Values.otel.endpoint }}
 {{- with .root.Values.otel.headers }}
 {{- if .existingSecret }}
-{{- /* The one secret that no program reads from a file. */}}
+{{- /* A variable, because headers are the only secret that the programs cannot read from a file. */}}
 - name: OTEL_EXPORTER_OTLP_HEADERS
   valueFrom:
     secretKeyRef:
