@@ -1,6 +1,6 @@
 """
-Writes the files that are made from the chart: the table of values in its README, and plain
-manifests for those who do not use Helm.
+Generates files from the chart: the table of values in its README, and the plain manifests for
+installations without Helm.
 """
 
 import pathlib
@@ -15,22 +15,22 @@ from rendering import CHART, VALUES, helm
 from support import ROOT
 
 README = CHART / "README.md"
-MARK = "<!-- From here on made of values.yaml by `make chart-files`. -->\n"
+MARK = "<!-- The rest of this file is generated from values.yaml by `make chart-files`. -->\n"
 MANIFESTS = ROOT / "deploy" / "manifests"
 PLAIN_HEAD = (
-    "# Made of deploy/chart by `make chart-files`; README.md beside it says how it is used.\n"
+    "# Generated from deploy/chart by `make chart-files`. See README.md in this folder.\n"
 )
 FOR_HELM = re.compile(
     r"^(# Source: .*|\s+(helm\.sh/|app\.kubernetes\.io/managed-by).*|\s+namespace: default)$"
 )
-# Groups that are documented as a whole, and values that their group documents.
+# WHOLE: groups with one row for all their values. BY_GROUP: values that need no comment.
 WHOLE = {"resources", "labels"}
 BY_GROUP = {"runAsUser", "runAsGroup", "minReplicas", "maxReplicas", "to", "ports"}
 COMMENT_ABOVE = re.compile(r"(?:^ *#.*\n)*\Z", re.MULTILINE)
 
 
 def documented_values():
-    """Yields path, comment and default of everything in values.yaml, in order."""
+    """Yields path, comment and default of each value and group in values.yaml, in order."""
     text = (CHART / "values.yaml").read_text(encoding="utf-8")
 
     def walk(node, defaults, path):
@@ -67,7 +67,7 @@ def values_as_markdown():
     return "\n\n".join("\n".join(lines) for lines in sections.values()) + "\n"
 
 
-HEAD = ["| value | default | |", "|---|---|---|"]
+HEAD = ["| Value | Default | Description |", "|---|---|---|"]
 
 
 def inline(value):
@@ -88,13 +88,13 @@ def indent(line):
 
 
 def plain(*arguments):
-    """Returns what Helm renders without whatever only Helm uses."""
+    """Returns the rendered objects without the lines that only Helm uses."""
     text = helm("template", "likestream", CHART, "--values", VALUES["default"], *arguments)
     documents = []
     for document in text.split("\n---\n"):
         lines = document.removeprefix("---\n").splitlines()
         lines = [line for line in lines if not FOR_HELM.match(line)]
-        # Annotations that were all for Helm.
+        # Annotations without any left.
         lines = [
             line
             for at, line in enumerate(lines)
@@ -105,8 +105,8 @@ def plain(*arguments):
     return PLAIN_HEAD + "".join(f"---\n{document}\n" for document in documents)
 
 
-def made():
-    """Returns each file with the text that belongs into it."""
+def generated():
+    """Returns the expected text of each generated file."""
     by_hand, mark, _ = README.read_text(encoding="utf-8").partition(MARK)
     assert mark, f"{README}: the line {MARK.strip()} is missing"
     return {
@@ -117,6 +117,6 @@ def made():
 
 
 if __name__ == "__main__":
-    for path, text in made().items():
+    for path, text in generated().items():
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT))

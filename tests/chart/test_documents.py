@@ -1,4 +1,4 @@
-"""The files that `make chart-files` writes are as the chart is."""
+"""The files that `make chart-files` generates are up to date."""
 
 import documents
 
@@ -8,5 +8,5 @@ def test_every_value_has_a_comment():
 
 
 def test_files_made_of_the_chart_are_up_to_date():
-    stale = [path for path, text in documents.made().items() if path.read_text() != text]
+    stale = [path for path, text in documents.generated().items() if path.read_text() != text]
     assert not stale, "run `make chart-files`"
