@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes what each program consists of as CycloneDX: FOLDER/sbom/<program>.json. Argument: the folder.
+# Writes a software bill of materials (SBOM) of each program in CycloneDX format: FOLDER/sbom/<program>.json. Argument: the folder.
 set -euo pipefail
-mkdir -p "${1:?a folder}"
+mkdir -p "${1:?missing argument: folder}"
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ fail() {
 deploy/cargo_tool.sh "$folder" cargo-cyclonedx 0.5.9
 system=$(rustc -vV | sed -n 's/^host: //p')
 
-# It writes beside each Cargo.toml, so it gets a copy of the sources.
+# cargo-cyclonedx writes its output next to each Cargo.toml, so it runs on a copy of the sources.
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 tar -c --exclude ./target --exclude ./.git . | tar -x -C "$copy"
@@ -28,11 +28,11 @@ mkdir -p "$folder/sbom"
 for program in ingest/ingest consumer/consumer likesctl/likesctl; do
     package=likestream-${program%/*} sbom=$folder/sbom/${program#*/}.json
     sed "s|file://$copy|file://.|g" "$copy/${program}_bin.cdx.json" >"$sbom"
-    # Every package that the program is built of must be there, in the version of Cargo.lock.
+    # The SBOM must list every package of the program, in the version of Cargo.lock.
     built_of=$(cargo tree --locked --package "$package" --edges normal,build --target "$system" --prefix none --format '{p}' |
         awk '{ print $1 "@" substr($2, 2) }' | sort -u)
     listed=$(grep -o '"purl": "pkg:cargo/[^"?#]*' "$sbom" | sed 's|.*pkg:cargo/||' | sort -u)
     missing=$(comm -23 <(printf '%s\n' "$built_of") <(printf '%s\n' "$listed"))
-    [ -n "$built_of" ] && [ -z "$missing" ] || fail "$sbom lacks ${missing//$'\n'/, }"
+    [ -n "$built_of" ] && [ -z "$missing" ] || fail "$sbom is incomplete: missing ${missing//$'\n'/, }"
     printf '%s: %s packages\n' "$sbom" "$(wc -l <<<"$listed")"
 done

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes alerts and dashboards lead to the runbook: copies of them with its URL, and a page of it. Arguments: the chart's files, the runbook,
-# where all that goes, and the URL of the page. It is run by what the image of Prometheus has, which is busybox.
+# Copies alerts and dashboards with the URL of the runbook, and converts the runbook to an HTML page. Arguments: the folder with the files
+# of the chart, the runbook, the output folder, the URL of the page. Runs with busybox, the only shell in the image of Prometheus.
 set -eu
 files=$1 runbook=$2 made=$3 url=$4
 
@@ -11,7 +11,7 @@ for file in alerts.yaml $(cd "$files" && echo dashboards/*.json); do
     sed "s|RUNBOOK_URL|$url|g" "$files/$file" >"$made/$file"
 done
 
-# The text as it is, where links find the sections.
+# The Markdown text, with links to sections.
 {
     printf '<!doctype html><html lang="en"><meta charset="utf-8"><title>Runbook</title><pre>\n'
     sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g; s|\[\([^]]*\)\](\(#[^)]*\))|<a href="\2">\1</a>|g' "$runbook" | awk '

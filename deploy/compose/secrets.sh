@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes the passwords that compose.yaml wants, of random bytes, and leaves those that are there: the data that compose keeps
-# knows them. Argument: a folder other than the one that compose.yaml names.
+# Creates the random passwords that compose.yaml needs. Keeps existing ones, because Postgres and Grafana store them in their volumes.
+# Optional argument: a folder other than the one in compose.yaml.
 set -euo pipefail
 folder=${1:-$(dirname "$0")/secrets}
 
-# Containers read these files as users of their own, so the files are readable by all, and the folder keeps others out.
+# Containers read these files under different users, so the files are readable by all. The folder denies access to other users.
 umask 022
 mkdir -p "$folder"
 chmod 700 "$folder"
@@ -13,7 +13,7 @@ password() {
     head -c 24 /dev/urandom | od -A n -t x1 | tr -d ' \n'
 }
 
-# A name, and what is to be in the file.
+# Arguments: name and content of the file.
 make() {
     [ -e "$folder/$1" ] || printf '%s\n' "$2" >"$folder/$1"
 }

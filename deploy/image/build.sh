@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Builds the image, labelled with what it is made of, by docker or else buildah. Arguments: its name, and more for the
-# build. ENGINE is the engine's command, where it isn't simply one of the two.
+# Builds the image with docker or buildah, with labels for version, revision and date. Arguments: the name of the image,
+# further arguments of the build. ENGINE overrides the command of the engine.
 set -euo pipefail
-name=${1:?a name for the image}
+name=${1:?missing argument: name of the image}
 cd "$(dirname "$0")/../.."
 
 read -ra engine <<<"${ENGINE:-$(command -v docker || command -v buildah || true)}"
 [ ${#engine[@]} -gt 0 ] || {
-    echo 'error: install docker or buildah first' >&2
+    echo 'error: cannot build the image: neither docker nor buildah is installed; install one of them' >&2
     exit 1
 }
 format=()
-# Otherwise it leaves the health check out.
+# The default format, OCI, has no health check.
 [[ ${engine[0]} != *buildah ]] || format=(--format docker)
 
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml)

@@ -1,36 +1,36 @@
 #!/usr/bin/env bash
-# Collects everything that the image has beside its base, so that any base will do, `scratch` too: the programs, the
-# libraries that they load, and whom to trust. Arguments: the folder with the programs, and one to make.
+# Collects all files that the image adds to its base: the programs, their shared libraries and the CA certificates. So any
+# base works, including `scratch`. Arguments: the folder with the programs, the folder to create.
 set -euo pipefail
-programs=${1:?the folder with the programs} root=${2:?a folder to make}
+programs=${1:?missing argument: folder with the programs} root=${2:?missing argument: folder to create}
 
 fail() {
     printf 'error: %s\n' "$1" >&2
     exit 1
 }
 
-[ ! -e "$root" ] || fail "$root is there already"
+[ ! -e "$root" ] || fail "$root already exists; remove it first"
 bundle=/etc/ssl/certs/ca-certificates.crt
-[ -s "$bundle" ] || fail "$bundle is not here: install ca-certificates first"
+[ -s "$bundle" ] || fail "$bundle is missing or empty; install ca-certificates"
 
 umask 022
 mkdir -p "$root"/usr/local/bin
 for program in ingest consumer likesctl; do
-    [ -x "$programs/$program" ] || fail "$programs/$program is not here: build it first"
-    # Line tables would be four fifths of the image. Panics tell file and line without them, and backtraces the
-    # functions by the symbols, which stay.
+    [ -x "$programs/$program" ] || fail "$programs/$program is missing; build it first"
+    # Line tables would be four fifths of the image. Without them, panics still show file and line, and backtraces still
+    # show functions, from the symbols.
     strip --strip-debug -o "$root/usr/local/bin/$program" "$programs/$program"
     chmod 755 "$root/usr/local/bin/$program"
 done
 
-# Each library goes where the loader has just found it, the loader itself too.
+# Each library, including the loader, is installed at the path where the loader has found it.
 loaded=$(ldd "$root"/usr/local/bin/*)
-[[ $loaded != *'not found'* ]] || fail "a library is not here:"$'\n'"$(grep 'not found' <<<"$loaded")"
+[[ $loaded != *'not found'* ]] || fail "shared libraries are missing:"$'\n'"$(grep 'not found' <<<"$loaded")"
 mapfile -t libraries < <(grep -o '/[^ ]* (0x' <<<"$loaded" | cut -d ' ' -f 1 | sort -u)
 for library in "${libraries[@]}"; do install -D -m 755 "$library" "$root$library"; done
 
-# Scanners for known vulnerabilities look here for what the libraries are, where there is no package manager. dpkg knows
-# files by the names that they had before /lib became a link to /usr/lib, or by those after.
+# Without a package manager, vulnerability scanners read the packages of the libraries from here. dpkg knows a file either
+# by its path in /lib or by its path in /usr/lib, because /lib became a link.
 install -D -m 644 /etc/os-release "$root"/usr/lib/os-release
 mkdir -p "$root"/var/lib/dpkg/status.d
 for library in "${libraries[@]}"; do
@@ -40,5 +40,5 @@ for library in "${libraries[@]}"; do
 done
 
 install -D -m 644 "$bundle" "$root$bundle"
-# What `likesctl` takes away it keeps in a file in the folder where it runs.
+# `likesctl` saves removed entries to files in its working directory.
 mkdir -m 1777 "$root"/tmp
