@@ -12,7 +12,7 @@ def pytest_addoption(parser):
         "--programs",
         type=pathlib.Path,
         default=TARGET / "release",
-        help="folder of the built programs",
+        help="folder with the built programs",
     )
 
 

@@ -4,7 +4,7 @@
 #
 # cargo-audit is not used, because cargo-deny reads the same advisories.
 set -euo pipefail
-folder=${1:?a folder}
+folder=${1:?missing argument: folder}
 tool=$folder/tools/bin/cargo-deny
 log=$folder/advisories.log
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""A test runs for each rendered object of the kind that one of its arguments names, see EACH."""
+"""Parametrizes tests: an argument named in EACH runs the test for each object of that kind."""
 
 import re
 
@@ -8,7 +8,8 @@ import requests
 from rendering import IDLE, NAMES, WORKLOADS, Pod, name_of, of_kind, pods, rendered
 from support import accepts_connections, free_port, running, wait_until
 
-NOBODY = "127.0.0.1:1"
+# No server listens here.
+UNREACHABLE = "127.0.0.1:1"
 START_S = 20
 SERVICES = ("ingest", "consumer")
 
@@ -21,7 +22,7 @@ def pods_of(*programs):
     return lambda objects: [pod for pod in pods(objects) if pod.program in programs]
 
 
-# What each of these arguments of a test stands for, in a list of objects.
+# Test arguments, with a function that selects their values from a list of objects.
 EACH = {
     "alert_rules": kind("PrometheusRule"),
     "budget": kind("PodDisruptionBudget"),
@@ -44,7 +45,7 @@ EACH = {
 
 
 def pytest_generate_tests(metafunc):
-    """`objects` is all that is rendered from the same set of values."""
+    """Sets `objects` to all objects that one set of values renders."""
     names = metafunc.fixturenames
     for argument in EACH.keys() & set(names):
         cases = []
@@ -61,7 +62,7 @@ def pytest_generate_tests(metafunc):
 
 
 def admin(program, port):
-    """The settings with which a program listens on ports that are free."""
+    """Returns the settings with which a program listens on free ports."""
     if program == "ingest":
         return {"INGEST_LISTEN": "127.0.0.1:0", "INGEST_ADMIN_LISTEN": f"127.0.0.1:{port}"}
     return {"CONSUMER_ADMIN_LISTEN": f"127.0.0.1:{port}"} if program == "consumer" else {}
@@ -69,17 +70,19 @@ def admin(program, port):
 
 @pytest.fixture(scope="session")
 def admin_status(programs, tmp_path_factory):
-    """Asks the real programs on their admin ports, while Redis is down."""
+    """Returns the status code of a path on an admin port while Redis is down."""
     known, logs = {}, tmp_path_factory.mktemp("programs")
 
     def ask(program, path):
         if (program, path) not in known:
             port = free_port()
-            environment = {**admin(program, port), "REDIS_URL": f"redis://{NOBODY}"}
+            environment = {**admin(program, port), "REDIS_URL": f"redis://{UNREACHABLE}"}
             environment["STARTUP_TIMEOUT"] = "1m"
             command, log = programs.folder / program, logs / program
             with running(command, env=environment, log=log) as process:
-                wait_until("it listens", lambda: accepts_connections(port), START_S, process)
+                wait_until(
+                    f"{program} listens", lambda: accepts_connections(port), START_S, process
+                )
                 answer = requests.get(f"http://127.0.0.1:{port}{path}", timeout=START_S)
                 known[program, path] = answer.status_code
         return known[program, path]
@@ -89,7 +92,7 @@ def admin_status(programs, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def settings_of(programs):
-    """The names of a program's settings; those of all its commands for likesctl."""
+    """Returns the settings of a program, for likesctl those of all commands."""
 
     def known(program):
         if program != "likesctl":

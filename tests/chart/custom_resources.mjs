@@ -1,8 +1,7 @@
-// Checks objects that Kubernetes itself has no schema for. Arguments: the folder with node_modules, and a file of
-// [{"where", "object"}]. Prints a line for each problem.
+// Validates custom resources. Arguments: the folder with node_modules, a file with [{"where", "object"}]. Prints one line per problem.
 //
-// A custom resource's schema lets fields pass that it doesn't know, which Kubernetes then drops without a word: so the objects are also
-// compiled against the types, and TypeScript minds those.
+// The schema of a custom resource accepts unknown fields, which Kubernetes then silently drops. So the objects are also compiled against
+// TypeScript types, which reject unknown fields.
 
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -53,7 +52,7 @@ function againstTypes(entries) {
 
 const entries = JSON.parse(readFileSync(file, "utf8"));
 const known = entries.filter(({ object }) => moduleOf(object));
-const problems = entries.filter((entry) => !known.includes(entry)).map(({ where }) => `${where}: there is no schema for it`);
+const problems = entries.filter((entry) => !known.includes(entry)).map(({ where }) => `${where}: no schema found for this kind`);
 for (const entry of known) problems.push(...(await againstSchema(entry)));
 problems.push(...againstTypes(known));
 for (const problem of problems) console.log(problem);

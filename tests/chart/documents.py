@@ -17,9 +17,7 @@ from support import ROOT
 README = CHART / "README.md"
 MARK = "<!-- The rest of this file is generated from values.yaml by `make chart-files`. -->\n"
 MANIFESTS = ROOT / "deploy" / "manifests"
-PLAIN_HEAD = (
-    "# Generated from deploy/chart by `make chart-files`. See README.md in this folder.\n"
-)
+PLAIN_HEAD = "# Generated from deploy/chart by `make chart-files`. See README.md in this folder.\n"
 FOR_HELM = re.compile(
     r"^(# Source: .*|\s+(helm\.sh/|app\.kubernetes\.io/managed-by).*|\s+namespace: default)$"
 )

@@ -1,4 +1,4 @@
-"""Objects that the real helm renders from each file of values/."""
+"""Renders the chart with helm, for each file in values/."""
 
 import dataclasses
 import functools
@@ -18,9 +18,9 @@ VALUES = {file.stem: file for file in sorted((HERE / "values").glob("*.yaml"))}
 NAMESPACE = "storms"
 RELEASE = "storm-of-likes"
 WORKLOADS = ("Deployment", "StatefulSet")
-# The toolbox has no settings of a service, and does not end.
+# Command of the toolbox, which has no settings and does not exit.
 IDLE = ["likesctl", "idle"]
-# The longest name that Helm allows is one character longer.
+# One character shorter than the longest name that Helm allows.
 LONG = "a-release-whose-name-is-as-long-as-helm-lets-it-be-ab"
 SUBCHART = "subchart"
 SCRATCH = tempfile.TemporaryDirectory(prefix="likestream-chart-")
@@ -39,7 +39,7 @@ def template(*arguments, chart=CHART, release=RELEASE):
 
 
 def versions():
-    """The oldest Kubernetes version that the chart accepts, and all later ones with schemas."""
+    """Returns the oldest Kubernetes version that the chart supports, and all later ones."""
     oldest = load((CHART / "Chart.yaml").read_text())[0]["kubeVersion"]
     oldest = int(re.fullmatch(r">=1\.(\d+)\.0-0", oldest)[1])
     known = dict.fromkeys(kubernetes_validate.utils.all_versions())
@@ -65,7 +65,7 @@ def rendered(name, version=VERSIONS[-1]):
 
 @functools.cache
 def umbrella():
-    """A chart with this one as subchart: by its name, under an alias, and disabled."""
+    """Returns a chart with three subcharts: this chart by its name, by an alias, and disabled."""
     folder = pathlib.Path(SCRATCH.name) / "umbrella"
     folder.mkdir()
     values = {"global": {"anything": {"at": "all"}}}
@@ -96,7 +96,7 @@ def of_kind(objects, *kinds):
 
 @dataclasses.dataclass
 class Pod:
-    """A pod with the object that creates it; all pods have one container."""
+    """A pod with one container, and the object that creates the pod."""
 
     owner: dict
     metadata: dict

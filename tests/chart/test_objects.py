@@ -1,4 +1,4 @@
-"""What must hold between objects: selectors, ports, scalers, network policies, shipped files."""
+"""Consistency between objects: selectors, ports, scalers, network policies, shipped files."""
 
 import json
 import re
@@ -31,7 +31,7 @@ LABELS = SELECTOR - {"app.kubernetes.io/component"} | {
 }
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-# Pods of a StatefulSet have its name and a hash of eleven characters in a label.
+# A label of StatefulSet pods contains the name and a hash of eleven characters.
 LONGEST_NAME, LONGEST_STATEFUL_SET = 63, 52
 CONFIG_MAP_BYTES = 1 << 20
 DASHBOARDS = {file.name: file for file in (CHART / "files" / "dashboards").glob("*.json")}
@@ -54,7 +54,7 @@ def test_no_object_is_rendered_twice(objects):
 
 def test_workload_selects_only_its_own_pods(workload, objects):
     selector = workload["spec"]["selector"]["matchLabels"]
-    # With another selector it could not be upgraded.
+    # Selectors are immutable, so a different one would make upgrades fail.
     assert set(selector) == SELECTOR
     assert [pod.owner for pod in selected(selector, objects)] == [workload]
 
@@ -66,7 +66,7 @@ def test_service_leads_to_ports_of_one_workload(service, objects):
         assert port["targetPort"] in pod.ports
         # Clients of a headless Service connect to the pod itself.
         assert not is_headless or port["port"] == pod.ports[port["targetPort"]]
-        # The admin port asks for no credentials.
+        # The admin port requires no authentication.
         assert is_headless or port["targetPort"] != "admin"
 
 
@@ -120,7 +120,7 @@ def test_keda_asks_for_the_backlog_of_the_consumer_group(scaled_object, objects)
     group = target_of(scaled_object, objects).settings["LIKES_GROUP"]
     assert re.fullmatch(r"max\(likestream_backlog_entries\{.*\}\)", query)
     assert f"messaging_consumer_group_name={json.dumps(group)}" in query
-    # Otherwise an unknown backlog would count as none.
+    # Otherwise an unknown backlog would count as 0.
     assert trigger["metadata"]["ignoreNullValues"] == "false"
     assert "fallback" in scaled_object["spec"]
 
@@ -162,7 +162,7 @@ def test_network_policy_is_about_one_workload_and_both_directions(policy, object
     (pod,) = selected(policy["spec"]["podSelector"]["matchLabels"], objects)
     assert sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"]
     if pod.hook and "test" not in pod.hook:
-        # It has to be there before the pod.
+        # The policy must exist before the pod.
         assert annotations(policy)["helm.sh/hook"] == pod.hook
         weights = [int(annotations(each)["helm.sh/hook-weight"]) for each in (policy, pod.owner)]
         assert weights[0] < weights[1]
@@ -251,14 +251,14 @@ def test_releases_with_long_names_share_no_name():
 
 
 def test_templates_look_nothing_up():
-    """GitOps tools render without a cluster, so `lookup` would find nothing."""
+    """GitOps tools render without a cluster, so `lookup` would return nothing."""
     files = [file for file in (CHART / "templates").rglob("*.*") if "lookup" in file.read_text()]
     assert not files
 
 
 @pytest.fixture(scope="session")
 def chart_with_notes(tmp_path_factory):
-    """The chart with its notes in an object, because `helm template` does not print them."""
+    """A copy of the chart that renders its notes as an object: `helm template` omits notes."""
     folder = tmp_path_factory.mktemp("notes") / "chart"
     shutil.copytree(CHART, folder)
     notes = (CHART / "templates" / "NOTES.txt").read_text()

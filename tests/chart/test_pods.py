@@ -1,4 +1,4 @@
-"""What must hold for each pod: secrets, settings, ports, probes, security, and shutdown."""
+"""Properties of each pod: secrets, settings, ports, probes, security and shutdown."""
 
 import re
 
@@ -14,7 +14,7 @@ PORTS = {
     "consumer": {"admin": "CONSUMER_ADMIN_LISTEN"},
     "likesctl": {},
 }
-# The answer to each probe while Redis is down.
+# Status code of each probe while Redis is down.
 PROBES = {"startupProbe": 200, "livenessProbe": 200, "readinessProbe": 503}
 DEFAULT_DRAIN_TIMEOUT = "20s"
 
@@ -91,7 +91,7 @@ def test_grace_period_is_longer_than_draining(service_pod):
 
 
 def test_security_is_that_of_the_restricted_standard(pod):
-    """As Kubernetes' restricted Pod Security Standard asks, and without a token."""
+    """The restricted Pod Security Standard of Kubernetes, and no service account token."""
     security, container = pod.spec["securityContext"], pod.container["securityContext"]
     assert pod.spec["automountServiceAccountToken"] is False
     assert security["runAsNonRoot"] is True
@@ -126,7 +126,7 @@ def test_consumer_has_a_unique_name_and_partitions_of_its_own(consumer_pod):
 
 
 def test_hook_needs_nothing_that_is_installed_after_it(pod, accounts):
-    """At a first install only Secrets, existing ServiceAccounts and earlier hooks are there."""
+    """In a first installation, only Secrets, other ServiceAccounts and earlier hooks exist."""
     migration, test = "pre-install,pre-upgrade", "test"
     hooks = {"likesctl migrate": migration, "likesctl doctor": test}
     hook = hooks.get(" ".join(pod.command))

@@ -1,4 +1,4 @@
-"""Every object against the strict schemas of Kubernetes, custom resources against their own."""
+"""Objects match the strict schemas of Kubernetes, custom resources match their own schemas."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from documents import MANIFESTS
 from rendering import CHART, HERE, NAMES, VALUES, VERSIONS, helm, load, name_of, rendered
 from support import TARGET, output
 
-# It would read megabytes for each object.
+# Without a cache, each validation would read megabytes.
 kubernetes_validate.utils.schema_contents = functools.cache(
     kubernetes_validate.utils.schema_contents
 )

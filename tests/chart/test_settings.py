@@ -1,16 +1,16 @@
-"""Settings in the chart and in the real programs are the same, and programs accept their values."""
+"""The chart and the programs have the same settings, and programs accept the rendered values."""
 
 import functools
 import re
 
 import pytest
 
-from conftest import NOBODY, SERVICES, START_S, admin
+from conftest import SERVICES, START_S, UNREACHABLE, admin
 from rendering import NAMES, pods, rendered, values_schema
 from support import free_port, new_certificate, output, run
 from test_pods import FILES
 
-# Files for these would have to be mounted; the chart mounts those that all signals share.
+# The chart mounts only the files that all signals share.
 FILE_OF_ONE_SIGNAL = re.compile(
     r"OTEL_EXPORTER_OTLP_(TRACES|METRICS)_(CERTIFICATE|CLIENT_CERTIFICATE|CLIENT_KEY)"
 )
@@ -18,7 +18,7 @@ FILE_OF_ONE_SIGNAL = re.compile(
 
 @pytest.mark.parametrize("program", SERVICES)
 def test_every_setting_can_be_reached_by_a_value(program, programs, settings_of):
-    """Values lead to a setting, or `settings` allows it, or it is a secret."""
+    """Each setting is set by a value, allowed in `settings`, or a secret."""
     service = values_schema()["properties"][program]["properties"]["settings"]
     allowed, secrets = set(service["properties"]), programs.secrets(program)
     all_pods = [pod for name in NAMES for pod in pods(rendered(name)) if pod.program == program]
@@ -38,9 +38,9 @@ def files(tmp_path_factory):
     new_certificate("localhost", key, certificate)
     output("openssl", "pkey", "-in", key, "-pubout", "-out", public)
     texts = {
-        "redis/url": f"redis://{NOBODY}",
-        "redis/url-with-tls": f"rediss://{NOBODY}",
-        "database/url": f"postgres://nobody@{NOBODY}/likes",
+        "redis/url": f"redis://{UNREACHABLE}",
+        "redis/url-with-tls": f"rediss://{UNREACHABLE}",
+        "database/url": f"postgres://likes@{UNREACHABLE}/likes",
         "api-keys/api-keys": f"shop {'0' * 64}\n",
         "jwt-key/jwt-key": public.read_text(),
     }
@@ -55,7 +55,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ended(programs, files):
-    """Runs a program with settings, once for the same ones, as far as it comes without servers."""
+    """Runs a program with settings, without servers, until it exits. Caches results by settings."""
 
     def adapted(program, settings):
         environment = {
@@ -66,11 +66,11 @@ def ended(programs, files):
         if "REDIS_TLS_CA" in environment:
             environment["REDIS_URL_FILE"] = f"{files}/redis/url-with-tls"
         if "INGEST_JWT_JWKS" in environment:
-            environment["INGEST_JWT_JWKS"] = f"https://{NOBODY}/jwks.json"
+            environment["INGEST_JWT_JWKS"] = f"https://{UNREACHABLE}/jwks.json"
         if endpoint := environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
             scheme = endpoint.partition("://")[0]
-            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"{scheme}://{NOBODY}"
-        # The name of this host does not end in a number.
+            environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"{scheme}://{UNREACHABLE}"
+        # `ordinal` needs a host name that ends in a number.
         partitions = environment.get("CONSUMER_PARTITIONS", "")
         if partitions.startswith("ordinal/"):
             environment["CONSUMER_PARTITIONS"] = partitions.replace("ordinal", "0")
@@ -86,6 +86,6 @@ def ended(programs, files):
 
 
 def test_program_accepts_its_settings(ending_pod, ended):
-    """A program that accepts its settings ends with 1, because its servers are down, not with 2."""
+    """Invalid settings exit with 2. Valid ones exit with 1, because the servers are down."""
     found = ended(tuple(ending_pod.command), frozenset(ending_pod.settings.items()))
     assert found.returncode == 1, found.stdout + found.stderr

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml, and what its services listen on."""
+"""Parses deploy/compose.yaml: mounts, ports and settings of its services."""
 
 import re
 
@@ -12,27 +12,29 @@ PATH = "deploy/compose.yaml"
 FOLDER = ROOT / "deploy"
 FILE = yaml.safe_load((ROOT / PATH).read_text(encoding="utf-8"))
 SERVICES = FILE["services"]
-# The services that run the image.
-OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-# The ports of images of others.
+# Services that run the likestream image.
+LIKESTREAM_SERVICES = {name: service for name, service in SERVICES.items() if "build" in service}
+# Ports of third-party images.
 PORTS = {"redis": 6379, "postgres": 5432, "prom/prometheus": 9090, "grafana/grafana": 3000}
 
 for_each_service = pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES)
-for_each_of_ours = pytest.mark.parametrize("service", OURS.values(), ids=OURS)
+for_each_likestream_service = pytest.mark.parametrize(
+    "service", LIKESTREAM_SERVICES.values(), ids=LIKESTREAM_SERVICES
+)
 
 
 def config(name):
-    """Returns a configuration of deploy/compose."""
+    """Returns a configuration file of deploy/compose."""
     return yaml.safe_load((FOLDER / "compose" / name).read_text(encoding="utf-8"))
 
 
 def health_command(service):
-    """Returns the words of a health check, or the line of a shell as the only one."""
+    """Returns the words of a health check, or its shell command as a single word."""
     return service.get("healthcheck", {}).get("test", [])[1:]
 
 
 def mounts(service):
-    """Returns what is mounted in the container: its path and the source."""
+    """Returns the mounts of a service: path in the container and source."""
     return {
         target: source for source, target, *_ in (v.split(":") for v in service.get("volumes", []))
     }
@@ -51,7 +53,7 @@ def named_volumes(service):
 
 
 def on_this_machine(service, path, volumes):
-    """Returns where a path of the container is here, with folders in place of volumes."""
+    """Converts a container path to a path on this machine. `volumes` maps names to folders."""
     named = {
         target: volumes[name] for target, name in named_volumes(service).items() if name in volumes
     }
@@ -76,7 +78,7 @@ def port_of(address):
 
 
 def listens(service, programs):
-    """Returns the settings with which one of ours listens, and their addresses."""
+    """Returns the listen settings of a likestream service, and their addresses."""
     environment = {**dockerfile.environment(), **service.get("environment", {})}
     defaults = programs.settings(*service["command"])
     names = programs.listens(*service["command"])
@@ -90,7 +92,7 @@ def admin_ports(service, programs):
 
 
 def ports(service, programs):
-    """Returns the ports that others can connect to."""
+    """Returns the ports that other containers can connect to."""
     if "build" in service:
         addresses = listens(service, programs).values()
         return {port_of(address) for address in addresses if not address.startswith("127.")}

@@ -1,4 +1,4 @@
-"""Storage of buildah, the image in it, and the files that compose.yaml's `runbook` makes."""
+"""Fixtures: storage of buildah, the image, and the output of the service `runbook`."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ IMAGE = "localhost/likestream:test"
 def storage():
     if os.geteuid() != 0:
         pytest.fail(
-            "run it as root of a user namespace: buildah unshare python -m pytest tests/image"
+            "not root of a user namespace; run buildah unshare python -m pytest tests/image"
         )
     folder = TARGET / "image" / "storage"
     shutil.rmtree(folder, ignore_errors=True)
@@ -26,7 +26,7 @@ def storage():
 
 @pytest.fixture(scope="session")
 def image(storage, programs):
-    """The image as `make image` builds it, of programs that are built already, on `scratch`."""
+    """The image as built by `make image`, but with existing programs and `scratch` as base."""
     root = storage.scratch / "rootfs"
     output(ROOT / "deploy/image/rootfs.sh", programs.folder, root)
     options = ["--pull-never", "--build-context", f"rootfs={root}", "--build-arg", "BASE=scratch"]
@@ -37,11 +37,11 @@ def image(storage, programs):
 
 @pytest.fixture(scope="session")
 def volumes(tmp_path_factory):
-    """The volumes that `runbook` fills, by name; its command runs as in its container."""
+    """The volumes after a run of the service `runbook` with busybox: folders by name."""
     folder, service = tmp_path_factory.mktemp("runbook"), SERVICES["runbook"]
     made = {name: folder / name for name in named_volumes(service).values()}
     for path in made.values():
-        # Files of an earlier run must be gone afterwards.
+        # The service must delete files of an earlier run.
         (path / "dashboards").mkdir(parents=True)
         (path / "dashboards" / "old.json").write_text("RUNBOOK_URL")
     applets = folder / "applets"

@@ -1,4 +1,4 @@
-"""deploy/Dockerfile, instruction by instruction."""
+"""Parses deploy/Dockerfile into instructions."""
 
 import dataclasses
 import functools

@@ -2,7 +2,7 @@
 # Installs the requirements of `make test-image`: buildah, Prometheus, openssl, busybox and, in a folder, a virtual
 # environment with parsers of the Dockerfile and compose.yaml. Argument: the folder.
 set -euo pipefail
-folder=${1:?a folder}
+folder=${1:?missing argument: folder}
 here=$(dirname "$0")
 
 missing=()

@@ -1,4 +1,4 @@
-"""Redis and Postgres on loopback as compose.yaml runs them, and programs in a container."""
+"""Runs Redis and Postgres with the configuration of compose.yaml, and programs in a container."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ import requests
 
 from support import ROOT, accepts_connections, free_port, output, run, running, wait_until
 
-# The account `nobody`: Postgres needs a user that has a name.
+# User ID of `nobody`. Postgres refuses to run as root or as a user without a name.
 NOBODY = 65534
 START_S = 90
-# The longest time that compose.yaml allows.
+# The start period in compose.yaml.
 READY_S = 30
 
 
 @contextlib.contextmanager
 def redis(folder, secrets, *options):
-    """The port of a Redis with the redis.conf of compose.yaml."""
+    """Runs Redis with the redis.conf of compose.yaml and yields its port."""
     port = free_port()
     data = folder / f"redis-{port}"
     data.mkdir()
@@ -35,7 +35,7 @@ def redis(folder, secrets, *options):
 
 @contextlib.contextmanager
 def postgres(folder, secrets):
-    """The port of a Postgres with the user, password and database of compose.yaml."""
+    """Runs Postgres with the user, password and database of compose.yaml and yields its port."""
     port, data = free_port(), folder / "postgres"
     password = folder / "postgres-password"
     password.write_text((secrets / "postgres-password").read_text())
@@ -57,7 +57,7 @@ def postgres(folder, secrets):
 
 
 def query(url, statement):
-    """Returns what psql prints, None when it fails."""
+    """Returns the output of psql, or None if it fails."""
     ended = run("psql", "--no-psqlrc", "-tA", "--command", statement, url)
     return ended.stdout.strip() if ended.returncode == 0 else None
 
@@ -82,7 +82,7 @@ class Container:
 
     @contextlib.contextmanager
     def running(self, words, environment, mounts):
-        """A service, which is killed at the end of the block."""
+        """Runs a service and kills it at the end of the block."""
         log = self.storage.scratch / f"{words[0]}.log"
         command = self.command(words, environment, mounts)
         with running(*command, log=log, env=self.storage.environment) as engine:
@@ -90,7 +90,7 @@ class Container:
             try:
                 yield service
             finally:
-                # The engine ends after it.
+                # The engine exits after the service.
                 service.signal(signal.SIGKILL)
 
 
@@ -101,7 +101,7 @@ class Service:
         self.engine, self.name = engine, name
 
     def pid(self):
-        """Returns the process of the program, some levels below the engine; None when it ended."""
+        """Returns the process ID of the program, a descendant of the engine; None if it exited."""
         pids = [self.engine.pid]
         for pid in pids:
             with contextlib.suppress(OSError):
@@ -116,7 +116,7 @@ class Service:
             os.kill(pid, number)
 
     def terminate(self):
-        """Ends it as an engine does; returns the exit code."""
+        """Stops the service with SIGTERM and returns the exit code."""
         self.signal(signal.SIGTERM)
         return self.engine.wait(READY_S)
 

@@ -1,4 +1,4 @@
-"""Images and containers of buildah in a folder, without a daemon."""
+"""Runs buildah with images and containers in a private folder."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ class Storage:
 
     @contextlib.contextmanager
     def mounted(self, image):
-        """The folder with the files of an image."""
+        """Mounts the file system of an image and yields its folder."""
         with self.container(image) as name:
             yield pathlib.Path(self.buildah("mount", name).strip())
 

@@ -1,4 +1,4 @@
-"""compose.yaml is valid, bounded, and names only what exists."""
+"""compose.yaml is valid, limits resources, and refers only to existing files and settings."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from compose import (
     SERVICES,
     admin_ports,
     bind_mounts,
-    for_each_of_ours,
+    for_each_likestream_service,
     for_each_service,
     health_command,
     listens,
@@ -52,13 +52,13 @@ def test_service_cannot_gain_privileges(service):
     assert "no-new-privileges:true" in service["security_opt"]
 
 
-@for_each_of_ours
+@for_each_likestream_service
 def test_our_service_is_read_only_without_capabilities(service):
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
 
 
-@for_each_of_ours
+@for_each_likestream_service
 def test_our_service_is_built_from_the_dockerfile(service):
     build = service["build"]
     recipe = FOLDER / build["context"] / build["dockerfile"]
@@ -90,7 +90,7 @@ def test_durations_are_valid(service):
 
 @for_each_service
 def test_files_in_a_command_are_mounted(service):
-    """A file that a command names is mounted or in a volume."""
+    """Each file in a command is mounted or in a volume."""
     words = [word.partition("=")[2] or word for word in service.get("command", [])]
     for path in (word for word in words if word.startswith("/")):
         folders = {path, *map(str, pathlib.PurePosixPath(path).parents)}
@@ -104,7 +104,7 @@ def test_mounted_files_exist(service):
 
 
 def test_redis_may_use_at_most_half_of_the_memory_of_its_container():
-    """A rewrite of the append-only file can take as much again."""
+    """A rewrite of the append-only file can double the memory usage."""
     text = (FOLDER / "compose" / "redis.conf").read_text()
     [maxmemory] = re.findall(r"^maxmemory (\S+)$", text, re.MULTILINE)
     assert 2 * mebibytes(maxmemory) <= memory_limit("redis")
@@ -130,15 +130,15 @@ def test_service_gets_the_secrets_that_it_uses_and_no_others(service):
     assert used == set(service.get("secrets", []))
 
 
-@for_each_of_ours
+@for_each_likestream_service
 def test_command_and_its_variables_exist(service, programs):
     known = programs.settings(*service["command"])
     assert service.get("environment", {}).keys() <= known.keys()
 
 
-@for_each_of_ours
+@for_each_likestream_service
 def test_health_check_asks_an_admin_port(service, programs):
-    """A service without its own check would get that of the image."""
+    """A service without a health check would inherit the one of the image."""
     check = health_command(service)
     if check:
         assert programs.help(*check)
@@ -148,7 +148,7 @@ def test_health_check_asks_an_admin_port(service, programs):
         assert not listens(service, programs)
 
 
-@for_each_of_ours
+@for_each_likestream_service
 def test_grace_period_is_longer_than_draining(service, programs):
     known = programs.settings(*service["command"])
     if "DRAIN_TIMEOUT" in known:

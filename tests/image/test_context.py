@@ -1,4 +1,4 @@
-"""The build gets what it needs and nothing else, as the engine itself reads .dockerignore."""
+"""The build context, as filtered by .dockerignore, has all needed files and no others."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from support import ROOT, output
 
 INCLUDED = re.compile(r"""(?:include_(?:str|bytes)!|embed_migrations!)\(\s*"([^"]+)""")
 MEMBERS = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["members"]
-# The crates that the image is built of.
+# Crates that the image contains.
 CRATES = [name for name in MEMBERS if name.split("/")[0] not in ("bench", "tests")]
 
 
@@ -36,7 +36,7 @@ def test_build_gets_every_file_that_a_crate_includes(context, crate):
     folder = ROOT / crate
     for source in (folder / "src").rglob("*.rs"):
         for included in INCLUDED.findall(source.read_text()):
-            # Files are relative to the source, the folder of migrations to the crate.
+            # Paths of files are relative to the source file, the path of migrations to the crate.
             bases = [base for base in (source.parent, folder) if (base / included).exists()]
             assert bases, f"{source} includes {included}"
             assert (context / (bases[0] / included).resolve().relative_to(ROOT)).exists()

@@ -1,4 +1,4 @@
-"""The Dockerfile names files, stages, packages and settings that exist."""
+"""The Dockerfile refers only to existing files, stages, packages and settings."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import dockerfile
 from support import ROOT, TOOLS, output
 
 CARGO = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
-# Variables of the system and of Rust's standard library.
+# Variables that are not settings of the programs.
 OF_NO_PROGRAM = {"PATH", "RUST_BACKTRACE"}
 PROGRAMS = ("ingest", "consumer", "likesctl")
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"target"}
@@ -67,7 +67,7 @@ def test_sets_only_variables_that_programs_know(programs):
 
 
 def test_sets_every_address_to_listen_on_and_exposes_the_ports(programs):
-    """The defaults of the programs are on loopback, which is useless in a container."""
+    """The programs listen on loopback by default, which is unreachable in a container."""
     environment = dockerfile.environment()
     names = {name for program in PROGRAMS for name in programs.listens(program)}
     ports = {environment[name].rpartition(":")[2] for name in names}

@@ -1,4 +1,4 @@
-"""The image describes itself, contains what the programs need, and runs them."""
+"""The image has labels, contains all dependencies of the programs, and runs them."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ USER = "65532:65532"
 PACKAGE = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]
 PROGRAMS = ("ingest", "consumer", "likesctl")
 BUNDLE = "etc/ssl/certs/ca-certificates.crt"
-# It has some 70 MiB, and would have 330 with line tables.
+# The image has about 70 MiB; with line tables it would have 330 MiB.
 MAX_MIB = 120
-# Debian has some 140.
+# Debian has about 140.
 MIN_AUTHORITIES = 50
 
 
@@ -85,11 +85,11 @@ def test_scanners_find_the_libraries(root):
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("argument", ["--version", "--help"])
 def test_program_starts_as_the_user_of_the_image(name, argument, root, programs):
-    """By chroot: buildah sometimes loses the output of programs that end at once."""
+    """Uses chroot, because buildah sometimes loses the output of programs that exit immediately."""
     chroot = shutil.which("chroot"), f"--userspec={USER}", "--groups=", root
     ended = run(*chroot, name, argument, env={**dockerfile.environment(), **HELP})
     assert ended.returncode == 0, ended.stderr
-    # The help also shows what the environment sets, so only its first line is the same.
+    # The help also shows values of the environment, so only its first line is constant.
     line = {
         "--version": f"{name} {PACKAGE['version']}",
         "--help": programs.help(name).splitlines()[0],

@@ -1,4 +1,4 @@
-"""The programs run from the image with compose.yaml's settings and secrets, and real servers."""
+"""The programs run from the image with settings and secrets of compose.yaml and real servers."""
 
 import contextlib
 import os
@@ -40,13 +40,13 @@ def container(storage, image):
 
 
 def mounts(service, secrets):
-    """Each secret of a service, as compose mounts it."""
+    """Returns the secrets of a service and their mount points in compose."""
     return [(secrets / name, f"/run/secrets/{name}") for name in service.get("secrets", [])]
 
 
 @pytest.fixture(scope="module")
 def migrated(container, storage, secrets, redis):
-    """A Postgres that compose.yaml's `migrate` prepares; secrets lead to the servers here."""
+    """URL of a Postgres that `migrate` has prepared. Secrets refer to the local servers."""
     with servers.postgres(storage.scratch, secrets) as postgres:
         here = {"redis-url": ("redis:6379", redis), "database-url": ("postgres:5432", postgres)}
         for name, (host, port) in here.items():
@@ -61,7 +61,7 @@ def migrated(container, storage, secrets, redis):
 
 @contextlib.contextmanager
 def running(container, service, secrets, programs):
-    """The service and its ports by those in compose.yaml, which can be taken here."""
+    """Runs a service on free ports. Yields it and its ports, by the ports in compose.yaml."""
     environment, ports = dict(service["environment"]), {}
     for name, address in listens(service, programs).items():
         ports[port_of(address)] = free_port()
@@ -137,7 +137,7 @@ def test_redis_keeps_what_it_has(setting, value, redis, password):
 
 @pytest.fixture
 def tls_redis(tmp_path, secrets):
-    """A Redis with a certificate of an authority of our own: its port and the authority."""
+    """Port of a Redis with a certificate of a private CA, and the CA certificate."""
     authority, key, certificate = tmp_path / "ca.crt", tmp_path / "key", tmp_path / "crt"
     new_certificate("authority", tmp_path / "ca.key", authority)
     signer = "-CA", authority, "-CAkey", tmp_path / "ca.key"

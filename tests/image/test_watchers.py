@@ -1,4 +1,4 @@
-"""The collector, Prometheus, Grafana and the runbook find one another in compose.yaml."""
+"""Collector, Prometheus, Grafana and runbook are wired correctly in compose.yaml."""
 
 import re
 import urllib.parse
@@ -8,7 +8,15 @@ import yaml
 
 import compose
 import prometheus
-from compose import FOLDER, OURS, SERVICES, bind_mounts, config, on_this_machine, port_of
+from compose import (
+    FOLDER,
+    LIKESTREAM_SERVICES,
+    SERVICES,
+    bind_mounts,
+    config,
+    on_this_machine,
+    port_of,
+)
 from support import ROOT, output
 
 FILES = ROOT / "deploy/chart/files"
@@ -31,7 +39,7 @@ def test_memory_limiter_is_below_the_memory_of_the_container():
     assert limiter["limit_mib"] < compose.memory_limit("collector")
 
 
-@compose.for_each_of_ours
+@compose.for_each_likestream_service
 def test_spans_go_to_the_collector(service):
     environment = service.get("environment", {})
     if "OTEL_EXPORTER_OTLP_ENDPOINT" not in environment:
@@ -69,7 +77,7 @@ def test_prometheus_scrapes_ports_with_metrics(host, port, programs):
         return
     service = SERVICES["prometheus" if host == "localhost" else host]
     assert port in compose.ports(service, programs)
-    assert host not in OURS or port in compose.admin_ports(service, programs)
+    assert host not in LIKESTREAM_SERVICES or port in compose.admin_ports(service, programs)
 
 
 def test_prometheus_scrapes_both_services():
