@@ -81,7 +81,7 @@ fn chaos_loses_and_doubles_nothing() {
 #[test]
 fn chaos_on_a_cluster_loses_and_doubles_nothing() {
     let faults = chaos("cluster", "238", "60s");
-    assert!(faults.contains_key("move of a slot") && faults.contains_key("kill -9 of Redis"), "{faults:?}");
+    assert!(faults.contains_key("slot migration") && faults.contains_key("kill -9 of Redis"), "{faults:?}");
 }
 
 /// Runs chaos and returns the number of faults of each kind.

@@ -506,7 +506,8 @@ async fn empty_settings_are_none_and_those_that_only_others_have_are_ignored() {
     ];
     let ingest = setup.ingest(&settings);
     for ignored in ["OTEL_PROPAGATORS=b3", "OTEL_LOGS_EXPORTER=otlp"] {
-        assert!(ingest.log_text().contains(&format!("ignored: {ignored}")), "{}", ingest.log_text());
+        let warning = format!(r#""message":"setting is ignored","setting":"{ignored}, "#);
+        assert!(ingest.log_text().contains(&warning), "{}", ingest.log_text());
     }
     // With telemetry disabled, invalid settings do not prevent the start.
     let off = [
