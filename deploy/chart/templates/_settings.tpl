@@ -76,11 +76,11 @@ INGEST_TRUSTED_PROXIES: {{ join "," . | quote }}
 {{- with .corsOrigins }}
 INGEST_CORS_ORIGINS: {{ join "," . | quote }}
 {{- end }}
-INGEST_AUTH: {{ .auth.ways | join "," | default "off" | quote }}
-{{- if has "api-key" .auth.ways }}
+INGEST_AUTH: {{ .auth.methods | join "," | default "off" | quote }}
+{{- if has "api-key" .auth.methods }}
 INGEST_API_KEYS_FILE: /etc/likestream/api-keys/api-keys
 {{- end }}
-{{- if has "jwt" .auth.ways }}
+{{- if has "jwt" .auth.methods }}
 {{- with .auth.jwt }}
 INGEST_JWT_ALGORITHMS: {{ join "," .algorithms | quote }}
 INGEST_JWT_ISSUER: {{ .issuer | quote }}
