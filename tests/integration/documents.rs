@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// Every test that ARCHITECTURE.md and the decision records name exists, and every invariant is a row of the table.
+/// Every test that ARCHITECTURE.md, docs/tests.md and the decision records name exists, and every invariant is a row of the table.
 #[test]
 fn the_tests_that_the_architecture_names_exist() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let architecture = fs::read_to_string(folder.join("../ARCHITECTURE.md")).unwrap();
-    let mut pages = vec![architecture.clone()];
+    let tests = fs::read_to_string(folder.join("../docs/tests.md")).unwrap();
+    let mut pages = vec![architecture.clone(), tests];
     for record in fs::read_dir(folder.join("../docs/adr")).unwrap() {
         pages.push(fs::read_to_string(record.unwrap().path()).unwrap());
     }
