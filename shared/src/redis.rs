@@ -29,9 +29,9 @@ pub use self::{
 use self::{connection::address, tls::Files};
 use crate::settings::{SettingError, args::RedisArgs};
 
-const URLS: &str = "allowed is a URL like redis://user:password@host:6379/0, redis-cluster://host:7000?node=other:7001 or \
-     redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name, with TLS rediss://, rediss-cluster:// or \
-     rediss-sentinel://";
+const INVALID_URL: &str = "the URL is not valid; expected a URL such as redis://user:password@host:6379/0, \
+     redis-cluster://host:7000?node=other:7001 or redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name, \
+     or with TLS rediss://, rediss-cluster:// or rediss-sentinel://";
 
 /// How to reach Redis.
 #[derive(Clone)]
@@ -72,7 +72,7 @@ impl Redis {
             None => (scheme.to_owned(), false),
         };
         if !["redis", "redis-cluster", "redis-sentinel"].contains(&scheme.as_str()) {
-            return Err(SettingError::new("REDIS_URL", URLS));
+            return Err(SettingError::new("REDIS_URL", INVALID_URL));
         }
         // fred's own parser would choose the trusted certificates for a rediss:// URL itself.
         let url = &format!("{scheme}://{rest}");
@@ -82,8 +82,7 @@ impl Redis {
             "redis-sentinel" => Config::from_url_sentinel(url),
             _ => Config::from_url_centralized(url),
         };
-        let mut config =
-            config.map_err(|_| SettingError::new("REDIS_URL", format!("can't be read: {URLS}")))?;
+        let mut config = config.map_err(|_| SettingError::new("REDIS_URL", INVALID_URL))?;
         config.tls = if tls { Some(files.read()?) } else { files.unused().map(|()| None)? };
         let hosts = config.server.hosts();
         let address = hosts.iter().map(address).collect::<Vec<_>>().join(", ");

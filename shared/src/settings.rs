@@ -1,9 +1,10 @@
 //! Settings from the command line and the environment.
 //!
-//! Purpose: parse flags and variables with clap, and report a bad one in one line that names it. `args` are the groups of
-//! flags that several programs have. May depend on `wire`. Must not know Redis, Postgres or the services.
+//! Purpose: parse flags and variables with clap, and report an invalid one in one line that names it. `args` has the groups
+//! of options that several programs share. May depend on `wire`. Must not know Redis, Postgres or the services.
 
 pub mod args;
+pub mod headings;
 
 use std::{borrow::Cow, fmt, process};
 
@@ -15,10 +16,10 @@ use thiserror::Error;
 
 use crate::stderr::eprint_line;
 
-/// The exit code of a bad setting or a bad command line.
+/// The exit code of an invalid setting or command line.
 pub const EXIT_USAGE: u8 = 2;
 
-/// A setting that can't be used, in words that never repeat a secret.
+/// An invalid setting. The text never contains a secret.
 #[derive(Debug, Error)]
 #[error("{setting}: {problem}")]
 pub struct SettingError {
@@ -27,20 +28,21 @@ pub struct SettingError {
 }
 
 impl SettingError {
-    /// `setting` is the environment variable's name, `problem` the value (unless secret) and what is allowed.
+    /// `setting` is the environment variable. `problem` is the value (unless it is secret), why it is invalid, and the
+    /// expected value: `'x' is not a number; expected an integer from 1 to 1024`.
     pub fn new(setting: impl Into<Cow<'static, str>>, problem: impl fmt::Display) -> Self {
         Self { setting: setting.into(), problem: problem.to_string() }
     }
 }
 
-/// Settings that clap can fill and that then have rules between one another.
+/// Settings that clap parses, and that have to be consistent with each other.
 pub trait Settings: Parser {
-    /// Checks what a single flag's parser can't see.
+    /// Checks the rules between several settings.
     fn check(&self) -> Result<(), SettingError>;
 }
 
-/// Reads flags and environment. Help and version are printed whole and end the program with 0; anything wrong
-/// ends it with [`EXIT_USAGE`] and one line.
+/// Parses flags and environment. Help and version are printed in full and end the program with 0. An error ends it with
+/// [`EXIT_USAGE`] and one line.
 pub fn parse<S: Settings>() -> S {
     match S::try_parse() {
         Ok(settings) => match settings.check() {
@@ -53,7 +55,7 @@ pub fn parse<S: Settings>() -> S {
     }
 }
 
-/// Ends the program over a setting.
+/// Prints an error of the settings and ends the program.
 pub fn refuse(error: &dyn fmt::Display) -> ! {
     let line = error.to_string().replace(char::is_control, " ");
     eprint_line(format_args!("error: {line}"));
@@ -67,22 +69,36 @@ fn one_line(error: &clap::Error, command: &clap::Command) -> String {
     };
     if let (Some(arg), Some(value)) = (named(ContextKind::InvalidArg), named(ContextKind::InvalidValue)) {
         let setting = environment_name(command, arg).unwrap_or_else(|| arg.to_owned());
-        let allowed = match (error.get(ContextKind::ValidValue), std::error::Error::source(error)) {
+        let problem = match (error.get(ContextKind::ValidValue), std::error::Error::source(error)) {
             (Some(ContextValue::Strings(values)), _) if !values.is_empty() => {
-                format!("allowed are {}", values.join(", "))
+                format!("is not valid; expected {}", alternatives(values))
             }
-            (_, Some(source)) => source.to_string(),
-            _ => "a value is needed".to_owned(),
+            (_, Some(source)) => problem(&source.to_string()),
+            _ if value.is_empty() => "is empty; expected a value".to_owned(),
+            _ => "is not valid".to_owned(),
         };
-        return format!("{setting}: '{value}' is not valid: {allowed}");
+        return format!("{setting}: '{value}' {problem}");
     }
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = first.trim_start_matches("error:").split_whitespace().collect();
-    format!("{} (see --help)", words.join(" "))
+    format!("{}; see --help", words.join(" "))
 }
 
-/// The environment variable of the flag that clap calls `--flag <VALUE>`.
+/// Completes the error of a value parser, which is `expected …`, or `is …; expected …` with a more specific problem.
+fn problem(error: &str) -> String {
+    if error.starts_with("is ") { error.to_owned() } else { format!("is not valid; {error}") }
+}
+
+/// Returns `a, b or c`.
+fn alternatives(values: &[String]) -> String {
+    match values {
+        [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => values.concat(),
+    }
+}
+
+/// Returns the environment variable of the option that clap displays as `--flag <VALUE>`.
 fn environment_name(command: &clap::Command, usage: &str) -> Option<String> {
     let long = usage.trim_start_matches("--").split([' ', '=']).next()?;
     let own = command.get_arguments().find(|arg| arg.get_long() == Some(long));

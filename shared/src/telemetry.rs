@@ -10,6 +10,7 @@ pub mod log_rate;
 mod logs;
 pub mod names;
 mod otel_settings;
+pub mod otel_variables;
 mod otlp;
 mod span_queue;
 pub mod spans;
@@ -47,17 +48,16 @@ use self::{
 };
 use crate::settings::SettingError;
 
-/// Settings of logs. Those of traces and metrics are OpenTelemetry's own variables, and no flags.
+/// Settings of logs. Settings of traces and metrics are environment variables only: see [`otel_variables`].
 #[derive(Args, Debug, Clone)]
-#[command(
-    after_help = "Traces and metrics are exported as OpenTelemetry's variables say, OTEL_*: see docs/telemetry.md"
-)]
+#[command(after_help = "Export of traces and metrics: OTEL_* environment variables, see docs/telemetry.md\n\
+        All settings: docs/configuration.md")]
 pub struct TelemetryArgs {
-    /// What log lines look like
+    /// Format of log lines
     #[arg(long, env = "LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
 
-    /// What is logged: a level, or `tracing` directives like info,consumer=debug
+    /// Log level (error, warn, info, debug or trace), or directives such as info,consumer=debug
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "DIRECTIVES")]
     rust_log: String,
 }

@@ -48,7 +48,7 @@ pub(crate) struct BadFile<S> {
 
 impl<S> fmt::Display for BadFile<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "'{}' {}", self.path.display(), self.problem)
+        write!(f, "cannot use {}: {}", self.path.display(), self.problem)
     }
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn roots_of_file<S>(setting: S, path: &Path) -> Result<RootCertStore,
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
         if roots.add(certificate).is_err() {
-            let problem = "holds a certificate that can't be read".to_owned();
+            let problem = "the file has an invalid certificate".to_owned();
             return Err(BadFile { setting, path: path.to_owned(), problem });
         }
     }
@@ -78,7 +78,7 @@ pub(crate) fn roots_of_system() -> Result<RootCertStore, String> {
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         let why = found.errors.first().map_or_else(String::new, |error| format!(": {error}"));
-        return Err(format!("the system has no certificates of authorities to trust{why}"));
+        return Err(format!("the system has no trusted certificate authorities{why}"));
     }
     Ok(roots)
 }
@@ -101,10 +101,14 @@ impl Identity {
         };
         let signs = aws_lc_rs::default_provider().key_provider.load_private_key(found.key.clone_key());
         let Ok(signs) = signs else {
-            return Err(bad(of_key, key, "holds a key of a kind that TLS can't use".to_owned()));
+            return Err(bad(of_key, key, "TLS does not support keys of this type".to_owned()));
         };
         if rustls::sign::CertifiedKey::new(found.chain.clone(), signs).keys_match().is_err() {
-            return Err(bad(of_key, key, format!("is not the key of '{}'", chain.display())));
+            return Err(bad(
+                of_key,
+                key,
+                format!("the key does not belong to the certificate in {}", chain.display()),
+            ));
         }
         Ok(found)
     }
@@ -146,7 +150,9 @@ fn verifier(
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
-        Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM".to_owned()),
+        Ok(certificates) if certificates.is_empty() => {
+            Err("the file has no certificate in PEM format".to_owned())
+        }
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(describe(&error, "certificate")),
     }
@@ -155,8 +161,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 /// Describes an error without quoting the contents of the file.
 fn describe(error: &pem::Error, kind: &str) -> String {
     match error {
-        pem::Error::Io(error) => format!("can't be read: {error}"),
-        _ => format!("holds no {kind} in PEM"),
+        pem::Error::Io(error) => error.to_string(),
+        _ => format!("the file has no {kind} in PEM format"),
     }
 }
 

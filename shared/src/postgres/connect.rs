@@ -36,12 +36,15 @@ impl Postgres {
         let (parameters, rest) = Parameters::take_out(url.expose_secret());
         // The parser's error may quote a part of the URL, and so a part of the password.
         let mut config: Config = rest.parse().map_err(|_| {
-            SettingError::new("DATABASE_URL", "not a URL like postgres://user:password@host:5432/database")
+            SettingError::new(
+                "DATABASE_URL",
+                "the URL is not valid; expected a URL such as postgres://user:password@host:5432/database",
+            )
         })?;
         if config.get_hosts().is_empty() {
             return Err(SettingError::new(
                 "DATABASE_URL",
-                "names no host, like postgres://user@host:5432/database",
+                "the URL has no host; expected a URL such as postgres://user:password@host:5432/database",
             ));
         }
         let tls = parameters.apply(&mut config)?;

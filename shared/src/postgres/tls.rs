@@ -92,7 +92,7 @@ impl Parameters {
         }
         config.ssl_mode(if mode == Mode::Prefer { SslMode::Prefer } else { SslMode::Require });
         let client = tls::client(self.trust(mode)?, self.identity()?);
-        let mut client = client.map_err(|error| bad(format!("TLS can't be used: {error}")))?;
+        let mut client = client.map_err(|error| bad(format!("cannot set up TLS: {error}")))?;
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
         Ok(Tls::On(MakeRustlsConnect::new(client)))
     }
@@ -110,34 +110,36 @@ impl Parameters {
             Some("verify-ca") => Mode::VerifyCa,
             Some("verify-full") => Mode::VerifyFull,
             Some(other) => {
-                let allowed = "disable, prefer, require, verify-ca and verify-full";
-                return Err(bad(format!("sslmode '{other}' is not known: allowed are {allowed}")));
+                let expected = "disable, prefer, require, verify-ca or verify-full";
+                return Err(bad(format!("sslmode '{other}' is not valid; expected {expected}")));
             }
         };
         // A parameter that is silently ignored would give a false sense of security.
-        let wrong = if from_system && mode != Mode::VerifyFull {
-            "sslrootcert 'system' trusts too many for less: allowed with it is sslmode=verify-full"
+        let problem = if from_system && mode != Mode::VerifyFull {
+            "sslrootcert=system is not safe with a weaker sslmode; expected sslmode=verify-full with it"
         } else if self.root.is_some() && matches!(mode, Mode::Disable | Mode::Prefer) {
-            "sslrootcert is not heeded like this: allowed with it are sslmode=require, verify-ca and verify-full"
+            "sslrootcert has no effect with this sslmode; expected sslmode=require, verify-ca or verify-full with it"
         } else if mode == Mode::VerifyCa && self.root.is_none() {
-            "sslmode=verify-ca needs a file of the authority to trust, sslrootcert"
+            "sslmode=verify-ca requires a trusted authority; set sslrootcert to the path of a PEM file"
         } else if mode == Mode::Disable && (self.certificate.is_some() || self.key.is_some()) {
-            "sslmode=disable shows no certificate: allowed without sslcert and sslkey"
+            "sslcert and sslkey have no effect with sslmode=disable; remove them or choose another sslmode"
         } else if self.certificate.is_some() != self.key.is_some() {
-            "sslcert and sslkey belong together: allowed are both or neither"
+            "sslcert and sslkey require each other; set both or neither"
         } else {
             return Ok(mode);
         };
-        Err(bad(wrong))
+        Err(bad(problem))
     }
 
     fn trust(&self, mode: Mode) -> Result<Trust, SettingError> {
         let roots = match self.root.as_deref().filter(|root| *root != "system") {
             Some(file) => {
                 let roots = tls::roots_of_file("sslrootcert", Path::new(file));
-                Some(roots.map_err(|error| bad(format!("{} {error}", error.setting)))?)
+                Some(roots.map_err(|error| bad(format!("{}: {error}", error.setting)))?)
             }
-            None if mode == Mode::VerifyFull => Some(tls::roots_of_system().map_err(bad)?),
+            None if mode == Mode::VerifyFull => {
+                Some(tls::roots_of_system().map_err(|problem| bad(format!("{problem}; set sslrootcert")))?)
+            }
             None => None,
         };
         Ok(match roots {
@@ -150,7 +152,7 @@ impl Parameters {
     fn identity(&self) -> Result<Option<Identity>, SettingError> {
         let (Some(certificate), Some(key)) = (&self.certificate, &self.key) else { return Ok(None) };
         let read = Identity::of_files(("sslcert", Path::new(certificate)), ("sslkey", Path::new(key)));
-        read.map(Some).map_err(|error| bad(format!("{} {error}", error.setting)))
+        read.map(Some).map_err(|error| bad(format!("{}: {error}", error.setting)))
     }
 }
 

@@ -39,8 +39,9 @@ impl<'a> Files<'a> {
         let given = [(CA, self.ca), (CERT, self.certificate), (KEY, self.key)];
         let first = given.into_iter().find_map(|(setting, file)| Some((setting, file?)));
         first.map_or(Ok(()), |(setting, file)| {
-            let allowed = "allowed is a REDIS_URL with TLS, like rediss://host:6379";
-            Err(SettingError::new(setting, format!("'{}' is not heeded: {allowed}", file.display())))
+            let problem =
+                "has no effect because REDIS_URL is without TLS; expected a URL such as rediss://host:6379";
+            Err(SettingError::new(setting, format!("'{}' {problem}", file.display())))
         })
     }
 
@@ -50,7 +51,7 @@ impl<'a> Files<'a> {
         let roots = match self.ca {
             Some(file) => tls::roots_of_file(CA, file).map_err(bad)?,
             None => tls::roots_of_system().map_err(|problem| {
-                SettingError::new(CA, format!("allowed is a file in PEM, and needed: {problem}"))
+                SettingError::new(CA, format!("{problem}; set it to the path of a PEM file"))
             })?,
         };
         let identity = match (self.certificate, self.key) {
@@ -63,16 +64,13 @@ impl<'a> Files<'a> {
         };
         let config = tls::client(Trust::ChainAndName(roots), identity);
         let config =
-            config.map_err(|error| SettingError::new("REDIS_URL", format!("TLS can't be used: {error}")))?;
+            config.map_err(|error| SettingError::new("REDIS_URL", format!("cannot set up TLS: {error}")))?;
         Ok(TlsConnector::from(config).into())
     }
 }
 
 fn alone(setting: &'static str, file: &Path, other: &str) -> SettingError {
-    SettingError::new(
-        setting,
-        format!("'{}' is of no use without {other}: allowed are both or neither", file.display()),
-    )
+    SettingError::new(setting, format!("'{}' requires {other}; set both or neither", file.display()))
 }
 
 /// Causes of failed handshakes that a retry does not fix, by the name that rustls has for them: fred keeps only the `Debug`

@@ -1,6 +1,17 @@
-//! Settings that several programs share: each a clap flag with an environment variable.
+//! Groups of options that several programs share. Each option is also an environment variable.
+//!
+//! The first paragraph of an option's documentation is the line of `-h`. A default that is not a constant stands at its end
+//! in brackets: `[default: recorded count, or 16]`.
 
-use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt::{self, Display},
+    fs,
+    net::SocketAddr,
+    ops::{Bound, RangeBounds},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -12,117 +23,171 @@ use crate::{
     wire::partition::{KeyPrefix, PartitionCount},
 };
 
-/// Where Redis is.
+/// Settings of connections to Redis.
 #[derive(Args, Debug, Clone)]
 pub struct RedisArgs {
-    /// Redis, as redis://[user:password@]host:port[/db], redis-cluster://host:port[?node=host:port…], or
-    /// redis-sentinel://host:port[/db]?sentinelServiceName=name[&node=host:port…]; with TLS rediss://,
-    /// rediss-cluster:// or rediss-sentinel:// [default: redis://127.0.0.1:6379]
-    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
-    redis_url: Option<SecretString>,
+    /// URL of Redis
+    ///
+    /// Single server: redis://[user:password@]host:port[/db]. Cluster: redis-cluster://host:port[?node=host:port…].
+    /// Sentinel: redis-sentinel://host:port[/db]?sentinelServiceName=name[&node=host:port…]. With TLS: rediss://,
+    /// rediss-cluster:// and rediss-sentinel://.
+    #[arg(
+        long,
+        env = "REDIS_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "redis://127.0.0.1:6379"
+    )]
+    redis_url: SecretString,
 
-    /// A file that holds the URL of Redis, in place of REDIS_URL
+    /// Path of a file with the URL of Redis, instead of REDIS_URL
     #[arg(long, env = "REDIS_URL_FILE", value_name = "FILE", conflicts_with = "redis_url")]
     redis_url_file: Option<PathBuf>,
 
-    /// A file, in PEM, of the authorities whose certificates Redis may have, in place of those that the system trusts
+    /// Path of a PEM file with the trusted certificate authorities [default: those of the system]
     #[arg(long, env = "REDIS_TLS_CA", value_name = "FILE")]
     pub(crate) redis_tls_ca: Option<PathBuf>,
 
-    /// A file, in PEM, of the certificate that Redis is shown, with what leads to its authority
+    /// Path of a PEM file with the client certificate and its intermediate certificates
     #[arg(long, env = "REDIS_TLS_CERT", value_name = "FILE")]
     pub(crate) redis_tls_cert: Option<PathBuf>,
 
-    /// A file, in PEM, of its private key
+    /// Path of a PEM file with the private key of the client certificate
     #[arg(long, env = "REDIS_TLS_KEY", value_name = "FILE")]
     pub(crate) redis_tls_key: Option<PathBuf>,
 
-    /// How long a command may wait for Redis before it counts as failed
+    /// Maximum time to wait for the reply to a command
     #[arg(long, env = "REDIS_TIMEOUT", default_value = "2s", value_name = "DURATION",
           value_parser = positive_duration)]
     pub redis_timeout: Duration,
 }
 
 impl RedisArgs {
-    /// The URL, from wherever it was given.
+    /// Returns the URL, from the file if one is set.
     pub fn url(&self) -> Result<SecretString, SettingError> {
-        secret(
-            "REDIS_URL_FILE",
-            self.redis_url.as_ref(),
-            self.redis_url_file.as_ref(),
-            "redis://127.0.0.1:6379",
-        )
+        secret("REDIS_URL_FILE", &self.redis_url, self.redis_url_file.as_ref())
     }
 }
 
-/// Where Postgres is.
+/// Settings of connections to Postgres.
 #[derive(Args, Debug, Clone)]
 pub struct PostgresArgs {
-    /// Postgres, as postgres://user[:password]@host:port/database, TLS by libpq's parameters: ?sslmode=verify-full
-    /// (or verify-ca, require, prefer, disable), sslrootcert=file, sslcert=file, sslkey=file
-    /// [default: postgres://postgres@127.0.0.1:5432/postgres]
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
-    database_url: Option<SecretString>,
+    /// URL of Postgres
+    ///
+    /// Form: postgres://user[:password]@host:port/database. Parameters of TLS are those of libpq: sslmode (disable,
+    /// prefer, require, verify-ca or verify-full), sslrootcert, sslcert and sslkey (paths of PEM files).
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "postgres://postgres@127.0.0.1:5432/postgres"
+    )]
+    database_url: SecretString,
 
-    /// A file that holds the URL of Postgres, in place of DATABASE_URL
+    /// Path of a file with the URL of Postgres, instead of DATABASE_URL
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", conflicts_with = "database_url")]
     database_url_file: Option<PathBuf>,
 }
 
 impl PostgresArgs {
-    /// The URL, from wherever it was given.
+    /// Returns the URL, from the file if one is set.
     pub fn url(&self) -> Result<SecretString, SettingError> {
-        secret(
-            "DATABASE_URL_FILE",
-            self.database_url.as_ref(),
-            self.database_url_file.as_ref(),
-            "postgres://postgres@127.0.0.1:5432/postgres",
-        )
+        secret("DATABASE_URL_FILE", &self.database_url, self.database_url_file.as_ref())
     }
 }
 
-/// Which streams.
+/// Settings of the streams.
 #[derive(Args, Debug, Clone)]
 pub struct StreamArgs {
-    /// The prefix of all keys in Redis
+    /// Prefix of all Redis keys
     #[arg(long, env = "LIKES_STREAM", default_value = "likes", value_name = "PREFIX")]
     pub likes_stream: KeyPrefix,
 
-    /// How many streams the likes are spread over, the same for all programs; recorded in Redis at first start
-    /// [default: what is on record, or 16]
-    #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT")]
+    /// Number of partitions (streams) [default: recorded count, or 16]
+    ///
+    /// The first program that starts records the count in Redis. A program that is started with another count exits.
+    /// Partitions can be added with likesctl partitions grow.
+    #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT", value_parser = partition_count)]
     pub likes_partitions: Option<PartitionCount>,
 }
 
-/// Reads `250ms`, `30s`, `1m 30s`, at most [`MAX_DURATION`].
+/// Parses a number of partitions.
+pub fn partition_count(text: &str) -> Result<PartitionCount, InvalidInteger> {
+    let range = 1..=PartitionCount::MAX;
+    let count = integer(range.clone())(text)?;
+    PartitionCount::new(count).map_err(|_| InvalidInteger::out_of(&range, true))
+}
+
+/// Returns a parser of integers in a range.
+pub fn integer<T>(
+    range: impl RangeBounds<T> + Clone + Send + Sync,
+) -> impl Fn(&str) -> Result<T, InvalidInteger> + Clone + Send + Sync
+where
+    T: FromStr + PartialOrd + Display,
+{
+    move |text| {
+        let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+        let is_integer = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let parsed = text.parse().ok().filter(|number| range.contains(number));
+        parsed.ok_or_else(|| InvalidInteger::out_of(&range, is_integer))
+    }
+}
+
+/// The text is not an integer, or not in the range.
+#[derive(Debug, Error)]
+#[error("is {problem}; expected an integer {range}")]
+pub struct InvalidInteger {
+    problem: &'static str,
+    range: String,
+}
+
+impl InvalidInteger {
+    fn out_of<T: Display>(range: &impl RangeBounds<T>, is_integer: bool) -> Self {
+        let bound = |bound: Bound<&T>| match bound {
+            Bound::Included(limit) => Some(limit.to_string()),
+            Bound::Excluded(_) | Bound::Unbounded => None,
+        };
+        let range = match (bound(range.start_bound()), bound(range.end_bound())) {
+            (Some(first), Some(last)) => format!("from {first} to {last}"),
+            (Some(first), None) => format!("of at least {first}"),
+            (None, Some(last)) => format!("of at most {last}"),
+            (None, None) => String::new(),
+        };
+        Self { problem: if is_integer { "out of range" } else { "not a number" }, range }
+    }
+}
+
+/// Parses a duration such as `250ms`, `30s` or `1m 30s`, up to [`MAX_DURATION`].
 pub fn duration(text: &str) -> Result<Duration, InvalidDuration> {
-    humantime::parse_duration(text).ok().filter(|duration| *duration <= MAX_DURATION).ok_or(InvalidDuration)
+    let parsed = humantime::parse_duration(text).ok();
+    parsed.filter(|duration| *duration <= MAX_DURATION).ok_or(InvalidDuration::Malformed)
 }
 
 /// A leap year: so that sums of durations and times never overflow.
 pub const MAX_DURATION: Duration = Duration::from_hours(366 * 24);
 
-/// Reads an address to listen on, like `127.0.0.1:8080`.
+/// Parses an address to listen on, such as `127.0.0.1:8080`.
 pub fn address(text: &str) -> Result<SocketAddr, InvalidAddress> {
     text.parse().map_err(|_| InvalidAddress)
 }
 
-/// Not an address.
+/// The text is not an IP address with a port.
 #[derive(Debug, Error)]
-#[error("allowed is an IP address with a port, like 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080")]
+#[error("expected an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080")]
 pub struct InvalidAddress;
 
-/// Reads a [`duration`] that is not zero.
+/// Parses a [`duration`] that is not zero.
 pub fn positive_duration(text: &str) -> Result<Duration, InvalidDuration> {
-    duration(text).and_then(|d| if d.is_zero() { Err(InvalidDuration) } else { Ok(d) })
+    duration(text).and_then(|d| if d.is_zero() { Err(InvalidDuration::Zero) } else { Ok(d) })
 }
 
-/// Reads `16KiB`, `1MB`, `4096`; at least one byte, at most [`ByteCount::MAX`].
+/// A size such as `16KiB`, `1MB` or `4096`: from one byte to [`ByteCount::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteCount(pub usize);
 
 impl ByteCount {
-    /// 512 MiB: what Redis takes as one value.
+    /// 512 MiB: the maximum size of a value in Redis.
     pub const MAX: usize = 512 << 20;
 }
 
@@ -136,33 +201,33 @@ impl FromStr for ByteCount {
     }
 }
 
-/// Not a duration, or zero where that makes no sense.
+/// The text is not a duration, or zero where that makes no sense.
 #[derive(Debug, Error)]
-#[error(
-    "allowed is a duration like 250ms, 30s or 5m, up to 366 days, and not zero where nothing could be done in no time"
-)]
-pub struct InvalidDuration;
+pub enum InvalidDuration {
+    #[error("is not a duration up to 366 days; expected a value such as 250ms, 30s or 5m")]
+    Malformed,
+    #[error("is zero; expected a duration greater than zero, such as 250ms, 30s or 5m")]
+    Zero,
+}
 
-/// Not a size.
+/// The text is not a size in the range.
 #[derive(Debug, Error)]
-#[error("allowed is a size from 1 to 512MiB, like 16KiB or 4096")]
+#[error("expected a size from 1 byte to 512MiB, such as 16KiB or 4096")]
 pub struct InvalidByteCount;
 
+/// Returns the contents of the file if one is set, else the value.
 fn secret(
     file_setting: &'static str,
-    given: Option<&SecretString>,
+    value: &SecretString,
     file: Option<&PathBuf>,
-    default: &str,
 ) -> Result<SecretString, SettingError> {
-    let Some(file) = file else {
-        return Ok(given.cloned().unwrap_or_else(|| default.into()));
-    };
-    let read =
-        |error: &dyn fmt::Display| SettingError::new(file_setting, format!("'{}' {error}", file.display()));
-    let text = fs::read_to_string(file).map_err(|e| read(&format_args!("can't be read: {e}")))?;
+    let Some(file) = file else { return Ok(value.clone()) };
+    let failed = |problem: &dyn fmt::Display| SettingError::new(file_setting, problem);
+    let text = fs::read_to_string(file)
+        .map_err(|error| failed(&format_args!("cannot read {}: {error}", file.display())))?;
     let text = SecretString::from(text.trim());
     if text.expose_secret().is_empty() {
-        return Err(read(&"is empty, it should hold a URL"));
+        return Err(failed(&format_args!("{} is empty; expected a URL in this file", file.display())));
     }
     Ok(text)
 }
@@ -206,5 +271,18 @@ mod tests {
         assert_eq!("16KiB".parse::<ByteCount>().unwrap(), ByteCount(16_384));
         assert_eq!("4096".parse::<ByteCount>().unwrap(), ByteCount(4096));
         assert!("0".parse::<ByteCount>().is_err() && "1TiB".parse::<ByteCount>().is_err());
+    }
+
+    #[test]
+    fn integer_errors_name_the_problem_and_the_range() {
+        let error = |text| integer(1..=1024_u16)(text).unwrap_err().to_string();
+        assert_eq!(error("x"), "is not a number; expected an integer from 1 to 1024");
+        assert_eq!(error(""), error("x"));
+        for text in ["0", "1025", "70000", "-1"] {
+            assert_eq!(error(text), "is out of range; expected an integer from 1 to 1024", "{text}");
+        }
+        let at_least = integer(1_u64..)("0").unwrap_err().to_string();
+        assert_eq!(at_least, "is out of range; expected an integer of at least 1");
+        assert_eq!(integer(1..=1024_u16)("1024").unwrap(), 1024);
     }
 }

@@ -24,7 +24,7 @@ pub(super) enum LogFormat {
 
 /// Invalid directives.
 #[derive(Debug, Error)]
-#[error("'{0}' is not valid: allowed is a level or something like info,consumer=debug")]
+#[error("'{0}' is not valid; expected a level or directives such as info,consumer=debug")]
 pub struct InvalidDirectives(String);
 
 /// The active directives, which can be changed.

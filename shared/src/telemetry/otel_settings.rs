@@ -85,8 +85,8 @@ const COMPRESSIONS: [(&str, ()); 2] = [("gzip", ()), ("none", ())];
 const TEMPORALITIES: [(&str, ()); 3] = [("cumulative", ()), ("delta", ()), ("lowmemory", ())];
 /// The SDK allocates the whole queue at once.
 const MAX_QUEUE_SPANS: usize = 1 << 16;
-const ALONE: &str = "is set alone; expected OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY, or neither";
-const URLS: &str = "a URL like http://collector:4318 or https://collector:4317, without a password: that goes into OTEL_EXPORTER_OTLP_HEADERS";
+const ALONE: &str = "the client certificate and its key require each other; set both OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY, or neither";
+const URLS: &str = "a URL such as http://collector:4318 or https://collector:4317, without a password (credentials belong in OTEL_EXPORTER_OTLP_HEADERS)";
 
 impl OtelSettings {
     /// Reads the variables that `lookup` finds.
@@ -136,7 +136,8 @@ impl Variables<'_> {
     /// Returns the value of a variable. By the specification an empty value counts as unset.
     fn get(&self, name: &str) -> Result<Option<String>, SettingError> {
         let value = (self.lookup)(name).map(OsString::into_string).transpose();
-        let value = value.map_err(|_| SettingError::new(name.to_owned(), "expected text in UTF-8"))?;
+        let value = value
+            .map_err(|_| SettingError::new(name.to_owned(), "the value is not valid UTF-8; expected text"))?;
         Ok(value.filter(|value| !value.trim().is_empty()))
     }
 
@@ -165,7 +166,7 @@ impl Variables<'_> {
 
     /// Accepts milliseconds, as in the specification, and units, as in the other settings of the program.
     fn duration(&self, name: &str, default: Duration) -> Result<Duration, SettingError> {
-        let expected = "a number of milliseconds, or a duration like 250ms or 30s";
+        let expected = "a number of milliseconds, or a duration such as 250ms or 30s";
         let parse = |value: &str| {
             let plain = value.parse().ok().map(Duration::from_millis).filter(|d| *d <= args::MAX_DURATION);
             plain.or_else(|| args::duration(value).ok()).filter(|duration| !duration.is_zero())
@@ -312,7 +313,7 @@ impl Variables<'_> {
         };
         let refused = |bad: BadFile<String>| SettingError::new(bad.setting.clone(), &bad);
         let read = |(name, path): (String, PathBuf)| {
-            let failed = |error| format!("'{}' can't be read: {error}", path.display());
+            let failed = |error| format!("cannot read {}: {error}", path.display());
             fs::read(&path).map_err(|error| SettingError::new(name, failed(error)))
         };
         if let Some((name, path)) = file("CERTIFICATE")? {

@@ -32,7 +32,7 @@ pub struct PartitionCount(NonZeroU16);
 
 /// The number of partitions is out of range.
 #[derive(Debug, Error)]
-#[error("allowed is a whole number from 1 to {max}", max = PartitionCount::MAX)]
+#[error("expected an integer from 1 to {max}", max = PartitionCount::MAX)]
 pub struct InvalidPartitionCount;
 
 impl PartitionCount {
@@ -99,7 +99,7 @@ pub struct KeyPrefix(String);
 
 /// The prefix is empty, too long, or has a character that key names cannot contain.
 #[derive(Debug, Error)]
-#[error("allowed are 1 to 128 of the characters a-z A-Z 0-9 . _ : -")]
+#[error("expected 1 to 128 of the characters a-z A-Z 0-9 . _ : -")]
 pub struct InvalidKeyPrefix;
 
 impl FromStr for KeyPrefix {

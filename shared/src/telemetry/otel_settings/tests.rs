@@ -3,6 +3,7 @@
 use std::{cell::RefCell, collections::BTreeSet};
 
 use super::*;
+use crate::telemetry::otel_variables::otel_variables;
 
 fn tried(given: &[(&str, &str)]) -> Result<OtelSettings, SettingError> {
     OtelSettings::read(&|name| given.iter().find(|(given, _)| *given == name).map(|(_, value)| value.into()))
@@ -147,17 +148,10 @@ fn the_sdk_understands_every_value_that_passes() {
     read(&[("OTEL_EXPORTER_OTLP_COMPRESSION", "GZIP"), ("OTEL_SPAN_LINK_COUNT_LIMIT", "0")]);
 }
 
-/// Documentation and the chart are compared with the list in the example.
+/// The documentation is generated from this list.
 #[test]
-fn every_variable_is_in_the_example() {
-    // Read at run time: the image is built without this file.
-    let example = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../.env.example")).unwrap();
-    let listed: BTreeSet<_> = example
-        .lines()
-        .filter_map(|line| line.trim_start_matches(['#', ' ']).split_once('='))
-        .filter(|(name, _)| name.starts_with("OTEL_"))
-        .map(|(name, _)| name.to_owned())
-        .collect();
+fn every_variable_is_listed() {
+    let listed: BTreeSet<String> = otel_variables().into_iter().map(|variable| variable.name).collect();
     let read = RefCell::new(BTreeSet::new());
     let exported = |name: &str| {
         read.borrow_mut().insert(name.to_owned());
@@ -165,4 +159,29 @@ fn every_variable_is_in_the_example() {
     };
     OtelSettings::read(&exported).unwrap();
     assert_eq!(listed, read.into_inner());
+}
+
+#[test]
+fn documented_defaults_have_the_effect_of_unset_variables() {
+    let described = |settings: OtelSettings| {
+        let TraceSettings { exporter, sampler, max_queue_spans } = settings.traces.unwrap();
+        let exporter_text = |exporter: ExporterSettings| {
+            let ExporterSettings { protocol, endpoint, headers, timeout, interval, .. } = exporter;
+            format!("{protocol:?} {endpoint} {headers:?} {timeout:?} {interval:?}")
+        };
+        let signals = (exporter_text(exporter), exporter_text(settings.metrics.unwrap()));
+        format!(
+            "{signals:?} {sampler:?} {max_queue_spans} {} {:?}",
+            settings.accepts_contexts, settings.ignored
+        )
+    };
+    let exported = |name: &str| name.ends_with("S_EXPORTER") && !name.contains("LOGS");
+    let unset = OtelSettings::read(&|name| exported(name).then(|| "otlp".into())).unwrap();
+    let variables = otel_variables();
+    let default = |name: &str| variables.iter().find(|variable| variable.name == name)?.default;
+    let set = OtelSettings::read(&|name| {
+        if exported(name) { Some("otlp".into()) } else { default(name).map(Into::into) }
+    });
+    assert!(variables.iter().filter(|variable| variable.default.is_some()).count() >= 15);
+    assert_eq!(described(set.unwrap()), described(unset));
 }
