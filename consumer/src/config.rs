@@ -1,17 +1,16 @@
-//! The settings of the consumer.
+//! Settings of the consumer.
 
-use std::{
-    net::SocketAddr,
-    num::{NonZeroU32, NonZeroUsize},
-    str::FromStr,
-    time::Duration,
-};
+use std::{net::SocketAddr, num::NonZeroUsize, str::FromStr, time::Duration};
 
 use clap::Parser;
 use shared::{
     settings::{
         self, SettingError,
-        args::{PostgresArgs, RedisArgs, StreamArgs, address, duration, positive_duration},
+        args::{
+            InvalidInteger, PostgresArgs, RedisArgs, StreamArgs, address, duration, integer,
+            positive_duration,
+        },
+        headings,
     },
     telemetry::TelemetryArgs,
     wire::partition::PartitionCount,
@@ -22,88 +21,102 @@ use crate::{
     store::session::{Pooling, Transactions},
 };
 
-/// Write likes from Redis Streams into Postgres in large transactions. Any number of copies can run
+/// Write likes from Redis Streams to Postgres
+///
+/// Any number of consumers can run. They share the partitions of the consumer group.
 #[derive(Parser, Debug)]
 #[command(name = "consumer", version)]
 pub struct Settings {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = headings::REDIS)]
     pub(crate) redis: RedisArgs,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = headings::POSTGRES)]
     pub(crate) postgres: PostgresArgs,
 
-    #[command(flatten)]
-    pub(crate) streams: StreamArgs,
-
-    /// Consumer group, whose members share the entries
-    #[arg(long, env = "LIKES_GROUP", default_value = "likes-writers", value_name = "NAME", value_parser = group_name)]
-    pub(crate) likes_group: String,
-
-    /// Name of this consumer, unique in its group [default: host name with a unique suffix]
-    #[arg(long, env = "CONSUMER_NAME", value_name = "NAME", value_parser = group_name)]
-    pub(crate) consumer_name: Option<String>,
-
-    /// Partitions of this consumer: auto (a share among the group's members), a static list (0-3,8), a static share (2/4:
-    /// the third of four, counted from 0), or ordinal/4 (a static share by the number at the end of the host name, as in a
-    /// StatefulSet)
-    #[arg(
-        long = "partitions",
-        env = "CONSUMER_PARTITIONS",
-        default_value = "auto",
-        value_name = "PARTITIONS"
-    )]
-    pub(crate) consumer_partitions: ConsumerPartitions,
-
-    /// Address of /livez, /readyz and /metrics; never needs to be public
-    #[arg(long, env = "CONSUMER_ADMIN_LISTEN", default_value = "127.0.0.1:8082", value_name = "ADDRESS",
-          value_parser = address)]
-    pub(crate) consumer_admin_listen: SocketAddr,
-
-    /// Number of rows from which on a transaction takes no more entries
-    #[arg(long, env = "BATCH_ROWS", default_value = "5000", value_name = "ROWS", value_parser = batch_rows)]
-    pub(crate) batch_rows: NonZeroUsize,
-
-    /// Maximum time that a transaction that is not full waits for more entries
-    #[arg(long, env = "BATCH_LINGER", default_value = "10ms", value_name = "DURATION", value_parser = duration)]
-    pub(crate) batch_linger: Duration,
-
-    /// Time that an entry is pending with another consumer before this one claims it; at least BATCH_LINGER plus twice
-    /// WRITE_TIMEOUT
-    #[arg(long, env = "CLAIM_MIN_IDLE", default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
-    pub(crate) claim_min_idle: Duration,
-
-    /// Maximum number of deliveries of an entry. Beyond it, the entry is suspected of killing consumers: it is processed in
-    /// quarantine, by itself, and becomes a dead letter when consumers did not survive that twice
-    #[arg(long, env = "MAX_DELIVERIES", default_value = "5", value_name = "COUNT",
-          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub(crate) max_deliveries: u64,
-
-    /// Time that an acknowledged entry stays before it is trimmed
-    #[arg(long, env = "STREAM_RETENTION", default_value = "0s", value_name = "DURATION", value_parser = duration)]
-    pub(crate) stream_retention: Duration,
-
-    /// Maximum time of a transaction, after which it is tried again
-    #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = write_timeout)]
-    pub(crate) write_timeout: Duration,
-
-    /// Sharing of Postgres sessions, which a pooler may give to single transactions
-    #[arg(long, env = "POSTGRES_POOLING", default_value = "session", value_name = "MODE", value_enum)]
+    /// Assignment of Postgres sessions by a connection pooler
+    #[arg(long, env = "POSTGRES_POOLING", default_value = "session", value_name = "MODE", value_enum,
+          help_heading = headings::POSTGRES)]
     pub(crate) postgres_pooling: Pooling,
 
-    /// Maximum time after SIGTERM to store and acknowledge the entries already read
-    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION", value_parser = positive_duration)]
-    pub(crate) drain_timeout: Duration,
+    #[command(flatten, next_help_heading = headings::STREAMS)]
+    pub(crate) streams: StreamArgs,
 
-    /// Maximum wait for Redis, and then for Postgres, at start
-    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
+    /// Name of the consumer group
+    #[arg(long, env = "LIKES_GROUP", default_value = "likes-writers", value_name = "NAME", value_parser = group_name,
+          help_heading = headings::CONSUMER_GROUP)]
+    pub(crate) likes_group: String,
+
+    /// Name of this consumer, unique in the group [default: host name and a unique suffix]
+    #[arg(long, env = "CONSUMER_NAME", value_name = "NAME", value_parser = group_name,
+          help_heading = headings::CONSUMER_GROUP)]
+    pub(crate) consumer_name: Option<String>,
+
+    /// Partitions of this consumer: auto, or a static assignment such as 0-3,8, 2/4 or ordinal/4
+    ///
+    /// auto: a share that is rebalanced among the members of the group. 0-3,8: these partitions. 2/4: the third of four
+    /// shares, counted from 0. ordinal/4: one of four shares, by the number at the end of the host name, as in a StatefulSet.
+    #[arg(long = "partitions", env = "CONSUMER_PARTITIONS", default_value = "auto", value_name = "PARTITIONS",
+          help_heading = headings::CONSUMER_GROUP)]
+    pub(crate) consumer_partitions: ConsumerPartitions,
+
+    /// Address of /livez, /readyz and /metrics; does not need to be public
+    #[arg(long, env = "CONSUMER_ADMIN_LISTEN", default_value = "127.0.0.1:8082", value_name = "ADDRESS",
+          value_parser = address, help_heading = headings::HTTP)]
+    pub(crate) consumer_admin_listen: SocketAddr,
+
+    /// Number of rows that completes a batch
+    ///
+    /// The last entry of a batch can add more rows.
+    #[arg(long, env = "BATCH_ROWS", default_value = "5000", value_name = "COUNT", value_parser = batch_rows,
+          help_heading = headings::BATCHES)]
+    pub(crate) batch_rows: NonZeroUsize,
+
+    /// Maximum time that an incomplete batch waits for more entries
+    #[arg(long, env = "BATCH_LINGER", default_value = "10ms", value_name = "DURATION", value_parser = duration,
+          help_heading = headings::BATCHES)]
+    pub(crate) batch_linger: Duration,
+
+    /// Maximum duration of a transaction, after which it is retried
+    #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = write_timeout,
+          help_heading = headings::BATCHES)]
+    pub(crate) write_timeout: Duration,
+
+    /// Minimum idle time of a pending entry before another consumer claims it
+    ///
+    /// At least BATCH_LINGER plus twice WRITE_TIMEOUT.
+    #[arg(long, env = "CLAIM_MIN_IDLE", default_value = "30s", value_name = "DURATION",
+          value_parser = positive_duration, help_heading = headings::RECLAIM)]
+    pub(crate) claim_min_idle: Duration,
+
+    /// Maximum number of deliveries of an entry before quarantine
+    ///
+    /// A quarantined entry is processed by itself. It becomes a dead letter after two consumers have crashed in its
+    /// quarantine.
+    #[arg(long, env = "MAX_DELIVERIES", default_value = "5", value_name = "COUNT",
+          value_parser = integer(1..=1_000_000_u64), help_heading = headings::RECLAIM)]
+    pub(crate) max_deliveries: u64,
+
+    /// Minimum age of acknowledged entries before they are trimmed from the streams
+    #[arg(long, env = "STREAM_RETENTION", default_value = "0s", value_name = "DURATION", value_parser = duration,
+          help_heading = headings::RECLAIM)]
+    pub(crate) stream_retention: Duration,
+
+    /// Maximum time to wait for Redis, and then for Postgres, at startup
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION",
+          value_parser = positive_duration, help_heading = headings::LIFECYCLE)]
     pub(crate) startup_timeout: Duration,
 
-    #[command(flatten)]
+    /// Maximum time to store and acknowledge the entries in flight after SIGTERM
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION",
+          value_parser = positive_duration, help_heading = headings::LIFECYCLE)]
+    pub(crate) drain_timeout: Duration,
+
+    #[command(flatten, next_help_heading = headings::TELEMETRY)]
     pub(crate) telemetry: TelemetryArgs,
 }
 
 impl Settings {
-    /// Returns the settings of logs, metrics and traces.
+    /// Returns the settings of logs.
     pub fn telemetry(&self) -> &TelemetryArgs {
         &self.telemetry
     }
@@ -115,11 +128,11 @@ impl Settings {
 
 impl settings::Settings for Settings {
     fn check(&self) -> Result<(), SettingError> {
-        // Its own batch and the one before it: hardly an entry is pending for longer while Postgres is well.
+        // An entry waits for its own batch and the one before it: longer only if Postgres is slow.
         let pending = self.batch_linger.saturating_add(self.write_timeout.saturating_mul(2));
         if pending > self.claim_min_idle {
             let problem = format!(
-                "'{}' is too short: allowed is no less than BATCH_LINGER and twice WRITE_TIMEOUT, {}, or else others claim what is being written",
+                "'{}' is too short, so that entries would be claimed while they are written; expected at least BATCH_LINGER plus twice WRITE_TIMEOUT, {}",
                 humantime::format_duration(self.claim_min_idle),
                 humantime::format_duration(pending),
             );
@@ -132,10 +145,10 @@ impl settings::Settings for Settings {
 /// The setting `CONSUMER_PARTITIONS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ConsumerPartitions {
-    /// A share like that of other members.
+    /// A share that is rebalanced among the members.
     Auto,
     Static(StaticAssignment),
-    /// One of `of` static shares, by the number at the end of the host's name.
+    /// One of `of` static shares, chosen by the number at the end of the host name.
     Ordinal {
         of: u16,
     },
@@ -151,15 +164,15 @@ impl FromStr for ConsumerPartitions {
         if let Some(of) = text.strip_prefix("ordinal/") {
             let of = of.parse().ok().filter(|of| (1..=PartitionCount::MAX).contains(of));
             let of =
-                of.ok_or_else(|| format!("allowed is ordinal/N with N from 1 to {}", PartitionCount::MAX))?;
+                of.ok_or_else(|| format!("expected ordinal/N with N from 1 to {}", PartitionCount::MAX))?;
             return Ok(Self::Ordinal { of });
         }
-        text.parse().map(Self::Static).map_err(|error| format!("{error}, auto, or ordinal/4"))
+        text.parse().map(Self::Static).map_err(|error| format!("{error}, or auto, or ordinal/4"))
     }
 }
 
 impl ConsumerPartitions {
-    /// Returns the static assignment on this host; `None` for a share among the members.
+    /// Returns the static assignment on this host; `None` for auto.
     pub(crate) fn resolve(&self) -> Result<Option<StaticAssignment>, SettingError> {
         match self {
             Self::Auto => Ok(None),
@@ -169,7 +182,7 @@ impl ConsumerPartitions {
                 let index = ordinal(&host).filter(|index| index < of);
                 let index = index.ok_or_else(|| {
                     let problem = format!(
-                        "'ordinal/{of}' needs a host name that ends in a hyphen and a number below {of}, and this one's is '{host}': allowed are also auto, partitions like 0-3,8, or a share like 2/4"
+                        "'ordinal/{of}' does not fit the host name '{host}'; expected a host name that ends in a hyphen and a number below {of}, or a value such as auto, 0-3,8 or 2/4"
                     );
                     SettingError::new("CONSUMER_PARTITIONS", problem)
                 })?;
@@ -179,31 +192,34 @@ impl ConsumerPartitions {
     }
 }
 
-/// Returns the number that a StatefulSet gives its pod.
+/// Returns the ordinal of a pod of a StatefulSet.
 fn ordinal(host: &str) -> Option<u16> {
     host.split('.').next()?.rsplit_once('-')?.1.parse().ok()
 }
 
-/// Postgres counts its timeouts in milliseconds of 31 bits, which is a little more than this.
+/// Maximum of WRITE_TIMEOUT. Timeouts of Postgres are milliseconds in 31 bits, a little more than this.
 const WRITE_TIMEOUT_MAX: Duration = Duration::from_hours(24 * 24);
 
 fn write_timeout(text: &str) -> Result<Duration, String> {
     let timeout = positive_duration(text).map_err(|error| error.to_string())?;
-    if timeout <= WRITE_TIMEOUT_MAX { Ok(timeout) } else { Err("allowed are at most 24 days".to_owned()) }
+    if timeout <= WRITE_TIMEOUT_MAX {
+        Ok(timeout)
+    } else {
+        Err("is too long; expected at most 24 days".to_owned())
+    }
 }
 
-fn batch_rows(text: &str) -> Result<NonZeroUsize, String> {
-    let rows: Option<NonZeroU32> = text.parse().ok().filter(|rows: &NonZeroU32| rows.get() <= 100_000);
-    let rows = rows.and_then(|rows| NonZeroUsize::try_from(rows).ok());
-    rows.ok_or_else(|| "allowed is a whole number from 1 to 100000".to_owned())
+fn batch_rows(text: &str) -> Result<NonZeroUsize, InvalidInteger> {
+    let rows = integer(1..=100_000_usize)(text)?;
+    Ok(NonZeroUsize::new(rows).unwrap_or(NonZeroUsize::MIN))
 }
 
-/// Parses a name in the group, or the group's.
+/// Parses the name of a consumer group or of a consumer.
 pub fn group_name(text: &str) -> Result<String, String> {
     if (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(text.to_owned())
     } else {
-        Err("allowed are 1 to 128 printable ASCII characters without spaces".to_owned())
+        Err("expected 1 to 128 printable ASCII characters without spaces".to_owned())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The settings of ingest, and the limits of its modules that follow from them.
+//! Settings of ingest, and the limits of its modules that are derived from them.
 
 use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
@@ -7,7 +7,8 @@ use clap::{ArgAction, Parser};
 use shared::{
     settings::{
         self, SettingError,
-        args::{ByteCount, RedisArgs, StreamArgs, address, positive_duration},
+        args::{ByteCount, RedisArgs, StreamArgs, address, integer, positive_duration},
+        headings,
     },
     telemetry::TelemetryArgs,
 };
@@ -26,118 +27,135 @@ use crate::{
     publish::{append::RedisAck, group_commit::GroupCommitLimits},
 };
 
-/// Accepts likes over HTTP and answers 202 as soon as Redis has them.
+/// Accept likes over HTTP and append them to Redis Streams
+///
+/// Ingest answers 202 Accepted after Redis has the like.
 #[derive(Parser, Debug)]
 #[command(name = "ingest", version)]
 pub struct Settings {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = headings::REDIS)]
     pub(crate) redis: RedisArgs,
 
-    #[command(flatten)]
-    pub(crate) streams: StreamArgs,
-
-    /// When a like counts as taken: memory (when Redis has it), replicas:N (when so many replicas have it, too), or fsync
-    /// (when it is on Redis's disk)
-    #[arg(long, env = "REDIS_ACK", default_value = "memory", value_name = "ACK")]
+    /// Durability of an accepted like: memory, replicas:N or fsync
+    ///
+    /// A request is answered after Redis has the like in memory (memory), after N replicas have it, too (replicas:N), or
+    /// after it is on the disk of Redis (fsync).
+    #[arg(long, env = "REDIS_ACK", default_value = "memory", value_name = "ACK", help_heading = headings::REDIS)]
     pub(crate) redis_ack: RedisAck,
 
-    /// Where callers reach POST /likes and POST /likes/batch
-    #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS", value_parser = address)]
+    #[command(flatten, next_help_heading = headings::STREAMS)]
+    pub(crate) streams: StreamArgs,
+
+    /// Address of the public API
+    #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS", value_parser = address,
+          help_heading = headings::HTTP)]
     pub(crate) ingest_listen: SocketAddr,
 
-    /// Where /livez, /readyz and /metrics are; never needs to be public
+    /// Address of /livez, /readyz and /metrics; does not need to be public
     #[arg(long, env = "INGEST_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS",
-          value_parser = address)]
+          value_parser = address, help_heading = headings::HTTP)]
     pub(crate) ingest_admin_listen: SocketAddr,
 
-    #[command(flatten)]
-    pub(crate) tls: TlsArgs,
-
-    #[command(flatten)]
-    pub(crate) auth: AuthArgs,
-
-    #[command(flatten)]
-    quotas: QuotaArgs,
-
-    /// The origins whose pages may call, like https://app.example.org, or * for all; without it none may
-    #[arg(long, env = "INGEST_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
+    /// Origins of web pages that may call the API, such as https://app.example.org, or * for all [default: none]
+    #[arg(long, env = "INGEST_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin,
+          help_heading = headings::HTTP)]
     pub(crate) ingest_cors_origins: Vec<HeaderValue>,
 
-    /// Whether GET /openapi.json and GET /docs are served
-    #[arg(long, env = "INGEST_DOCS", default_value = "true", value_name = "BOOL", action = ArgAction::Set)]
+    /// API documentation at /openapi.json and /docs
+    #[arg(long, env = "INGEST_DOCS", default_value = "true", value_name = "BOOL", action = ArgAction::Set,
+          help_heading = headings::HTTP)]
     pub(crate) ingest_docs: bool,
 
-    /// How long a new connection may take to its first request's head, TLS included
+    /// Maximum time from connecting to the end of the first request head, including the TLS handshake
     #[arg(long, env = "INGEST_HEAD_TIMEOUT", default_value = "10s", value_name = "DURATION",
-          value_parser = positive_duration)]
+          value_parser = positive_duration, help_heading = headings::HTTP)]
     ingest_head_timeout: Duration,
 
-    /// How long a connection may have no request, the next one's head included
+    /// Maximum time between two requests on a connection, including the head of the second
     #[arg(long, env = "INGEST_IDLE_TIMEOUT", default_value = "1m", value_name = "DURATION",
-          value_parser = positive_duration)]
+          value_parser = positive_duration, help_heading = headings::HTTP)]
     ingest_idle_timeout: Duration,
 
-    /// How long a body may take to arrive, and an answer to be read
+    /// Maximum time to receive a request body, and to send a response
     #[arg(long, env = "INGEST_BODY_TIMEOUT", default_value = "10s", value_name = "DURATION",
-          value_parser = positive_duration)]
+          value_parser = positive_duration, help_heading = headings::HTTP)]
     ingest_body_timeout: Duration,
 
-    /// How many connections may be open; beyond it callers wait to be accepted
-    #[arg(long, env = "INGEST_MAX_CONNECTIONS", default_value = "10000", value_name = "CONNECTIONS",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    ingest_max_connections: u32,
-
-    /// The longest body of a request
-    #[arg(long, env = "INGEST_MAX_BODY", default_value = "16KiB", value_name = "SIZE")]
-    ingest_max_body: ByteCount,
-
-    /// How many likes a batch may have
-    #[arg(long, env = "INGEST_BATCH_LIKES", default_value = "10000", value_name = "LIKES",
-          value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    ingest_batch_likes: u32,
-
-    /// The longest body of a batch
-    #[arg(long, env = "INGEST_BATCH_BODY", default_value = "4MiB", value_name = "SIZE")]
-    ingest_batch_body: ByteCount,
-
-    /// How much memory the bodies of batches may have together; beyond it callers get 503
-    #[arg(long, env = "INGEST_BATCH_MEMORY", default_value = "64MiB", value_name = "SIZE")]
-    ingest_batch_memory: ByteCount,
-
-    /// How many entries may wait in Redis for the consumers, over all partitions; beyond it callers get 503. It is
-    /// compared twice a second, so it can be overshot by what arrives in between
-    #[arg(long, env = "INGEST_BACKLOG_LIMIT", default_value = "1000000", value_name = "ENTRIES",
-          value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) ingest_backlog_limit: u64,
-
-    /// How many likes may share one stream entry when they arrive faster than Redis answers; 28 bytes each at most
-    #[arg(long, env = "INGEST_ENTRY_LIKES", default_value = "512", value_name = "LIKES",
-          value_parser = clap::value_parser!(u16).range(1..=10_000))]
-    ingest_entry_likes: u16,
-
-    /// How many likes of one partition may wait for Redis to answer; beyond it callers get 503
-    #[arg(long, env = "INGEST_QUEUE_LIKES", default_value = "4096", value_name = "LIKES",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    ingest_queue_likes: u32,
-
-    /// How many threads serve requests; by default half of the cores, because each like is also work for the kernel
-    #[arg(long, env = "INGEST_THREADS", value_name = "THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Number of threads that serve requests [default: half of the cores]
+    ///
+    /// Requests also cost CPU time in the kernel: more threads mostly wake each other.
+    #[arg(long, env = "INGEST_THREADS", value_name = "COUNT", value_parser = integer(1..=1024_u16),
+          help_heading = headings::HTTP)]
     ingest_threads: Option<u16>,
 
-    /// How long requests in flight may take to finish after SIGTERM
-    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION", value_parser = positive_duration)]
-    pub(crate) drain_timeout: Duration,
+    #[command(flatten, next_help_heading = headings::TLS)]
+    pub(crate) tls: TlsArgs,
 
-    /// How long to wait for Redis at start
-    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
+    #[command(flatten, next_help_heading = headings::AUTHENTICATION)]
+    pub(crate) auth: AuthArgs,
+
+    #[command(flatten, next_help_heading = headings::QUOTAS)]
+    quotas: QuotaArgs,
+
+    /// Maximum number of open connections; excess connections wait to be accepted
+    #[arg(long, env = "INGEST_MAX_CONNECTIONS", default_value = "10000", value_name = "COUNT",
+          value_parser = integer(1..=1_000_000_u32), help_heading = headings::QUOTAS)]
+    ingest_max_connections: u32,
+
+    /// Maximum size of the body of POST /likes
+    #[arg(long, env = "INGEST_MAX_BODY", default_value = "16KiB", value_name = "SIZE", help_heading = headings::QUOTAS)]
+    ingest_max_body: ByteCount,
+
+    /// Maximum number of likes in the body of POST /likes/batch
+    #[arg(long, env = "INGEST_BATCH_LIKES", default_value = "10000", value_name = "COUNT",
+          value_parser = integer(1..=100_000_u32), help_heading = headings::QUOTAS)]
+    ingest_batch_likes: u32,
+
+    /// Maximum size of the body of POST /likes/batch
+    #[arg(long, env = "INGEST_BATCH_BODY", default_value = "4MiB", value_name = "SIZE", help_heading = headings::QUOTAS)]
+    ingest_batch_body: ByteCount,
+
+    /// Maximum total size of POST /likes/batch bodies in memory; excess requests get 503
+    #[arg(long, env = "INGEST_BATCH_MEMORY", default_value = "64MiB", value_name = "SIZE", help_heading = headings::QUOTAS)]
+    ingest_batch_memory: ByteCount,
+
+    /// Maximum backlog in entries over all partitions; above it, requests get 503
+    ///
+    /// The backlog is measured twice a second. It can exceed the limit by the entries of half a second.
+    #[arg(long, env = "INGEST_BACKLOG_LIMIT", default_value = "1000000", value_name = "COUNT",
+          value_parser = integer(1_u64..), help_heading = headings::BACKPRESSURE)]
+    pub(crate) ingest_backlog_limit: u64,
+
+    /// Maximum number of likes in a partition queue; excess requests get 503
+    ///
+    /// The queue holds the likes that wait for Redis.
+    #[arg(long, env = "INGEST_QUEUE_LIKES", default_value = "4096", value_name = "COUNT",
+          value_parser = integer(1..=1_000_000_u32), help_heading = headings::BACKPRESSURE)]
+    ingest_queue_likes: u32,
+
+    /// Maximum number of likes in a stream entry
+    ///
+    /// Likes that arrive faster than Redis replies share an entry (group commit). A like takes up to 28 bytes.
+    #[arg(long, env = "INGEST_ENTRY_LIKES", default_value = "512", value_name = "COUNT",
+          value_parser = integer(1..=10_000_u16), help_heading = headings::BACKPRESSURE)]
+    ingest_entry_likes: u16,
+
+    /// Maximum time to wait for Redis at startup
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION",
+          value_parser = positive_duration, help_heading = headings::LIFECYCLE)]
     pub(crate) startup_timeout: Duration,
 
-    #[command(flatten)]
+    /// Maximum time to finish the requests in flight after SIGTERM
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION",
+          value_parser = positive_duration, help_heading = headings::LIFECYCLE)]
+    pub(crate) drain_timeout: Duration,
+
+    #[command(flatten, next_help_heading = headings::TELEMETRY)]
     telemetry: TelemetryArgs,
 }
 
 impl Settings {
-    /// Returns the settings of logs, metrics and traces.
+    /// Returns the settings of logs.
     pub fn telemetry(&self) -> &TelemetryArgs {
         &self.telemetry
     }
@@ -179,14 +197,14 @@ impl Settings {
     }
 }
 
-/// Returns half of the cores. More threads mostly wake one another: on two cores shared with Redis and the callers, ingest
-/// took 15 us of CPU per like with one thread, and 19 us with two.
+/// Returns half of the cores. More threads mostly wake each other: on two cores shared with Redis and the clients, ingest
+/// used 15 us of CPU time per like with one thread, and 19 us with two.
 pub fn default_threads() -> usize {
     thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 #[derive(Debug, Error)]
-#[error("allowed are origins like https://app.example.org, in small letters and with no path, or *")]
+#[error("expected an origin in lower case without a path, such as https://app.example.org, or *")]
 struct NotAnOrigin;
 
 /// Source: RFC 6454, section 6.2.
@@ -207,11 +225,11 @@ impl settings::Settings for Settings {
         self.auth.check()?;
         self.tls.check()?;
         if self.ingest_listen == self.ingest_admin_listen && self.ingest_listen.port() != 0 {
-            let problem = format!("'{}' is INGEST_LISTEN too: allowed is another port", self.ingest_listen);
+            let problem = format!("'{}' is also INGEST_LISTEN; expected another port", self.ingest_listen);
             return Err(SettingError::new("INGEST_ADMIN_LISTEN", problem));
         }
         if self.ingest_batch_memory.0 < self.ingest_batch_body.0 {
-            let problem = "less than INGEST_BATCH_BODY: allowed is as much, or more";
+            let problem = "is less than INGEST_BATCH_BODY; expected at least the same size";
             return Err(SettingError::new("INGEST_BATCH_MEMORY", problem));
         }
         Ok(())

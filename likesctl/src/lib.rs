@@ -152,6 +152,11 @@ impl Settings for Likesctl {
     }
 }
 
+/// Returns the command tree, for generated documentation.
+pub fn command() -> clap::Command {
+    Likesctl::command()
+}
+
 /// Runs the command line. `likesctl --help` lists the exit codes.
 pub fn main() -> ExitCode {
     let Likesctl { command } = settings::parse();

@@ -16,7 +16,7 @@ use clap::{
 };
 use consumer::{entry::EntryId, group::static_assignment::StaticAssignment};
 use shared::{
-    settings::args::duration,
+    settings::args::{duration, integer},
     wire::{dead_letter::Reason, partition::Partition},
 };
 
@@ -59,7 +59,7 @@ pub(crate) struct Selection {
     range: TimeRange,
 
     /// Maximum number of entries
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "COUNT", value_parser = integer(1_u64..))]
     limit: Option<u64>,
 }
 

@@ -24,9 +24,9 @@ const COMPARISON_TIMEOUT: Duration = Duration::from_secs(3);
 /// Assignment of Postgres sessions to connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Pooling {
-    /// Each connection has a session to itself
+    /// Each connection has a dedicated session
     Session,
-    /// Each transaction has a session, as behind a PgBouncer with pool_mode = transaction
+    /// Each transaction has a session, as with pool_mode = transaction of PgBouncer
     Transaction,
 }
 

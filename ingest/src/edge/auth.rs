@@ -30,8 +30,9 @@ pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Settings of authentication.
 #[derive(Args, Debug)]
 pub(crate) struct AuthArgs {
-    /// Authentication methods: off (no authentication; only for loopback or behind a gateway), jwt (bearer tokens), api-key
-    /// (keys of services), or jwt,api-key
+    /// Authentication methods: off, jwt, api-key, or jwt,api-key
+    ///
+    /// off: no authentication, only for loopback or behind a gateway. jwt: bearer tokens. api-key: keys of services.
     #[arg(long, env = "INGEST_AUTH", default_value = "off", value_name = "METHODS", value_delimiter = ',')]
     ingest_auth: Vec<Method>,
 

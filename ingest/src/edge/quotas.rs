@@ -20,6 +20,7 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 use ipnet::IpNet;
+use shared::settings::args::integer;
 use thiserror::Error;
 use tokio::{sync::Notify, task::spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
@@ -39,26 +40,30 @@ const IPV6_CLIENT_BITS: u32 = 64;
 #[derive(Args, Debug)]
 #[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
 pub(crate) struct QuotaArgs {
-    /// Maximum number of requests in flight; more get 503
-    #[arg(long, env = "INGEST_MAX_REQUESTS", default_value = "10000", value_name = "REQUESTS",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Maximum number of requests in flight; excess requests get 503
+    #[arg(long, env = "INGEST_MAX_REQUESTS", default_value = "10000", value_name = "COUNT",
+          value_parser = integer(1..=1_000_000_u32))]
     pub(crate) ingest_max_requests: u32,
 
-    /// Rate limit of likes per user, which is also the burst, like 20/s or 600/m; more get 429. Unlimited by default
+    /// Maximum rate of likes per user, such as 20/s or 600/m; excess likes get 429 [default: unlimited]
+    ///
+    /// The number is also the burst.
     #[arg(long, env = "INGEST_USER_RATE", value_name = "RATE")]
     ingest_user_rate: Option<Rate>,
 
-    /// Rate limit of requests per client address, like 100/s; IPv6 addresses are counted by /64 prefix. Unlimited by default
+    /// Maximum rate of requests per client address, such as 100/s; excess requests get 429 [default: unlimited]
+    ///
+    /// The number is also the burst. IPv6 addresses are counted by /64 prefix.
     #[arg(long, env = "INGEST_ADDRESS_RATE", value_name = "RATE")]
     ingest_address_rate: Option<Rate>,
 
-    /// Maximum number of connections per peer address; more are closed at once. Behind a proxy, all connections have the
-    /// address of the proxy
-    #[arg(long, env = "INGEST_ADDRESS_CONNECTIONS", value_name = "CONNECTIONS",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Maximum number of connections per peer address; excess connections are closed [default: unlimited]
+    ///
+    /// Behind a proxy, all connections have the address of the proxy.
+    #[arg(long, env = "INGEST_ADDRESS_CONNECTIONS", value_name = "COUNT", value_parser = integer(1..=1_000_000_u32))]
     pub(crate) ingest_address_connections: Option<u32>,
 
-    /// Addresses or networks of proxies whose X-Forwarded-For is trusted, like 10.0.0.0/8
+    /// Addresses or networks of proxies whose X-Forwarded-For is trusted, such as 10.0.0.0/8 [default: none]
     #[arg(long, env = "INGEST_TRUSTED_PROXIES", value_name = "NETWORKS", value_delimiter = ',', value_parser = network)]
     ingest_trusted_proxies: Vec<IpNet>,
 }

@@ -15,11 +15,15 @@ use crate::edge::hot_reload::HotReload;
 /// Settings of the TLS server.
 #[derive(Args, Debug)]
 pub(crate) struct TlsArgs {
-    /// Path of a PEM file with the certificate chain of the server; enables TLS. Reloaded when it changes
+    /// Path of a PEM file with the certificate chain of the server; enables TLS
+    ///
+    /// Reloaded when it changes.
     #[arg(long, env = "INGEST_TLS_CERT", value_name = "FILE")]
     ingest_tls_cert: Option<PathBuf>,
 
-    /// Path of a PEM file with the private key of the certificate. Reloaded when it changes
+    /// Path of a PEM file with the private key of the certificate
+    ///
+    /// Reloaded when it changes.
     #[arg(long, env = "INGEST_TLS_KEY", value_name = "FILE")]
     ingest_tls_key: Option<PathBuf>,
 }

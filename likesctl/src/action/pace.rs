@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use clap::Args;
+use shared::settings::args::integer;
 use tokio::time::{Instant, sleep_until};
 
 #[derive(Args, Clone, Copy)]
 pub(crate) struct PaceArgs {
     /// Maximum number of entries per second
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Safety")]
+    #[arg(long, value_name = "COUNT", value_parser = integer(1_u32..), help_heading = "Safety")]
     rate: Option<u32>,
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use consumer::entry::EntryId;
 use serde::Serialize;
+use shared::settings::args::integer;
 
 use crate::{
     context::RedisAccess,
@@ -18,7 +19,7 @@ const PAGE: usize = 500;
 #[derive(Args)]
 pub(crate) struct Options {
     /// Maximum number of changes; the newest come first
-    #[arg(long, value_name = "COUNT", default_value = "100", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value = "100", value_parser = integer(1_u64..))]
     limit: u64,
 
     #[command(flatten)]

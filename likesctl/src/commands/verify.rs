@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use consumer::group::static_assignment::StaticAssignment;
-use shared::settings::args::PostgresArgs;
+use shared::settings::args::{PostgresArgs, integer};
 
 use crate::{
     context::{self, RedisAccess},
@@ -29,7 +29,7 @@ pub(crate) struct Options {
     to: Option<TimeSpec>,
 
     /// Approximate number of entries to compare, chosen at random [default: all]
-    #[arg(long, value_name = "COUNT", help_heading = "Selection", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "COUNT", help_heading = "Selection", value_parser = integer(1_u64..))]
     sample: Option<u64>,
 
     #[command(flatten)]

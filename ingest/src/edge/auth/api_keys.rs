@@ -17,8 +17,9 @@ const MAX_KEYS: usize = 1_000;
 
 #[derive(Args, Debug)]
 pub(super) struct ApiKeysArgs {
-    /// Path of a file with API keys, for api-key: one line per service with its name and the SHA-256 hash of its key in hex.
-    /// Reloaded when it changes
+    /// Path of a file with the hashes of API keys; required for api-key
+    ///
+    /// One line per service, with its name and the SHA-256 hash of its key in hex. Reloaded when it changes.
     #[arg(long, env = "INGEST_API_KEYS_FILE", value_name = "FILE")]
     ingest_api_keys_file: Option<PathBuf>,
 }

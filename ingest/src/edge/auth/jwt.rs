@@ -24,12 +24,12 @@ pub(super) struct JwtArgs {
     #[command(flatten)]
     keys: KeyArgs,
 
-    /// Required issuer (iss) of tokens, for jwt
+    /// Issuer (iss) that tokens must have; required for jwt
     #[arg(long, env = "INGEST_JWT_ISSUER", value_name = "ISSUER",
           value_parser = NonEmptyStringValueParser::new())]
     ingest_jwt_issuer: Option<String>,
 
-    /// Required audience (aud) of tokens, for jwt
+    /// Audience (aud) that tokens must have; required for jwt
     #[arg(long, env = "INGEST_JWT_AUDIENCE", value_name = "AUDIENCE",
           value_parser = NonEmptyStringValueParser::new())]
     ingest_jwt_audience: Option<String>,
@@ -38,7 +38,9 @@ pub(super) struct JwtArgs {
     #[arg(long, env = "INGEST_JWT_LEEWAY", default_value = "30s", value_name = "DURATION", value_parser = leeway)]
     ingest_jwt_leeway: Duration,
 
-    /// Scope of tokens that may write likes of all users. Other tokens may write only likes of the user in sub
+    /// Scope of tokens that may write likes of all users
+    ///
+    /// Other tokens may write only likes of the user in sub.
     #[arg(long, env = "INGEST_JWT_SERVICE_SCOPE", default_value = "likes:write-all", value_name = "SCOPE",
           value_parser = scope)]
     ingest_jwt_service_scope: String,

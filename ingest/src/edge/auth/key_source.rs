@@ -13,21 +13,24 @@ use crate::edge::hot_reload::HotReload;
 #[derive(Args, Debug)]
 #[expect(clippy::struct_field_names, reason = "fields are named as their settings are")]
 pub(super) struct KeyArgs {
-    /// Path of a file with the key that verifies tokens, for jwt: a public key in PEM format, or a secret for HS256, HS384 and
-    /// HS512. Reloaded when it changes
+    /// Path of a file with the key that verifies tokens; for jwt, instead of INGEST_JWT_JWKS
+    ///
+    /// A public key in PEM format, or a secret for HS256, HS384 and HS512. Reloaded when it changes.
     #[arg(long, env = "INGEST_JWT_KEY_FILE", value_name = "FILE")]
     ingest_jwt_key_file: Option<PathBuf>,
 
-    /// JSON Web Key Set that verifies tokens, for jwt: an https URL or the path of a file. A URL is fetched again every
-    /// INGEST_JWT_JWKS_REFRESH, and when a token names an unknown key
+    /// URL (https) or path of the JSON Web Key Set that verifies tokens; for jwt, instead of INGEST_JWT_KEY_FILE
+    ///
+    /// Fetched again every INGEST_JWT_JWKS_REFRESH, and when a token names an unknown key. A file is reloaded when it
+    /// changes.
     #[arg(long, env = "INGEST_JWT_JWKS", value_name = "URL|FILE")]
     ingest_jwt_jwks: Option<String>,
 
-    /// Path of a PEM file with the certificate authorities trusted for the INGEST_JWT_JWKS URL, instead of those of the system
+    /// Path of a PEM file with the certificate authorities trusted for the URL of INGEST_JWT_JWKS [default: those of the system]
     #[arg(long, env = "INGEST_JWT_JWKS_CA", value_name = "FILE")]
     ingest_jwt_jwks_ca: Option<PathBuf>,
 
-    /// Interval between fetches of the INGEST_JWT_JWKS URL
+    /// Interval between fetches of the URL of INGEST_JWT_JWKS
     #[arg(long, env = "INGEST_JWT_JWKS_REFRESH", default_value = "5m", value_name = "DURATION",
           value_parser = positive_duration)]
     ingest_jwt_jwks_refresh: Duration,
