@@ -12,6 +12,7 @@ mod bench;
 mod certificates;
 mod cluster;
 mod collector;
+mod configuration;
 mod consumer;
 mod crash_points;
 mod database_failures;

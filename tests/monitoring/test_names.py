@@ -58,9 +58,7 @@ def known():
 def allowed_values():
     """Returns the documented values of the labels that queries compare."""
     page = (ROOT / "docs/http-api.md").read_text(encoding="utf-8")
-    rows = page.partition("| code | status |")[2].partition("
-
-")[0].splitlines()[1:]
+    rows = page.partition("| code | status |")[2].partition("\n\n")[0].splitlines()[1:]
     codes = " ".join(row.split("|")[1] for row in rows if row.startswith("|"))
     paths = json.loads((ROOT / "docs/openapi.json").read_text())["paths"]
     values = {
