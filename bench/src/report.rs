@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_three_significant_digits() {
+    fn numbers_are_formatted_with_three_significant_digits() {
         let texts = [1_234_567.8, 161_000.0, 99.44, 1.234_5, 0.712_3, 0.000_51].map(number);
         assert_eq!(texts, ["1,234,568", "161,000", "99.4", "1.23", "0.712", "0.00051"]);
     }

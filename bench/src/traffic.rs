@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn all_likes_are_in_the_entries() {
+    fn entries_contain_every_like() {
         let likes = Traffic::new(1_000).likes();
         let entries = entries(&likes, 7);
         let found: usize =

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ordinal_is_at_the_end_of_the_hosts_name() {
+    fn the_ordinal_is_parsed_from_the_host_name() {
         assert_eq!(ordinal("likestream-consumer-12"), Some(12));
         assert_eq!(ordinal("consumer-3.consumers.default.svc"), Some(3));
         assert_eq!(ordinal("consumer"), None);

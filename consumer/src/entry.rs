@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_read_and_write_as_redis_does() {
+    fn entry_ids_parse_and_format_as_in_redis() {
         let id: EntryId = "1700000000000-7".parse().unwrap();
         assert_eq!(id, EntryId { ms: 1_700_000_000_000, seq: 7 });
         assert_eq!(id.to_string(), "1700000000000-7");

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_read_permit_is_granted_beside_an_exclusive_permit() {
+    fn no_read_permit_is_granted_during_an_exclusive_permit() {
         let in_flight = InFlight::default();
         let reading = in_flight.read_permit(10).now_or_never().unwrap();
         in_flight.admit(position(1), 1);

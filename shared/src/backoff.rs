@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_cap_and_vary() {
+    fn delays_double_up_to_the_cap_with_jitter() {
         for mut backoff in [Backoff::retry(), Backoff::server(), Backoff::reconnect(), Backoff::halt()] {
             let (mut step, cap) = (backoff.next, backoff.cap);
             for _ in 0..20 {

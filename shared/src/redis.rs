@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_url_is_refused_without_repeating_it() {
+    fn an_invalid_url_is_refused_without_showing_it() {
         for url in [
             "http://:hunter2@host",
             "redisss://:hunter2@host",
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_and_sentinels_have_several_addresses() {
+    fn cluster_and_sentinel_urls_have_several_addresses() {
         let cluster = redis("redis-cluster://:hunter2@a:7000?node=b:7001").ok().unwrap();
         assert_eq!(cluster.address(), "b:7001, a:7000");
         let sentinels = redis("redis-sentinel://a:1/2?node=b:2&sentinelServiceName=m").ok().unwrap();

@@ -59,7 +59,7 @@ def test_workload_selects_only_its_own_pods(workload, objects):
     assert [pod.owner for pod in selected(selector, objects)] == [workload]
 
 
-def test_service_leads_to_ports_of_one_workload(service, objects):
+def test_service_targets_ports_of_one_workload(service, objects):
     (pod,) = selected(service["spec"]["selector"], objects)
     is_headless = service["spec"].get("clusterIP") == "None"
     for port in service["spec"]["ports"]:
@@ -77,7 +77,7 @@ def test_stateful_set_has_its_headless_service(stateful_set, objects):
     assert stateful_set["spec"]["serviceName"] in [each["metadata"]["name"] for each in services]
 
 
-def test_route_leads_to_the_http_port_of_a_service(route, objects):
+def test_route_targets_the_http_port_of_a_service(route, objects):
     if route["kind"] == "Ingress":
         paths = [path for rule in route["spec"]["rules"] for path in rule["http"]["paths"]]
         backends = [path["backend"]["service"] for path in paths]
@@ -114,7 +114,7 @@ def test_workload_has_either_replicas_or_one_scaler(workload, objects):
     assert scaled.count(workload) + ("replicas" in workload["spec"]) == 1
 
 
-def test_keda_asks_for_the_backlog_of_the_consumer_group(scaled_object, objects):
+def test_keda_queries_the_backlog_of_the_consumer_group(scaled_object, objects):
     (trigger,) = scaled_object["spec"]["triggers"]
     query = trigger["metadata"]["query"]
     group = target_of(scaled_object, objects).settings["LIKES_GROUP"]
@@ -130,12 +130,12 @@ def test_keda_asks_for_the_backlog_of_the_consumer_group(scaled_object, objects)
     [([], 64), (["--set", "consumer.keda.fallbackReplicas=5"], 5)],
     ids=["maximum", "value"],
 )
-def test_fallback_of_an_unknown_backlog_is_the_maximum_or_the_value(arguments, replicas):
+def test_fallback_for_an_unknown_backlog_is_the_maximum_or_the_value(arguments, replicas):
     (scaled,) = of_kind(template("--values", VALUES["keda"], *arguments), "ScaledObject")
     assert scaled["spec"]["fallback"]["replicas"] == replicas
 
 
-def test_disruption_budget_is_about_one_workload(budget, objects):
+def test_disruption_budget_selects_one_workload(budget, objects):
     (pod,) = selected(budget["spec"]["selector"]["matchLabels"], objects)
     assert pod.owner["kind"] in WORKLOADS
 
@@ -158,7 +158,7 @@ def test_monitor_finds_metrics_on_the_admin_port(monitor, objects, admin_status)
         assert admin_status(pod.program, path) == 200
 
 
-def test_network_policy_is_about_one_workload_and_both_directions(policy, objects):
+def test_network_policy_selects_one_workload_in_both_directions(policy, objects):
     (pod,) = selected(policy["spec"]["podSelector"]["matchLabels"], objects)
     assert sorted(policy["spec"]["policyTypes"]) == ["Egress", "Ingress"]
     if pod.hook and "test" not in pod.hook:
@@ -168,7 +168,7 @@ def test_network_policy_is_about_one_workload_and_both_directions(policy, object
         assert weights[0] < weights[1]
 
 
-def test_every_pod_has_one_network_policy_where_there_are_any(objects):
+def test_every_pod_has_one_network_policy_if_they_are_enabled(objects):
     policies = of_kind(objects, "NetworkPolicy")
     name = "app.kubernetes.io/name"
     guarded = {policy["metadata"]["labels"][name] for policy in policies}
@@ -182,7 +182,7 @@ def test_every_pod_has_one_network_policy_where_there_are_any(objects):
             assert covered.count(pod.owner) == 1, name_of(pod.owner)
 
 
-def test_network_policy_lets_in_clients_but_not_to_the_admin_port(policy, objects):
+def test_network_policy_admits_clients_but_not_to_the_admin_port(policy, objects):
     (pod,) = selected(policy["spec"]["podSelector"]["matchLabels"], objects)
     rules = [
         (rule, port["port"]) for rule in policy["spec"].get("ingress", []) for port in rule["ports"]
@@ -192,7 +192,7 @@ def test_network_policy_lets_in_clients_but_not_to_the_admin_port(policy, object
     assert "http" not in pod.ports or "http" in {port for _, port in rules}
 
 
-def test_network_policy_lets_out_what_the_settings_need_and_nothing_else(policy, objects):
+def test_network_policy_allows_only_the_egress_that_settings_need(policy, objects):
     (pod,) = selected(policy["spec"]["podSelector"]["matchLabels"], objects)
     ports = [port for rule in policy["spec"]["egress"] for port in rule["ports"]]
     assert {(53, "TCP"), (53, "UDP")} <= {
@@ -219,7 +219,7 @@ def test_dashboards_are_shipped_with_the_url_of_the_runbook(config_map):
         assert json.loads(text) == json.loads(written)
 
 
-def test_all_dashboards_are_shipped_where_any_is(objects):
+def test_dashboards_are_shipped_all_or_none(objects):
     shipped = {name for found in of_kind(objects, "ConfigMap") for name in found["data"]}
     assert DASHBOARDS
     assert shipped in (set(), set(DASHBOARDS))
@@ -250,7 +250,7 @@ def test_releases_with_long_names_share_no_name():
     assert not set(map(name_of, one)) & set(map(name_of, other))
 
 
-def test_templates_look_nothing_up():
+def test_templates_do_not_use_lookup():
     """GitOps tools render without a cluster, so `lookup` would return nothing."""
     files = [file for file in (CHART / "templates").rglob("*.*") if "lookup" in file.read_text()]
     assert not files

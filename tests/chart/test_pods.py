@@ -33,7 +33,7 @@ def test_secret_settings_come_from_secrets(pod, programs):
     assert not secrets & {entry["name"] for entry in plain}
 
 
-def test_mounted_files_are_those_that_settings_name(pod):
+def test_mounted_files_match_the_settings(pod):
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in pod.container["volumeMounts"]}
     assert set(mounts.values()) == set(volumes)
@@ -65,7 +65,7 @@ def test_settings_exist_in_the_program(pod, settings_of):
         assert is_for_another or entry["name"] in known
 
 
-def test_ports_are_those_that_the_program_listens_on(pod):
+def test_ports_match_the_listen_addresses(pod):
     listens = {name: pod.settings.get(setting) for name, setting in PORTS[pod.program].items()}
     assert set(pod.ports) == set(listens)
     for name, port in pod.ports.items():
@@ -73,7 +73,7 @@ def test_ports_are_those_that_the_program_listens_on(pod):
 
 
 @pytest.mark.parametrize("kind", PROBES)
-def test_probe_asks_the_admin_port_for_a_path_that_exists(service_pod, kind, admin_status):
+def test_probe_requests_an_existing_path_of_the_admin_port(service_pod, kind, admin_status):
     get = service_pod.container[kind]["httpGet"]
     assert get["port"] == "admin"
     assert admin_status(service_pod.program, get["path"]) == PROBES[kind]
@@ -83,14 +83,14 @@ def test_only_services_have_probes(pod):
     assert pod.program in ("ingest", "consumer") or not PROBES.keys() & pod.container.keys()
 
 
-def test_grace_period_is_longer_than_draining(service_pod):
+def test_grace_period_exceeds_the_drain_timeout(service_pod):
     sleep = service_pod.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
     drain = seconds(service_pod.settings.get("DRAIN_TIMEOUT", DEFAULT_DRAIN_TIMEOUT))
     grace = service_pod.spec["terminationGracePeriodSeconds"]
     assert grace > drain + sleep.get("seconds", 0)
 
 
-def test_security_is_that_of_the_restricted_standard(pod):
+def test_pod_meets_the_restricted_security_standard(pod):
     """The restricted Pod Security Standard of Kubernetes, and no service account token."""
     security, container = pod.spec["securityContext"], pod.container["securityContext"]
     assert pod.spec["automountServiceAccountToken"] is False
@@ -117,7 +117,7 @@ def test_toolbox_can_write_to_its_working_directory(toolbox):
     assert "emptyDir" in volumes[mounts[toolbox.container["workingDir"]]]
 
 
-def test_consumer_has_a_unique_name_and_partitions_of_its_own(consumer_pod):
+def test_consumer_has_a_unique_name_and_its_own_partitions(consumer_pod):
     name, partitions = None, "auto"
     if consumer_pod.owner["kind"] == "StatefulSet":
         name, partitions = "$(POD_NAME)", f"ordinal/{consumer_pod.owner['spec']['replicas']}"
@@ -125,7 +125,7 @@ def test_consumer_has_a_unique_name_and_partitions_of_its_own(consumer_pod):
     assert consumer_pod.settings.get("CONSUMER_PARTITIONS") == partitions
 
 
-def test_hook_needs_nothing_that_is_installed_after_it(pod, accounts):
+def test_hook_depends_on_nothing_installed_after_it(pod, accounts):
     """In a first installation, only Secrets, other ServiceAccounts and earlier hooks exist."""
     migration, test = "pre-install,pre-upgrade", "test"
     hooks = {"likesctl migrate": migration, "likesctl doctor": test}

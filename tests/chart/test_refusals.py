@@ -21,12 +21,12 @@ def render(tmp_path):
     return render_with
 
 
-def test_accepts_the_values_that_the_refused_ones_change(render):
+def test_accepts_the_values_that_refused_cases_start_from(render):
     assert render({})
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refuses(case, render):
+def test_refuses_invalid_values(case, render):
     with pytest.raises(AssertionError, match="exited with") as refused:
         render(REFUSED[case]["values"])
     message = " ".join(str(refused.value).partition("exited with")[2].split())

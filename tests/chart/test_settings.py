@@ -17,7 +17,7 @@ FILE_OF_ONE_SIGNAL = re.compile(
 
 
 @pytest.mark.parametrize("program", SERVICES)
-def test_every_setting_can_be_reached_by_a_value(program, programs, settings_of):
+def test_every_setting_can_be_set_by_a_value(program, programs, settings_of):
     """Each setting is set by a value, allowed in `settings`, or a secret."""
     service = values_schema()["properties"][program]["properties"]["settings"]
     allowed, secrets = set(service["properties"]), programs.secrets(program)

@@ -66,7 +66,7 @@ def requests_to(server):
     return [request for request, _ in server.log]
 
 
-def test_sends_its_likes_and_prints_the_answers(example, streams, likes_url):
+def test_sends_its_likes_and_prints_the_responses(example, streams, likes_url):
     ended = example(likes_url)
     assert ended.returncode == 0, ended
     stored = []
@@ -79,7 +79,7 @@ def test_sends_its_likes_and_prints_the_answers(example, streams, likes_url):
     assert "partition" in ended.stdout
 
 
-def test_retries_the_same_like_with_its_token_when_told_to(example, refusing, httpserver):
+def test_retries_the_same_request_after_503_and_429(example, refusing, httpserver):
     ended = example(refusing(503, 429), LIKES_TOKEN="a-token")
     sent = requests_to(httpserver)
     assert ended.returncode == 0, ended
@@ -88,7 +88,7 @@ def test_retries_the_same_like_with_its_token_when_told_to(example, refusing, ht
     assert {request.headers["Authorization"] for request in sent} == {"Bearer a-token"}
 
 
-def test_does_not_retry_a_refusal_and_prints_why(example, refusing, httpserver):
+def test_prints_the_reason_of_a_refusal_without_retrying(example, refusing, httpserver):
     ended = example(refusing(422), LIKES_API_KEY="a-key")
     assert ended.returncode != 0
     assert "reason of the rejection" in ended.stderr

@@ -11,7 +11,7 @@ TIMEOUT_S = 1200
 MIN_CASES = 1000
 
 
-def test_ingest_behaves_as_its_openapi_document_says(likes_url, tmp_path):
+def test_ingest_conforms_to_its_openapi_document(likes_url, tmp_path):
     report = tmp_path / "report.json"
     ended = run(
         TOOLS / "schemathesis",

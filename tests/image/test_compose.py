@@ -35,12 +35,12 @@ def test_follows_the_compose_specification():
 
 
 @for_each_service
-def test_service_of_others_has_an_exact_version(service):
+def test_third_party_service_has_an_exact_version(service):
     assert "build" in service or re.match(r"v?\d+\.\d+", service["image"].partition(":")[2])
 
 
 @for_each_service
-def test_service_is_bounded(service):
+def test_service_has_resource_and_log_limits(service):
     deploy = service["deploy"]
     assert {"cpus", "memory", "pids"} <= deploy["resources"]["limits"].keys()
     assert isinstance(deploy.get("replicas", 1), int)
@@ -66,7 +66,7 @@ def test_our_service_is_built_from_the_dockerfile(service):
 
 
 @for_each_service
-def test_service_waits_only_for_what_can_happen(service):
+def test_service_waits_only_for_conditions_that_can_be_met(service):
     for name, wait in service.get("depends_on", {}).items():
         other = SERVICES[name]
         if wait["condition"] == "service_healthy":
@@ -103,14 +103,14 @@ def test_mounted_files_exist(service):
         assert source.is_file() or any(source.iterdir())
 
 
-def test_redis_may_use_at_most_half_of_the_memory_of_its_container():
+def test_redis_maxmemory_is_at_most_half_of_the_container_limit():
     """A rewrite of the append-only file can double the memory usage."""
     text = (FOLDER / "compose" / "redis.conf").read_text()
     [maxmemory] = re.findall(r"^maxmemory (\S+)$", text, re.MULTILINE)
     assert 2 * mebibytes(maxmemory) <= memory_limit("redis")
 
 
-def test_secrets_are_those_that_the_script_makes(tmp_path):
+def test_secrets_match_the_files_that_the_script_creates(tmp_path):
     output(FOLDER / "compose" / "secrets.sh", tmp_path)
     wanted = {(FOLDER / secret["file"]).resolve() for secret in FILE["secrets"].values()}
     assert wanted == {SECRETS / name for name in os.listdir(tmp_path)}
@@ -122,7 +122,7 @@ def test_secret_is_ignored_by_git(secret):
 
 
 @for_each_service
-def test_service_gets_the_secrets_that_it_uses_and_no_others(service):
+def test_service_has_exactly_the_secrets_that_it_uses(service):
     texts = [*map(str, service.get("environment", {}).values()), *health_command(service)]
     texts += [path.read_text() for path in bind_mounts(service).values() if path.is_file()]
     words = [word for text in texts for word in text.split() if word.startswith("/run/secrets/")]
@@ -137,7 +137,7 @@ def test_command_and_its_variables_exist(service, programs):
 
 
 @for_each_likestream_service
-def test_health_check_asks_an_admin_port(service, programs):
+def test_health_check_requests_an_admin_port(service, programs):
     """A service without a health check would inherit the one of the image."""
     check = health_command(service)
     if check:
@@ -149,7 +149,7 @@ def test_health_check_asks_an_admin_port(service, programs):
 
 
 @for_each_likestream_service
-def test_grace_period_is_longer_than_draining(service, programs):
+def test_grace_period_exceeds_the_drain_timeout(service, programs):
     known = programs.settings(*service["command"])
     if "DRAIN_TIMEOUT" in known:
         drain = service["environment"].get("DRAIN_TIMEOUT", known["DRAIN_TIMEOUT"])
@@ -157,7 +157,7 @@ def test_grace_period_is_longer_than_draining(service, programs):
 
 
 @for_each_service
-def test_publishes_only_ports_that_it_listens_on_and_only_on_loopback(service, programs):
+def test_publishes_only_listened_ports_on_loopback(service, programs):
     published = service.get("ports", [])
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert {port_of(port) for port in published} <= ports(service, programs)

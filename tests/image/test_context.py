@@ -24,7 +24,7 @@ def context(storage):
         yield folder
 
 
-def test_build_gets_only_files_that_git_knows(context):
+def test_build_context_has_no_ignored_file(context):
     listed = "git", "ls-files", "--cached", "--others", "--exclude-standard"
     known = set(output(*listed, cwd=ROOT).splitlines())
     files = {str(path.relative_to(context)) for path in context.rglob("*") if not path.is_dir()}
@@ -32,7 +32,7 @@ def test_build_gets_only_files_that_git_knows(context):
 
 
 @pytest.mark.parametrize("crate", CRATES)
-def test_build_gets_every_file_that_a_crate_includes(context, crate):
+def test_build_context_has_every_included_file(context, crate):
     folder = ROOT / crate
     for source in (folder / "src").rglob("*.rs"):
         for included in INCLUDED.findall(source.read_text()):
@@ -42,7 +42,7 @@ def test_build_gets_every_file_that_a_crate_includes(context, crate):
             assert (context / (bases[0] / included).resolve().relative_to(ROOT)).exists()
 
 
-def test_cargo_can_read_what_the_build_gets(context):
+def test_cargo_can_read_the_build_context(context):
     command = "cargo metadata --locked --offline --no-deps --format-version 1"
     packages = json.loads(output(*command.split(), cwd=context))["packages"]
     sources = [target["src_path"] for package in packages for target in package["targets"]]

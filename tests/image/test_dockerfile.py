@@ -26,7 +26,7 @@ def test_hadolint_finds_nothing():
 
 
 @for_each("COPY")
-def test_copies_only_what_exists(instruction):
+def test_copies_only_existing_files(instruction):
     source, stage = instruction.words[0], instruction.flags.get("from")
     if stage is None:
         assert (ROOT / source).exists()
@@ -41,7 +41,7 @@ def test_copies_only_what_exists(instruction):
 
 
 @for_each("RUN")
-def test_runs_only_scripts_that_exist(instruction):
+def test_runs_only_existing_scripts(instruction):
     scripts = [word for word in instruction.words if word.split("/")[0] in FOLDERS]
     assert all(os.access(ROOT / script, os.X_OK) for script in scripts), scripts
 
@@ -61,12 +61,12 @@ def test_builds_with_the_rust_version_of_the_workspace():
     assert f"/rust:{CARGO['package']['rust-version']}-" in builder
 
 
-def test_sets_only_variables_that_programs_know(programs):
+def test_sets_only_variables_of_the_programs(programs):
     known = {*programs.settings("ingest"), *programs.settings("consumer")}
     assert dockerfile.environment().keys() <= known | OF_NO_PROGRAM
 
 
-def test_sets_every_address_to_listen_on_and_exposes_the_ports(programs):
+def test_sets_every_listen_address_and_exposes_its_port(programs):
     """The programs listen on loopback by default, which is unreachable in a container."""
     environment = dockerfile.environment()
     names = {name for program in PROGRAMS for name in programs.listens(program)}
@@ -75,7 +75,7 @@ def test_sets_every_address_to_listen_on_and_exposes_the_ports(programs):
     assert set(expose.words) == ports
 
 
-def test_health_check_asks_the_admin_port_of_its_program(programs):
+def test_health_check_requests_the_admin_port_of_its_program(programs):
     check, [command] = dockerfile.health_check(), dockerfile.of_image("CMD")
     assert programs.help(*check)
     names = [name for name in programs.listens(*command.words) if "_ADMIN_" in name]

@@ -37,7 +37,7 @@ def files(root):
     return [path for path in root.rglob("*") if path.is_file()]
 
 
-def test_labels_tell_what_the_image_is_made_of(config):
+def test_labels_describe_version_licence_and_revision(config):
     label = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
     assert label["version"] == PACKAGE["version"]
     assert label["licenses"] == PACKAGE["license"]
@@ -46,7 +46,7 @@ def test_labels_tell_what_the_image_is_made_of(config):
     assert all(label[name] not in ("", "unknown") for name in ("title", "description", "created"))
 
 
-def test_configuration_is_that_of_the_dockerfile(config):
+def test_configuration_matches_the_dockerfile(config):
     [expose], [command] = dockerfile.of_image("EXPOSE"), dockerfile.of_image("CMD")
     assert config["User"] == USER
     assert config["Healthcheck"]["Test"] == ["CMD", *dockerfile.health_check()]
@@ -73,7 +73,7 @@ def test_has_certificate_authorities(root):
     assert (root / BUNDLE).read_text().count("BEGIN CERTIFICATE") >= MIN_AUTHORITIES
 
 
-def test_is_free_of_line_tables(files):
+def test_has_no_line_tables(files):
     assert sum(path.stat().st_size for path in files) >> 20 <= MAX_MIB
 
 

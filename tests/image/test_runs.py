@@ -94,7 +94,7 @@ def test_service_runs_as_the_user_of_the_image(name, service, request):
 
 
 @both
-def test_health_check_of_compose_tells_ready_from_absent(name, service, request, container):
+def test_compose_health_check_distinguishes_ready_from_absent(name, service, request, container):
     _, ports = request.getfixturevalue(name)
     *words, address = health_command(service)
     ready = container.run([*words, f"127.0.0.1:{ports[port_of(address)]}"])
@@ -112,12 +112,12 @@ def test_like_goes_through_the_pipeline_into_the_table(ingest, consumer, migrate
 
 
 @both
-def test_service_ends_well_after_sigterm(name, service, request):
+def test_service_exits_with_0_after_sigterm(name, service, request):
     process, _ = request.getfixturevalue(name)
     assert process.terminate() == 0
 
 
-def test_health_check_of_redis_tells_ready_from_absent(redis, secrets):
+def test_redis_health_check_distinguishes_ready_from_absent(redis, secrets):
     [line] = health_command(SERVICES["redis"])
     line = line.replace("/run/secrets", str(secrets))
     for port, is_healthy in ((redis, True), (1, False)):
@@ -129,7 +129,7 @@ def test_health_check_of_redis_tells_ready_from_absent(redis, secrets):
     ("setting", "value"),
     [("maxmemory-policy", "noeviction"), ("appendonly", "yes"), ("maxmemory", str(512 << 20))],
 )
-def test_redis_keeps_what_it_has(setting, value, redis, password):
+def test_redis_is_durable_and_does_not_evict(setting, value, redis, password):
     environment = {**os.environ, "REDISCLI_AUTH": password}
     said = output("redis-cli", "-p", redis, "CONFIG", "GET", setting, env=environment)
     assert said.split() == [setting, value]
@@ -150,7 +150,7 @@ def tls_redis(tmp_path, secrets):
         yield port, authority
 
 
-def test_trusts_the_authorities_of_the_image_and_no_others(
+def test_trusts_only_the_certificate_authorities_of_the_image(
     tls_redis, container, storage, image, password
 ):
     (port, authority), admin = tls_redis, free_port()

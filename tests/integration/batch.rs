@@ -34,7 +34,7 @@ fn lines(elements: &[Value]) -> String {
 
 /// Of 10,000 likes, three are invalid. They are reported by index, and all other likes are stored.
 #[tokio::test(flavor = "multi_thread")]
-async fn three_bad_likes_of_ten_thousand_are_named_and_the_rest_is_stored() {
+async fn invalid_likes_are_reported_by_index_and_the_rest_is_stored() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[]);
     let mut client = HttpClient::new(ingest.listen());
@@ -65,7 +65,7 @@ async fn three_bad_likes_of_ten_thousand_are_named_and_the_rest_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_batch_is_refused_as_a_whole() {
+async fn malformed_batches_are_refused_as_a_whole() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[
         ("INGEST_BATCH_LIKES", "10"),
@@ -104,7 +104,7 @@ async fn what_is_no_batch_is_refused_as_a_whole() {
 
 /// A batch that Redis does not accept gets no 202 and can be sent again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_redis_does_not_take_can_be_sent_again() {
+async fn a_batch_that_redis_refuses_can_be_retried() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[("REDIS_TIMEOUT", "2s")]);
     let mut client = HttpClient::new(ingest.listen());
@@ -127,7 +127,7 @@ async fn a_batch_that_redis_does_not_take_can_be_sent_again() {
 
 /// Bodies in transfer reserve memory. Further requests are refused with Retry-After.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_memory_of_batches_is_bounded() {
+async fn memory_for_batch_bodies_is_bounded() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[("INGEST_BATCH_BODY", "1MiB"), ("INGEST_BATCH_MEMORY", "1MiB")]);
     let mut client = HttpClient::new(ingest.listen());

@@ -20,7 +20,7 @@ const FIGURES: [(&str, &str, &str); 11] = [
 ];
 
 #[test]
-fn all_rows_are_measured() {
+fn every_benchmark_reports_its_figures() {
     let out = tempfile::tempdir().unwrap();
     let program = devstack::program::programs_folder().unwrap().join("bench");
     let small = ["--runs", "1", "--likes", "10000", "--duration", "200ms", "--growth-rows", "10000"];
@@ -46,7 +46,7 @@ fn all_rows_are_measured() {
 }
 
 #[test]
-fn bad_usage_is_one_line() {
+fn invalid_arguments_are_reported_in_one_line() {
     let program = devstack::program::programs_folder().unwrap().join("bench");
     for arguments in [["--rows", "speed"], ["--runs", "0"], ["--growth-rows", "2,1"], ["--duration", "soon"]]
     {

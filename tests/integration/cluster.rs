@@ -42,7 +42,7 @@ fn entries_added(server: &RedisServer, stream: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_of_the_pipeline_works_on_a_cluster() {
+async fn the_pipeline_runs_on_a_cluster() {
     let setup = Setup::new().await;
     let cluster = RedisCluster::start(&[]).unwrap();
     let (url, redis) = (cluster.url(), connections(&cluster.url()).await);
@@ -79,7 +79,7 @@ async fn all_of_the_pipeline_works_on_a_cluster() {
 
 /// Commands must reach the server that owns the key, and each script must use keys of one slot.
 #[tokio::test(flavor = "multi_thread")]
-async fn likesctl_works_on_a_cluster() {
+async fn every_likesctl_command_works_on_a_cluster() {
     let setup = Setup::new().await;
     let cluster = RedisCluster::start(&[]).unwrap();
     let (url, redis) = (cluster.url(), connections(&cluster.url()).await);
@@ -117,7 +117,7 @@ async fn likesctl_works_on_a_cluster() {
 
 /// Likes that a replica has confirmed survive the loss of the primary, while the other primaries keep working.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
+async fn a_killed_primary_loses_no_replicated_like() {
     let setup = Setup::new().await;
     // With this setting, a lost primary makes only its own slots unavailable.
     let mut cluster = RedisCluster::start(&["--cluster-require-full-coverage", "no"]).unwrap();
@@ -155,7 +155,7 @@ async fn a_master_that_dies_loses_nothing_that_its_replica_has() {
 
 /// During a migration, commands for the slot get ASK or TRYAGAIN.
 #[tokio::test(flavor = "multi_thread")]
-async fn slots_move_under_load() {
+async fn slots_migrate_under_load_without_loss() {
     let setup = Setup::new().await;
     let cluster = RedisCluster::start(&[]).unwrap();
     let url = cluster.url();
@@ -193,7 +193,7 @@ async fn slots_move_under_load() {
 /// A node that was removed from its cluster still responds, with an empty topology. That topology is ignored, even if the
 /// node is the only one in `REDIS_URL`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_left_the_cluster_is_not_believed() {
+async fn the_topology_of_a_removed_cluster_node_is_ignored() {
     let setup = Setup::new().await;
     let mut cluster = RedisCluster::start(&["--cluster-require-full-coverage", "no"]).unwrap();
     // REDIS_URL may name a replica.
@@ -220,7 +220,7 @@ async fn a_server_that_left_the_cluster_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_of_the_wrong_kind_is_said() {
+async fn a_redis_url_of_the_wrong_kind_is_reported() {
     let setup = Setup::new().await;
     let cluster = RedisCluster::start(&[]).unwrap();
     let port = cluster.servers()[0].port();

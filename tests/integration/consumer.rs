@@ -7,7 +7,7 @@ use fred::prelude::{LuaInterface, StreamsInterface, Value};
 use crate::harness::{GROUP, Setup, append_raw, create_groups, eventually, likes, stream};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_names_what_is_missing() {
+async fn readiness_names_the_failing_dependency() {
     let mut setup = Setup::with_own_postgres(&[]);
     let consumer = setup.consumer(&[]);
     let ready = || devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
@@ -21,34 +21,37 @@ async fn readiness_names_what_is_missing() {
     );
 
     setup.postgres().stop();
-    eventually("Postgres is missed", async || ready().0 == 503 && ready().1.contains("[-] postgres failed"))
-        .await;
+    eventually("the postgres check fails", async || {
+        ready().0 == 503 && ready().1.contains("[-] postgres failed")
+    })
+    .await;
     assert_eq!(devstack::admin::get(consumer.admin(), "/livez").unwrap().0, 200);
     setup.postgres().start_again().unwrap();
     eventually("ready again", async || ready().0 == 200).await;
 
     setup.redis.stop();
-    eventually("Redis is missed", async || ready().0 == 503 && ready().1.contains("[-] redis failed")).await;
+    eventually("the redis check fails", async || ready().0 == 503 && ready().1.contains("[-] redis failed"))
+        .await;
     setup.redis.start_again().unwrap();
     eventually("ready again", async || ready().0 == 200).await;
 }
 
 /// Connections to a frozen server stay open, but requests get no response. Every check must notice that.
 #[tokio::test(flavor = "multi_thread")]
-async fn frozen_servers_are_noticed() {
+async fn frozen_servers_fail_the_readiness_check() {
     let setup = Setup::with_own_postgres(&[]);
     let consumer = setup.consumer(&[("REDIS_TIMEOUT", "1s")]);
     let ready = || devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
     setup
         .frozen_postgres(async || {
-            eventually("Postgres is missed", async || ready().1.contains("[-] postgres failed")).await;
+            eventually("the postgres check fails", async || ready().1.contains("[-] postgres failed")).await;
             assert!(ready().1.contains("[+] redis ok"), "{}", ready().1);
         })
         .await;
     eventually("ready again", async || ready().0 == 200).await;
 
     setup.redis.pause();
-    eventually("Redis is missed", async || {
+    eventually("the redis check fails", async || {
         ready().1.contains("[-] redis failed") && ready().1.contains("[-] reader failed")
     })
     .await;
@@ -59,7 +62,7 @@ async fn frozen_servers_are_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_of_dead_consumers_are_removed() {
+async fn dead_consumers_are_removed_from_the_group() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
@@ -85,7 +88,7 @@ async fn names_of_dead_consumers_are_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_is_bounded_while_postgres_is_away() {
+async fn memory_is_bounded_during_a_postgres_outage() {
     let mut setup = Setup::with_own_postgres(&[]);
     let consumer = setup.consumer(&[("BATCH_ROWS", "1000")]);
     setup.postgres().stop();

@@ -62,7 +62,7 @@ async fn append_with_a_bad_like(redis: &Client, rows: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_between_commit_and_ack_a_consumer_doubles_nothing() {
+async fn a_crash_between_commit_and_ack_creates_no_duplicate() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
@@ -81,7 +81,7 @@ async fn killed_between_commit_and_ack_a_consumer_doubles_nothing() {
 
 /// The script has run and its reply is lost: the next consumer of the entry must not write a second dead letter.
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_before_it_hears_of_its_dead_letter_a_consumer_leaves_one() {
+async fn a_crash_after_a_dead_letter_is_written_creates_no_second_one() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
@@ -108,7 +108,7 @@ async fn killed_before_it_hears_of_its_dead_letter_a_consumer_leaves_one() {
 
 /// The reply to a read is lost: its entries are pending for a consumer that has not received them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_read_is_found_again_by_the_consumer_itself() {
+async fn entries_of_a_lost_read_reply_are_recovered_by_the_same_consumer() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let proxy = Proxy::start(setup.redis.port()).await;
@@ -139,7 +139,7 @@ async fn a_lost_read_is_found_again_by_the_consumer_itself() {
 
 /// Redis has the like, but the client got no response. It retries, and the like is stored once.
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_between_append_and_answer_ingest_doubles_nothing() {
+async fn a_crash_between_append_and_response_creates_no_duplicate() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let proxy = Proxy::start(setup.redis.port()).await;
@@ -164,7 +164,7 @@ async fn killed_between_append_and_answer_ingest_doubles_nothing() {
 /// An entry crashes every consumer that processes it. After too many deliveries it is quarantined, and all other entries
 /// are stored. After two more crashes, it becomes a dead letter.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
+async fn an_entry_that_crashes_consumers_becomes_a_dead_letter() {
     const WAITS: &str = "FROM pg_locks JOIN pg_database ON pg_database.oid = database
                          WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
     let setup = Setup::new().await;
@@ -215,7 +215,7 @@ async fn an_entry_that_kills_consumers_ends_as_a_dead_letter() {
 
 /// A high delivery count alone does not make a dead letter: the entry was only redelivered during an outage.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_was_delivered_often_and_is_harmless_is_stored() {
+async fn a_harmless_entry_with_many_deliveries_is_stored() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;

@@ -32,7 +32,7 @@ async fn fail_with(postgres: &tokio_postgres::Client, sqlstate: &str) {
 /// Serialization failure, deadlock, disk full, out of memory, lock not available, cancelled, shutdown, I/O error and
 /// internal error.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_pass_is_tried_again_and_buries_nothing() {
+async fn transient_errors_are_retried_without_dead_letters() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let redis = setup.redis_client().await;
@@ -54,7 +54,7 @@ async fn what_may_pass_is_tried_again_and_buries_nothing() {
 
 /// As after a failover to a server that is still a replica: open connections find it read-only.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_turned_read_only_is_waited_for() {
+async fn a_read_only_database_is_retried_until_it_is_writable() {
     let mut setup = Setup::with_own_postgres(&[]);
     let postgres = setup.postgres_client().await;
     let redis = setup.redis_client().await;
@@ -80,21 +80,21 @@ async fn a_database_that_turned_read_only_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_on_the_table_is_waited_for_within_bounds() {
+async fn a_table_lock_is_waited_for_with_a_timeout() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let consumer = setup.consumer(&[("WRITE_TIMEOUT", "400ms")]);
     postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
     setup.append(&likes(50), 1).await;
     failures(&consumer, 2.0).await;
-    eventually("a lock is not had in time", async || consumer.log_text().contains("lock timeout")).await;
+    eventually("a lock timeout is logged", async || consumer.log_text().contains("lock timeout")).await;
     postgres.batch_execute("COMMIT").await.unwrap();
     setup.wait_for_rows(50).await;
     setup.wait_until_drained().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_free_connections_is_waited_for() {
+async fn a_server_without_free_connections_is_retried() {
     let mut setup = Setup::with_own_postgres(&[("max_connections", "10")]);
     let consumer = setup.consumer(&[]);
     let postgres = setup.postgres_client().await;
@@ -127,7 +127,7 @@ async fn a_server_without_free_connections_is_waited_for() {
 /// An operator must fix the cause. Until then, the consumer is not ready, reports the reason and keeps all entries; it
 /// continues when the cause is fixed.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_must_mend_halts_the_consumer_and_says_why() {
+async fn halting_errors_stop_writing_and_report_the_reason() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let postgres = setup.postgres_client().await;
@@ -143,7 +143,7 @@ async fn what_somebody_must_mend_halts_the_consumer_and_says_why() {
     ] {
         postgres.batch_execute(breaking).await.unwrap();
         setup.append(&likes(users), 1).await;
-        eventually("it says why", async || {
+        eventually("the reason is reported", async || {
             let (status, checks) = ready(&consumer);
             status == 503
                 && checks.contains("[-] writer failed: writes to Postgres are halted: ")
@@ -166,7 +166,7 @@ pub(crate) async fn forbid_post_13(setup: &Setup) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_the_table_rejects_become_dead_letters_alone() {
+async fn only_rejected_rows_become_dead_letters() {
     let setup = Setup::new().await;
     let redis = forbid_post_13(&setup).await;
     let mut all = likes(3_000);
@@ -200,7 +200,7 @@ async fn rows_that_the_table_rejects_become_dead_letters_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_of_nothing_but_rejected_rows_ends() {
+async fn a_batch_of_only_rejected_rows_is_settled() {
     let setup = Setup::new().await;
     let redis = forbid_post_13(&setup).await;
     let bad: Vec<_> = (1..=1_500).map(|user| like(user, 13)).collect();

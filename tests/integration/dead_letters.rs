@@ -23,7 +23,7 @@ pub(crate) async fn dead_letters(client: &Client) -> Vec<Letter> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_poison_entry_among_ten_thousand_harms_nobody() {
+async fn a_poison_entry_does_not_affect_other_entries() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     setup.append(&likes(5_000), 1).await;
@@ -54,7 +54,7 @@ async fn one_poison_entry_among_ten_thousand_harms_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_from_the_future_is_not_guessed_at() {
+async fn an_unknown_payload_version_becomes_a_dead_letter() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let payload = [0x92, 0x02, 0x93, 7, 42, 5];
@@ -67,7 +67,7 @@ async fn a_version_from_the_future_is_not_guessed_at() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_like_in_a_good_entry_is_a_dead_letter_alone() {
+async fn only_the_invalid_like_of_an_entry_becomes_a_dead_letter() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     // [1, [7, 42, 5], [0, 42, 5], "no like", [8, 42, 5]]
@@ -84,7 +84,7 @@ async fn a_bad_like_in_a_good_entry_is_a_dead_letter_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_without_a_payload_keeps_all_of_its_fields() {
+async fn a_dead_letter_without_a_payload_keeps_all_fields() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let fields = vec![("user", "7"), ("reason", "mine")];
@@ -100,7 +100,7 @@ async fn an_entry_without_a_payload_keeps_all_of_its_fields() {
 /// The dead letter and the acknowledgement are one atomic step: an entry that another consumer has settled creates no
 /// second dead letter.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
+async fn an_entry_held_by_two_consumers_creates_one_dead_letter() {
     let mut setup = Setup::with_own_postgres(&[]);
     let redis = setup.redis_client().await;
     let settings = [("CONSUMER_PARTITIONS", "0-3"), ("CLAIM_MIN_IDLE", "400ms"), ("WRITE_TIMEOUT", "150ms")];
@@ -135,13 +135,16 @@ async fn an_entry_that_two_consumers_hold_leaves_one_dead_letter() {
 
 /// The dead letter is written before the acknowledgement, so a failed write leaves the entry pending.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_whose_letter_cannot_be_written_stays_pending() {
+async fn an_entry_whose_dead_letter_cannot_be_written_stays_pending() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     redis.set::<(), _, _>(dead_stream(0), "mine", None, None, false).await.unwrap();
     let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")]);
     append_raw(&redis, 0, b"\xc1").await;
-    eventually("it is said", async || consumer.log_text().contains("stored but not acknowledged")).await;
+    eventually("the failed acknowledgement is logged", async || {
+        consumer.log_text().contains("stored but not acknowledged")
+    })
+    .await;
     assert_eq!(pending(&redis).await, 1);
     redis.del::<(), _>(dead_stream(0)).await.unwrap();
     setup.wait_until_drained().await;

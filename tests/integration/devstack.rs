@@ -47,7 +47,7 @@ fn left_behind(temporary: &tempfile::TempDir) -> Vec<String> {
 }
 
 #[test]
-fn the_demo_passes_and_writes_its_figures() {
+fn the_demo_passes_and_writes_its_report() {
     let temporary = temporary_folder();
     let json = temporary.path().join("demo.json");
     let arguments = ["demo", "--likes", "20000", "--duplicates", "20", "--json", json.to_str().unwrap()];
@@ -74,12 +74,12 @@ fn the_demo_passes_and_writes_its_figures() {
 
 /// Short version of `make chaos`.
 #[test]
-fn chaos_loses_and_doubles_nothing() {
+fn chaos_causes_no_loss_and_no_duplicates() {
     chaos("one", "2", "30s");
 }
 
 #[test]
-fn chaos_on_a_cluster_loses_and_doubles_nothing() {
+fn chaos_on_a_cluster_causes_no_loss_and_no_duplicates() {
     let faults = chaos("cluster", "238", "60s");
     assert!(faults.contains_key("slot migration") && faults.contains_key("kill -9 of Redis"), "{faults:?}");
 }
@@ -129,7 +129,7 @@ fn an_interrupted_demo_cleans_up() {
 }
 
 #[test]
-fn servers_do_not_outlive_whoever_started_them() {
+fn servers_end_with_the_process_that_started_them() {
     let temporary = temporary_folder();
     let mut demo = running_demo(&temporary);
     demo.kill().unwrap();
@@ -141,7 +141,7 @@ fn servers_do_not_outlive_whoever_started_them() {
 }
 
 #[test]
-fn a_stack_stays_up_until_it_is_put_down() {
+fn a_stack_runs_until_it_is_stopped() {
     let _ports = ports_of_up();
     let temporary = temporary_folder();
     let state = temporary.path().join("state.json");
@@ -179,7 +179,7 @@ fn a_stack_stays_up_until_it_is_put_down() {
 }
 
 #[test]
-fn an_interrupted_start_leaves_nothing_up() {
+fn an_interrupted_start_leaves_nothing_running() {
     let _ports = ports_of_up();
     let temporary = temporary_folder();
     let state = temporary.path().join("state.json");
@@ -194,7 +194,7 @@ fn an_interrupted_start_leaves_nothing_up() {
 }
 
 #[test]
-fn a_demo_whose_part_dies_says_which() {
+fn the_demo_reports_which_process_died() {
     let temporary = temporary_folder();
     let mut command = devstack(&["demo", "--likes", "50000000"], &temporary);
     let mut demo = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -212,7 +212,7 @@ fn a_demo_whose_part_dies_says_which() {
 }
 
 #[test]
-fn a_postgres_that_cannot_start_says_why() {
+fn a_postgres_that_cannot_start_reports_the_reason() {
     let settings = vec![("shared_buffers".to_owned(), "nonsense".to_owned())];
     let started = PostgresServer::start(
         PostgresOptions { port: Some(1), settings, ..PostgresOptions::default() },
@@ -224,7 +224,7 @@ fn a_postgres_that_cannot_start_says_why() {
 
 /// The command can reach ingest and Redis, its child processes end with it, and its exit code is returned.
 #[test]
-fn a_command_runs_beside_ingest() {
+fn a_command_runs_with_ingest_and_its_exit_code_is_returned() {
     let temporary = temporary_folder();
     let script = r#"
         [ "$1" = --strange ] && command -v redis-cli >/dev/null

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// Every test that ARCHITECTURE.md, docs/tests.md and the decision records name exists, and every invariant is a row of the table.
 #[test]
-fn the_tests_that_the_architecture_names_exist() {
+fn every_test_named_in_the_architecture_exists() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let architecture = fs::read_to_string(folder.join("../ARCHITECTURE.md")).unwrap();
     let tests = fs::read_to_string(folder.join("../docs/tests.md")).unwrap();

@@ -53,7 +53,7 @@ async fn partitions_grow_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_only_grow_and_strangers_are_refused() {
+async fn partitions_only_grow_and_unknown_counts_are_refused() {
     let setup = Setup::new().await;
     create_groups(&setup.redis_client().await).await;
     let _ingest = setup.ingest(&[]);
@@ -90,7 +90,7 @@ async fn partitions_only_grow_and_strangers_are_refused() {
 /// The recorded partition count was lowered, or it was lost and recreated by a program with a smaller count. All partitions
 /// in use must still be read.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_was_lowered_is_put_right() {
+async fn a_lowered_partition_count_is_restored() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let ingest = setup.ingest(&[("LIKES_PARTITIONS", "8")]);
@@ -103,7 +103,7 @@ async fn a_record_that_was_lowered_is_put_right() {
     assert!(ingest.log_text().contains("partition count in cluster settings was lowered, restored"));
 
     redis.hset::<u64, _, _>("likes:settings", ("partitions", "many")).await.unwrap();
-    eventually("it is said", async || {
+    eventually("the invalid partition count is logged", async || {
         ingest.log_text().contains("invalid partition count in cluster settings")
     })
     .await;
@@ -117,7 +117,7 @@ async fn a_record_that_was_lowered_is_put_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_grows_where_nothing_is() {
+async fn partitions_cannot_grow_before_the_first_start() {
     let setup = Setup::new().await;
     let grown = grow(&setup, "16");
     assert_eq!(grown.code, Some(1));

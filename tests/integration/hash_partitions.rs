@@ -48,7 +48,7 @@ async fn send_likes(setup: &Setup, postgres: &Client, stop: &AtomicBool) -> u64 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_table_is_partitioned_under_load_and_every_like_is_in_it_once() {
+async fn the_table_is_partitioned_under_load_without_loss_or_duplicates() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let redis = forbid_post_13(&setup).await;

@@ -22,7 +22,7 @@ fn json(body: impl Into<Bytes>) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_bodies_are_refused_with_a_problem_and_nothing_enters_a_stream() {
+async fn invalid_bodies_are_refused_with_a_problem_and_not_appended() {
     let setup = Setup::new().await;
     let cases: [(&str, u16, &str); 18] = [
         ("", 400, "invalid-json"),
@@ -52,7 +52,7 @@ async fn bad_bodies_are_refused_with_a_problem_and_nothing_enters_a_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_are_too_long_are_refused() {
+async fn oversized_bodies_are_refused() {
     let setup = Setup::new().await;
     let padded = |bytes: usize| {
         let like = r#"{"user_id": 7, "post_id": 42}"#;
@@ -66,7 +66,7 @@ async fn bodies_that_are_too_long_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_json_is_taken() {
+async fn only_json_is_accepted() {
     let setup = Setup::new().await;
     let with_type = |media_type: Option<&str>| {
         let mut request = json(r#"{"user_id": 7, "post_id": 42}"#);
@@ -89,7 +89,7 @@ async fn only_json_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_paths_and_methods_are_refused() {
+async fn unknown_paths_and_methods_are_refused() {
     let setup = Setup::new().await;
     let get = |path: &str| Request::get(path).body(Full::new(Bytes::new())).unwrap();
     let responses = send(&setup, vec![get("/likes"), get("/"), get("/livez"), get("/metrics")]).await;
@@ -101,7 +101,7 @@ async fn other_paths_and_methods_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_is_repeated_if_it_is_harmless() {
+async fn a_valid_request_id_is_echoed() {
     let setup = Setup::new().await;
     let with_id = |id: &str| {
         let mut request = json(r#"{"user_id": 7, "post_id": 42}"#);
@@ -117,7 +117,7 @@ async fn a_request_id_is_repeated_if_it_is_harmless() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ingest_needs_redis_only() {
+async fn ingest_depends_only_on_redis() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing")]);
     assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 42}"#).await.status, 202);

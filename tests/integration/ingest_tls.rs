@@ -65,7 +65,7 @@ fn like(version: Version) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_speak_http_1_and_2_over_tls_and_nothing_without() {
+async fn http_1_and_2_are_served_over_tls_and_plain_http_is_refused() {
     let setup = Setup::without_schema(&[]).await;
     let certificate = Certificate::new(&setup);
     let ingest = setup.ingest(&certificate.settings());
@@ -88,14 +88,16 @@ async fn callers_speak_http_1_and_2_over_tls_and_nothing_without() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_certificate_is_used_without_a_restart_and_a_bad_one_is_not() {
+async fn a_valid_certificate_is_reloaded_and_an_invalid_one_is_ignored() {
     let setup = Setup::without_schema(&[]).await;
     let old = Certificate::new(&setup);
     let ingest = setup.ingest(&old.settings());
     assert!(old.is_seen_at(&ingest).await);
     fs::write(&old.cert, "nonsense").unwrap();
-    eventually("the bad one is noticed", async || ingest.log_text().contains("keeping the old contents"))
-        .await;
+    eventually("the invalid certificate is logged", async || {
+        ingest.log_text().contains("keeping the old contents")
+    })
+    .await;
     assert!(old.is_seen_at(&ingest).await);
     let new = Certificate::new(&setup);
     eventually("the new certificate is served", async || new.is_seen_at(&ingest).await).await;
@@ -103,7 +105,7 @@ async fn a_new_certificate_is_used_without_a_restart_and_a_bad_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_a_certificate_is_refused() {
+async fn incomplete_or_mismatched_certificates_are_refused() {
     let setup = Setup::without_schema(&[]).await;
     let certificate = Certificate::new(&setup);
     let other_key = setup.folder().join("other.key");

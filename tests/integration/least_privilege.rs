@@ -50,7 +50,7 @@ async fn refused(client: &tokio_postgres::Client, statements: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pipeline_runs_under_roles_that_may_do_nothing_else() {
+async fn the_pipeline_runs_with_least_privilege_postgres_roles() {
     let setup = Setup::without_schema(&["--appendonly", "yes"]).await;
     let owner = setup.postgres_client().await;
     let url = |role: &str| setup.database_url().replace("postgres@", &format!("{role}@"));
@@ -111,7 +111,7 @@ async fn the_pipeline_runs_under_roles_that_may_do_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_role_has_made_passes_to_the_migrator() {
+async fn objects_of_another_owner_pass_to_the_migrator_role() {
     let setup = Setup::new().await;
     let owner = setup.postgres_client().await;
     owner.batch_execute(include_str!("../../sql/optional/hash_partitions.sql")).await.unwrap();
@@ -227,7 +227,7 @@ fn granted(user: &str) -> BTreeSet<&'static str> {
 }
 
 #[test]
-fn the_files_grant_no_categories_and_are_refused_as_they_are() {
+fn acl_files_grant_no_categories_and_require_passwords() {
     assert!(USERS.starts_with("user default off\n"));
     for line in (USERS.to_owned() + SENTINEL_USERS).lines().filter(|line| *line != "user default off") {
         assert!(line.contains(" resetchannels -@all +") && !line.contains("+@"), "{line}");
@@ -385,7 +385,7 @@ async fn use_likesctl(guarded: &Guarded) {
 
 /// Each program does all of its work without a denied command, and uses every granted command.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_users_of_redis_may_do_exactly_what_the_programs_do() {
+async fn redis_users_have_exactly_the_permissions_the_programs_use() {
     let guarded = Guarded::new(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     use_ingest(&guarded).await;
     use_consumer(&guarded).await;
@@ -402,7 +402,7 @@ async fn denied(guarded: &Guarded, user: &str, commands: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_users_of_redis_may_do_nothing_else() {
+async fn redis_users_are_denied_everything_else() {
     let guarded = Guarded::new(&[]).await;
     append_raw(&guarded.admin, 1, &codec::encode(&likes(1))).await;
     create_groups(&guarded.admin).await;
@@ -465,7 +465,7 @@ async fn the_users_of_redis_may_do_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_log_in_to_the_nodes_of_a_cluster() {
+async fn redis_users_authenticate_to_cluster_nodes() {
     let setup = Setup::new().await;
     let node = start_guarded(setup.folder(), &(with_passwords(USERS) + ADMIN), &["--cluster-enabled", "yes"]);
     let admin = client(&node, "admin").await;
@@ -482,7 +482,7 @@ async fn users_log_in_to_the_nodes_of_a_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_log_in_to_sentinels_and_to_the_master() {
+async fn redis_users_authenticate_to_sentinels_and_the_primary() {
     let setup = Setup::new().await;
     let master = start_guarded(setup.folder(), &(with_passwords(USERS) + ADMIN), &[]);
     let file = setup.folder().join("sentinel.acl");

@@ -82,7 +82,7 @@ async fn read_as(redis: &Client, consumer: &str, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_need_a_confirmation() {
+async fn changes_require_confirmation() {
     let (setup, redis) = settled().await;
     setup.append(&likes(8), 1).await;
     read_as(&redis, "gone", 100).await;
@@ -115,7 +115,7 @@ async fn changes_need_a_confirmation() {
 
 /// An error is one line on standard error with the documented exit code; standard output stays empty.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_is_one_line_with_its_exit_code() {
+async fn errors_are_one_line_with_the_documented_exit_code() {
     let (setup, redis) = settled().await;
     setup.append(&likes(4), 1).await;
     read_as(&redis, "gone", 100).await;
@@ -263,7 +263,7 @@ async fn only_a_dead_consumer_can_be_removed() {
 
 /// Retried entries are stored within seconds, although `CLAIM_MIN_IDLE` is an hour.
 #[tokio::test(flavor = "multi_thread")]
-async fn retried_entries_are_stored_soon() {
+async fn retried_entries_are_stored_within_seconds() {
     let (setup, redis) = settled().await;
     let consumer = setup.consumer(&[("CONSUMER_NAME", "alive"), ("CLAIM_MIN_IDLE", "1h")]);
     let heartbeats = crate::harness::send_heartbeats_as(redis.clone(), "frozen");
@@ -298,7 +298,7 @@ async fn retried_entries_are_stored_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_the_table_has_is_acknowledged_by_hand() {
+async fn pending_ack_acknowledges_only_stored_entries() {
     let (setup, redis) = settled().await;
     setup.append(&likes(8), 1).await;
     append_raw(&redis, 0, b"\xc1").await;
@@ -317,7 +317,7 @@ async fn only_what_the_table_has_is_acknowledged_by_hand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_dropped_or_purged_can_be_brought_back() {
+async fn dropped_and_purged_entries_can_be_restored() {
     let (setup, redis) = settled().await;
     setup.append(&likes(250), 1).await;
     let foreign: Vec<(&str, &str)> = vec![("user", "7")];
@@ -371,7 +371,7 @@ async fn what_is_dropped_or_purged_can_be_brought_back() {
 
 /// The whole file is validated before the first import.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_invalid_file_is_not_imported_in_part() {
+async fn an_invalid_file_is_not_partially_imported() {
     let (setup, redis) = settled().await;
     let fields: Vec<(&str, &str)> = vec![("l", "x"), ("reason", "undecodable"), ("origin", "likes:{1}/1-1")];
     redis.xadd::<String, _, _, _, _>(dead_stream(1), false, None::<()>, "*", fields).await.unwrap();
@@ -432,7 +432,7 @@ async fn missing_likes_are_found_and_reprocessed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_action_can_be_continued() {
+async fn an_interrupted_change_can_be_continued() {
     let (setup, redis) = settled().await;
     setup.append(&likes(400), 1).await;
     read_as(&redis, "gone", 1_000).await;

@@ -249,7 +249,7 @@ fn names(value: &Value, all: &mut BTreeSet<String>) {
 
 /// Programs depend on the field names: new ones may be added, none may be removed.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_json_has_the_documented_shape() {
+async fn json_output_has_the_documented_shape() {
     let (setup, redis) = data_of_each_kind().await;
     let pending: (u64, String, String, fred::prelude::Value) =
         redis.xpending(stream(0), GROUP, ()).await.unwrap();

@@ -6,7 +6,7 @@
     reason = "a test fails by panicking, and counters are whole numbers"
 )]
 
-mod access;
+mod authentication;
 mod batch;
 mod bench;
 mod certificates;
@@ -18,6 +18,7 @@ mod crash_points;
 mod database_failures;
 mod dead_letters;
 mod devstack;
+mod direct_copy;
 mod documents;
 mod growth;
 mod harness;
@@ -26,11 +27,9 @@ mod http;
 mod ingest_tls;
 mod least_privilege;
 mod likesctl;
+mod likesctl_foreign_data;
 mod likesctl_golden;
-mod likesctl_strangers;
-mod limits;
 mod load;
-mod mess;
 mod migrations;
 mod openapi;
 mod overload;
@@ -38,13 +37,14 @@ mod ownership;
 mod pgbouncer;
 mod pipeline;
 mod proxy;
+mod quotas;
 mod recovery;
 mod redis_ack;
+mod runbook;
 mod sentinels;
 mod settings;
 mod shutdown;
 mod slow_connections;
-mod straight_copy;
 mod telemetry;
 mod tls;
 mod tracing;

@@ -24,7 +24,7 @@ fn last_line(ended: &Ended) -> &str {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn migrating_twice_and_from_several_places_at_once_is_safe() {
+async fn repeated_and_concurrent_migrations_are_safe() {
     let setup = Setup::without_schema(&[]).await;
     let url = setup.database_url();
     let together: Vec<Ended> = thread::scope(|scope| {
@@ -53,7 +53,7 @@ async fn an_edited_migration_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_refuses_a_schema_that_it_does_not_understand() {
+async fn a_consumer_refuses_an_incompatible_schema() {
     let setup = Setup::without_schema(&[]).await;
     let missing = consumer(&setup);
     assert_eq!(missing.code, Some(1));
@@ -84,7 +84,7 @@ async fn a_consumer_refuses_a_schema_that_it_does_not_understand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_serves_the_conflict_clause_and_reads_by_post() {
+async fn the_primary_key_starts_with_the_post_and_no_column_is_nullable() {
     let setup = Setup::new().await;
     let sql = "SELECT string_agg(a.attname, ',' ORDER BY k.n) FROM pg_index i
                CROSS JOIN unnest(i.indkey) WITH ORDINALITY k(att, n)

@@ -16,7 +16,7 @@ async fn get(client: &mut HttpClient, path: &str) -> Response {
 
 /// After an intended change, `UPDATE_GOLDEN=1 cargo test … openapi` updates the file.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_committed_description_is_what_is_served() {
+async fn the_committed_openapi_document_is_served() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[]);
     let served = get(&mut HttpClient::new(ingest.listen()), "/openapi.json").await;
@@ -43,7 +43,7 @@ fn loaded(page: &str) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pages_for_people_load_nothing_from_elsewhere() {
+async fn the_api_documentation_loads_no_external_resources() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[]);
     let mut client = HttpClient::new(ingest.listen());
@@ -74,7 +74,7 @@ async fn the_pages_for_people_load_nothing_from_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_there_is_to_read_can_be_switched_off() {
+async fn the_api_documentation_can_be_disabled() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[("INGEST_DOCS", "false")]);
     let mut client = HttpClient::new(ingest.listen());

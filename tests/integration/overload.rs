@@ -32,7 +32,7 @@ async fn refused_as(ingest: &Program, code: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_like_is_answered_only_when_redis_has_it() {
+async fn a_like_is_accepted_only_after_redis_has_it() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
     setup.redis.pause();
@@ -47,7 +47,7 @@ async fn a_like_is_answered_only_when_redis_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn likes_that_arrive_while_redis_is_busy_share_entries() {
+async fn likes_that_wait_for_redis_share_entries() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s"), ("INGEST_ENTRY_LIKES", "30")]);
     let ingest_accepted = || ingest.metrics().unwrap().sum("likestream_likes_accepted_total");
@@ -73,7 +73,7 @@ async fn likes_that_arrive_while_redis_is_busy_share_entries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_away_is_a_503_and_its_return_is_noticed() {
+async fn a_redis_outage_returns_503_until_redis_is_back() {
     let mut setup = Setup::new().await;
     let ingest = setup.ingest(&[("REDIS_TIMEOUT", "1s")]);
     assert_eq!(post(&ingest, LIKE).await.status, 202);
@@ -90,7 +90,7 @@ async fn redis_away_is_a_503_and_its_return_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_redis_is_a_503() {
+async fn a_frozen_redis_returns_503() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[("REDIS_TIMEOUT", "300ms")]);
     setup.redis.pause();
@@ -100,7 +100,7 @@ async fn a_frozen_redis_is_a_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_out_of_memory_is_a_503_and_the_consumer_drains_on() {
+async fn redis_out_of_memory_returns_503_and_the_consumer_keeps_draining() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[]);
     assert_eq!(post(&ingest, LIKE).await.status, 202);
@@ -122,7 +122,7 @@ async fn redis_out_of_memory_is_a_503_and_the_consumer_drains_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_over_its_limit_is_a_503_until_it_is_drained() {
+async fn a_backlog_over_the_limit_returns_503_until_it_is_drained() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[("INGEST_BACKLOG_LIMIT", "50")]);
     setup.append(&likes(60), 1).await;
@@ -137,7 +137,7 @@ async fn a_backlog_over_its_limit_is_a_503_until_it_is_drained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retained_entries_are_no_backlog() {
+async fn retained_entries_do_not_count_as_backlog() {
     let setup = Setup::new().await;
     let _consumer = setup.consumer(&[("STREAM_RETENTION", "1h")]);
     setup.append(&likes(60), 1).await;
@@ -149,7 +149,7 @@ async fn retained_entries_are_no_backlog() {
 
 /// After a restart from its append-only file, Redis 7.0 permanently reports too large a lag.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lag_that_redis_has_wrong_is_no_backlog() {
+async fn a_wrong_lag_from_redis_does_not_count_as_backlog() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let _consumer = setup.consumer(&[]);
@@ -178,7 +178,7 @@ async fn a_lag_that_redis_has_wrong_is_no_backlog() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_likes_at_once_are_a_503_at_once() {
+async fn a_full_partition_queue_returns_503_immediately() {
     let setup = Setup::new().await;
     let ingest =
         setup.ingest(&[("REDIS_TIMEOUT", "20s"), ("INGEST_QUEUE_LIKES", "1"), ("INGEST_ENTRY_LIKES", "1")]);
@@ -198,7 +198,7 @@ async fn too_many_likes_at_once_are_a_503_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_key_under_our_name_is_a_clear_failure() {
+async fn a_redis_key_of_the_wrong_type_is_a_clear_error() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     {
@@ -209,11 +209,11 @@ async fn a_foreign_key_under_our_name_is_a_clear_failure() {
     }
     let ingest = setup.start("ingest", &[]);
     assert!(refused_as(&ingest, "redis-refused").await);
-    eventually("the log says why", async || ingest.log_text().contains("WRONGTYPE")).await;
+    eventually("the cause is logged", async || ingest.log_text().contains("WRONGTYPE")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_drops_streams_is_warned_of() {
+async fn an_eviction_policy_that_drops_streams_logs_a_warning() {
     let setup = Setup::with_redis(&["--maxmemory-policy", "allkeys-lru"]).await;
     let ingest = setup.ingest(&[]);
     assert!(ingest.log_text().contains("Redis evicts likes when its memory is full"));
@@ -226,7 +226,7 @@ async fn a_policy_that_drops_streams_is_warned_of() {
 /// During an outage of Postgres, the streams grow to the backlog limit, and then clients get 503. After it, the backlog
 /// drains and likes are accepted again. Memory use of the programs does not grow.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_outage_is_felt_by_callers_only_at_the_limit() {
+async fn a_postgres_outage_reaches_clients_only_at_the_backlog_limit() {
     let mut setup = Setup::with_own_postgres(&[]);
     let ingest = setup.ingest(&[("INGEST_BACKLOG_LIMIT", "2000"), ("INGEST_ENTRY_LIKES", "1")]);
     let consumer = setup.consumer(&[]);

@@ -55,7 +55,7 @@ async fn longest_wait_ms(client: &tokio_postgres::Client) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn consumers_come_and_go_under_load() {
+async fn consumers_join_and_leave_under_load_without_loss() {
     let setup = Setup::with_own_postgres(&[("track_commit_timestamp", "on")]);
     let ingest = setup.ingest(&[]);
     let mut consumers = vec![setup.consumer(&[])];
@@ -86,7 +86,7 @@ async fn consumers_come_and_go_under_load() {
 
 /// The entries of a killed consumer are claimed although `CLAIM_MIN_IDLE` is one hour.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_consumer_had_is_claimed_at_once() {
+async fn entries_of_a_killed_consumer_are_claimed_before_claim_min_idle() {
     let mut setup = Setup::with_own_postgres(&[]);
     let redis = setup.redis_client().await;
     let settings: Settings<'_> = &[("CLAIM_MIN_IDLE", "1h"), ("BATCH_ROWS", "300")];
@@ -111,7 +111,7 @@ async fn what_a_killed_consumer_had_is_claimed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_consumer_that_comes_back_doubles_nothing_and_is_welcome() {
+async fn a_frozen_consumer_rejoins_without_creating_duplicates() {
     let mut setup = Setup::with_own_postgres(&[]);
     let settings: Settings<'_> = &[("CLAIM_MIN_IDLE", "1h"), ("BATCH_ROWS", "200")];
     let consumers: Vec<Program> = (0..2).map(|_| setup.consumer(settings)).collect();
@@ -135,7 +135,7 @@ async fn a_frozen_consumer_that_comes_back_doubles_nothing_and_is_welcome() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_is_for_one_consumer_at_a_time() {
+async fn a_consumer_name_is_unique_in_the_group() {
     let setup = Setup::new().await;
     let mut first = setup.consumer(&[("CONSUMER_NAME", "one")]);
     let (redis_url, database_url) = (setup.redis.url(), setup.database_url());
@@ -167,12 +167,12 @@ async fn a_name_is_for_one_consumer_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn surplus_consumers_stand_by_and_take_over() {
+async fn a_standby_takes_over_from_a_killed_consumer() {
     let setup = Setup::new().await;
     let mut consumers: Vec<Program> = (0..=PARTITIONS).map(|_| setup.consumer(&[])).collect();
     settled(&consumers).await;
     let idle = consumers.iter().position(|consumer| owned(consumer) == 0).unwrap();
-    eventually("it says so", async || consumers[idle].log_text().contains("standby")).await;
+    eventually("the standby is logged", async || consumers[idle].log_text().contains("standby")).await;
     let standby = consumers.remove(idle);
     consumers[0].kill();
     eventually("the standby takes over", async || owned(&standby) == 1).await;
@@ -181,7 +181,7 @@ async fn surplus_consumers_stand_by_and_take_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn consumers_may_be_fixed_to_partitions() {
+async fn static_assignments_and_automatic_ones_share_all_partitions() {
     let setup = Setup::new().await;
     let low = setup.consumer(&[("CONSUMER_PARTITIONS", "0-1")]);
     setup.append(&likes(400), 1).await;
@@ -202,7 +202,7 @@ async fn consumers_may_be_fixed_to_partitions() {
 
 /// A consumer without access to Postgres must not keep partitions that others could process.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_that_cannot_store_leaves_its_partitions_to_others() {
+async fn a_stuck_consumer_hands_its_partitions_to_others() {
     let setup = Setup::with_own_postgres(&[]);
     let port = setup.database_url().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
     let proxy = Proxy::start(port).await;
@@ -224,7 +224,7 @@ async fn a_consumer_that_cannot_store_leaves_its_partitions_to_others() {
 
 /// When Redis is back, all heartbeats are older than the liveness timeout.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_taken_for_dead_because_redis_was_away() {
+async fn no_member_is_declared_dead_after_a_redis_outage() {
     let setup = Setup::new().await;
     let consumers = [setup.consumer(&[]), setup.consumer(&[])];
     settled(&consumers).await;
@@ -243,7 +243,7 @@ async fn nobody_is_taken_for_dead_because_redis_was_away() {
 
 /// As after a failover to a server whose clock is behind. Only the clock of Redis is used, never that of another host.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_from_the_future_counts_from_now() {
+async fn a_heartbeat_from_the_future_still_expires() {
     use fred::prelude::HashesInterface;
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
@@ -259,7 +259,7 @@ async fn a_heartbeat_from_the_future_counts_from_now() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn quiet_partitions_are_batched_together() {
+async fn quiet_partitions_share_transactions() {
     let setup = Setup::new().await;
     let settings: Settings<'_> =
         &[("LIKES_PARTITIONS", "64"), ("BATCH_LINGER", "500ms"), ("CLAIM_MIN_IDLE", "21s")];
@@ -280,7 +280,7 @@ async fn quiet_partitions_are_batched_together() {
 
 /// Heartbeats of a foreign reader of the group do not disturb the rebuild.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_record_of_members_can_be_lost() {
+async fn a_lost_member_registry_is_rebuilt() {
     use fred::prelude::KeysInterface;
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;

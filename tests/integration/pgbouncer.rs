@@ -72,7 +72,7 @@ async fn nothing_is_left_in_two_sessions(pooler: &Pooler) {
 
 /// Writers and probes of three consumers share two sessions, and their prepared statements have the same names.
 #[tokio::test(flavor = "multi_thread")]
-async fn consumers_share_sessions_and_leave_nothing_in_them() {
+async fn consumers_share_sessions_and_leave_no_state_in_them() {
     let setup = Setup::new().await;
     let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
     let consumers = [(); 3].map(|()| pooler.consumer(&setup, "transaction"));
@@ -90,7 +90,7 @@ async fn consumers_share_sessions_and_leave_nothing_in_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rejected_rows_become_dead_letters_alone_through_a_pooler() {
+async fn only_rejected_rows_become_dead_letters_behind_a_pooler() {
     let setup = Setup::new().await;
     let redis = forbid_post_13(&setup).await;
     let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
@@ -110,7 +110,7 @@ async fn rejected_rows_become_dead_letters_alone_through_a_pooler() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_that_dies_in_a_transaction_is_waited_for() {
+async fn a_pooler_crash_during_a_transaction_is_retried() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let mut pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
@@ -129,7 +129,7 @@ async fn a_pooler_that_dies_in_a_transaction_is_waited_for() {
 
 /// Each process numbers its prepared statements from 0, in sessions that other processes have used.
 #[tokio::test(flavor = "multi_thread")]
-async fn consumers_that_end_or_die_leave_no_names_in_the_way() {
+async fn ended_and_killed_consumers_leave_no_prepared_statements() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let pooler = Pooler::start(&setup, PoolMode::Transaction, 1);
@@ -160,7 +160,7 @@ async fn consumers_that_end_or_die_leave_no_names_in_the_way() {
 
 /// A pooler accepts every connection, and lets it wait if no session is free. That wait must have a time limit.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_without_a_free_session_is_waited_for_within_bounds() {
+async fn a_pooler_without_a_free_session_is_retried_with_a_timeout() {
     let setup = Setup::new().await;
     let pooler = Pooler::start(&setup, PoolMode::Transaction, 1);
     let pooling = [("DATABASE_URL", pooler.url.as_str()), ("POSTGRES_POOLING", "transaction")];
@@ -200,7 +200,7 @@ fn through(pooler: &Pooler, setup: &Setup, program: &str, arguments: &[&str]) ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_counts_on_a_session_is_told_at_start_that_there_is_none() {
+async fn session_pooling_behind_a_transaction_pooler_is_refused_at_start() {
     let setup = Setup::new().await;
     let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
     let consumer = through(&pooler, &setup, "consumer", &[]);
@@ -219,7 +219,7 @@ async fn who_counts_on_a_session_is_told_at_start_that_there_is_none() {
 /// With session pooling, PgBouncer behaves like Postgres. When its mode changes to transaction pooling while consumers run,
 /// they halt and report the fix, and no like is acknowledged without being stored.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_that_takes_the_sessions_away_halts_consumers_and_loses_nothing() {
+async fn a_switch_to_transaction_pooling_halts_consumers_without_loss() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let mut pooler = Pooler::start(&setup, PoolMode::Session, 10);

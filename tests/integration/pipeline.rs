@@ -37,7 +37,7 @@ async fn every_accepted_like_is_stored_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_time_of_a_like_is_kept_and_the_first_one_counts() {
+async fn the_first_timestamp_of_a_like_is_kept() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[]);
     let _consumer = setup.consumer(&[]);
@@ -50,7 +50,7 @@ async fn the_time_of_a_like_is_kept_and_the_first_one_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_like_without_a_time_gets_that_of_its_receipt() {
+async fn a_like_without_a_timestamp_gets_the_receive_time() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[]);
     let _consumer = setup.consumer(&[]);
@@ -77,7 +77,7 @@ async fn a_backlog_is_stored_in_full_batches_across_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn duplicates_within_and_between_batches_are_absorbed() {
+async fn duplicates_within_and_between_batches_are_deduplicated() {
     let setup = Setup::new().await;
     let mut twice = likes(1_000);
     twice.extend(likes(1_000));
@@ -92,7 +92,7 @@ async fn duplicates_within_and_between_batches_are_absorbed() {
 
 /// Other producers and debugging rely on this placement. Correctness does not depend on it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_like_goes_to_the_partition_of_its_user_and_the_answer_names_its_entry() {
+async fn a_like_goes_to_its_users_partition_and_the_entry_id_is_returned() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[]);
     let redis = setup.redis_client().await;
@@ -128,7 +128,7 @@ async fn a_like_in_any_partition_is_stored_once() {
 
 /// Payloads of another implementation, with unusual integer widths and fields of a later minor revision.
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_of_other_producers_are_understood() {
+async fn entries_of_other_producers_are_decoded() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     // [1, [7, 42, 5]] with 64-bit integers throughout and a 32-bit array header

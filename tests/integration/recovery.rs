@@ -22,7 +22,7 @@ async fn deliver_to(client: &Client, consumer: &str) {
 
 /// A process that crashed with pending entries restarts under its old name and recovers them immediately.
 #[tokio::test(flavor = "multi_thread")]
-async fn own_pending_entries_are_taken_up_at_start() {
+async fn own_pending_entries_are_recovered_at_start() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
@@ -51,7 +51,7 @@ async fn entries_of_a_dead_consumer_are_claimed() {
 
 /// Claimable entries can be far behind entries that are not idle: the cursor is kept from page to page.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
+async fn claiming_continues_past_entries_that_are_not_idle() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
@@ -73,7 +73,7 @@ async fn a_claim_goes_on_behind_entries_that_are_not_idle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_of_a_living_consumer_are_left_to_it() {
+async fn entries_of_a_live_consumer_are_not_claimed() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
@@ -88,7 +88,7 @@ async fn entries_of_a_living_consumer_are_left_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_consumer_loses_and_doubles_nothing() {
+async fn a_killed_consumer_causes_no_loss_and_no_duplicates() {
     let mut setup = Setup::with_own_postgres(&[]);
     let redis = setup.redis_client().await;
     let settings = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms"), ("BATCH_ROWS", "200")];
@@ -108,7 +108,7 @@ async fn a_killed_consumer_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_postgres_that_restarts_is_waited_for() {
+async fn a_postgres_restart_is_retried() {
     let mut setup = Setup::with_own_postgres(&[]);
     let ingest = setup.ingest(&[]);
     let consumer = setup.consumer(&[]);
@@ -134,7 +134,7 @@ async fn a_postgres_that_restarts_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_postgres_is_given_up_and_tried_again() {
+async fn a_frozen_postgres_times_out_and_is_retried() {
     let mut setup = Setup::with_own_postgres(&[]);
     let consumer = setup.consumer(&[("WRITE_TIMEOUT", "300ms")]);
     setup.append(&likes(1), 1).await;
@@ -152,7 +152,7 @@ async fn a_frozen_postgres_is_given_up_and_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_restarts_is_read_on() {
+async fn reading_resumes_after_a_redis_restart() {
     let mut setup = Setup::with_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let _consumer = setup.consumer(&[]);
     setup.append(&likes(100), 1).await;
@@ -173,7 +173,7 @@ async fn a_redis_that_restarts_is_read_on() {
 
 /// A closed connection loses the reply to a read. Its entries are pending for a consumer that never received them.
 #[tokio::test(flavor = "multi_thread")]
-async fn cut_connections_lose_nothing() {
+async fn killed_redis_connections_cause_no_loss() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let ingest = setup.ingest(&[]);
@@ -196,7 +196,7 @@ async fn cut_connections_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_group_is_made_anew_from_the_first_entry() {
+async fn a_lost_group_is_recreated_at_the_first_entry() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let ingest = setup.ingest(&[]);

@@ -25,7 +25,7 @@ async fn answered(ingest: &Program) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_like_waits_for_its_replicas() {
+async fn a_like_is_accepted_only_after_its_replicas_confirm() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(&[("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "2s")]);
     assert_eq!(answered(&ingest).await, "redis-unconfirmed");
@@ -52,7 +52,7 @@ async fn a_like_waits_for_its_replicas() {
 
 /// After a reconnect, `WAIT` must not succeed because the new connection has written nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cut_connection_confirms_nothing() {
+async fn a_lost_connection_confirms_no_like() {
     let mut setup = Setup::with_redis(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let ingest = setup.ingest(&[("REDIS_ACK", "replicas:1"), ("REDIS_TIMEOUT", "400ms")]);
     let replica = replica_of(&setup).await;
@@ -71,7 +71,7 @@ async fn a_cut_connection_confirms_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fsync_is_refused_where_redis_cannot_promise_it() {
+async fn fsync_is_refused_if_redis_does_not_support_it() {
     let setup = Setup::new().await;
     let settings = [
         ("REDIS_URL", setup.redis.url()),

@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failover_loses_and_doubles_nothing_that_replicas_have() {
+async fn a_failover_neither_loses_nor_duplicates_replicated_likes() {
     let setup = Setup::new().await;
     let mut sentinels = RedisSentinels::start().unwrap();
     let url = sentinels.url();
@@ -47,7 +47,7 @@ async fn a_failover_loses_and_doubles_nothing_that_replicas_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_of_another_name_is_said() {
+async fn an_unknown_sentinel_service_name_is_reported() {
     let sentinels = RedisSentinels::start().unwrap();
     let url = sentinels.url();
     let answer: Value =

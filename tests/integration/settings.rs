@@ -13,7 +13,7 @@ fn assert_refused(program: &str, setting: &str, value: &str, problem: &str) {
 }
 
 #[test]
-fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
+fn invalid_settings_are_refused_in_one_line_with_exit_code_2() {
     let duration = "is not a duration up to 366 days; expected a value such as 250ms, 30s or 5m";
     let zero = "is zero; expected a duration greater than zero, such as 250ms, 30s or 5m";
     let directives = "is not valid; expected a level or directives such as info,consumer=debug";
@@ -95,7 +95,7 @@ fn bad_settings_are_refused_in_one_line_with_exit_code_2() {
 }
 
 #[test]
-fn bad_usage_is_one_line_with_exit_code_2() {
+fn invalid_arguments_are_refused_in_one_line_with_exit_code_2() {
     for (program, arguments) in
         [("ingest", vec!["--nonsense"]), ("consumer", vec!["surplus"]), ("likesctl", vec!["nonsense"])]
     {
@@ -110,7 +110,7 @@ fn bad_usage_is_one_line_with_exit_code_2() {
 }
 
 #[test]
-fn urls_are_refused_without_repeating_their_secrets() {
+fn invalid_urls_are_refused_without_showing_secrets() {
     for (program, setting, url) in [
         ("ingest", "REDIS_URL", "http://:hunter2@127.0.0.1"),
         ("consumer", "REDIS_URL", "redis://:hunter2@127.0.0.1:port"),
@@ -140,7 +140,7 @@ fn without_servers(program: &str, arguments: &[&str]) -> Ended {
 }
 
 #[test]
-fn missing_servers_are_said_in_one_line_with_exit_code_1() {
+fn unreachable_servers_are_reported_in_one_line_with_exit_code_1() {
     for (program, arguments, server) in [
         (
             "ingest",
@@ -169,7 +169,7 @@ fn missing_servers_are_said_in_one_line_with_exit_code_1() {
 
 /// A rejected login is not retried, because waiting would not help.
 #[tokio::test(flavor = "multi_thread")]
-async fn whom_a_server_does_not_let_in_is_told_at_once() {
+async fn rejected_logins_fail_immediately() {
     let setup = Setup::with_redis(&["--requirepass", "hunter2"]).await;
     let redis = setup.redis.url();
     let wrong_password = redis.replace("redis://", "redis://:hunter3@");
@@ -196,7 +196,7 @@ async fn whom_a_server_does_not_let_in_is_told_at_once() {
 
 /// The kernel accepts connections for a frozen process.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_server_at_start_is_said_in_time() {
+async fn a_frozen_server_at_start_is_reported_within_the_timeout() {
     let setup = Setup::with_own_postgres(&[]);
     let (redis, database) = (setup.redis.url(), setup.database_url());
     let settings = [
@@ -219,7 +219,7 @@ async fn a_frozen_server_at_start_is_said_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_is_taken_is_said() {
+async fn a_port_in_use_is_reported() {
     let setup = Setup::without_schema(&[]).await;
     let redis_port = setup.redis.port();
     for (program, setting) in [
@@ -238,7 +238,7 @@ async fn a_port_that_is_taken_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_programs_must_agree_on_the_partitions() {
+async fn a_program_with_another_partition_count_is_refused() {
     let setup = Setup::new().await;
     let _ingest = setup.ingest(&[]);
     let redis_url = setup.redis.url();
@@ -261,7 +261,7 @@ async fn all_programs_must_agree_on_the_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_come_from_files_too() {
+async fn secrets_can_be_read_from_files() {
     let setup = Setup::new().await;
     let write = |name: &str, url: &str| {
         let file = setup.folder().join(name);
@@ -295,7 +295,7 @@ async fn secrets_come_from_files_too() {
 
 /// `?` is a valid value of OTEL_SERVICE_NAME only.
 #[test]
-fn every_variable_of_opentelemetry_is_checked() {
+fn every_opentelemetry_variable_is_validated() {
     for name in
         otel_variables().into_iter().map(|variable| variable.name).filter(|name| name != "OTEL_SERVICE_NAME")
     {

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use crate::harness::{GROUP, PARTITIONS, SOON, Setup, eventually, likes, pending, pending_or_none, stream};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_stores_and_acknowledges_what_it_has_and_leaves_the_group() {
+async fn a_consumer_drains_its_entries_and_leaves_the_group() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     setup.append(&likes(50_000), 10).await;
@@ -47,7 +47,7 @@ async fn undelivered(redis: &fred::prelude::Client) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_consumer_ends_at_once() {
+async fn an_idle_consumer_exits_immediately() {
     let setup = Setup::new().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut consumer = setup.consumer(&[]);
@@ -57,7 +57,7 @@ async fn an_idle_consumer_ends_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_stored_in_time_stays_pending_for_the_next() {
+async fn entries_not_stored_within_the_drain_timeout_stay_pending() {
     let mut setup = Setup::with_own_postgres(&[]);
     let redis = setup.redis_client().await;
     let mut consumer = setup.consumer(&[("DRAIN_TIMEOUT", "1s")]);
@@ -91,7 +91,7 @@ async fn request_in_flight(ingest: &Program) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ingest_answers_what_is_in_flight_and_takes_no_more() {
+async fn ingest_finishes_requests_in_flight_and_accepts_no_more() {
     let setup = Setup::new().await;
     let mut ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
     let address = ingest.listen();
@@ -109,7 +109,7 @@ async fn ingest_answers_what_is_in_flight_and_takes_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ingest_does_not_wait_for_ever() {
+async fn ingest_exits_after_the_drain_timeout() {
     let setup = Setup::new().await;
     let mut ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s"), ("DRAIN_TIMEOUT", "500ms")]);
     let address = ingest.listen();
@@ -129,7 +129,7 @@ async fn ingest_does_not_wait_for_ever() {
 
 /// An incomplete request is not in flight and does not delay shutdown.
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_and_half_sent_connections_do_not_hold_up_the_end() {
+async fn idle_and_incomplete_connections_do_not_delay_shutdown() {
     let setup = Setup::new().await;
     let mut ingest = setup.ingest(&[("DRAIN_TIMEOUT", "1h")]);
     let mut kept_alive = HttpClient::new(ingest.listen());
@@ -142,7 +142,7 @@ async fn idle_and_half_sent_connections_do_not_hold_up_the_end() {
 
 /// Without a writable log, ingest still accepts likes and handles signals.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_under_the_log_stops_nothing() {
+async fn a_full_log_disk_does_not_stop_ingest() {
     let setup = Setup::new().await;
     let address = format!("127.0.0.1:{}", devstack::free_port().unwrap());
     let settings = [
@@ -172,7 +172,7 @@ async fn a_full_disk_under_the_log_stops_nothing() {
 
 /// The drain timeout applies even if `REDIS_TIMEOUT` is longer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_ends_in_time_though_redis_is_frozen() {
+async fn a_consumer_exits_after_the_drain_timeout_if_redis_is_frozen() {
     let setup = Setup::new().await;
     let mut consumer = setup.consumer(&[("REDIS_TIMEOUT", "10m"), ("DRAIN_TIMEOUT", "500ms")]);
     setup.redis.pause();

@@ -32,7 +32,7 @@ const LIKE: &str = "POST /likes HTTP/1.1\r\nhost: x\r\ncontent-type: application
 
 /// Silent connections, endless heads and bodies, and HTTP/2 without a request or with an endless one.
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_clients_disturb_no_other_and_are_closed() {
+async fn slow_clients_do_not_affect_others_and_are_closed() {
     raise_open_files().unwrap();
     let setup = Setup::new().await;
     let ingest = setup.ingest(TIMEOUTS);
@@ -62,7 +62,7 @@ async fn slow_clients_disturb_no_other_and_are_closed() {
 
 /// A keep-alive connection is closed if it sends no further request, or never completes the head of the next one.
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_are_idle_after_a_request_are_closed() {
+async fn idle_keep_alive_connections_are_closed() {
     let setup = Setup::new().await;
     let ingest = setup.ingest(TIMEOUTS);
     for next in ["", "POST /likes HTTP/1.1\r\nx-slow: "] {
@@ -97,7 +97,7 @@ async fn connections_that_are_idle_after_a_request_are_closed() {
 
 /// An HTTP/2 client with a flow-control window of 0 keeps sending requests.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_nobody_reads_take_little_memory_and_come_to_an_end() {
+async fn unread_responses_use_bounded_memory_and_are_closed() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[("INGEST_BODY_TIMEOUT", "2s"), ("INGEST_BATCH_MEMORY", "4MiB")]);
     let mut connections = JoinSet::new();

@@ -92,7 +92,7 @@ fn assert_documented(shown: &[Metric], headings: &[&str], may_be_absent: &[(&str
 
 /// Triggers every event that is counted.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_documented_of_metrics_is_what_there_is() {
+async fn documented_metrics_match_exported_metrics() {
     let mut setup = Setup::with_own_postgres(&[]);
     let collector = Collector::start().await;
     let url = collector.url();
@@ -164,7 +164,7 @@ fn entry_count(collector: &Collector) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_backlog_is_that_of_all_partitions_whoever_is_asked() {
+async fn every_consumer_reports_the_total_backlog() {
     let setup = Setup::new().await;
     let first = setup.consumer(&[("CONSUMER_NAME", "first")]);
     let second = setup.consumer(&[("CONSUMER_NAME", "second")]);
@@ -203,7 +203,7 @@ async fn the_backlog_is_that_of_all_partitions_whoever_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_logged_can_be_changed_while_a_program_runs() {
+async fn the_log_level_can_be_changed_at_runtime() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[]);
     let mut admin = HttpClient::new(ingest.admin());
@@ -222,7 +222,7 @@ async fn what_is_logged_can_be_changed_while_a_program_runs() {
     assert_eq!(ask("PUT", "info,ingest=debug\n").await.0, 200);
     assert!(ask("GET", "").await.1.contains("ingest=debug"));
     refused().await;
-    eventually("it is logged", async || ingest.log_text().contains("refused")).await;
+    eventually("the refused request is logged", async || ingest.log_text().contains("refused")).await;
     let (status, why) = ask("PUT", "loud").await;
     assert!(status == 400 && why.contains("'loud' is not valid; expected a level"), "{why}");
     assert_eq!(ask("PUT", &"x".repeat(5_000)).await.0, 413);
@@ -266,7 +266,7 @@ async fn a_flood_of_dead_letters_does_not_flood_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_can_ask_whether_a_program_is_ready_and_idle() {
+async fn likesctl_ready_checks_readiness_and_idle_ends_on_sigterm() {
     let setup = Setup::without_schema(&[]).await;
     let mut ingest = setup.ingest(&[]);
     let address = ingest.admin().to_string();

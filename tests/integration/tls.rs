@@ -21,7 +21,7 @@ async fn make_role(setup: &Setup) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pipeline_runs_encrypted_with_certificates_on_both_sides() {
+async fn the_pipeline_runs_with_mutual_tls() {
     let authority = Authority::new("one authority");
     let ca = authority.file().display().to_string();
     let client = authority.issue(ROLE, &[]);
@@ -96,7 +96,7 @@ fn redis_says(redis: &RedisServer, settings: Settings<'_>, cause: &str) {
 }
 
 #[test]
-fn what_is_wrong_with_a_certificate_of_redis_is_said_at_once() {
+fn redis_certificate_errors_are_reported_immediately() {
     let (authority, other) = (Authority::new("one authority"), Authority::new("another"));
     let (file, others) = (authority.file(), other.file());
     let (ca, others) = (file.to_str().unwrap(), others.to_str().unwrap());
@@ -133,7 +133,7 @@ fn what_is_wrong_with_a_certificate_of_redis_is_said_at_once() {
 }
 
 #[test]
-fn tls_on_one_side_only_is_said() {
+fn tls_on_only_one_side_is_reported() {
     let authority = Authority::new("one authority");
     let ca = authority.file().display().to_string();
     let encrypted = authority.redis(&HERE, false, &[]);
@@ -149,7 +149,7 @@ fn tls_on_one_side_only_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clusters_and_sentinels_are_reached_by_tls() {
+async fn clusters_and_sentinels_support_tls() {
     let authority = Authority::new("one authority");
     let ca = authority.file().display().to_string();
     let setup = Setup::new().await;
@@ -185,7 +185,7 @@ fn migrate(database_url: &str) -> Ended {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_modes_of_postgres_are_those_of_libpq() {
+async fn postgres_ssl_modes_behave_like_libpq() {
     let (authority, other) = (Authority::new("one authority"), Authority::new("another"));
     let (ca, others) = (authority.file().display().to_string(), other.file().display().to_string());
     let who = "hostssl all all all scram-sha-256";
@@ -223,7 +223,7 @@ async fn the_modes_of_postgres_are_those_of_libpq() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_certificate_and_missing_tls_of_postgres_are_said() {
+async fn missing_postgres_tls_and_client_certificates_are_reported() {
     let (authority, other) = (Authority::new("one authority"), Authority::new("another"));
     let ca = authority.file().display().to_string();
     let who = "hostssl all all all cert clientcert=verify-full";
@@ -261,7 +261,7 @@ fn refused(settings: Settings<'_>, setting: &str, problem: &str) {
 }
 
 #[test]
-fn settings_of_tls_that_make_no_sense_are_refused() {
+fn inconsistent_tls_settings_are_refused() {
     let authority = Authority::new("one authority");
     let (one, other) = (authority.issue("one", &[]), authority.issue("other", &[]));
     let file = authority.file();

@@ -75,7 +75,7 @@ async fn fields_of_the_entry(setup: &Setup) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_like_is_traced_from_its_caller_into_the_table() {
+async fn a_like_is_traced_from_the_client_to_the_table() {
     for protocol in ["grpc", "http/protobuf"] {
         let setup = Setup::new().await;
         let collector = Collector::start().await;
@@ -158,7 +158,7 @@ fn lasts_within(span: &Span, other: &Span) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_sampled_leaves_no_trace() {
+async fn unsampled_requests_create_no_spans() {
     let setup = Setup::new().await;
     let collector = Collector::start().await;
     let settings = exporting(&collector.url(), "grpc");
@@ -195,7 +195,7 @@ async fn what_is_not_sampled_leaves_no_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn links_are_capped_and_their_number_is_told() {
+async fn span_links_are_limited_and_counted() {
     let setup = Setup::new().await;
     let collector = Collector::start().await;
     let client = setup.redis_client().await;
@@ -227,7 +227,7 @@ async fn links_are_capped_and_their_number_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn likes_of_many_traces_share_an_entry_and_are_linked() {
+async fn likes_of_many_traces_in_one_entry_are_linked() {
     let setup = Setup::new().await;
     let collector = Collector::start().await;
     let mut settings = exporting(&collector.url(), "grpc");
@@ -260,7 +260,7 @@ async fn likes_of_many_traces_share_an_entry_and_are_linked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
+async fn failures_set_the_span_status_and_logs_have_the_trace_id() {
     let setup = Setup::new().await;
     let collector = Collector::start().await;
     let mut settings = exporting(&collector.url(), "grpc");
@@ -301,7 +301,7 @@ async fn failures_are_errors_of_spans_and_logs_name_their_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
+async fn a_frozen_or_unreachable_collector_causes_no_delay() {
     let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = frozen.local_addr().unwrap();
     let (plain, by_tls) = (format!("http://{address}"), format!("https://{address}"));
@@ -354,7 +354,7 @@ async fn a_collector_that_is_frozen_or_away_holds_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_spans_are_exported_at_the_end() {
+async fn buffered_spans_are_exported_at_shutdown() {
     let setup = Setup::new().await;
     let collector = Collector::start().await;
     let mut settings = exporting(&collector.url(), "grpc");
@@ -366,7 +366,7 @@ async fn the_last_spans_are_exported_at_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_both_sides() {
+async fn headers_and_resource_attributes_are_exported_over_mutual_tls() {
     let (authority, stranger) = (Authority::new("collectors"), Authority::new("strangers"));
     let acceptor = authority.acceptor(&authority.issue("collector", &HERE));
     let client = authority.issue("ingest", &[]);
@@ -432,7 +432,7 @@ async fn a_collector_gets_headers_and_attributes_by_tls_with_certificates_on_bot
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_exported_where_it_is_switched_off() {
+async fn disabled_signals_are_not_exported() {
     let setup = Setup::without_schema(&[]).await;
     let collector = Collector::start().await;
     for (name, value) in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
@@ -454,7 +454,7 @@ async fn nothing_is_exported_where_it_is_switched_off() {
 }
 
 #[test]
-fn bad_settings_of_opentelemetry_are_refused() {
+fn invalid_opentelemetry_settings_are_refused() {
     for (name, value, allowed) in [
         ("OTEL_SDK_DISABLED", "maybe", "true, false"),
         ("OTEL_TRACES_SAMPLER", "sometimes", "parentbased_traceidratio"),
@@ -496,7 +496,7 @@ fn bad_settings_of_opentelemetry_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn empty_settings_are_none_and_those_that_only_others_have_are_ignored() {
+async fn empty_and_unsupported_opentelemetry_settings_are_ignored() {
     let setup = Setup::without_schema(&[]).await;
     let settings = [
         ("OTEL_TRACES_SAMPLER", ""),

@@ -14,7 +14,7 @@ async fn read_as(client: &Client, group: &str, consumer: &str, count: u64) -> Va
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_acknowledged_is_trimmed() {
+async fn acknowledged_entries_are_trimmed() {
     let setup = Setup::new().await;
     setup.append(&likes(5_000), 5).await;
     let _consumer = setup.consumer(&[]);
@@ -24,7 +24,7 @@ async fn what_is_acknowledged_is_trimmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_pending_with_anyone_is_not_trimmed() {
+async fn pending_entries_are_not_trimmed() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     redis.xgroup_create::<(), _, _, _>(stream(0), GROUP, "0", true).await.unwrap();
@@ -47,7 +47,7 @@ async fn what_is_pending_with_anyone_is_not_trimmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_group_has_not_read_is_not_trimmed() {
+async fn entries_unacknowledged_by_another_group_are_not_trimmed() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     redis.xgroup_create::<(), _, _, _>(stream(0), "analytics", "0", true).await.unwrap();
@@ -67,7 +67,7 @@ async fn what_another_group_has_not_read_is_not_trimmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn acknowledged_entries_stay_for_their_retention() {
+async fn acknowledged_entries_are_kept_for_the_retention_time() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let mut keeping = setup.consumer(&[("STREAM_RETENTION", "1h")]);
@@ -80,7 +80,7 @@ async fn acknowledged_entries_stay_for_their_retention() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_memory_returns_to_where_it_was() {
+async fn trimming_releases_redis_memory() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     let used_memory = async || -> u64 {

@@ -9,7 +9,7 @@ fn read(file: &str) -> String {
 
 /// `forbid` makes the compiler refuse `unsafe` in every crate. An attribute in the code cannot override it.
 #[test]
-fn no_crate_has_unsafe_code_of_its_own() {
+fn every_crate_forbids_unsafe_code() {
     let workspace = read("Cargo.toml");
     assert!(workspace.contains("[workspace.lints.rust]\nunsafe_code = \"forbid\"\n"));
     let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
@@ -25,7 +25,7 @@ fn no_crate_has_unsafe_code_of_its_own() {
 
 /// Every build and test uses the versions in Cargo.lock.
 #[test]
-fn cargo_is_called_with_the_lock() {
+fn cargo_is_always_called_with_locked() {
     let resolving = ["build", "test", "clippy", "install", "metadata", "tree", "run", "doc"];
     let mut calls = 0;
     for file in ["Makefile", ".ci/run", "deploy/cargo_tool.sh", "deploy/sbom.sh", "tests/supply_chain.sh"] {

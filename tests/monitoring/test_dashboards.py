@@ -21,7 +21,7 @@ for_each_dashboard = pytest.mark.parametrize("file", DASHBOARDS)
 for_each_panel = pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 
 
-def test_files_are_as_the_program_writes_them(tmp_path):
+def test_files_match_the_output_of_the_generator(tmp_path):
     output(sys.executable, ROOT / "deploy" / "dashboards.py", tmp_path)
     written = {file.name: file.read_text() for file in tmp_path.iterdir()}
     assert {file.name: file.read_text() for file in (FILES / "dashboards").iterdir()} == written
@@ -57,7 +57,7 @@ def test_no_two_dashboards_have_the_same_uid():
 
 
 @for_each_dashboard
-def test_panels_have_ids_and_places_of_their_own(file):
+def test_panels_have_unique_ids_and_positions(file):
     panels = DASHBOARDS[file]["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = set()
@@ -82,7 +82,7 @@ def test_panel_has_a_description_and_a_unit(panel):
 
 
 @for_each_panel
-def test_panel_asks_the_chosen_datasource_for_the_chosen_namespace(panel):
+def test_panel_queries_the_selected_datasource_and_namespace(panel):
     for asked in (panel, *panel["targets"]):
         assert asked["datasource"]["uid"] == "${datasource}"
     assert all("$namespace" in target["expr"] for target in panel["targets"])

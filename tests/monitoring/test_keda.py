@@ -74,22 +74,22 @@ def becomes(pages, make_httpserver, tmp_path_factory):
         yield wait
 
 
-def test_unknown_backlog_is_not_taken_for_zero(keda_trigger):
+def test_unknown_backlog_does_not_count_as_zero(keda_trigger):
     assert keda_trigger()["ignoreNullValues"] == "false"
 
 
-def test_query_is_the_backlog_of_the_group_in_the_namespace(keda_trigger, becomes):
+def test_query_returns_the_backlog_of_the_group_in_the_namespace(keda_trigger, becomes):
     becomes(keda_trigger()["query"], BACKLOG)
 
 
 @pytest.mark.parametrize(
     ("group", "backlog"), [("archive", ARCHIVED), (QUOTED_GROUP, QUOTED)], ids=["plain", "quoted"]
 )
-def test_query_is_the_backlog_of_any_other_group(group, backlog, keda_trigger, becomes):
+def test_query_returns_the_backlog_of_another_group(group, backlog, keda_trigger, becomes):
     becomes(keda_trigger(group=group)["query"], backlog)
 
 
-def test_query_is_empty_where_no_consumer_knows_the_backlog(keda_trigger, becomes, pages):
+def test_query_is_empty_if_no_consumer_reports_the_backlog(keda_trigger, becomes, pages):
     """Consumers export no backlog while Redis does not answer."""
     for name, found in pages.items():
         if name.startswith("consumer"):

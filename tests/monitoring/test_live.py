@@ -149,17 +149,17 @@ def test_prometheus_accepts_the_query(query, prometheus):
 
 
 @for_each_panel_query
-def test_panel_has_data_while_all_is_well(query, prometheus):
+def test_panel_has_data_in_normal_operation(query, prometheus):
     is_absent = may_be_absent(query, ABSENT_WHILE_WELL, ALWAYS_ABSENT)
     assert has_data(prometheus, query) or is_absent
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_alert_is_quiet_while_all_is_well(alert, prometheus):
+def test_alert_is_inactive_in_normal_operation(alert, prometheus):
     assert prometheus.query(ALERTS[alert]["expr"]) == []
 
 
-def test_callers_see_no_failure_while_all_is_well(failures):
+def test_clients_see_no_failure_in_normal_operation(failures):
     assert failures == []
 
 
@@ -169,12 +169,12 @@ def test_fault_is_counted(counter, uncounted):
 
 
 @pytest.mark.parametrize("alert", SEEN)
-def test_alert_sees_the_faults(alert, uncounted, prometheus):
+def test_alert_detects_the_faults(alert, uncounted, prometheus):
     wait_until(alert, lambda: prometheus.query(ALERTS[alert]["expr"]), SEEN_S)
 
 
 @pytest.mark.parametrize("selector", rule_selectors())
-def test_rule_selects_what_exists(selector, uncounted, prometheus):
+def test_rule_selects_existing_series(selector, uncounted, prometheus):
     assert prometheus.query(selector)
 
 
@@ -184,5 +184,5 @@ def test_panel_has_data_after_the_faults(query, uncounted, prometheus):
 
 
 @pytest.mark.parametrize("alert", SEEN_WITHOUT_REDIS)
-def test_alert_sees_that_redis_is_silent(alert, silent_redis, prometheus):
+def test_alert_detects_a_silent_redis(alert, silent_redis, prometheus):
     wait_until(alert, lambda: prometheus.query(ALERTS[alert]["expr"]), SEEN_S)

@@ -82,7 +82,7 @@ def query(request):
     return QUERIES[request.param]
 
 
-def test_query_reads_documented_metrics_by_their_labels(query):
+def test_query_uses_documented_metrics_and_labels(query):
     for name, matchers, calls in promql.selectors(query):
         metric = known()[name]
         assert {matcher.name for matcher in matchers} <= metric.labels | OF_TARGETS
@@ -94,13 +94,13 @@ def test_query_groups_by_labels_of_its_metrics(query):
         assert set(labels) <= OF_TARGETS.union(*(known()[name].labels for name in names))
 
 
-def test_query_compares_with_values_that_exist(query):
+def test_query_compares_with_existing_values(query):
     for _, label, value in promql.literals(query):
         assert label in OF_TARGETS | ANY_VALUE or value in allowed_values()[label]
 
 
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
-def test_legend_shows_labels_that_its_query_keeps(panel):
+def test_legend_uses_labels_that_its_query_keeps(panel):
     for target in panel["targets"]:
         groupings = promql.groupings(substituted(target["expr"]))
         kept = {label for labels, _ in groupings for label in labels}
@@ -108,6 +108,6 @@ def test_legend_shows_labels_that_its_query_keeps(panel):
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_recorded_series_is_read(name):
+def test_recorded_series_is_used(name):
     read = {found for query in QUERIES.values() for found, _, _ in promql.selectors(query)}
     assert name in read

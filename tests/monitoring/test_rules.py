@@ -15,7 +15,7 @@ def test_rules_are_valid():
 
 
 @pytest.mark.parametrize("file", RULE_TESTS, ids=lambda file: file.stem)
-def test_rules_behave_as_their_tests_say(file):
+def test_rules_pass_their_promtool_tests(file):
     output("promtool", "test", "rules", file)
 
 
@@ -45,7 +45,7 @@ def test_alert_has_a_test_in_which_it_fires(alert, rule_tests):
 
 
 @for_each_alert
-def test_alert_has_a_test_before_its_time(alert, rule_tests):
+def test_alert_has_a_test_before_its_duration_has_passed(alert, rule_tests):
     """In one test the alert does not fire at first and fires later."""
     looks = [looks_at(alert, test) for test in rule_tests]
     assert ALERTS[alert]["for"] == "0m" or any({True, False} <= set(fires) for fires in looks)
@@ -58,7 +58,7 @@ def scraped_for(query):
 
 
 @for_each_alert
-def test_alert_has_a_test_in_which_its_metrics_are_there_and_it_does_not_fire(alert, rule_tests):
+def test_alert_has_a_test_with_its_metrics_in_which_it_is_inactive(alert, rule_tests):
     """Without its metrics the alert could not fire, so the test would prove nothing."""
     needed = set(scraped_for(ALERTS[alert]["expr"]))
     quiet = [
@@ -70,6 +70,6 @@ def test_alert_has_a_test_in_which_its_metrics_are_there_and_it_does_not_fire(al
     assert needed & set(there)
 
 
-def test_only_alerts_that_exist_are_tested(rule_tests):
+def test_tests_name_only_existing_alerts(rule_tests):
     tested = {look["alertname"] for test in rule_tests for look in test["alert_rule_test"]}
     assert tested <= ALERTS.keys()

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_readers_wait_for_the_same_ticks() {
+    fn all_readers_poll_on_the_same_ticks() {
         let started = Instant::now();
         for elapsed_us in [0, 3_999, 4_000, 4_001, 400 * 24 * 3_600_000_001] {
             let now = started + Duration::from_micros(elapsed_us);

@@ -49,7 +49,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exactly_the_bad_rows_are_rejected_and_every_other_is_stored_once(
+        fn only_bad_rows_are_rejected_and_all_others_are_stored_once(
             bad in prop::collection::vec(prop::bool::weighted(0.1), 0..500),
         ) {
             let mut bisection = Bisection::new(bad.len());

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_keys_are_forgotten() {
+    fn the_oldest_keys_are_evicted() {
         let mut recent = RecentKeys::new(64 << 10);
         let capacity = (64 << 10) / 4;
         let all = likes(0..4 * capacity);

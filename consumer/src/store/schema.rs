@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_is_that_of_the_newest_migration() {
+    fn the_schema_version_matches_the_newest_migration() {
         let newest =
             embedded::migrations::runner().get_migrations().iter().map(|m| i64::from(m.version())).max();
         assert_eq!(newest, Some(i64::from(VERSION)));

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_poll_is_no_error() {
+    fn an_empty_poll_is_not_an_error() {
         assert!(read(partition(), Value::Null).unwrap().is_empty());
     }
 
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_names_the_deleted() {
+    fn a_claim_reports_deleted_entries() {
         let reply = list(["7-0".into(), list([]), list(["3-1".into()])]);
         let claimed = claimed(partition(), reply).unwrap();
         assert_eq!(claimed.deleted, [EntryId { ms: 3, seq: 1 }]);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_from_a_departed_consumer_names_it() {
+    fn a_claim_from_a_departed_consumer_is_parsed() {
         let reply = |from: &str| list([from.into(), list([]), list(["3-1".into()])]);
         let claimed = |from| claimed_departed(partition(), reply(from)).unwrap();
         assert_eq!(claimed("gone").unwrap().deleted, [EntryId { ms: 3, seq: 1 }]);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn other_shapes_are_errors() {
+    fn unexpected_reply_shapes_are_errors() {
         assert!(read(partition(), Value::Integer(1)).is_err());
         assert!(read(partition(), list([list(["likes:{0}".into()])])).is_err());
         assert!(claimed_departed(partition(), list(["a".into(), list([])])).is_err());

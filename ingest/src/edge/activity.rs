@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unread_answer_stalls_a_connection_whatever_else_is_requested() {
+    async fn an_unread_response_stalls_a_connection_despite_other_requests() {
         let activity = activity();
         let unread = activity.request().answered(Response::default());
         advance(SECOND * 19).await;

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_address_that_is_no_trusted_proxy_is_the_client() {
+    fn the_last_untrusted_address_is_the_client() {
         let trusted = [network("10.0.0.0/8").unwrap(), network("fd00::1").unwrap()];
         let client = |peer: &str, lists: &[&str]| {
             let mut headers = HeaderMap::new();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_of_one_customer_share_a_key() {
+    fn ipv6_addresses_of_one_64_bit_prefix_share_a_key() {
         assert_eq!(client_key(ip("2001:db8::1:2:3:4")), client_key(ip("2001:db8::")));
         assert_ne!(client_key(ip("2001:db8:0:1::1")), client_key(ip("2001:db8::1")));
         assert_ne!(client_key(ip("192.0.2.1")), client_key(ip("192.0.2.2")));

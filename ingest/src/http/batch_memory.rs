@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_returns_when_the_response_is_dropped() {
+    fn memory_is_released_when_the_response_is_dropped() {
         let memory = BatchMemory::new(3 * UNIT_BYTES);
         let mut first = memory.reserve().unwrap();
         first.grow(2 * UNIT_BYTES).unwrap();

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_harmless_request_ids_are_repeated() {
+    fn only_valid_request_ids_are_echoed() {
         let id = |value: &[u8]| {
             request_id(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_bytes(value).unwrap())]))
         };

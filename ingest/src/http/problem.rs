@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_without_a_fixed_detail_gets_one() {
+    fn every_kind_without_a_fixed_detail_has_a_specific_one() {
         let without: Vec<Kind> =
             Kind::ALL.iter().copied().filter(|kind| kind.row().detail == DYNAMIC).collect();
         let item = BadItem { index: 3, code: "invalid-like", detail: "why".to_owned() };
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn unauthenticated_requests_get_a_challenge_that_fits() {
+    fn unauthenticated_requests_get_the_matching_challenge() {
         let challenge = |error: AuthError| header(&error.into(), header::WWW_AUTHENTICATE).unwrap();
         let invalid = |error, methods| AuthError::InvalidCredential { error, methods };
         let keys_only = Methods { token: false, api_key: true };
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_that_end_by_themselves_say_when_to_retry() {
+    fn temporary_refusals_have_a_retry_after_header() {
         let retry_after = |problem: Problem| header(&problem, header::RETRY_AFTER);
         let quota = QuotaExceeded { quota: QuotaKind::Address, wait: Duration::from_millis(1_001) };
         assert_eq!(retry_after(quota.into()).as_deref(), Some("2"));

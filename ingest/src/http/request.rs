@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_json_and_invalid_likes_are_told_apart() {
+    fn invalid_json_and_invalid_likes_are_distinguished() {
         for body in
             ["", "{", "user_id=7", r#"{"user_id": 7, "post_id": 42} x"#, "{\"user_id\": 7,}", "\u{feff}{}"]
         {

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lone_like_departs_at_once() {
+    fn a_lone_like_departs_immediately() {
         let mut policy = DeparturePolicy::default();
         assert_eq!(policy.next(false, false, true), Departure::Idle);
         assert_eq!(policy.next(true, false, true), Departure::WhenQuiet);
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn likes_depart_after_the_hold_though_replies_are_missing() {
+    fn likes_depart_after_the_hold_despite_missing_replies() {
         let mut policy = DeparturePolicy::default();
         assert_eq!(policy.next(true, true, true), Departure::StartHold);
         assert_eq!(policy.next(true, true, true), Departure::Now);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_elapsed_while_nothing_was_due_lets_nothing_depart() {
+    fn a_timer_that_elapsed_with_nothing_due_is_ignored() {
         let mut policy = DeparturePolicy::default();
         assert_eq!(policy.next(true, true, true), Departure::StartHold);
         assert_eq!(policy.next(false, true, false), Departure::Idle);
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_timer_serves_the_next_hold_too() {
+    fn a_running_timer_is_reused_for_the_next_hold() {
         let mut policy = DeparturePolicy::default();
         assert_eq!(policy.next(true, true, true), Departure::StartHold);
         assert_eq!(policy.next(true, false, false), Departure::WhenQuiet);

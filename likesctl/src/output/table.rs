@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_names_keep_their_ends_and_other_texts_their_beginnings() {
+    fn long_names_are_cut_at_the_start_and_other_texts_at_the_end() {
         let name = |text: &str| shortened(text.to_owned(), Kind::Name);
         assert_eq!(name("consumer"), "consumer");
         assert_eq!(name("likestream-consumer-7f9c6d5b4-x2v8z"), "…mer-7f9c6d5b4-x2v8z");

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_referred_to_by_partition_and_id() {
+    fn entry_references_have_a_partition_and_an_id() {
         let entry: EntryRef = "7/1700000000000-3".parse().unwrap();
         assert_eq!(entry, EntryRef { partition: 7, id: EntryId { ms: 1_700_000_000_000, seq: 3 } });
         assert_eq!("likes:{7}/1700000000000-3".parse::<EntryRef>().unwrap(), entry);

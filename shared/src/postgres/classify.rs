@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_are_sorted_by_what_to_do_next() {
+    fn sqlstates_are_classified_by_required_action() {
         let retry = [
             "08006", "25006", "40001", "40P01", "53100", "53300", "55P03", "57014", "57P01", "58030", "XX000",
         ];

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_as_postgres_documents() {
+    fn rows_are_encoded_in_the_documented_binary_format() {
         let mut expected = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x03".to_vec();
         for column in [7_i64, 42, 1] {
             expected.extend_from_slice(&[0, 0, 0, 8]);

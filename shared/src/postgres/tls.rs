@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_of_tls_are_taken_out_of_a_url() {
+    fn tls_parameters_are_removed_from_a_url() {
         for (url, rest, mode) in [
             ("postgres://u@h/d", "postgres://u@h/d", None),
             ("postgres://u@h/d?sslmode=require", "postgres://u@h/d", Some("require")),

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_say_whether_a_command_was_carried_out() {
+    fn errors_say_whether_a_command_was_executed() {
         let outcome = |kind, text: &'static str| outcome(&Error::new(kind, text));
         assert_eq!(outcome(ErrorKind::Cluster, "ASK 1 127.0.0.1:7"), Outcome::NotExecuted);
         assert_eq!(outcome(ErrorKind::Unknown, "TRYAGAIN Multiple keys"), Outcome::NotExecuted);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn error_codes_are_those_of_the_server() {
+    fn error_codes_are_parsed_from_server_errors() {
         let code = |text: &'static str| error_code(&Error::new(ErrorKind::Unknown, text)).map(str::to_owned);
         assert_eq!(code("NOGROUP No such key").as_deref(), Some("NOGROUP"));
         assert_eq!(code("OOM command not allowed").as_deref(), Some("OOM"));

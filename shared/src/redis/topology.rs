@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_with_the_first_server_of_their_range() {
+    fn the_first_server_of_a_range_owns_its_slots() {
         let topology = cluster();
         assert_eq!(topology.server_of(0), Some(&Server::new("a", 1)));
         assert_eq!(topology.server_of(8_192), Some(&Server::new("asked", 3)));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_slot_is_with_the_server_that_was_named() {
+    fn a_moved_slot_belongs_to_the_named_server() {
         let mut topology = cluster();
         assert!(topology.moved(5, &Server::new("asked", 3)));
         assert_eq!(topology.server_of(5), Some(&Server::new("asked", 3)));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn other_replies_are_errors() {
+    fn unexpected_replies_are_errors() {
         assert!(Topology::of_cluster(Value::Array(vec![Value::Array(vec![0.into()])]), "h").is_err());
         assert!(
             Topology::of_cluster(Value::Array(vec![Value::Array(vec![0.into(), 1.into()])]), "h").is_err()
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_went_are_remembered() {
+    fn removed_servers_are_remembered() {
         let mut one = Topology::of_one(Server::new("x", 9));
         one.remember(&cluster());
         one.remember(&cluster());

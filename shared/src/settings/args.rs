@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_sizes_are_humane() {
+    fn durations_and_sizes_parse_with_units() {
         assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(duration("1m 30s").unwrap(), Duration::from_secs(90));
         assert!(

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_run_from_one_to_the_largest_bigint() {
+    fn ids_range_from_one_to_the_largest_bigint() {
         for good in [1, 2, i128::from(i64::MAX)] {
             assert!(Like::new(good, good, 0).is_ok(), "{good}");
         }
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn times_run_from_the_epoch_to_the_end_of_9999() {
+    fn times_range_from_the_epoch_to_the_end_of_9999() {
         for good in [0, i128::from(MAX_CREATED_AT_US)] {
             assert!(Like::new(1, 1, good).is_ok(), "{good}");
         }

@@ -186,7 +186,7 @@ mod tests {
 
     /// `vectors/make.py` generates the vectors, independently of this code.
     #[test]
-    fn agrees_with_the_vectors_of_another_language() {
+    fn partitions_match_the_vectors_of_another_implementation() {
         let vectors: Vec<Vector> =
             serde_json::from_str(include_str!("../../vectors/partition.json")).unwrap();
         assert!(vectors.len() >= 50);

@@ -70,7 +70,7 @@ impl Member {
 }
 
 #[tokio::test(start_paused = true)]
-async fn partitions_are_shared_with_a_member_from_its_first_heartbeat_to_its_liveness_timeout() {
+async fn a_member_has_partitions_from_its_first_heartbeat_to_its_timeout() {
     let a = start(FakeMembers::default()).await;
     assert_eq!(a.owned(), 4);
     a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
@@ -82,7 +82,7 @@ async fn partitions_are_shared_with_a_member_from_its_first_heartbeat_to_its_liv
 }
 
 #[tokio::test(start_paused = true)]
-async fn ownership_stays_while_heartbeats_fail_and_the_check_fails_with_the_reason() {
+async fn ownership_is_kept_and_the_check_fails_while_heartbeats_fail() {
     let a = start(FakeMembers::default()).await;
     a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
     let before = a.ownership.borrow().clone();
@@ -100,7 +100,7 @@ async fn ownership_stays_while_heartbeats_fail_and_the_check_fails_with_the_reas
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_member_counts_as_dead_until_the_liveness_timeout_after_contact_is_back() {
+async fn after_an_outage_every_member_has_a_full_liveness_timeout() {
     let a = start(FakeMembers::default()).await;
     a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
     a.members.set_away(true);
@@ -113,7 +113,7 @@ async fn no_member_counts_as_dead_until_the_liveness_timeout_after_contact_is_ba
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_that_comes_back_with_redis_keeps_its_partitions() {
+async fn a_member_that_returns_with_redis_keeps_its_partitions() {
     let mut a = start(FakeMembers::default()).await;
     a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
     a.members.set_away(true);
@@ -126,7 +126,7 @@ async fn a_member_that_comes_back_with_redis_keeps_its_partitions() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_name_of_a_process_that_died_is_waited_for() {
+async fn the_name_of_a_dead_process_is_free_after_the_liveness_timeout() {
     let members = FakeMembers::default();
     members.other("a");
     let started = Instant::now();
@@ -136,7 +136,7 @@ async fn the_name_of_a_process_that_died_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_stays_in_use_is_refused_after_its_patience() {
+async fn a_name_that_stays_in_use_is_refused_after_a_timeout() {
     let members = FakeMembers::default();
     members.other("a");
     let started = Instant::now();
@@ -154,7 +154,7 @@ async fn a_name_that_stays_in_use_is_refused_after_its_patience() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_candidate_joins_alone_while_redis_is_away() {
+async fn a_candidate_joins_alone_while_redis_is_unavailable() {
     let members = FakeMembers::default();
     members.set_away(true);
     let a = start(members).await;
@@ -162,7 +162,7 @@ async fn a_candidate_joins_alone_while_redis_is_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_is_taken_while_heartbeats_fail_ends_the_membership() {
+async fn a_name_taken_over_while_heartbeats_fail_ends_the_membership() {
     let a = start(FakeMembers::default()).await;
     a.members.set_away(true);
     pass(LIVENESS_TIMEOUT).await;
@@ -178,7 +178,7 @@ async fn a_name_that_is_taken_while_heartbeats_fail_ends_the_membership() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_is_stuck_once_it_could_not_write_for_long_enough_and_active_when_it_can() {
+async fn a_consumer_is_stuck_while_it_cannot_write_and_active_again_after() {
     let a = start(FakeMembers::default()).await;
     a.pass_with_heartbeats_of("b", Duration::from_secs(2)).await;
     a.in_flight.pause();
@@ -192,7 +192,7 @@ async fn a_consumer_is_stuck_once_it_could_not_write_for_long_enough_and_active_
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaving_is_announced_at_once_and_stays_announced() {
+async fn leaving_is_announced_immediately_and_until_the_end() {
     let a = start(FakeMembers::default()).await;
     pass(HEARTBEAT_INTERVAL / 3).await;
     let before = Instant::now();
@@ -222,7 +222,7 @@ async fn a_consumer_resigns_at_the_end_even_if_heartbeats_fail() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resignation_that_fails_is_no_error() {
+async fn a_failed_resignation_is_not_an_error() {
     let a = start(FakeMembers::default()).await;
     a.members.set_away(true);
     a.drained.cancel();
@@ -231,7 +231,7 @@ async fn a_resignation_that_fails_is_no_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_partitions_and_pauses_are_published_at_once() {
+async fn partition_growth_and_pauses_are_published_immediately() {
     let a = start(FakeMembers::default()).await;
     pass(HEARTBEAT_INTERVAL / 3).await;
     let before = Instant::now();

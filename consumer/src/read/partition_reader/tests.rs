@@ -112,7 +112,7 @@ impl Running {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_entries_are_read_in_order_and_polled_for_less_often_while_there_are_none() {
+async fn new_entries_are_read_in_order_and_idle_polling_slows_down() {
     let mut reader = start();
     reader.group.append(1);
     pass(SECOND).await;
@@ -161,7 +161,7 @@ async fn recovery_waits_until_no_entry_of_the_partition_is_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn recovery_goes_on_until_no_pending_entry_is_left() {
+async fn recovery_continues_until_no_pending_entry_is_left() {
     let mut reader = start_after(|group, _| {
         (1..=150).for_each(|seq| group.append_pending(seq, "a", 1));
         group.append(151);
@@ -214,7 +214,7 @@ async fn entries_of_a_lost_claim_are_recovered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waits_after_errors_double_up_to_a_limit_and_start_again_after_a_success() {
+async fn retries_back_off_exponentially_and_reset_after_a_success() {
     let reader = start_after(|group, _| {
         group.fail(Operation::ClaimDeparted);
         (0..10).for_each(|_| group.fail(Operation::ReadOwnPending));
@@ -240,7 +240,7 @@ async fn waits_after_errors_double_up_to_a_limit_and_start_again_after_a_success
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_group_is_created_again_and_read_from_the_first_entry_at_once() {
+async fn a_missing_group_is_recreated_at_the_first_entry_without_delay() {
     let mut reader = start();
     reader.group.append(1);
     pass(SECOND).await;
@@ -261,7 +261,7 @@ async fn a_missing_group_is_created_again_and_read_from_the_first_entry_at_once(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_that_cannot_be_created_is_tried_again_after_a_wait() {
+async fn creation_of_a_group_is_retried_after_a_delay() {
     let mut reader = start_after(|group, _| {
         group.append(1);
         group.lose_group();
@@ -276,7 +276,7 @@ async fn a_group_that_cannot_be_created_is_tried_again_after_a_wait() {
 // Loss of ownership
 
 #[tokio::test(start_paused = true)]
-async fn entries_of_a_read_are_sent_on_although_ownership_is_lost_meanwhile() {
+async fn a_read_delivers_its_entries_even_if_ownership_is_lost() {
     let mut reader = start();
     pass(SECOND).await;
     reader.group.slow(Operation::ReadNew, SECOND);
@@ -294,7 +294,7 @@ async fn entries_of_a_read_are_sent_on_although_ownership_is_lost_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn entries_of_a_claim_are_sent_on_although_ownership_is_lost_meanwhile() {
+async fn a_claim_delivers_its_entries_even_if_ownership_is_lost() {
     let mut reader = start_after(|group, _| {
         group.append_pending(1, "departed", 1);
         group.slow(Operation::ClaimDeparted, SECOND * 5);
@@ -309,7 +309,7 @@ async fn entries_of_a_claim_are_sent_on_although_ownership_is_lost_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn entries_of_a_lost_reply_are_recovered_although_ownership_is_lost() {
+async fn entries_of_a_lost_reply_are_recovered_after_ownership_is_lost() {
     let mut reader = start();
     pass(SECOND).await;
     reader.group.lose_reply(Operation::ReadNew);
@@ -325,7 +325,7 @@ async fn entries_of_a_lost_reply_are_recovered_although_ownership_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_is_not_wanted_ends_while_it_waits_for_a_permit() {
+async fn a_reader_without_ownership_ends_while_waiting_for_a_permit() {
     let mut reader = start_after(|_, in_flight| in_flight.pause());
     pass(SECOND * 10).await;
     assert_eq!(reader.journal.lines(), [""; 0]);
@@ -335,7 +335,7 @@ async fn a_reader_that_is_not_wanted_ends_while_it_waits_for_a_permit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_is_not_wanted_ends_while_it_waits_for_its_next_read() {
+async fn a_reader_without_ownership_ends_while_waiting_for_the_next_read() {
     let mut reader = start();
     pass(SECOND).await;
     reader.wanted.send_replace(false);
@@ -353,7 +353,7 @@ async fn shutdown_between_two_reads_ends_the_reader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_during_a_read_sends_its_entries_on() {
+async fn shutdown_during_a_read_delivers_its_entries() {
     let mut reader = start();
     pass(SECOND).await;
     reader.group.slow(Operation::ReadNew, SECOND);
@@ -369,7 +369,7 @@ async fn shutdown_during_a_read_sends_its_entries_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_during_a_claim_leaves_no_entry_in_flight_that_was_not_sent_on() {
+async fn shutdown_during_a_claim_leaves_no_undelivered_entry_in_flight() {
     for operation in [Operation::ClaimDeparted, Operation::Claim, Operation::Deliveries] {
         let owner = if operation == Operation::Claim { "b" } else { "departed" };
         let mut reader = start_after(|group, _| {
@@ -404,7 +404,7 @@ async fn shutdown_during_the_wait_for_a_permit_ends_the_reader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_during_the_wait_of_a_recovery_ends_the_reader_and_leaves_its_entries_pending() {
+async fn shutdown_during_a_recovery_leaves_its_entries_pending() {
     let mut reader = start();
     reader.group.append(1);
     pass(SECOND).await;
@@ -429,7 +429,7 @@ async fn shutdown_during_the_wait_after_an_error_ends_the_reader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_during_the_wait_for_a_quarantine_begins_none() {
+async fn shutdown_while_waiting_for_a_quarantine_starts_none() {
     let mut reader = start_after(|group, in_flight| {
         in_flight.admit(position(1), 1);
         group.append_pending(2, "departed", MAX_DELIVERIES);
@@ -444,7 +444,7 @@ async fn shutdown_during_the_wait_for_a_quarantine_begins_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_during_a_quarantine_ends_the_reader_and_leaves_the_entry_with_the_writer() {
+async fn shutdown_during_a_quarantine_leaves_the_entry_with_the_writer() {
     let mut reader = start_after(|group, _| {
         group.append_pending(1, "departed", MAX_DELIVERIES);
         group.append_pending(2, "departed", MAX_DELIVERIES);
@@ -458,7 +458,7 @@ async fn shutdown_during_a_quarantine_ends_the_reader_and_leaves_the_entry_with_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_ends_when_the_writer_is_gone() {
+async fn a_reader_ends_after_the_writer() {
     let mut reader = start();
     pass(SECOND).await;
     reader.entries.close();
@@ -471,7 +471,7 @@ async fn a_reader_ends_when_the_writer_is_gone() {
 // Redelivery
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_that_is_in_flight_is_not_sent_twice() {
+async fn an_entry_in_flight_is_not_delivered_twice() {
     let mut reader = start();
     reader.group.append(1);
     pass(CLAIM_MIN_IDLE * 10).await;
@@ -505,7 +505,7 @@ async fn entries_of_a_member_are_claimed_only_after_claim_min_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_ownership_claims_at_once() {
+async fn a_change_of_ownership_claims_immediately() {
     let reader = start();
     pass(SECOND).await;
     let claims = reader.calls(Operation::ClaimDeparted).len();
@@ -515,7 +515,7 @@ async fn a_change_of_ownership_claims_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn deleted_pending_entries_are_reported_as_lost_and_forgotten() {
+async fn deleted_pending_entries_are_reported_as_lost_and_removed() {
     for owner in ["a", "b", "departed"] {
         let (log, _guard) = LogCapture::start();
         let mut reader = start_after(|group, _| {
@@ -533,7 +533,7 @@ async fn deleted_pending_entries_are_reported_as_lost_and_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lost_entries_are_forgotten_again_when_that_has_failed() {
+async fn removal_of_lost_entries_is_retried_after_a_failure() {
     let reader = start_after(|group, _| {
         group.append_pending(1, "a", 1);
         group.delete(1);
@@ -547,7 +547,7 @@ async fn lost_entries_are_forgotten_again_when_that_has_failed() {
 // Quarantine
 
 #[tokio::test(start_paused = true)]
-async fn suspects_come_after_all_others_each_by_itself() {
+async fn suspect_entries_are_quarantined_last_and_one_at_a_time() {
     let mut reader = start_after(|group, _| {
         group.append_pending(1, "departed", MAX_DELIVERIES);
         group.append_pending(2, "departed", MAX_DELIVERIES - 1);

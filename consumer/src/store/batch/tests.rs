@@ -36,7 +36,7 @@ fn limits(rows: usize) -> BatchLimits {
 }
 
 #[tokio::test]
-async fn a_batch_is_full_at_its_rows_with_one_entry_over_at_most() {
+async fn a_batch_exceeds_its_row_limit_by_at_most_one_entry() {
     let (sender, mut receiver) = mpsc::unbounded_channel();
     for seq in 0..4 {
         let user = i64::try_from(seq).unwrap() * 10;
@@ -87,7 +87,7 @@ async fn entries_gathered_before_a_batch_is_requested_are_in_it() {
 }
 
 #[test]
-fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
+fn a_rejected_row_becomes_a_dead_letter_for_each_of_its_entries() {
     let bad = like(7, 42, 1);
     let entries = vec![
         entry(0, vec![like(1, 42, 0), bad]),
@@ -123,7 +123,7 @@ fn a_rejected_row_becomes_a_dead_letter_of_every_entry_that_has_it() {
 
 proptest! {
     #[test]
-    fn rows_are_the_distinct_pairs_in_key_order_each_with_its_earliest_time(
+    fn rows_are_distinct_pairs_in_key_order_with_the_earliest_time(
         entries in prop::collection::vec(prop::collection::vec((1..6_i64, 1..6_i64, 0..100_i64), 0..10), 1..20),
     ) {
         let mut earliest = std::collections::BTreeMap::new();

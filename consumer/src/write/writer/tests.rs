@@ -86,7 +86,7 @@ impl Running {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_whose_reply_to_commit_was_lost_is_written_again_and_acknowledged_after_that() {
+async fn a_batch_whose_commit_reply_was_lost_is_written_again_before_ack() {
     let writer = start(LIMITS);
     writer.store.lose_reply();
     writer.send(1);
@@ -98,7 +98,7 @@ async fn a_batch_whose_reply_to_commit_was_lost_is_written_again_and_acknowledge
 }
 
 #[tokio::test(start_paused = true)]
-async fn entries_that_were_not_acknowledged_are_released_and_written_again_when_they_come_again() {
+async fn unacknowledged_entries_are_written_again_on_redelivery() {
     let writer = start(LIMITS);
     writer.group.fail(Operation::Ack);
     writer.send(1);
@@ -123,7 +123,7 @@ async fn an_acknowledgement_without_a_reply_releases_its_entries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_read_between_a_failure_and_the_next_success() {
+async fn reading_is_paused_from_a_failure_to_the_next_success() {
     let writer = start(LIMITS);
     writer.store.slow(SECOND);
     writer.store.fail(WriteError::Timeout);
@@ -160,7 +160,7 @@ async fn waits_after(error: fn() -> WriteError) -> (Vec<Duration>, Option<String
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_halting_error_waits_long_and_fails_the_check_with_its_reason() {
+async fn a_halting_error_is_retried_slowly_and_fails_the_check() {
     let (waits, reason) = waits_after(|| WriteError::SharedSession(None)).await;
     assert!((SECOND / 2..=SECOND * 2).contains(&waits[0]), "{waits:?}");
     assert!(waits[2] >= SECOND * 2, "{waits:?}");
@@ -173,7 +173,7 @@ async fn a_halting_error_waits_long_and_fails_the_check_with_its_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transient_error_waits_shortly_and_fails_the_check_with_its_reason() {
+async fn a_transient_error_is_retried_quickly_and_fails_the_check() {
     let (waits, reason) = waits_after(|| WriteError::Timeout).await;
     assert!(waits[0] <= SECOND / 20 && waits[2] <= SECOND / 4, "{waits:?}");
     assert!(waits[2] > waits[0], "{waits:?}");
@@ -181,7 +181,7 @@ async fn a_transient_error_waits_shortly_and_fails_the_check_with_its_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_during_a_retry_waits_until_the_batch_is_stored_and_acknowledged() {
+async fn shutdown_during_a_retry_waits_until_the_batch_is_acknowledged() {
     let writer = start(LIMITS);
     (0..20).for_each(|_| writer.store.fail(WriteError::Timeout));
     writer.send(1);
@@ -204,7 +204,7 @@ async fn shutdown_during_an_acknowledgement_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_while_a_batch_is_gathered_writes_it_at_once() {
+async fn shutdown_while_a_batch_is_gathered_writes_it_immediately() {
     let writer = start(BatchLimits { linger: SECOND * 3_600, ..LIMITS });
     let started = Instant::now();
     writer.send(1);
@@ -227,7 +227,7 @@ async fn shutdown_during_a_write_also_writes_the_entries_gathered_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_batch_is_gathered_during_a_write_and_goes_next_once_it_is_full() {
+async fn the_next_batch_is_gathered_during_a_write_and_written_when_full() {
     let writer = start(BatchLimits { linger: SECOND * 3_600, ..LIMITS });
     writer.store.slow(SECOND);
     let started = Instant::now();
@@ -241,7 +241,7 @@ async fn the_next_batch_is_gathered_during_a_write_and_goes_next_once_it_is_full
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_written_while_the_one_before_is_acknowledged_but_no_further_one() {
+async fn at_most_one_batch_is_written_during_an_acknowledgement() {
     let writer = start(LIMITS);
     writer.group.slow(Operation::Ack, SECOND * 10);
     for seq in 1..=3 {
@@ -274,7 +274,7 @@ async fn a_panic_during_the_last_acknowledgement_ends_the_writer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quarantine_ends_before_the_wait_for_a_retry_and_begins_again_after_it() {
+async fn a_quarantine_is_suspended_during_the_delay_before_a_retry() {
     let writer = start(LIMITS);
     writer.group.set_quarantines(1, 1);
     writer.store.fail(WriteError::SharedSession(None));
@@ -288,7 +288,7 @@ async fn a_quarantine_ends_before_the_wait_for_a_retry_and_begins_again_after_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quarantine_that_cannot_be_recorded_holds_up_no_batch() {
+async fn a_quarantine_that_cannot_be_recorded_delays_no_batch() {
     let writer = start(LIMITS);
     writer.store.fail(WriteError::Timeout);
     writer.group.fail(Operation::EndQuarantine);

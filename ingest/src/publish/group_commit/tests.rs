@@ -170,7 +170,7 @@ async fn likes_that_arrive_while_an_entry_is_in_flight_share_the_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_reply_fails_its_own_likes_and_not_those_that_wait() {
+async fn a_lost_reply_fails_only_the_likes_of_its_entry() {
     let mut harness = Harness::new(1, LIMITS);
     let lost = harness.publish(1, 1).await;
     let in_flight = harness.entry().await;
@@ -184,7 +184,7 @@ async fn a_lost_reply_fails_its_own_likes_and_not_those_that_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_reply_holds_up_other_partitions_for_one_hold_at_most() {
+async fn a_missing_reply_delays_other_partitions_by_at_most_one_hold() {
     let mut harness = Harness::new(2, LIMITS);
     let silent_user = user_of(0, 2);
     let other_user = user_of(1, 2);
@@ -222,7 +222,7 @@ async fn partitions_that_are_due_depart_together_when_replies_arrive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_leaves_before_departure_is_not_appended() {
+async fn a_like_is_not_appended_if_its_client_disconnects_before_departure() {
     let mut harness = Harness::new(1, LIMITS);
     let first = harness.publish(1, 1).await;
     let in_flight = harness.entry().await;
@@ -239,7 +239,7 @@ async fn a_caller_that_leaves_before_departure_is_not_appended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_partition_whose_callers_have_all_left_goes_on() {
+async fn a_partition_keeps_working_after_all_its_clients_disconnect() {
     let mut harness = Harness::new(1, LIMITS);
     let first = harness.publish(1, 1).await;
     let in_flight = harness.entry().await;
@@ -258,7 +258,7 @@ async fn a_partition_whose_callers_have_all_left_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_times_out_is_told_so_and_its_like_is_not_appended_later() {
+async fn a_like_that_timed_out_is_not_appended_later() {
     let mut harness = Harness::new(1, LIMITS);
     let in_flight_caller = harness.publish(1, 1).await;
     let in_flight = harness.entry().await;
@@ -273,7 +273,7 @@ async fn a_caller_that_times_out_is_told_so_and_its_like_is_not_appended_later()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_leaves_in_flight_harms_nobody_in_its_entry() {
+async fn a_disconnect_in_flight_does_not_affect_others_in_the_entry() {
     let mut harness = Harness::new(1, LIMITS);
     let first = harness.publish(1, 1).await;
     let in_flight = harness.entry().await;
@@ -313,7 +313,7 @@ async fn a_batch_is_answered_when_all_of_its_entries_are_appended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_answered_once_with_the_first_failure_of_its_entries() {
+async fn a_batch_fails_once_with_the_first_failure_of_its_entries() {
     let mut harness = Harness::new(3, LIMITS);
     let users = [0, 1, 2].map(|partition| user_of(partition, 3));
     let batch = harness.publish_batch(&[(users[0], 1), (users[1], 2), (users[2], 3)]).await;
@@ -361,7 +361,7 @@ async fn partitions_grow_while_entries_are_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_refuses_its_own_partition_and_no_other() {
+async fn a_full_queue_refuses_only_its_own_partition() {
     let mut harness = Harness::new(2, LIMITS);
     let full_user = user_of(0, 2);
     let other_user = user_of(1, 2);
@@ -394,7 +394,7 @@ async fn a_full_queue_refuses_its_own_partition_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_over_the_queue_limit_may_wait_alone() {
+async fn a_batch_over_the_queue_limit_fits_into_an_empty_queue() {
     let mut harness = Harness::new(1, LIMITS);
     let first = harness.publish(1, 1).await;
     let in_flight = harness.entry().await;
@@ -410,7 +410,7 @@ async fn a_batch_over_the_queue_limit_may_wait_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn group_commit_ends_at_once_when_nothing_is_left() {
+async fn group_commit_ends_immediately_when_nothing_is_left() {
     let harness = Harness::new(2, LIMITS);
     settle().await;
     let (running, _entries) = harness.shut_down();
@@ -427,7 +427,7 @@ fn request(publisher: &Publisher, post: i64) -> oneshot::Receiver<Result<Accepte
 }
 
 #[tokio::test(start_paused = true)]
-async fn likes_that_are_queued_or_in_flight_at_shutdown_are_answered_before_the_end() {
+async fn likes_queued_or_in_flight_are_answered_before_shutdown_ends() {
     let mut harness = Harness::new(1, LIMITS);
     let in_flight = request(&harness.publisher, 1);
     let first = harness.entry().await;
@@ -449,7 +449,7 @@ async fn likes_that_are_queued_or_in_flight_at_shutdown_are_answered_before_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_does_not_wait_for_callers_that_have_left() {
+async fn shutdown_does_not_wait_for_disconnected_clients() {
     let mut harness = Harness::new(1, LIMITS);
     let in_flight = request(&harness.publisher, 1);
     let first = harness.entry().await;

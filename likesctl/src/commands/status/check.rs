@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_measured_value_has_a_code() {
+    fn a_measured_value_has_an_exit_code() {
         let measured =
             |value| Measured { name: "backlog", value, threshold: "10,20".parse().unwrap(), is_time: false };
         let codes = [None, Some(9), Some(10), Some(19), Some(20)].map(|value| measured(value).code());

@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_screen_is_complete_at_any_width() {
+    fn the_screen_renders_at_any_width() {
         for width in [80, 200] {
             let lines = drawn(&mut screen(), width);
             assert!(lines[0].starts_with("likes  likes-writers  Redis at 127.0.0.1:6379"), "{lines:?}");

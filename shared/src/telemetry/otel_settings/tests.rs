@@ -14,7 +14,7 @@ fn read(given: &[(&str, &str)]) -> OtelSettings {
 }
 
 #[test]
-fn endpoints_are_for_all_signals_or_for_one() {
+fn endpoints_apply_to_all_signals_or_to_one() {
     let for_all = |endpoint| {
         let settings = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)]);
         (settings.traces.unwrap().exporter.endpoint, settings.metrics.unwrap().endpoint)
@@ -92,7 +92,7 @@ fn files_of_disabled_signals_are_not_read() {
 }
 
 #[test]
-fn names_that_are_not_implemented_are_ignored() {
+fn unsupported_names_are_ignored() {
     let settings = read(&[
         ("OTEL_PROPAGATORS", "b3,TraceContext"),
         ("OTEL_LOGS_EXPORTER", "otlp"),
@@ -116,7 +116,7 @@ fn headers_are_percent_encoded_and_may_have_equals_signs() {
 }
 
 #[test]
-fn empty_variables_of_a_signal_leave_the_general_ones_in_force() {
+fn empty_signal_variables_fall_back_to_the_general_ones() {
     for empty in ["", " "] {
         let settings = read(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4317"),
@@ -138,7 +138,7 @@ fn empty_variables_of_a_signal_leave_the_general_ones_in_force() {
 
 /// The SDK reads these variables itself, and ignores values with surrounding spaces and unknown ones.
 #[test]
-fn the_sdk_understands_every_value_that_passes() {
+fn values_that_the_sdk_does_not_support_are_refused() {
     let zstd = [("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd")];
     let spaced = [("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip ")];
     let negative = [("OTEL_SPAN_LINK_COUNT_LIMIT", "-1")];

@@ -19,7 +19,7 @@ struct Vector {
 
 /// `vectors/make.py` generates the vectors, with another MessagePack library.
 #[test]
-fn reads_and_writes_what_another_language_does() {
+fn matches_the_vectors_of_another_implementation() {
     let vectors: Vec<Vector> = serde_json::from_str(include_str!("../../../vectors/codec.json")).unwrap();
     assert!(vectors.len() >= 4);
     for vector in vectors {
@@ -37,7 +37,7 @@ fn reads_and_writes_what_another_language_does() {
 }
 
 #[test]
-fn a_bad_like_leaves_its_neighbours_alone() {
+fn a_bad_like_does_not_affect_its_neighbours() {
     // [1, [7,8,9], <bad>, [10,11,12]]
     let bad_likes: [(&str, &[u8]); 9] = [
         ("user_id of 0", &[0x93, 0x00, 0x02, 0x03]),
@@ -72,7 +72,7 @@ fn trailing_elements_of_a_like_are_ignored() {
 }
 
 #[test]
-fn payloads_that_are_no_payload_are_refused_whole() {
+fn malformed_payloads_are_refused_as_a_whole() {
     let cases: [(&str, &[u8]); 9] = [
         ("nothing", &[]),
         ("not an array", &[0x01]),
@@ -93,13 +93,13 @@ fn payloads_that_are_no_payload_are_refused_whole() {
 }
 
 #[test]
-fn an_unknown_version_is_not_guessed_at() {
+fn an_unknown_version_is_refused() {
     let payload = [0x92, 0x02, 0x93, 7, 8, 9];
     assert!(matches!(decode(&payload), Err(DecodeError::UnknownVersion(2))));
 }
 
 #[test]
-fn good_likes_are_located_with_their_bytes_as_they_are() {
+fn good_likes_are_located_with_their_original_bytes() {
     // [1, [7, 8, 9], [0, 8, 9], [7, 8, 10, "later"]]
     let payload = b"\x94\x01\x93\x07\x08\x09\x93\x00\x08\x09\x94\x07\x08\x0a\xa5later";
     let found: Vec<_> = locate(payload).into_iter().map(|l| (l.index, l.like, &payload[l.bytes])).collect();
@@ -112,7 +112,7 @@ fn good_likes_are_located_with_their_bytes_as_they_are() {
 }
 
 #[test]
-fn frames_hold_likes_as_they_are() {
+fn frames_keep_the_original_bytes_of_likes() {
     let likes: Vec<&[u8]> = vec![&[0xc0]; 20];
     let payload = frame(&likes);
     assert_eq!(payload[..4], [0xdc, 0, 21, 1]);
@@ -129,7 +129,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_again(likes in prop::collection::vec(any_like(), 1..100)) {
+    fn encoded_likes_decode_to_the_same_likes(likes in prop::collection::vec(any_like(), 1..100)) {
         let payload = encode(&likes);
         prop_assert!(payload.len() <= 5 + likes.len() * MAX_LIKE_BYTES);
         let decoded = decode(&payload).unwrap();

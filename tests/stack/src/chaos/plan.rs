@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_comes_before_any_comes_again() {
+    fn every_fault_kind_occurs_before_any_repeats() {
         let all = FaultKind::all(Deployment::Cluster);
         let plan = Plan::new(1, all.clone());
         let mut kinds: Vec<FaultKind> = plan.take(all.len()).map(|fault| fault.kind).collect();

@@ -23,7 +23,7 @@ async fn all_is_well(setup: &Setup, consumer: &Program) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn likes_that_the_table_has_already_are_stored_once_and_keep_their_time() {
+async fn existing_likes_are_stored_once_and_keep_their_timestamp() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let others = "INSERT INTO likes SELECT user_id, 42, 'epoch' FROM generate_series(1, 1000, 2) AS user_id";
@@ -66,7 +66,7 @@ async fn known_and_new_likes_share_a_transaction() {
 /// Another application has deleted a like. It can be stored again, because the memory of the insert predictor is only a
 /// guess.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_like_that_was_deleted_from_the_table_can_come_again() {
+async fn a_deleted_like_can_be_stored_again() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let consumer = setup.consumer(&ONE_BATCH);
@@ -83,7 +83,7 @@ async fn a_like_that_was_deleted_from_the_table_can_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_a_trigger_leaves_out_are_left_out() {
+async fn rows_skipped_by_a_trigger_are_not_counted() {
     let setup = Setup::new().await;
     let leave_out =
         "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
@@ -102,7 +102,7 @@ async fn rows_that_a_trigger_leaves_out_are_left_out() {
 
 /// Postgres refuses COPY into a table with row-level security, but allows INSERT.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_takes_no_copy_is_written_all_the_same() {
+async fn a_table_that_refuses_direct_copy_is_written_by_staged_copy() {
     let setup = Setup::with_own_postgres(&[]);
     let rights = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema TO writer;
                   GRANT SELECT, INSERT ON likes TO writer; ALTER TABLE likes ENABLE ROW LEVEL SECURITY;

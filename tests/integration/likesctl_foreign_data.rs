@@ -15,7 +15,7 @@ async fn add_dead_letter(redis: &Client, partition: u16, fields: Vec<(&str, byte
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn control_characters_are_escaped() {
+async fn control_characters_in_foreign_data_are_escaped() {
     let (setup, redis) = settled().await;
     let evil = "\u{1b}[2J\u{7}two\nlines\r\u{202e}";
     let payload = codec::encode(&[like(1, 42)]);
@@ -58,7 +58,7 @@ async fn control_characters_are_escaped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_of_another_type_is_named_and_the_rest_is_shown() {
+async fn a_key_of_the_wrong_type_is_reported_and_the_rest_is_shown() {
     let (setup, redis) = settled().await;
     let name = fred::bytes_utils::Str::from_static("strange");
     redis.xgroup_createconsumer::<u64, _, _, _>(stream(0), GROUP, name).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_locked_table_ends_in_a_timeout() {
 
 /// A retried dead letter is not missing, neither in the backlog nor when it becomes a dead letter again.
 #[tokio::test(flavor = "multi_thread")]
-async fn retried_dead_letters_are_not_missing() {
+async fn retried_dead_letters_are_not_reported_missing() {
     let (setup, redis) = settled().await;
     let sql = "ALTER TABLE likes ADD CONSTRAINT odd CHECK (user_id % 2 = 1)";
     setup.postgres_client().await.batch_execute(sql).await.unwrap();
@@ -180,7 +180,7 @@ async fn unknown_names_are_errors() {
 
 /// Redis does not know the lag after a deletion at the end of a stream; an empty stream has none.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_tail_is_no_lag() {
+async fn a_deleted_tail_does_not_count_as_lag() {
     let (setup, redis) = settled().await;
     let id = append_raw(&redis, 0, &codec::encode(&[like(1, 42)])).await;
     redis.xdel::<u64, _, _>(stream(0), &id).await.unwrap();

@@ -123,7 +123,7 @@ async fn like_with(ingest: &Program, token: &str) -> Response {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_that_are_not_good_get_401_and_say_why() {
+async fn invalid_tokens_get_401_with_the_reason() {
     let setup = Setup::without_schema(&[]).await;
     let signer = Signer::new(Algorithm::RS256);
     let key_file = signer.public_key_file(setup.folder());
@@ -197,7 +197,7 @@ async fn tokens_that_are_not_good_get_401_and_say_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_s_token_writes_only_its_user_s_likes() {
+async fn a_user_token_writes_only_that_users_likes() {
     let setup = Setup::without_schema(&[]).await;
     let signer = Signer::new(Algorithm::ES256);
     let key_file = signer.public_key_file(setup.folder());
@@ -239,7 +239,7 @@ async fn a_user_s_token_writes_only_its_user_s_likes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_have_keys_that_can_be_changed_while_ingest_runs() {
+async fn api_keys_are_reloaded_without_a_restart() {
     let setup = Setup::without_schema(&[]).await;
     let file = setup.folder().join("api-keys");
     // The SHA-256 of "abc", and of "hello".
@@ -262,7 +262,7 @@ async fn services_have_keys_that_can_be_changed_while_ingest_runs() {
     assert!(!String::from_utf8_lossy(&bearer.body).contains("Bearer"));
 
     fs::write(&file, "nonsense\n").unwrap();
-    eventually("the bad file is noticed", async || ingest.log_text().contains("keeping the old contents"))
+    eventually("the invalid file is logged", async || ingest.log_text().contains("keeping the old contents"))
         .await;
     assert_eq!(status("abc").await, 202, "the old keys are kept");
     fs::write(&file, hello).unwrap();
@@ -311,7 +311,7 @@ fn key_set(keys: &[&Signer]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn key_sets_are_fetched_when_a_token_names_a_new_key_and_kept_when_they_can_t_be() {
+async fn a_key_set_is_refetched_for_a_new_key_id_and_kept_if_that_fails() {
     let setup = Setup::without_schema(&[]).await;
     let (old, new) = (Signer::named("old"), Signer::named("new"));
     let server = KeyServer::start(&[&old]).await;
@@ -345,7 +345,7 @@ async fn key_sets_are_fetched_when_a_token_names_a_new_key_and_kept_when_they_ca
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn key_sets_can_be_files_and_secrets_can_be_shared() {
+async fn key_set_files_and_shared_secrets_are_supported() {
     let setup = Setup::without_schema(&[]).await;
     let (set, secret) = (setup.folder().join("set.json"), setup.folder().join("secret"));
     let (one, other) = (Signer::named("one"), Signer::named("other"));
@@ -384,7 +384,7 @@ async fn like_by_http2(address: SocketAddr, header: &str, value: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_credential_is_ever_logged() {
+async fn credentials_are_never_logged() {
     let setup = Setup::without_schema(&[]).await;
     let (keys, secret) = (setup.folder().join("api-keys"), setup.folder().join("secret"));
     let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -428,7 +428,7 @@ async fn no_credential_is_ever_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_lets_anybody_in_is_warned_beyond_loopback() {
+async fn disabled_authentication_beyond_loopback_logs_a_warning() {
     let setup = Setup::without_schema(&[]).await;
     let warning = "authentication is off on a non-loopback address";
     let warns = |listen: &str| setup.ingest(&[("INGEST_LISTEN", listen)]).log_text().contains(warning);
@@ -437,7 +437,7 @@ async fn who_lets_anybody_in_is_warned_beyond_loopback() {
 }
 
 #[test]
-fn half_an_access_is_refused() {
+fn incomplete_authentication_settings_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &str| {
         fs::write(folder.path().join(name), content).unwrap();

@@ -29,7 +29,7 @@ fn runbook_command(command: &str, placeholders: &[(&str, &str)]) -> Vec<String> 
 /// Runs a command of the runbook, and checks that it succeeds without skipped entries.
 fn fix(setup: &Setup, command: &str, placeholders: &[(&str, &str)]) {
     let mut words = runbook_command(command, placeholders);
-    words.extend(["--yes", "--reason-text", "the mess"].map(str::to_owned));
+    words.extend(["--yes", "--reason-text", "the test"].map(str::to_owned));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let ended = ctl(setup, &words);
     assert_eq!(ended.code, Some(0), "{command}: {}{}", ended.stdout, ended.stderr);
@@ -66,21 +66,21 @@ async fn add_dead_letters(redis: &Client) {
 }
 
 /// Ids of entries with a problem.
-struct Mess {
+struct Faults {
     /// Delivered seven times.
-    poison: String,
+    suspect: String,
     /// Acknowledged, and not in the table.
     missing: String,
 }
 
-async fn make_the_mess(setup: &Setup, redis: &Client) -> Mess {
+async fn create_faults(setup: &Setup, redis: &Client) -> Faults {
     // A dead consumer with 5,000 pending entries.
     setup.append(&likes(5_000), 1).await;
     for partition in 0..PARTITIONS {
         read_as(redis, DEAD_CONSUMER, partition, 1_250).await;
     }
     // An entry that was delivered seven times.
-    let poison = append_raw(redis, 1, &codec::encode(&[like(10_001, 42)])).await;
+    let suspect = append_raw(redis, 1, &codec::encode(&[like(10_001, 42)])).await;
     read_as(redis, POISONED_CONSUMER, 1, 1).await;
     redis
         .xclaim::<fred::prelude::Value, _, _, _, _>(
@@ -88,7 +88,7 @@ async fn make_the_mess(setup: &Setup, redis: &Client) -> Mess {
             GROUP,
             POISONED_CONSUMER,
             0,
-            &poison,
+            &suspect,
             None,
             None,
             Some(7),
@@ -103,11 +103,11 @@ async fn make_the_mess(setup: &Setup, redis: &Client) -> Mess {
     assert_eq!(redis.xack::<u64, _, _, _>(stream(0), GROUP, &missing).await.unwrap(), 1);
     add_dead_letters(redis).await;
     done(setup, &["pause", "-p", "2", "--yes"]);
-    Mess { poison, missing }
+    Faults { suspect, missing }
 }
 
 /// Checks that each problem is reported.
-fn check_reports(setup: &Setup, mess: &Mess) {
+fn check_reports(setup: &Setup, faults: &Faults) {
     let status = json(setup, &["status", "-o", "json"]);
     assert_eq!(status["total"]["pending"], 5_001, "{status:#}");
     assert_eq!(status["total"]["dead"], 20);
@@ -125,10 +125,10 @@ fn check_reports(setup: &Setup, mess: &Mess) {
     for expected in [
         "no live consumers".to_owned(),
         format!("{DEAD_CONSUMER} is gone and has 5,000 pending entries"),
-        format!("1/{} was delivered 7 times", mess.poison),
+        format!("1/{} was delivered 7 times", faults.suspect),
         "partitions 2".to_owned(),
         "20 dead letters".to_owned(),
-        format!("1 acknowledged like is missing from the table, first in entry 0/{}", mess.missing),
+        format!("1 acknowledged like is missing from the table, first in entry 0/{}", faults.missing),
     ] {
         assert!(doctor.stdout.contains(&expected), "{expected} is not in:\n{}", doctor.stdout);
     }
@@ -137,11 +137,11 @@ fn check_reports(setup: &Setup, mess: &Mess) {
 }
 
 /// Fixes each problem as the runbook says.
-fn fix_all(setup: &Setup, mess: &Mess) {
+fn fix_all(setup: &Setup, faults: &Faults) {
     let folder = setup.folder().join("purged");
     fs::create_dir_all(&folder).unwrap();
     fix(setup, "consumers remove NAME", &[("NAME", DEAD_CONSUMER)]);
-    let entry = format!("1/{}", mess.poison);
+    let entry = format!("1/{}", faults.suspect);
     let shown = ctl(setup, &["pending", "show", &entry]);
     assert!(shown.stdout.contains("user 10001  post 42"), "{}", shown.stdout);
     done(setup, &["pending", "retry", &entry, "--yes"]);
@@ -152,17 +152,17 @@ fn fix_all(setup: &Setup, mess: &Mess) {
     assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 5);
     let file = folder.join("unknown.ndjson").display().to_string();
     done(setup, &["dead", "purge", "--reason", "unknown_version", "--export", &file, "--yes"]);
-    let (partition, id) = ("0", mess.missing.as_str());
+    let (partition, id) = ("0", faults.missing.as_str());
     fix(setup, "reprocess -p PARTITION --from ID --to ID", &[("PARTITION", partition), ("ID", id)]);
     fix(setup, "resume", &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_problem_of_a_mess_is_seen_and_mended_by_the_runbook() {
+async fn every_problem_is_reported_and_fixed_by_the_runbook() {
     let (setup, redis) = settled().await;
-    let mess = make_the_mess(&setup, &redis).await;
-    check_reports(&setup, &mess);
-    fix_all(&setup, &mess);
+    let faults = create_faults(&setup, &redis).await;
+    check_reports(&setup, &faults);
+    fix_all(&setup, &faults);
     let consumer = setup.consumer(&[("STREAM_RETENTION", "1h")]);
     let drained = ctl(&setup, &["drain", "--timeout", "60s"]);
     assert_eq!(drained.code, Some(0), "{}{}", drained.stdout, drained.stderr);

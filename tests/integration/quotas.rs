@@ -30,7 +30,7 @@ fn like(user_id: u64, post_id: u64) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_likes_too_much_is_told_to_wait_and_others_are_not() {
+async fn the_user_quota_limits_each_user_separately() {
     let setup = Setup::without_schema(&[]).await;
     // The rate is so low that no token is refilled during the test.
     let ingest = setup.ingest(&[("INGEST_USER_RATE", "3/h")]);
@@ -65,7 +65,7 @@ async fn a_user_who_likes_too_much_is_told_to_wait_and_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_asks_too_much_is_told_to_wait_and_a_proxy_s_callers_are_told_apart() {
+async fn the_address_quota_separates_clients_behind_trusted_proxies() {
     let setup = Setup::without_schema(&[]).await;
     let ingest =
         setup.ingest(&[("INGEST_ADDRESS_RATE", "2/h"), ("INGEST_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.1")]);
@@ -113,7 +113,7 @@ async fn rest_of(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_more_than_can_be_done_at_once_is_refused_and_done_later() {
+async fn requests_over_the_concurrency_limit_are_refused_until_one_ends() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[("INGEST_MAX_REQUESTS", "2")]);
     let mut begun = [begin(ingest.listen()).await, begin(ingest.listen()).await];
@@ -131,7 +131,7 @@ async fn what_is_more_than_can_be_done_at_once_is_refused_and_done_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_has_no_more_connections_than_it_may() {
+async fn connections_per_address_are_limited() {
     let setup = Setup::without_schema(&[]).await;
     // Long timeouts, so that only the limit closes connections.
     let ingest = setup.ingest(&[
@@ -155,7 +155,7 @@ async fn an_address_has_no_more_connections_than_it_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_is_too_long_is_refused() {
+async fn an_oversized_request_head_is_refused() {
     let setup = Setup::without_schema(&[]).await;
     let ingest = setup.ingest(&[]);
     let with_header = |bytes: usize| {
@@ -178,7 +178,7 @@ fn open_files(pid: u32) -> Option<(u64, u64)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn as_many_connections_fit_as_the_system_allows_files() {
+async fn the_open_file_limit_is_raised_for_the_connection_limit() {
     let setup = Setup::without_schema(&[]).await;
     for (hard, connections, warns) in [(1_500, "900", false), (600, "900", true)] {
         let log = setup.folder().join(format!("{hard}.log"));
@@ -196,7 +196,7 @@ async fn as_many_connections_fit_as_the_system_allows_files() {
         let warned =
             || fs::read_to_string(&log).unwrap().contains("fewer connections than INGEST_MAX_CONNECTIONS");
         if warns {
-            eventually("it says so", async || warned()).await;
+            eventually("the warning is logged", async || warned()).await;
         }
         ingest.kill().unwrap();
         ingest.wait().unwrap();
@@ -216,7 +216,7 @@ fn preflight(origin: &str) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_pages_of_origins_that_are_named_may_call() {
+async fn only_configured_cors_origins_are_allowed() {
     let setup = Setup::without_schema(&[]).await;
     let app = "https://app.example.org";
     let send =
@@ -247,7 +247,7 @@ async fn only_pages_of_origins_that_are_named_may_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idempotency_key_is_taken_and_the_like_is_its_own_key() {
+async fn an_idempotency_key_is_accepted_and_the_like_is_stored_once() {
     let setup = Setup::new().await;
     let (ingest, _consumer) = (setup.ingest(&[]), setup.consumer(&[]));
     for key in ["a", "a", "b", ""] {

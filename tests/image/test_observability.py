@@ -26,7 +26,7 @@ PROMETHEUS = config("prometheus.yaml")
 URL = SERVICES["runbook"]["command"][-1]
 
 
-def test_collector_uses_all_its_parts_and_only_those():
+def test_collector_pipelines_use_exactly_the_defined_components():
     collector = config("collector.yaml")
     pipelines = collector["service"]["pipelines"].values()
     for kind in ("receivers", "processors", "exporters"):
@@ -90,7 +90,7 @@ def test_grafana_finds_its_configuration(folder):
     assert mounted == FOLDER / "compose" / "grafana" / folder
 
 
-def test_grafana_asks_prometheus_as_often_as_it_scrapes(programs):
+def test_grafana_interval_equals_the_scrape_interval(programs):
     for source in config("grafana/datasources/prometheus.yaml")["datasources"]:
         url = urllib.parse.urlsplit(source["url"])
         assert url.port in compose.ports(SERVICES[url.hostname], programs)
@@ -104,7 +104,7 @@ def test_grafana_finds_dashboards(volumes):
         assert list(folder.glob("*.json"))
 
 
-def test_runbook_copies_the_files_of_the_chart_with_its_url(volumes):
+def test_runbook_service_copies_chart_files_with_its_url(volumes):
     [folder] = volumes.values()
     written = {path.relative_to(FILES): path for path in FILES.rglob("*") if path.is_file()}
     wanted = {name: path.read_text().replace(PLACEHOLDER, URL) for name, path in written.items()}
@@ -112,13 +112,13 @@ def test_runbook_copies_the_files_of_the_chart_with_its_url(volumes):
     assert {path.relative_to(folder): path.read_text() for path in copied} == wanted
 
 
-def test_url_of_the_runbook_is_where_prometheus_is_published():
+def test_runbook_url_is_the_published_address_of_prometheus():
     where = urllib.parse.urlsplit(URL)
     [(_, published, _)] = [port.split(":") for port in SERVICES["prometheus"]["ports"]]
     assert (where.hostname, str(where.port)) == ("localhost", published)
 
 
-def test_prometheus_serves_the_runbook_with_every_section_that_is_linked(volumes, tmp_path):
+def test_prometheus_serves_every_linked_section_of_the_runbook(volumes, tmp_path):
     [folder] = volumes.values()
     service = SERVICES["prometheus"]
     [assets] = [word for word in service["command"] if word.startswith(ASSETS)]
