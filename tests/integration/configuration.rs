@@ -153,7 +153,7 @@ fn details(arg: &Arg) -> String {
     if !documented.is_empty() {
         details.extend(documented);
     } else if !values.iter().all(|value| summary.contains(value.get_name())) {
-        let names: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
+        let names: Vec<&str> = values.iter().map(clap::builder::PossibleValue::get_name).collect();
         details.push(format!("Values: {}.", names.join(", ")));
     }
     details.join(" ")
