@@ -6,7 +6,7 @@
 use std::{error::Error, io};
 
 use deadpool_postgres::{HookError, PoolError, TimeoutType};
-use rustls::{CertificateError, PeerIncompatible};
+use rustls::{CertificateError, InvalidMessage, PeerIncompatible};
 
 /// Returns an error and its sources in one line, joined by colons.
 pub fn one_line(error: &(dyn Error + 'static)) -> String {
@@ -87,8 +87,11 @@ fn tls_text(error: &rustls::Error) -> String {
                 format!("the server does not support a required TLS feature: {}", words(&format!("{why:?}")))
             }
         },
-        rustls::Error::InvalidMessage(_) => {
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the server sent an invalid TLS message: the port may not use TLS".to_owned()
+        }
+        rustls::Error::InvalidMessage(why) => {
+            format!("the server sent an invalid TLS message: {}", words(&format!("{why:?}")))
         }
         error => error.to_string(),
     }

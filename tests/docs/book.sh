@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds all pages as a book. Arguments: the program mdbook, the folder of the book.
 set -euo pipefail
-mdbook=$(realpath "${1:?the program mdbook}") book=$(realpath --canonicalize-missing "${2:?a folder}")
+mdbook=$(realpath "${1:?missing argument: mdbook}") book=$(realpath --canonicalize-missing "${2:?missing argument: folder}")
 cd "$(dirname "$0")/../.."
 
 # mdBook sees one folder only, and the pages link to files all over the repository: so it gets a copy of them all.

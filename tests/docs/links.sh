@@ -2,7 +2,7 @@
 # Checks that every relative link and anchor in the Markdown pages of the repository leads somewhere. Argument: the folder of
 # node_modules.
 set -euo pipefail
-modules=$(realpath "${1:?a folder}")/node_modules
+modules=$(realpath "${1:?missing argument: folder}")/node_modules
 cd "$(dirname "$0")/../.."
 
 mapfile -t pages < <(git ls-files '*.md')

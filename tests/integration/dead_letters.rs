@@ -23,11 +23,11 @@ pub(crate) async fn dead_letters(client: &Client) -> Vec<Letter> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poison_entry_does_not_affect_other_entries() {
+async fn an_undecodable_entry_does_not_affect_other_entries() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
     setup.append(&likes(5_000), 1).await;
-    let id = append_raw(&redis, 2, b"\xc1 poison \xff").await;
+    let id = append_raw(&redis, 2, b"\xc1 malformed \xff").await;
     let rest: Vec<_> = (5_001..10_000).map(|user| like(user, 42)).collect();
     setup.append(&rest, 1).await;
     let consumer = setup.consumer(&[("CONSUMER_NAME", "mortician")]);
@@ -37,7 +37,7 @@ async fn a_poison_entry_does_not_affect_other_entries() {
     let letters = dead_letters(&redis).await;
     assert_eq!(letters.len(), 1);
     let letter = &letters[0];
-    assert_eq!(letter["l"], &b"\xc1 poison \xff"[..]);
+    assert_eq!(letter["l"], &b"\xc1 malformed \xff"[..]);
     assert_eq!(letter["reason"], "undecodable");
     assert_eq!(letter["origin"], format!("likes:{{2}}/{id}"));
     assert_eq!(letter["deliveries"], "1");

@@ -241,9 +241,10 @@ async fn a_switch_to_transaction_pooling_halts_consumers_without_loss() {
         users = next;
         consumers.iter().any(|consumer| {
             let (_, checks) = devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
-            checks.contains(
-                "writes to Postgres are halted: a connection pooler shares the sessions of Postgres",
-            ) && checks.contains("; set POSTGRES_POOLING=transaction")
+            let halted = "writes to Postgres are halted: a connection pooler shares the sessions of Postgres";
+            checks
+                .split_once(halted)
+                .is_some_and(|(_, cause)| cause.contains("; set POSTGRES_POOLING=transaction"))
         })
     })
     .await;

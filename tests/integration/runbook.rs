@@ -11,7 +11,7 @@ use crate::{
 };
 
 const DEAD_CONSUMER: &str = "host-gone-7";
-const POISONED_CONSUMER: &str = "host-poisoned-8";
+const CRASHED_CONSUMER: &str = "host-crashed-8";
 
 /// Returns the words of a command in the runbook, with its placeholders replaced.
 fn runbook_command(command: &str, placeholders: &[(&str, &str)]) -> Vec<String> {
@@ -81,12 +81,12 @@ async fn create_faults(setup: &Setup, redis: &Client) -> Faults {
     }
     // An entry that was delivered seven times.
     let suspect = append_raw(redis, 1, &codec::encode(&[like(10_001, 42)])).await;
-    read_as(redis, POISONED_CONSUMER, 1, 1).await;
+    read_as(redis, CRASHED_CONSUMER, 1, 1).await;
     redis
         .xclaim::<fred::prelude::Value, _, _, _, _>(
             stream(1),
             GROUP,
-            POISONED_CONSUMER,
+            CRASHED_CONSUMER,
             0,
             &suspect,
             None,

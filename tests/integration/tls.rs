@@ -216,10 +216,10 @@ async fn postgres_ssl_modes_behave_like_libpq() {
         ("sslmode=require", &others, "it is not signed by a trusted authority"),
     ] {
         let line = failed_in_words(&migrate(&url(&format!("{parameters}&sslrootcert={ca}"))));
-        assert!(line.starts_with(&address) && line.contains(why), "{parameters}: {line}");
+        assert_refused_by_postgres(&line, &address, why);
     }
     let line = failed_in_words(&migrate(&url("sslmode=disable")));
-    assert!(line.starts_with(&address) && line.contains("no encryption"), "{line}");
+    assert_refused_by_postgres(&line, &address, "no encryption");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,13 +240,18 @@ async fn missing_postgres_tls_and_client_certificates_are_reported() {
         (with(&other.issue("stranger", &[])), "unknown CA"),
     ] {
         let line = failed_in_words(&migrate(&whole_url(server, "127.0.0.1", &parameters)));
-        assert!(line.starts_with("error: cannot connect to Postgres at ") && line.contains(why), "{line}");
+        assert_refused_by_postgres(&line, "error: cannot connect to Postgres at ", why);
     }
 
     let plain = Setup::new().await.database_url();
     let line = failed_in_words(&migrate(&format!("{plain}?sslmode=require")));
-    assert!(line.starts_with("error: cannot connect to Postgres at "), "{line}");
-    assert!(line.contains("server does not support TLS"), "{line}");
+    assert_refused_by_postgres(&line, "error: cannot connect to Postgres at ", "server does not support TLS");
+}
+
+/// Asserts that the error line names the server, the problem and the setting to check.
+fn assert_refused_by_postgres(line: &str, start: &str, problem: &str) {
+    assert!(line.starts_with(start) && line.contains(problem), "{line}");
+    assert!(line.trim_end().ends_with("; check DATABASE_URL"), "{line}");
 }
 
 /// Asserts that the error line names the setting and the problem. No server is contacted.

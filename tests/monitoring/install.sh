@@ -2,7 +2,7 @@
 # Installs the requirements of `make test-monitoring`: Prometheus with promtool and, in a folder, a virtual environment.
 # Argument: the folder.
 set -euo pipefail
-folder=${1:?a folder}
+folder=${1:?missing argument: folder}
 here=$(dirname "$0")
 
 missing=()

@@ -9,7 +9,7 @@ fail() {
 }
 
 if command -v valkey-server; then exit 0; fi
-folder=${1:?a folder}
+folder=${1:?missing argument: folder}
 server=$folder/unpacked/usr/bin/valkey-server
 if [ ! -x "$server" ]; then
     by_hand='valkey-server not found: install Valkey 8'

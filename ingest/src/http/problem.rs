@@ -73,7 +73,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    InvalidJson BAD_REQUEST "invalid-json" "The body is not valid JSON" DYNAMIC NEVER
+    InvalidJson BAD_REQUEST "invalid-json" "The body is not JSON of the expected form" DYNAMIC NEVER
     BodyIncomplete BAD_REQUEST "body-incomplete" "The body is incomplete" INCOMPLETE NEVER
     NoCredential UNAUTHORIZED "no-credential" "A credential is required" DYNAMIC NEVER
     InvalidCredential UNAUTHORIZED "invalid-credential" "The credential is not valid" DYNAMIC NEVER

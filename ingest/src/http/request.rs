@@ -55,7 +55,8 @@ pub struct BadItem {
 impl BadItem {
     /// Returns an estimated upper bound of the size as JSON.
     pub(crate) fn json_bytes(&self) -> usize {
-        self.detail.len() + 80
+        // JSON escapes the quotes and backslashes of a quoted value.
+        2 * self.detail.len() + 80
     }
 }
 
@@ -206,6 +207,9 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
+/// Maximum length of an invalid text in an error. A batch can have many invalid items.
+const MAX_QUOTED_CHARS: usize = 64;
+
 /// Reads a field that is an integer or a text, and names the field in errors. `Like` checks the range.
 struct FieldVisitor {
     name: &'static str,
@@ -243,7 +247,12 @@ impl<'de> Visitor<'de> for FieldVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<i128, E> {
-        (self.parse_text)(text).ok_or_else(|| self.invalid(Unexpected::Str(text)))
+        (self.parse_text)(text).ok_or_else(|| {
+            let Some((cut, _)) = text.char_indices().nth(MAX_QUOTED_CHARS) else {
+                return self.invalid(Unexpected::Str(text));
+            };
+            self.invalid(Unexpected::Str(&format!("{}…", &text[..cut])))
+        })
     }
 
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<i128, E> {
@@ -454,6 +463,19 @@ mod tests {
             time.starts_with("created_at must be ") && time.contains("; got string \"yesterday\""),
             "{time}"
         );
+    }
+
+    #[test]
+    fn long_invalid_texts_are_cut_in_errors() {
+        let long = "é".repeat(1_000_000);
+        let detail =
+            fields(&format!("{{\"user_id\": \"{long}\", \"post_id\": 42}}")).unwrap_err().to_string();
+        assert!(
+            detail.contains(&format!("; got string \"{}…\" at line 1 ", "é".repeat(64))),
+            "{}",
+            detail.len()
+        );
+        assert!(detail.len() < 400, "{}", detail.len());
     }
 
     proptest! {

@@ -12,7 +12,10 @@ mod redis;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use shared::{settings::args::PostgresArgs, wire::partition::PartitionCount};
+use shared::{
+    settings::args::{PostgresArgs, partition_count},
+    wire::partition::PartitionCount,
+};
 use tokio_postgres::Client;
 
 use self::findings::Findings;
@@ -31,7 +34,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(2);
 #[derive(Args)]
 pub(crate) struct Options {
     /// Number of partitions that the programs are configured with, to compare with the cluster settings
-    #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT")]
+    #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT", value_parser = partition_count)]
     likes_partitions: Option<PartitionCount>,
 
     #[command(flatten)]

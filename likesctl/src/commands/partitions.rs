@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use consumer::stream::GroupError;
 use fred::prelude::Error;
 use serde::Serialize;
-use shared::{cluster_settings, wire::partition::PartitionCount};
+use shared::{cluster_settings, settings::args::partition_count, wire::partition::PartitionCount};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,7 +28,7 @@ pub(crate) enum Command {
 #[derive(Args)]
 pub(crate) struct GrowOptions {
     /// New number of partitions
-    #[arg(value_name = "COUNT")]
+    #[arg(value_name = "COUNT", value_parser = partition_count)]
     count: PartitionCount,
 
     #[command(flatten)]

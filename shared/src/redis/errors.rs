@@ -60,6 +60,9 @@ pub fn is_away(error: &Error) -> bool {
 
 /// Returns the code at the start of a server error, like `NOGROUP` or `OOM`.
 pub fn error_code(error: &Error) -> Option<&str> {
+    if matches!(error.kind(), ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Tls | ErrorKind::Canceled) {
+        return None;
+    }
     let code = error.details().split(' ').next()?;
     (code.len() >= 2 && code.bytes().all(|b| b.is_ascii_uppercase())).then_some(code)
 }
@@ -121,7 +124,8 @@ fn io_text(debug: &str) -> Option<Cow<'_, str>> {
     let fields = debug.strip_prefix("Custom { kind: ").or_else(|| debug.strip_prefix("Error { kind: "))?;
     let (kind, text) = fields.split_once(", ")?;
     let quoted = text.split_once(": \"").and_then(|(_, text)| Some(text.rsplit_once('"')?.0));
-    Some(quoted.map_or_else(|| words(kind).into(), Cow::from))
+    let variant = || text.split_once(": ").map_or(text, |(_, inner)| inner).trim_end_matches([' ', '}']);
+    Some(quoted.map_or_else(|| format!("{}: {}", words(kind), words(variant())).into(), Cow::from))
 }
 
 /// Cuts off where in a script an error occurred: ` script: <SHA-1>, on @user_script:1.`, of Redis 6 `(call to f_<SHA-1>)`.
@@ -170,7 +174,9 @@ mod tests {
         assert_eq!(code("NOGROUP No such key").as_deref(), Some("NOGROUP"));
         assert_eq!(code("OOM command not allowed").as_deref(), Some("OOM"));
         assert_eq!(code("Connection reset"), None);
+        assert_eq!(error_code(&Error::new(ErrorKind::IO, "RPC struct is bad (os error 72)")), None);
     }
+
     /// The texts that fred makes of I/O errors, and that Redis 7 and Redis 6 send for errors in scripts.
     #[test]
     fn texts_are_free_of_debug_text_and_script_hashes() {
@@ -182,7 +188,7 @@ mod tests {
         assert_eq!(io(io::Error::other(dns)), dns);
         assert_eq!(
             io(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError)),
-            "invalid data"
+            "invalid data: decrypt error"
         );
 
         let server = |details: &'static str| text(Error::new(ErrorKind::Unknown, details));

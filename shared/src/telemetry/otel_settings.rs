@@ -30,7 +30,7 @@ use crate::{
 pub(super) struct OtelSettings {
     /// Resource attributes, including the service name if it is set.
     pub(super) resource_attributes: Vec<KeyValue>,
-    /// Whether the trace contexts of callers and entries are used.
+    /// Whether the trace contexts of clients and entries are used.
     pub(super) accepts_contexts: bool,
     /// `None` where the signal is not exported.
     pub(super) traces: Option<TraceSettings>,

@@ -233,7 +233,7 @@ fn print_urls(state: &State) {
 }
 
 fn read(file: &Path) -> Result<Option<State>, StackError> {
-    let failed = || format!("cannot read {}", file.display());
+    let failed = || format!("cannot read the state file {}; remove it if it is damaged", file.display());
     match fs::read_to_string(file) {
         Ok(json) => {
             serde_json::from_str(&json).map(Some).map_err(io::Error::from).map_err(StackError::io(failed()))

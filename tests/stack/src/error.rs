@@ -7,7 +7,7 @@ use thiserror::Error;
 /// A process could not be started or did not behave as expected.
 #[derive(Debug, Error)]
 pub enum StackError {
-    #[error("{0} not found: run make build")]
+    #[error("{0} not found")]
     Missing(&'static str),
     #[error("cannot run {program}")]
     Spawn { program: String, source: io::Error },

@@ -52,7 +52,9 @@ pub fn programs_folder() -> Result<PathBuf, StackError> {
     let own = env::current_exe().map_err(StackError::io("cannot determine the folder of this program"))?;
     let folders = own.ancestors().skip(1).take(2);
     let found = folders.filter(|folder| folder.join("ingest").is_file()).map(Path::to_path_buf).next();
-    found.ok_or(StackError::Missing("ingest, consumer and likesctl in the folder of this program"))
+    found.ok_or(StackError::Missing(
+        "ingest, consumer or likesctl in the folder of this program (run make build)",
+    ))
 }
 
 /// Command of a likestream program. Its environment consists of these settings and the PATH.

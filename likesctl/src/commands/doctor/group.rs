@@ -12,7 +12,11 @@ pub(super) fn check(findings: &mut Findings, overview: &Overview) -> Result<(), 
     existence(findings, overview)?;
     let alive = overview.consumers.iter().filter(|consumer| consumer.is_alive()).count();
     if alive == 0 {
-        findings.fail("consumers", "no live consumers", "likes stay in Redis until then; start consumers")?;
+        findings.fail(
+            "consumers",
+            "no live consumers",
+            "likes stay in Redis until consumers run; start consumers",
+        )?;
     } else {
         findings.ok("consumers", format!("{alive} live"))?;
     }
