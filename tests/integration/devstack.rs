@@ -108,15 +108,20 @@ fn chaos(redis: &str, seed: &str, duration: &str) -> serde_json::Map<String, ser
 fn running_demo(temporary: &tempfile::TempDir) -> Child {
     let mut command = devstack(&["demo", "--likes", "50000000"], temporary);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let started = wait_until(SOON, || left_behind(temporary).len() == 3 && ingest_is_up(temporary));
+    let started = wait_until(SOON, || left_behind(temporary).len() == 3 && consumers_are_ready(temporary));
     assert!(started, "{:?}", left_behind(temporary));
     child
 }
 
-fn ingest_is_up(temporary: &tempfile::TempDir) -> bool {
-    let logs = left_behind(temporary).into_iter().find(|name| name.starts_with("likestream-logs-"));
-    let log = logs.map(|folder| temporary.path().join(folder).join("consumer-2.log"));
-    log.is_some_and(|log| fs::read_to_string(log).is_ok_and(|text| text.contains("listening")))
+fn consumers_are_ready(temporary: &tempfile::TempDir) -> bool {
+    let Some(logs) = left_behind(temporary).into_iter().find(|name| name.starts_with("likestream-logs-"))
+    else {
+        return false;
+    };
+    ["consumer-1.log", "consumer-2.log"].into_iter().all(|log| {
+        let log = temporary.path().join(&logs).join(log);
+        fs::read_to_string(log).is_ok_and(|text| text.contains("partitions assigned"))
+    })
 }
 
 #[test]
@@ -198,7 +203,7 @@ fn the_demo_reports_which_process_died() {
     let temporary = temporary_folder();
     let mut command = devstack(&["demo", "--likes", "50000000"], &temporary);
     let mut demo = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    assert!(wait_until(SOON, || left_behind(&temporary).len() == 3 && ingest_is_up(&temporary)));
+    assert!(wait_until(SOON, || left_behind(&temporary).len() == 3 && consumers_are_ready(&temporary)));
     let server = fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path());
     let folder =
         server.into_iter().find(|path| path.to_string_lossy().contains("likestream-postgres-")).unwrap();
