@@ -68,8 +68,8 @@ impl RedisAccess {
         let keys = self.likes_stream.clone();
         if !cluster_settings::is_recorded(&redis, &keys).await? {
             let line = format!(
-                "no cluster settings for LIKES_STREAM '{keys}' on {server}: ingest and consumers have never started there; \
-                 correct LIKES_STREAM or REDIS_URL, or start ingest"
+                "no cluster settings for LIKES_STREAM '{keys}' on {server}: no service has started there, or Redis lost \
+                 its data; check LIKES_STREAM and REDIS_URL, and see docs/runbook.md#lost-entries"
             );
             return Err(CliError::failed(line));
         }

@@ -53,8 +53,8 @@ fn text(error: &(dyn Error + 'static)) -> String {
 fn pool_text(error: &PoolError) -> &'static str {
     match error {
         PoolError::Timeout(TimeoutType::Wait) => "timed out waiting for a free connection of the pool",
-        PoolError::Timeout(TimeoutType::Create) => "timed out connecting to Postgres",
-        PoolError::Timeout(TimeoutType::Recycle) => "timed out checking a connection of the pool",
+        PoolError::Timeout(TimeoutType::Create) => "no reply within the time limit",
+        PoolError::Timeout(TimeoutType::Recycle) => "no reply to the check of a pooled connection",
         PoolError::Closed => "the connection pool is closed",
         PoolError::NoRuntimeSpecified => "the connection pool has no runtime for its timeouts",
         PoolError::Backend(_) | PoolError::PostCreateHook(_) => "",

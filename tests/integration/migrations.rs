@@ -49,7 +49,22 @@ async fn an_edited_migration_is_refused() {
     client.batch_execute("UPDATE refinery_schema_history SET checksum = '1'").await.unwrap();
     let ended = migrate(&setup.database_url());
     assert_eq!(ended.code, Some(1));
-    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    assert_eq!(
+        ended.stderr,
+        "error: cannot apply the migrations: V1__likes was changed after it was applied; use the release that applied it\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_without_privileges_reports_the_cause() {
+    let setup = Setup::without_schema(&[]).await;
+    setup.postgres_client().await.batch_execute("CREATE ROLE stranger LOGIN").await.unwrap();
+    let ended = migrate(&setup.database_url().replace("postgres://postgres@", "postgres://stranger@"));
+    assert_eq!(ended.code, Some(1));
+    assert_eq!(
+        ended.stderr,
+        "error: cannot apply the migrations: ERROR: permission denied for schema public\n"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

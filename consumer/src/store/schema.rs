@@ -1,5 +1,7 @@
 //! Schema in Postgres: embedded migrations and the version check. See `sql/README.md`.
 
+use refinery::error::Kind;
+use shared::error_chain::one_line;
 use thiserror::Error;
 use tokio_postgres::{Client, GenericClient, error::SqlState};
 
@@ -36,8 +38,28 @@ pub enum MigrateError {
     #[error("cannot acquire the migration lock")]
     Lock(#[from] tokio_postgres::Error),
     /// A migration failed, or a released migration was edited.
-    #[error("cannot apply the migrations")]
-    Migration(#[from] refinery::Error),
+    #[error("cannot apply the migrations: {}", cause(.0))]
+    Migration(refinery::Error),
+}
+
+/// Returns the cause of a failed migration, without the internal steps that refinery names.
+fn cause(error: &refinery::Error) -> String {
+    match error.kind() {
+        Kind::Connection(_, source) => one_line(&**source),
+        Kind::DivergentVersion(applied, _) => {
+            format!("{applied} was changed after it was applied; use the release that applied it")
+        }
+        Kind::MissingVersion(applied) => {
+            format!("{applied} is applied and unknown to this release; use a newer release")
+        }
+        kind => kind.to_string(),
+    }
+}
+
+impl From<refinery::Error> for MigrateError {
+    fn from(error: refinery::Error) -> Self {
+        Self::Migration(error)
+    }
 }
 
 /// Checks that the schema version is compatible with this program.

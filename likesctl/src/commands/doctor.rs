@@ -86,7 +86,7 @@ async fn connect_to_redis(findings: &mut Findings, options: &Options) -> Result<
         }
         Err(error) => {
             let why = error.line_and_code().0.unwrap_or_default();
-            findings.fail("redis", why, "start Redis, or correct REDIS_URL or LIKES_STREAM")?;
+            findings.fail("redis", why, "all other checks need Redis")?;
             Ok(None)
         }
     }
@@ -98,9 +98,7 @@ async fn connect_to_postgres(findings: &mut Findings, options: &Options) -> Resu
         Ok((client, _)) => Ok(Some(client)),
         Err(error) => {
             let why = error.line_and_code().0.unwrap_or_default();
-            let advice =
-                "likes stay in Redis until Postgres is back; start Postgres, or correct DATABASE_URL";
-            findings.fail("postgres", why, advice)?;
+            findings.fail("postgres", why, "likes stay in Redis until Postgres is available")?;
             Ok(None)
         }
     }

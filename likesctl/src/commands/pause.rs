@@ -80,7 +80,7 @@ async fn set(options: Options, interrupt: &CancellationToken, pauses: bool) -> R
     let changed = action.once(&context, number, Box::pin(work)).await?;
     let report = PauseReport { command, dry_run: args.dry_run, changed: changed.unwrap_or(0) };
     print_document(args.output, &report, |_| match changed {
-        None => "dry run: nothing was changed".to_owned(),
+        None => "no partition was changed".to_owned(),
         Some(0) => format!("nothing to do: already {command}d"),
         Some(_) => format!("{command}d; takes effect within seconds"),
     })?;

@@ -278,8 +278,7 @@ async fn drop_entries(
     interrupt: &CancellationToken,
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
-    let action =
-        options.action("pending drop", "dropped, and their likes will not be stored", &filter, interrupt);
+    let action = options.action("pending drop", "dropped without storing its likes", &filter, interrupt);
     let context = &context;
     let change = Change {
         scan: &|bound| Box::new(PendingScan::new(context, &filter, bound, true)),

@@ -100,8 +100,13 @@ impl<E: Error + 'static> fmt::Display for Unreachable<E> {
             }
             Self::Silent { server, waited, source } => {
                 write!(f, "no reply from {server} within {waited}")?;
-                if let Some(source) = source {
-                    write!(f, ", last error: {}", one_line(source))?;
+                // A last error that only repeats the silence says nothing.
+                let cause = source
+                    .as_ref()
+                    .map(|source| one_line(source))
+                    .filter(|cause| !cause.starts_with("no reply"));
+                if let Some(cause) = cause {
+                    write!(f, ", last error: {cause}")?;
                 }
                 f.write_str("; check the server and the network")
             }

@@ -37,7 +37,7 @@ const MAX_DEPTH: usize = 32;
 #[derive(Debug, Error)]
 pub enum DecodeError {
     /// Invalid MessagePack, or of another structure.
-    #[error("malformed payload: {0}; expected a MessagePack array of a version and likes")]
+    #[error("malformed payload; expected a MessagePack array of a version and likes ({0})")]
     Malformed(String),
     /// A later schema version.
     #[error("unknown schema version {0}; expected {VERSION}")]

@@ -45,7 +45,7 @@ fn consumer_state(findings: &mut Findings, consumer: &ConsumerOverview) -> Resul
     match *state {
         "stuck" => {
             let seen = format!("{name} is stuck: it cannot write to Postgres");
-            findings.fail("consumers", seen, "see its log for the error, and the postgres check above")
+            findings.fail("consumers", seen, "see the check \"writer\" at its /readyz?verbose, or its log")
         }
         _ if name == REASSIGN_CONSUMER && *pending > 0 => {
             let entries = many(*pending, "reassigned entry", "reassigned entries");
