@@ -104,7 +104,7 @@ impl<E: Error + 'static> fmt::Display for Unreachable<E> {
                 let cause = source
                     .as_ref()
                     .map(|source| one_line(source))
-                    .filter(|cause| !cause.starts_with("no reply"));
+                    .filter(|cause| !cause.starts_with("no reply") || cause.contains(": "));
                 if let Some(cause) = cause {
                     write!(f, ", last error: {cause}")?;
                 }
