@@ -59,7 +59,7 @@ pub struct Settings {
           help_heading = headings::CONSUMER_GROUP)]
     pub(crate) consumer_partitions: ConsumerPartitions,
 
-    /// Address of /livez, /readyz and /metrics; does not need to be public
+    /// Address of /livez, /readyz, /metrics and /loglevel; keep it private
     #[arg(long, env = "CONSUMER_ADMIN_LISTEN", default_value = "127.0.0.1:8082", value_name = "ADDRESS",
           value_parser = address, help_heading = headings::HTTP)]
     pub(crate) consumer_admin_listen: SocketAddr,

@@ -51,7 +51,7 @@ pub struct Settings {
           help_heading = headings::HTTP)]
     pub(crate) ingest_listen: SocketAddr,
 
-    /// Address of /livez, /readyz and /metrics; does not need to be public
+    /// Address of /livez, /readyz, /metrics and /loglevel; keep it private
     #[arg(long, env = "INGEST_ADMIN_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS",
           value_parser = address, help_heading = headings::HTTP)]
     pub(crate) ingest_admin_listen: SocketAddr,
@@ -83,7 +83,7 @@ pub struct Settings {
 
     /// Number of threads that serve requests [default: half of the cores]
     ///
-    /// Requests also cost CPU time in the kernel: more threads mostly wake each other.
+    /// The kernel needs the other cores for network work. More threads seldom raise the throughput.
     #[arg(long, env = "INGEST_THREADS", value_name = "COUNT", value_parser = integer(1..=1024_u16),
           help_heading = headings::HTTP)]
     ingest_threads: Option<u16>,
@@ -135,7 +135,7 @@ pub struct Settings {
 
     /// Maximum number of likes in a stream entry
     ///
-    /// Likes that arrive faster than Redis replies share an entry (group commit). A like takes up to 28 bytes.
+    /// If several likes arrive before Redis has replied, they share one entry (group commit). A like takes up to 28 bytes.
     #[arg(long, env = "INGEST_ENTRY_LIKES", default_value = "512", value_name = "COUNT",
           value_parser = integer(1..=10_000_u16), help_heading = headings::BACKPRESSURE)]
     ingest_entry_likes: u16,

@@ -106,8 +106,8 @@ pub struct StreamArgs {
 
     /// Number of partitions (streams) [default: recorded count, or 16]
     ///
-    /// The first program that starts records the count in Redis. A program that is started with another count exits.
-    /// Partitions can be added with likesctl partitions grow.
+    /// The first program that starts records the count in Redis. A program with a different count exits. An earlier
+    /// count, from before likesctl partitions grow, is ignored with a warning.
     #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT", value_parser = partition_count)]
     pub likes_partitions: Option<PartitionCount>,
 }

@@ -14,7 +14,11 @@ pub struct OtelVariable {
 type Row = (&'static str, Option<&'static str>, &'static str);
 
 const GENERAL: [Row; 17] = [
-    ("OTEL_SDK_DISABLED", Some("false"), "No exports, whatever else is set: true or false"),
+    (
+        "OTEL_SDK_DISABLED",
+        Some("false"),
+        "Disables all exports, even if other variables enable them: true or false",
+    ),
     (
         "OTEL_TRACES_EXPORTER",
         None,
