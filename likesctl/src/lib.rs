@@ -18,8 +18,6 @@ mod pending_detail;
 mod reassign;
 mod scan;
 mod selection;
-#[cfg(test)]
-mod tests;
 mod verifier;
 
 use std::process::ExitCode;

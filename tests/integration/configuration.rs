@@ -1,18 +1,14 @@
 //! The documentation of settings is generated from the options of the programs: the tables of docs/configuration.md,
-//! .env.example, and a golden file of `--help`. After an intended change, run
-//! `UPDATE_GOLDEN=1 cargo test -p likestream-tests configuration` and review the difference.
+//! .env.example, and a golden file of `--help`.
 
-use std::{cmp::Reverse, collections::BTreeSet, env, fmt::Write as _, fs, path::PathBuf};
+use std::{cmp::Reverse, collections::BTreeSet, fmt::Write as _};
 
 use clap::{Arg, Command, CommandFactory};
 use shared::{settings::headings, telemetry::otel_variables::otel_variables};
 
-use crate::harness::run;
+use crate::{golden, harness::run};
 
 const PROGRAMS: [&str; 3] = ["ingest", "consumer", "likesctl"];
-
-const BEGIN: &str = "<!-- generated: settings -->\n";
-const END: &str = "<!-- end: settings -->\n";
 
 const OPENTELEMETRY: &str = "OpenTelemetry";
 
@@ -256,35 +252,16 @@ fn example_lines(setting: &Setting) -> String {
     format!("# {}{computed}\n{comment}{}={value}\n", setting.summary(), setting.name)
 }
 
-fn repository(file: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(file)
-}
-
-/// Compares a generated text with the committed file, or writes the file.
-fn check(file: &str, text: &str) {
-    let path = repository(file);
-    if env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&path, text).unwrap();
-    }
-    let committed = fs::read_to_string(&path).unwrap_or_default();
-    let first = committed.lines().zip(text.lines()).find(|(committed, generated)| committed != generated);
-    assert!(committed == text, "{file} is stale, UPDATE_GOLDEN=1 updates it; first difference: {first:?}");
-}
-
 #[test]
 fn configuration_reference_is_up_to_date() {
-    let file = "docs/configuration.md";
-    let page = fs::read_to_string(repository(file)).unwrap();
-    let (before, rest) = page.split_once(BEGIN).unwrap();
-    let (_, after) = rest.split_once(END).unwrap();
-    check(file, &format!("{before}{BEGIN}{}{END}{after}", tables(&settings())));
+    golden::check_region("docs/configuration.md", "settings", &tables(&settings()));
 }
 
 #[test]
 fn env_example_is_up_to_date() {
     let settings = settings();
     assert!(settings.len() >= 100, "{}", settings.len());
-    check(".env.example", &example(&settings));
+    golden::check(".env.example", &example(&settings));
 }
 
 #[test]
@@ -301,7 +278,7 @@ fn service_help_matches_the_golden_file() {
             writeln!(text, "$ {program} {argument}\n{}", help.stdout).unwrap();
         }
     }
-    check("tests/integration/golden/services_help.txt", &text);
+    golden::check("tests/integration/golden/services_help.txt", &text);
 }
 
 #[test]

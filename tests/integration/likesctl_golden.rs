@@ -1,28 +1,16 @@
-//! Golden files of likesctl's output: every help text and table, and the shape of its JSON. After an intended change,
-//! run `UPDATE_GOLDEN=1 cargo test --release -p likestream-tests likesctl_golden` and review the difference. The
-//! reference in docs/likesctl.md has a unit test in the likesctl crate.
+//! Golden files of likesctl's output: every help text and table, and the shape of its JSON.
 
-use std::{collections::BTreeSet, env, fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, fs};
 
 use fred::prelude::{Client, StreamsInterface};
 use serde_json::Value;
 use shared::wire::codec;
 
 use crate::{
+    golden,
     harness::{GROUP, Setup, append_raw, dead_stream, like, run, stream},
     likesctl::{ctl, json, settled},
 };
-
-/// Compares a text with its golden file, which `UPDATE_GOLDEN` writes first.
-fn check(name: &str, text: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/golden").join(name);
-    if env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(&file, text).unwrap();
-    }
-    let expected = fs::read_to_string(&file).unwrap_or_default();
-    assert!(text == expected, "{} has changed (UPDATE_GOLDEN=1 accepts the change):\n{text}", file.display());
-}
 
 /// Returns a command and its subcommands, recursively.
 fn commands(parent: &[String]) -> Vec<Vec<String>> {
@@ -54,7 +42,7 @@ fn help_texts_match_the_golden_file() {
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{command:?}");
         writeln!(text, "$ likesctl {}\n{help}", arguments.join(" ")).unwrap();
     }
-    check("help.txt", &text);
+    golden::check("tests/integration/golden/help.txt", &text);
 }
 
 #[test]
@@ -212,7 +200,7 @@ async fn tables_match_the_golden_file() {
         )));
         text.push('\n');
     }
-    check("tables.txt", &text.replace(&hostname(), "<host>"));
+    golden::check("tests/integration/golden/tables.txt", &text.replace(&hostname(), "<host>"));
 }
 
 fn hostname() -> String {
@@ -290,7 +278,7 @@ async fn json_output_has_the_documented_shape() {
         )
         .unwrap();
     }
-    check("shapes.txt", &text);
+    golden::check("tests/integration/golden/shapes.txt", &text);
     // NDJSON has the same fields.
     let lines = ctl(&setup, &["dead", "list", "-o", "ndjson"]).stdout;
     let line: Value = serde_json::from_str(lines.trim()).unwrap();

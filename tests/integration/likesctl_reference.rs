@@ -1,14 +1,10 @@
-//! The reference in docs/likesctl.md is generated from the command tree. After an intended change, run
-//! `UPDATE_GOLDEN=1 cargo test -p likestream-likesctl --lib` and review the difference.
+//! The reference in docs/likesctl.md is generated from the command tree.
 
-use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
+use std::{collections::BTreeMap, fmt::Write};
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command};
 
-use super::Likesctl;
-
-const BEGIN: &str = "<!-- generated: reference -->\n";
-const END: &str = "<!-- end: reference -->";
+use crate::golden;
 
 /// Number of commands that must share an option for it to be listed once, as a common option.
 const COMMON: usize = 3;
@@ -17,20 +13,11 @@ const COLUMNS: usize = 100;
 
 #[test]
 fn the_reference_is_generated_from_the_command_tree() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/likesctl.md");
-    let page = fs::read_to_string(&file).unwrap();
-    let (before, rest) = page.split_once(BEGIN).unwrap();
-    let (documented, after) = rest.split_once(END).unwrap();
-    let generated = reference();
-    if env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&file, format!("{before}{BEGIN}{generated}{END}{after}")).unwrap();
-        return;
-    }
-    assert!(documented == generated, "docs/likesctl.md is stale (UPDATE_GOLDEN=1 updates it):\n{generated}");
+    golden::check_region("docs/likesctl.md", "reference", &reference());
 }
 
 fn reference() -> String {
-    let mut root = Likesctl::command();
+    let mut root = likesctl::command();
     root.build();
     let mut commands = Vec::new();
     collect("", &root, &mut commands);
