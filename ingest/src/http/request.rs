@@ -1,6 +1,6 @@
 //! Parses request bodies into likes.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -199,6 +199,10 @@ impl<'de> Deserialize<'de> for Object {
                 f.write_str("an object such as {\"user_id\": 7, \"post_id\": 42}")
             }
 
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Object, E> {
+                Err(E::invalid_type(Unexpected::Str(&quotable(text)), &self))
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object, A::Error> {
                 LikeRequest::deserialize(MapAccessDeserializer::new(map)).map(Object)
             }
@@ -209,6 +213,14 @@ impl<'de> Deserialize<'de> for Object {
 
 /// Maximum length of an invalid text in an error. A batch can have many invalid items.
 const MAX_QUOTED_CHARS: usize = 64;
+
+/// Cuts a text to the length that an error may quote.
+fn quotable(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
 
 /// Reads a field that is an integer or a text, and names the field in errors. `Like` checks the range.
 struct FieldVisitor {
@@ -247,12 +259,7 @@ impl<'de> Visitor<'de> for FieldVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<i128, E> {
-        (self.parse_text)(text).ok_or_else(|| {
-            let Some((cut, _)) = text.char_indices().nth(MAX_QUOTED_CHARS) else {
-                return self.invalid(Unexpected::Str(text));
-            };
-            self.invalid(Unexpected::Str(&format!("{}…", &text[..cut])))
-        })
+        (self.parse_text)(text).ok_or_else(|| self.invalid(Unexpected::Str(&quotable(text))))
     }
 
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<i128, E> {
@@ -476,6 +483,9 @@ mod tests {
             detail.len()
         );
         assert!(detail.len() < 400, "{}", detail.len());
+        let batch = parse_array(format!("[\"{long}\"]").as_bytes(), NOW_US, 1).unwrap();
+        assert!(batch.bad[0].detail.contains(&format!("string \"{}…\", expected an object", "é".repeat(64))));
+        assert!(batch.bad[0].detail.len() < 400, "{}", batch.bad[0].detail.len());
     }
 
     proptest! {
