@@ -6,10 +6,7 @@ use clap::Parser;
 use shared::{
     settings::{
         self, SettingError,
-        args::{
-            InvalidInteger, PostgresArgs, RedisArgs, StreamArgs, address, duration, integer,
-            positive_duration,
-        },
+        args::{PostgresArgs, RedisArgs, StreamArgs, address, duration, integer, positive_duration},
         headings,
     },
     telemetry::TelemetryArgs,
@@ -67,8 +64,8 @@ pub struct Settings {
     /// Number of rows that completes a batch
     ///
     /// The last entry of a batch can add more rows.
-    #[arg(long, env = "BATCH_ROWS", default_value = "5000", value_name = "COUNT", value_parser = batch_rows,
-          help_heading = headings::BATCHES)]
+    #[arg(long, env = "BATCH_ROWS", default_value = "5000", value_name = "COUNT",
+          value_parser = integer(NonZeroUsize::MIN..=BATCH_ROWS_MAX), help_heading = headings::BATCHES)]
     pub(crate) batch_rows: NonZeroUsize,
 
     /// Maximum time that an incomplete batch waits for more entries
@@ -197,6 +194,9 @@ fn ordinal(host: &str) -> Option<u16> {
     host.split('.').next()?.rsplit_once('-')?.1.parse().ok()
 }
 
+/// Maximum of `BATCH_ROWS`.
+const BATCH_ROWS_MAX: NonZeroUsize = NonZeroUsize::new(100_000).unwrap();
+
 /// Maximum of WRITE_TIMEOUT. Timeouts of Postgres are milliseconds in 31 bits, a little more than this.
 const WRITE_TIMEOUT_MAX: Duration = Duration::from_hours(24 * 24);
 
@@ -207,11 +207,6 @@ fn write_timeout(text: &str) -> Result<Duration, String> {
     } else {
         Err("is too long; expected at most 24 days".to_owned())
     }
-}
-
-fn batch_rows(text: &str) -> Result<NonZeroUsize, InvalidInteger> {
-    let rows = integer(1..=100_000_usize)(text)?;
-    Ok(NonZeroUsize::new(rows).unwrap_or(NonZeroUsize::MIN))
 }
 
 /// Parses the name of a consumer group or of a consumer.
