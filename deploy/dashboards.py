@@ -284,7 +284,7 @@ def overview():
     ]
     batches = [
         graph("Batches by flush reason",
-              "full: there is a backlog. linger: there is none. shutdown: a consumer drains.",
+              "full: consumers are behind. linger: they keep up. shutdown: a consumer drains.",
               "ops", [
             (rate(f"likestream_batches_committed_total{{{CONSUMER}}}", "flush"), "{{flush}}"),
         ], stacked=True),
