@@ -83,11 +83,16 @@ macro_rules! impl_from {
 
 impl_from!(
     Box<dyn Error>,
-    tokio_postgres::Error,
     shared::runtime::service::Unreachable<fred::error::Error>,
     shared::runtime::service::Unreachable<tokio_postgres::Error>,
     serde_json::Error
 );
+
+impl From<tokio_postgres::Error> for CliError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::failed(format!("Postgres query failed: {}", one_line(&error)))
+    }
+}
 
 impl From<fred::error::Error> for CliError {
     fn from(error: fred::error::Error) -> Self {
