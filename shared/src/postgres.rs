@@ -7,6 +7,7 @@ mod classify;
 mod connect;
 pub mod copy_format;
 mod tls;
+mod url;
 
 pub use self::{
     classify::{FailureClass, classify, is_refusal},

@@ -27,11 +27,16 @@ pub use self::{
     errors::{error_code, error_type, is_away, is_refusal},
 };
 use self::{connection::address, tls::Files};
-use crate::settings::{SettingError, args::RedisArgs};
+use crate::settings::{
+    SettingError,
+    args::RedisArgs,
+    server_url::{STRAY_AT, check_hosts, check_parameters},
+};
 
 const INVALID_URL: &str = "the URL is not valid; expected a URL such as redis://user:password@host:6379/0, \
      redis-cluster://host:7000?node=other:7001 or redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name, \
-     or with TLS rediss://, rediss-cluster:// or rediss-sentinel://";
+     or with TLS rediss://, rediss-cluster:// or rediss-sentinel://; escape special characters in the user and the password, such \
+     as @ as %40 and / as %2F";
 
 /// How to reach Redis.
 #[derive(Clone)]
@@ -66,6 +71,7 @@ impl Redis {
     }
 
     fn with(url: &str, timeout: Duration, files: Files<'_>) -> Result<Self, SettingError> {
+        let bad = |problem: String| SettingError::new("REDIS_URL", problem);
         let (scheme, rest) = url.split_once("://").unwrap_or_default();
         let (scheme, tls) = match scheme.strip_prefix("rediss") {
             Some(kind) => (format!("redis{kind}"), true),
@@ -74,6 +80,7 @@ impl Redis {
         if !["redis", "redis-cluster", "redis-sentinel"].contains(&scheme.as_str()) {
             return Err(SettingError::new("REDIS_URL", INVALID_URL));
         }
+        check_parts(&scheme, rest).map_err(bad)?;
         // fred's own parser would choose the trusted certificates for a rediss:// URL itself.
         let url = &format!("{scheme}://{rest}");
         // The parser's error may quote a part of the URL, and so a part of the password.
@@ -85,6 +92,7 @@ impl Redis {
         let mut config = config.map_err(|_| SettingError::new("REDIS_URL", INVALID_URL))?;
         config.tls = if tls { Some(files.read()?) } else { files.unused().map(|()| None)? };
         let hosts = config.server.hosts();
+        check_hosts(hosts.iter().map(|server| &*server.host)).map_err(bad)?;
         let address = hosts.iter().map(address).collect::<Vec<_>>().join(", ");
         let deployment = match &config.server {
             ServerConfig::Centralized { server } => Deployment::One(server.clone()),
@@ -136,6 +144,24 @@ impl Redis {
     }
 }
 
+/// Checks the parts after the scheme for traces of a password with special characters.
+fn check_parts(scheme: &str, rest: &str) -> Result<(), String> {
+    let after_hosts = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
+    let (place, fragment) = after_hosts.split_once('#').unwrap_or((after_hosts, ""));
+    let (path, query) = place.split_once('?').unwrap_or((place, ""));
+    if path.contains('@') || fragment.contains('@') {
+        return Err(STRAY_AT.to_owned());
+    }
+    check_parameters(
+        query,
+        match scheme {
+            "redis-cluster" => &["node"],
+            "redis-sentinel" => &["node", "sentinelServiceName", "sentinelUsername", "sentinelPassword"],
+            _ => &[],
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -171,6 +197,55 @@ mod tests {
             assert!(error.starts_with("REDIS_URL: ") && !error.contains("hunter2"), "{error}");
         }
         assert_eq!(redis("redis://user:hunter2@host:7000/1").ok().unwrap().address(), "host:7000");
+    }
+
+    #[test]
+    fn a_special_character_in_a_password_is_refused_or_belongs_to_it() {
+        for url in [
+            "redis://u:6380/hunter2@host",
+            "redis://u:6380?hunter2@host/0",
+            "redis://u:6380#hunter2@host/0",
+            "redis://u:6380?hunter2=x@host/0",
+            "redis-cluster://:x@a:7000?node=hunter2@b:7001",
+        ] {
+            let error = redis(url).err().unwrap().to_string();
+            assert!(
+                error.starts_with("REDIS_URL: ") && error.ends_with("escape every other @ as %40"),
+                "{error}"
+            );
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        for url in
+            ["redis://:x@hunter2&3", "redis://:x@hunter2%40host", "redis-cluster://a:1?node=hunter2 b:1"]
+        {
+            let error = redis(url).err().unwrap().to_string();
+            assert!(error.contains("such as @ as %40") && !error.contains("hunter2"), "{error}");
+        }
+        // The last @ before the path ends the password.
+        let redis = redis("redis://likes:Tr0ub@dor&3-horse@host/0").ok().unwrap();
+        assert_eq!(
+            (redis.address(), redis.login.password.as_deref()),
+            ("host:6379", Some("Tr0ub@dor&3-horse"))
+        );
+    }
+
+    #[test]
+    fn unsupported_parameters_are_named() {
+        for (url, problem) in [
+            ("redis://host?db=1", "the parameter 'db' is not supported; remove it"),
+            ("rediss://host/0?node=b:1", "the parameter 'node' is not supported; remove it"),
+            (
+                "redis-cluster://h:1?node=b:1&family=6&protocol=3",
+                "the parameters 'family', 'protocol' are not supported; remove them",
+            ),
+            (
+                "redis-sentinel://h:1?sentinelServiceName=m&sentinelPassword=a&hunter2",
+                "a parameter after sentinelPassword is not supported; remove it, or escape & in the sentinelPassword \
+                 as %26",
+            ),
+        ] {
+            assert_eq!(redis(url).err().unwrap().to_string(), format!("REDIS_URL: {problem}"));
+        }
     }
 
     #[test]

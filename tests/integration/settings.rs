@@ -126,6 +126,42 @@ fn invalid_urls_are_refused_without_showing_secrets() {
     }
 }
 
+/// The rest of a password must not become a host, which logs and errors show.
+#[test]
+fn an_unescaped_at_sign_in_a_url_is_refused_without_showing_the_password() {
+    for (program, arguments, setting, url) in [
+        (
+            "consumer",
+            &["--rust-log", "trace"][..],
+            "DATABASE_URL",
+            "postgres://likes:Tr0ub@dor&3-horse@host/db",
+        ),
+        ("likesctl", &["migrate"], "DATABASE_URL", "postgres://likes:Tr0ub@dor/3-horse@host/db"),
+        ("likesctl", &["migrate"], "DATABASE_URL", "postgres://likes:Tr0ub@dor?3-horse=x@host/db"),
+        ("ingest", &["--rust-log", "trace"], "REDIS_URL", "redis://likes:6379/Tr0ub&3-horse@host:6379"),
+        ("likesctl", &["status"], "REDIS_URL", "redis://likes:6379?Tr0ub=3-horse@host:6379"),
+    ] {
+        let ended = run(program, arguments, &[(setting, url)]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        let problem = "the URL has an @ that does not end the user and password; escape every other @ as %40";
+        assert_eq!(ended.stderr, format!("error: {setting}: {problem}\n"));
+        assert!(ended.stdout.is_empty(), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn unsupported_parameters_of_urls_are_named_without_their_values() {
+    for (program, setting, url, name) in [
+        ("consumer", "DATABASE_URL", "postgres://u@127.0.0.1/x?sslpassword=hunter2", "sslpassword"),
+        ("ingest", "REDIS_URL", "redis://127.0.0.1:6379?password=hunter2", "password"),
+    ] {
+        let ended = run(program, &[], &[(setting, url)]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        let problem = format!("the parameter '{name}' is not supported; remove it");
+        assert_eq!(ended.stderr, format!("error: {setting}: {problem}\n"));
+    }
+}
+
 fn without_servers(program: &str, arguments: &[&str]) -> Ended {
     let settings = [
         ("REDIS_URL", "redis://:hunter2@127.0.0.1:1"),
@@ -291,6 +327,20 @@ async fn secrets_can_be_read_from_files() {
     );
     let both = run("ingest", &[], &[("REDIS_URL_FILE", redis.as_str()), ("REDIS_URL", "redis://127.0.0.1")]);
     assert_eq!(both.code, Some(2), "{}", both.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn white_space_around_urls_is_ignored() {
+    let setup = Setup::new().await;
+    let settings = [
+        ("REDIS_URL", format!(" {}\n", setup.redis.url())),
+        ("DATABASE_URL", format!("{}\r\n", setup.database_url())),
+        ("LIKES_PARTITIONS", "4".to_owned()),
+        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+    ];
+    let log = setup.folder().join("log");
+    let consumer = devstack::program::Program::start("consumer", &settings, &log).unwrap();
+    consumer.wait_ready(crate::harness::SOON).unwrap();
 }
 
 /// `?` is a valid value of OTEL_SERVICE_NAME only.

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, config::Host};
 
-use super::tls::{Parameters, Tls};
+use super::{tls::Tls, url};
 use crate::settings::{SettingError, args::PostgresArgs};
 
 /// Time limit for connecting, and for waiting for a free connection of the pool.
@@ -33,20 +33,8 @@ impl Postgres {
     /// Parses the URL and reads the certificate files. Nothing is connected yet.
     pub fn new(args: &PostgresArgs, application_name: &str) -> Result<Self, SettingError> {
         let url = args.url()?;
-        let (parameters, rest) = Parameters::take_out(url.expose_secret());
-        // The parser's error may quote a part of the URL, and so a part of the password.
-        let mut config: Config = rest.parse().map_err(|_| {
-            SettingError::new(
-                "DATABASE_URL",
-                "the URL is not valid; expected a URL such as postgres://user:password@host:5432/database",
-            )
-        })?;
-        if config.get_hosts().is_empty() {
-            return Err(SettingError::new(
-                "DATABASE_URL",
-                "the URL has no host; expected a URL such as postgres://user:password@host:5432/database",
-            ));
-        }
+        let (parameters, mut config) =
+            url::parse(url.expose_secret()).map_err(|problem| SettingError::new("DATABASE_URL", problem))?;
         let tls = parameters.apply(&mut config)?;
         config.application_name(application_name);
         if config.get_connect_timeout().is_none() {

@@ -33,10 +33,10 @@ pub(super) enum Tls {
 /// TLS parameters of a URL.
 #[derive(Debug, Default)]
 pub(super) struct Parameters {
-    mode: Option<String>,
-    root: Option<String>,
-    certificate: Option<String>,
-    key: Option<String>,
+    pub(super) mode: Option<String>,
+    pub(super) root: Option<String>,
+    pub(super) certificate: Option<String>,
+    pub(super) key: Option<String>,
 }
 
 /// libpq's modes, except `allow`.
@@ -50,23 +50,8 @@ enum Mode {
 }
 
 impl Parameters {
-    /// Removes the parameters from a URL. Returns them and the rest, which tokio-postgres can parse.
-    pub(super) fn take_out(url: &str) -> (Self, String) {
-        let mut taken = Self::default();
-        let scheme = url.find("://").map_or(0, |at| at + 3);
-        // A password may contain a question mark.
-        let hosts = url[scheme..].find('@').map_or(scheme, |at| scheme + at);
-        let Some(query) = url[hosts..].find('?').map(|at| hosts + at).filter(|_| scheme > 0) else {
-            return (taken, url.to_owned());
-        };
-        let others = url[query + 1..].split('&').filter(|parameter| !taken.takes(parameter));
-        let others = others.collect::<Vec<_>>().join("&");
-        let end = if others.is_empty() { query } else { query + 1 };
-        let rest = url[..end].to_owned() + &others;
-        (taken, rest)
-    }
-
-    fn takes(&mut self, parameter: &str) -> bool {
+    /// Takes a parameter of a URL, unless it belongs to tokio-postgres.
+    pub(super) fn takes(&mut self, parameter: &str) -> bool {
         let Some((name, value)) = parameter.split_once('=') else { return false };
         let place = match name {
             "sslmode" => &mut self.mode,
@@ -111,7 +96,10 @@ impl Parameters {
             Some("verify-full") => Mode::VerifyFull,
             Some(other) => {
                 let expected = "disable, prefer, require, verify-ca or verify-full";
-                return Err(bad(format!("sslmode '{other}' is not valid; expected {expected}")));
+                // The end of a password can be here, after a question mark that was not escaped.
+                let is_word = other.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+                let value = if is_word { format!(" '{other}'") } else { String::new() };
+                return Err(bad(format!("sslmode{value} is not valid; expected {expected}")));
             }
         };
         // A parameter that is silently ignored would give a false sense of security.
@@ -200,33 +188,4 @@ pub(super) fn is_refusal(error: &Error) -> bool {
         source.is_some_and(|source| source.to_string() == "server does not support TLS")
     };
     tls::error_behind(error).is_some_and(tls::is_refusal) || has_none()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tls_parameters_are_removed_from_a_url() {
-        for (url, rest, mode) in [
-            ("postgres://u@h/d", "postgres://u@h/d", None),
-            ("postgres://u@h/d?sslmode=require", "postgres://u@h/d", Some("require")),
-            ("postgres://u:a?sslmode=b@h,i:2/d?connect_timeout=3", "", None),
-            (
-                "postgres://u@h/d?options=-c%20a&sslmode=verify%2Dfull&port=1",
-                "postgres://u@h/d?options=-c%20a&port=1",
-                Some("verify-full"),
-            ),
-            ("postgres://u@h/d?sslmode=", "postgres://u@h/d", None),
-            ("host=h sslmode=require", "", None),
-        ] {
-            let (parameters, left) = Parameters::take_out(url);
-            assert_eq!(left, if rest.is_empty() { url } else { rest });
-            assert_eq!(parameters.mode.as_deref(), mode, "{url}");
-        }
-        let (all, rest) = Parameters::take_out("postgres://h?sslcert=/a%20b&sslkey=/k&sslrootcert=system");
-        assert_eq!(rest, "postgres://h");
-        assert_eq!((all.certificate.as_deref(), all.key.as_deref()), (Some("/a b"), Some("/k")));
-        assert_eq!(all.root.as_deref(), Some("system"));
-    }
 }

@@ -4,6 +4,7 @@
 //! in brackets: `[default: recorded count, or 16]`.
 
 use std::{
+    convert::Infallible,
     fmt::{self, Display},
     fs,
     net::SocketAddr,
@@ -215,13 +216,18 @@ pub enum InvalidDuration {
 #[error("expected a size from 1 byte to 512MiB, such as 16KiB or 4096")]
 pub struct InvalidByteCount;
 
-/// Returns the contents of the file if one is set, else the value.
+/// Removes white space around a value, such as the line break at the end of a file that became an environment variable.
+pub fn trimmed(text: &str) -> Result<String, Infallible> {
+    Ok(text.trim().to_owned())
+}
+
+/// Returns the contents of the file if one is set, else the value. Both without white space around them.
 fn secret(
     file_setting: &'static str,
     value: &SecretString,
     file: Option<&PathBuf>,
 ) -> Result<SecretString, SettingError> {
-    let Some(file) = file else { return Ok(value.clone()) };
+    let Some(file) = file else { return Ok(value.expose_secret().trim().into()) };
     let failed = |problem: &dyn fmt::Display| SettingError::new(file_setting, problem);
     let text = fs::read_to_string(file)
         .map_err(|error| failed(&format_args!("cannot read {}: {error}", file.display())))?;
@@ -256,6 +262,18 @@ mod tests {
         .unwrap();
         assert!(!format!("{flags:?}").contains("hunter2"));
         assert!(flags.redis.url().unwrap().expose_secret().contains("hunter2"));
+    }
+
+    #[test]
+    fn white_space_around_urls_is_removed() {
+        let flags = Flags::try_parse_from([
+            "program",
+            "--redis-url= redis://127.0.0.1:1\n",
+            "--database-url=postgres://u@127.0.0.1/d\r\n",
+        ])
+        .unwrap();
+        assert_eq!(flags.redis.url().unwrap().expose_secret(), "redis://127.0.0.1:1");
+        assert_eq!(flags.postgres.url().unwrap().expose_secret(), "postgres://u@127.0.0.1/d");
     }
 
     #[test]

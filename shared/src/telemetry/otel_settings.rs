@@ -279,7 +279,7 @@ impl Variables<'_> {
         let insecure = self.word(&self.exporter_variable(signal, "INSECURE")?, &BOOLEAN)?;
         let is_grpc = protocol == Protocol::Grpc;
         let default = if is_grpc { "http://localhost:4317" } else { "http://localhost:4318" };
-        let value = self.get(&name)?.unwrap_or_else(|| default.to_owned());
+        let value = self.get(&name)?.map_or_else(|| default.to_owned(), |value| value.trim().to_owned());
         let url = if is_grpc && !value.contains("://") {
             format!("{}://{value}", if insecure == Some(true) { "http" } else { "https" })
         } else if is_grpc || name == signal.variable("ENDPOINT") {

@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
-use shared::settings::{SettingError, args::positive_duration};
+use shared::settings::{
+    SettingError,
+    args::{positive_duration, trimmed},
+};
 use thiserror::Error;
 
 use super::{errors::SetupError, jwks::RemoteKeySet, key_set::KeySet};
@@ -23,7 +26,7 @@ pub(super) struct KeyArgs {
     ///
     /// Fetched again every INGEST_JWT_JWKS_REFRESH, and when a token names an unknown key. A file is reloaded when it
     /// changes.
-    #[arg(long, env = "INGEST_JWT_JWKS", value_name = "URL|FILE")]
+    #[arg(long, env = "INGEST_JWT_JWKS", value_name = "URL|FILE", value_parser = trimmed)]
     ingest_jwt_jwks: Option<String>,
 
     /// Path of a PEM file with the certificate authorities trusted for the URL of INGEST_JWT_JWKS [default: those of the system]

@@ -19,7 +19,7 @@ fn endpoints_apply_to_all_signals_or_to_one() {
         let settings = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)]);
         (settings.traces.unwrap().exporter.endpoint, settings.metrics.unwrap().endpoint)
     };
-    for endpoint in ["http://c:4318", "http://c:4318/"] {
+    for endpoint in ["http://c:4318", "http://c:4318/", " http://c:4318\n"] {
         let (traces, metrics) = for_all(endpoint);
         assert_eq!(
             (traces, metrics),
