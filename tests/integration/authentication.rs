@@ -17,7 +17,9 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData};
+use rcgen::{
+    CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -364,6 +366,45 @@ async fn key_set_files_and_shared_secrets_are_supported() {
     assert_eq!(like_with(&with_secret, &token).await.status, 202);
     let weaker = encode(&Header::new(Algorithm::HS384), &claims("7", &json!({})), &key).unwrap();
     assert_eq!(like_with(&with_secret, &weaker).await.status, 401, "another algorithm");
+}
+
+/// Otherwise everyone who has the public key could sign tokens.
+#[tokio::test(flavor = "multi_thread")]
+async fn public_key_material_is_refused_as_a_shared_secret() {
+    let setup = Setup::without_schema(&[]).await;
+    let file = setup.folder().join("secret");
+    let signer = Signer::new(Algorithm::RS256);
+    let certificate =
+        CertificateParams::new(vec!["id".to_owned()]).unwrap().self_signed(&signer.key).unwrap();
+    let with_text = format!("subject=CN = id\n\n{}", certificate.pem());
+    let key = signer.key.subject_public_key_info();
+    let settings = [
+        ("INGEST_AUTH", "jwt"),
+        ("INGEST_JWT_ISSUER", ISSUER),
+        ("INGEST_JWT_AUDIENCE", AUDIENCE),
+        ("INGEST_JWT_KEY_FILE", file.to_str().unwrap()),
+        ("INGEST_JWT_ALGORITHMS", "HS256"),
+    ];
+    let jwk = Signer::named("one").jwk().to_string();
+    for content in [with_text.as_bytes(), signer.key.public_key_pem().as_bytes(), &key, jwk.as_bytes()] {
+        fs::write(&file, content).unwrap();
+        let ended = run("ingest", &[], &settings);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(
+            ended.stderr.starts_with("error: INGEST_JWT_KEY_FILE: the file contains a key"),
+            "{}",
+            ended.stderr
+        );
+    }
+
+    fs::write(&file, "not-to-be-guessed-by-anybody-at-all").unwrap();
+    let ingest = ingest_with_jwt(&setup, &settings[3..]);
+    fs::write(&file, &with_text).unwrap();
+    eventually("the certificate is refused", async || ingest.log_text().contains("keeping the old contents"))
+        .await;
+    let forged = EncodingKey::from_secret(with_text.trim().as_bytes());
+    let forged = encode(&Header::new(Algorithm::HS256), &claims("7", &json!({})), &forged).unwrap();
+    assert_eq!(like_with(&ingest, &forged).await.status, 401);
 }
 
 /// Sends a like over HTTP/2.

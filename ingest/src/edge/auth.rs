@@ -11,6 +11,7 @@ mod jwt;
 mod key_set;
 mod key_source;
 mod principal;
+mod shared_secret;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use clap::{Args, ValueEnum};

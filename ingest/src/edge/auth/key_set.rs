@@ -3,6 +3,8 @@
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, jwk};
 use serde::Deserialize;
 
+use super::shared_secret;
+
 const MAX_KEYS: usize = 1_000;
 
 /// Keys, each with the algorithms that it is valid for.
@@ -19,13 +21,14 @@ struct Key {
 impl KeySet {
     /// Parses one public key in PEM format, or a secret, depending on the algorithms. All algorithms must be of one family.
     pub(super) fn single(content: &[u8], algorithms: &[Algorithm]) -> Result<Self, String> {
+        let family = algorithms.first().map(|algorithm| algorithm.family()).ok_or("no algorithm is set")?;
         // The library accepts a private key here, and then rejects every token.
-        if content.windows(b"PRIVATE KEY".len()).any(|words| words == b"PRIVATE KEY") {
+        let is_private = content.windows(b"PRIVATE KEY".len()).any(|words| words == b"PRIVATE KEY");
+        if is_private && family != AlgorithmFamily::Hmac {
             return Err("the file contains a private key; expected the public key".to_owned());
         }
-        let family = algorithms.first().map(|algorithm| algorithm.family()).ok_or("no algorithm is set")?;
         let key = match family {
-            AlgorithmFamily::Hmac => secret(content.trim_ascii(), algorithms)?,
+            AlgorithmFamily::Hmac => shared_secret::parse(content, algorithms)?,
             // The error of the library might quote a part of the file.
             AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(content).map_err(
                 |_| "the file has no RSA public key in PEM format, which INGEST_JWT_ALGORITHMS requires",
@@ -66,26 +69,6 @@ impl KeySet {
         };
         named.or_else(only).map(|key| key.decoding.clone())
     }
-}
-
-/// Parses a secret. It must not be shorter than the hash. Source: RFC 7518, section 3.2.
-fn secret(secret: &[u8], algorithms: &[Algorithm]) -> Result<DecodingKey, String> {
-    let hash_bytes = algorithms.iter().map(|algorithm| match algorithm {
-        Algorithm::HS512 => 64,
-        Algorithm::HS384 => 48,
-        _ => 32,
-    });
-    let at_least = hash_bytes.max().unwrap_or(64);
-    if secret.len() < at_least {
-        return Err(format!("the secret has {} bytes; expected at least {at_least}", secret.len()));
-    }
-    // If the secret were a public key, everyone could sign tokens.
-    if secret.starts_with(b"-----BEGIN") {
-        return Err(
-            "the file has a PEM key; expected a secret, which INGEST_JWT_ALGORITHMS requires".to_owned()
-        );
-    }
-    Ok(DecodingKey::from_secret(secret))
 }
 
 /// Returns a key of a set, or `None` if it has another purpose or other algorithms.
@@ -145,13 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn short_secrets_and_public_keys_as_secrets_are_refused() {
-        let hmac = |content: &[u8], algorithm| KeySet::single(content, &[algorithm]);
-        assert!(hmac(&[b'x'; 32], Algorithm::HS256).is_ok());
-        assert!(hmac(&[b'x'; 31], Algorithm::HS256).is_err() && hmac(&[b'x'; 32], Algorithm::HS512).is_err());
+    fn a_key_must_be_public_and_of_the_algorithm() {
+        let single = |content: &[u8], algorithm| KeySet::single(content, &[algorithm]);
         let pem = b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
-        assert!(hmac(pem, Algorithm::HS256).is_err());
-        assert!(hmac(b"-----BEGIN PRIVATE KEY-----", Algorithm::RS256).unwrap_err().contains("private"));
-        assert!(hmac(pem, Algorithm::EdDSA).is_ok() && hmac(pem, Algorithm::RS256).is_err());
+        assert!(single(b"-----BEGIN PRIVATE KEY-----", Algorithm::RS256).unwrap_err().contains("private"));
+        assert!(single(pem, Algorithm::EdDSA).is_ok() && single(pem, Algorithm::RS256).is_err());
+        assert!(single(pem, Algorithm::HS256).unwrap_err().contains("expected a random secret"));
     }
 }
