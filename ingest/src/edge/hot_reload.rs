@@ -16,6 +16,9 @@ use tokio_util::task::AbortOnDropHandle;
 /// Interval at which the files are compared with the loaded contents.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Time for which changed contents must stay the same before they are used: they may be half-written.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
+
 /// Maximum size of a file. Longer files are neither keys nor certificates.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -57,12 +60,10 @@ async fn watch<T>(
     let mut refused: Option<String> = None;
     loop {
         sleep(RELOAD_INTERVAL).await;
-        let reading = Arc::clone(&files);
-        let changed = match spawn_blocking(move || read_all(&reading)).await {
-            Ok(Ok(read)) if read == contents => continue,
-            Ok(Ok(read)) => parse(&read).map(|parsed| (read, parsed)),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(error) => Err(error.to_string()),
+        let changed = match read_changed(&files, &contents).await {
+            Ok(None) => continue,
+            Ok(Some(read)) => parse(&read).map(|parsed| (read, parsed)),
+            Err(error) => Err(error),
         };
         match changed {
             Ok((read, parsed)) => {
@@ -79,6 +80,28 @@ async fn watch<T>(
             Err(_) => {}
         }
     }
+}
+
+type Files = Arc<Vec<(&'static str, PathBuf)>>;
+
+/// Returns the contents once they no longer change, or `None` if they are the known ones.
+async fn read_changed(files: &Files, known: &[Vec<u8>]) -> Result<Option<Vec<Vec<u8>>>, String> {
+    let mut contents = read(files).await?;
+    while contents != known {
+        sleep(SETTLE_TIME).await;
+        let later = read(files).await?;
+        if later == contents {
+            return Ok(Some(contents));
+        }
+        contents = later;
+    }
+    Ok(None)
+}
+
+async fn read(files: &Files) -> Result<Vec<Vec<u8>>, String> {
+    let files = Arc::clone(files);
+    let read = spawn_blocking(move || read_all(&files)).await;
+    read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingError> {
@@ -101,4 +124,31 @@ fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingEr
                 .map_err(|e| SettingError::new(*setting, format!("cannot read {}: {e}", path.display())))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_written_file_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys");
+        let write = |content: &str| fs::write(&file, content).unwrap();
+        write("one\ntwo\n");
+        let lines = |contents: &[Vec<u8>]| Ok(String::from_utf8_lossy(&contents[0]).lines().count());
+        let count = HotReload::load(vec![("KEYS", file.clone())], lines).unwrap();
+        let half_a_second = SETTLE_TIME / 2;
+        write("one\n");
+        sleep(RELOAD_INTERVAL + half_a_second).await;
+        assert_eq!(*count.current(), 2, "the writer has just begun");
+        write("one\ntwo\nthree\n");
+        sleep(SETTLE_TIME).await;
+        assert_eq!(*count.current(), 2, "the file has just changed");
+        sleep(SETTLE_TIME).await;
+        assert_eq!(*count.current(), 3);
+        write("one\n");
+        sleep(RELOAD_INTERVAL + 2 * SETTLE_TIME).await;
+        assert_eq!(*count.current(), 1, "the file stays so");
+    }
 }

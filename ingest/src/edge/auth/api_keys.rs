@@ -66,6 +66,13 @@ impl ApiKeys {
 fn parse(file: &[u8]) -> Result<Vec<[u8; SHA256_OUTPUT_LEN]>, String> {
     let text = str::from_utf8(file).map_err(|_| "the file is not UTF-8 text".to_owned())?;
     let lines = (1..).zip(text.lines().map(str::trim));
+    // A cut in a name or a hash leaves an invalid line, but a cut in a comment is visible only here.
+    let last = lines.clone().last().filter(|(_, line)| line.starts_with('#') && !text.ends_with('\n'));
+    if let Some((number, _)) = last {
+        return Err(format!(
+            "line {number} is a comment without a line break, so lines after it may be missing; end it with a line break"
+        ));
+    }
     let mut hashes = Vec::new();
     for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
         let hash = match line.split_whitespace().collect::<Vec<_>>()[..] {
@@ -121,5 +128,17 @@ mod tests {
             assert!(why.contains(&format!("line {line} ")) && !why.contains("abc"), "{why}");
         }
         assert!(parse(&format!("x {hash}\n").repeat(MAX_KEYS + 1).into_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_file_that_ends_within_a_line_is_refused() {
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let file = format!("shop {hash}\n# the old key, until May\nother {hash}\n");
+        let starts: Vec<usize> = file.match_indices('\n').map(|(at, _)| at + 1).chain([0]).collect();
+        for end in 0..file.len() {
+            // Without its line break, a line with a key is complete.
+            let is_complete = end > 0 && (starts.contains(&end) || file[..end].ends_with(hash));
+            assert_eq!(parse(&file.as_bytes()[..end]).is_ok(), is_complete, "{}", &file[..end]);
+        }
     }
 }
