@@ -16,6 +16,7 @@ use shared::{
 use crate::{
     group::static_assignment::StaticAssignment,
     store::session::{Pooling, Transactions},
+    stream::REASSIGN_CONSUMER,
 };
 
 /// Write likes from Redis Streams to Postgres
@@ -44,7 +45,9 @@ pub struct Settings {
     pub(crate) likes_group: String,
 
     /// Name of this consumer, unique in the group [default: host name and a unique suffix]
-    #[arg(long, env = "CONSUMER_NAME", value_name = "NAME", value_parser = group_name,
+    ///
+    /// The name likesctl is reserved: likesctl reassigns pending entries with it.
+    #[arg(long, env = "CONSUMER_NAME", value_name = "NAME", value_parser = consumer_name,
           help_heading = headings::CONSUMER_GROUP)]
     pub(crate) consumer_name: Option<String>,
 
@@ -207,6 +210,14 @@ fn write_timeout(text: &str) -> Result<Duration, String> {
     } else {
         Err("is too long; expected at most 24 days".to_owned())
     }
+}
+
+/// Parses the name of this consumer. Under the reserved name, other consumers would claim its entries at once.
+fn consumer_name(text: &str) -> Result<String, String> {
+    if text == REASSIGN_CONSUMER {
+        return Err("is reserved for reassigned entries; expected another name".to_owned());
+    }
+    group_name(text)
 }
 
 /// Parses the name of a consumer group or of a consumer.

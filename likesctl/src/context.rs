@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use consumer::{config::group_name, group::static_assignment::StaticAssignment, stream::Streams};
+use consumer::{
+    config::group_name,
+    group::static_assignment::StaticAssignment,
+    stream::{REASSIGN_CONSUMER, Streams},
+};
 use fred::prelude::Error;
 use futures_util::future::try_join_all;
 use shared::{
@@ -19,9 +23,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::CliError;
-
-/// Consumer name that no group member has. Partition readers claim its pending entries at once.
-pub(crate) const REASSIGN_CONSUMER: &str = "likesctl";
 
 /// Maximum time for one response of Postgres.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);

@@ -58,6 +58,8 @@ fn invalid_settings_are_refused_in_one_line_with_exit_code_2() {
     assert_refused("consumer", "BATCH_LINGER", "fast", duration);
     let name = "is not valid; expected 1 to 128 printable ASCII characters without spaces";
     assert_refused("consumer", "CONSUMER_NAME", "a b", name);
+    let reserved = "is reserved for reassigned entries; expected another name";
+    assert_refused("consumer", "CONSUMER_NAME", "likesctl", reserved);
     let assignment = "is not valid; expected partitions from 0 to 1023, such as 0-3,8, or a share counted from 0, such as 2/4, \
         or auto, or ordinal/4";
     assert_refused("consumer", "CONSUMER_PARTITIONS", "4/4", assignment);

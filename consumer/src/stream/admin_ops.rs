@@ -17,6 +17,9 @@ use crate::{
     stream::{LIVENESS_TIMEOUT, Streams, reply},
 };
 
+/// Name of a consumer that no group member may have. Partition readers claim its pending entries at once.
+pub const REASSIGN_CONSUMER: &str = "likesctl";
+
 /// Member of the set of paused partitions that stands for all partitions.
 pub(super) const ALL: &str = "all";
 

@@ -1,7 +1,7 @@
 //! `likesctl consumers`: lists and removes consumers of the group.
 
 use clap::{Args, Subcommand};
-use consumer::group::static_assignment::StaticAssignment;
+use consumer::{group::static_assignment::StaticAssignment, stream::REASSIGN_CONSUMER};
 use fred::prelude::Error;
 use serde::Serialize;
 use shared::stderr::eprint_line;
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     action::{Action, ActionArgs, PaceArgs},
-    context::{Context, REASSIGN_CONSUMER, RedisAccess},
+    context::{Context, RedisAccess},
     exit::{CliError, Exit},
     output::{Column, OutputArgs, Row, age_or_none, many, print_document, table},
     overview::ConsumerOverview,

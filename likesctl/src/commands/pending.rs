@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use clap::{Args, Subcommand};
-use consumer::{config::group_name, entry::EntryId};
+use consumer::{config::group_name, entry::EntryId, stream::REASSIGN_CONSUMER};
 use futures_util::FutureExt;
 use shared::{settings::args::PostgresArgs, wire::codec};
 use tokio_postgres::Client;
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     action::{Action, ActionArgs, ActionResult, Change, ExportArgs, PaceArgs},
-    context::{self, Context, REASSIGN_CONSUMER, RedisAccess},
+    context::{self, Context, RedisAccess},
     dead_letter_record::dropped,
     exit::{CliError, Exit},
     likes_table,

@@ -1,8 +1,9 @@
 //! Checks of the group, its consumers, its backlog and its dead letters, all from an overview.
 
+use consumer::stream::REASSIGN_CONSUMER;
+
 use super::{STALE_AFTER, findings::Findings};
 use crate::{
-    context::REASSIGN_CONSUMER,
     exit::CliError,
     output::{age, count, many},
     overview::{ConsumerOverview, Overview, PartitionOverview},
