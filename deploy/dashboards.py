@@ -207,7 +207,7 @@ def overview():
              "sum(max by (namespace, job, partition)"
              f" (likestream_partition_dead_letters{{{CONSUMER}}}))", runbook="Dead letters",
              steps=[(1, "orange")]),
-        stat("Not ready", "Failing readiness checks. The last row shows the processes.", "short",
+        stat("Failing checks", "Failing checks of /readyz. The last row shows the processes.", "short",
              f"count(likestream_check_passing{{{BOTH}}} == 0)"
              f" or 0 * count(likestream_check_passing{{{BOTH}}})",
              runbook="Not ready", steps=[(1, "red")]),
@@ -339,7 +339,7 @@ def overview():
             (f"max(likestream_partitions_orphaned{{{CONSUMER}}})", "orphaned"),
             (f"sum(likestream_partitions_paused{{{CONSUMER}}})", "paused"),
         ], runbook="Partitions without a consumer"),
-        graph("Readiness checks", "By process and check: 1 passes, 0 fails.", "short", [
+        graph("Checks of /readyz", "By process and check: 1 passes, 0 fails.", "short", [
             (f"min by (instance, check) (likestream_check_passing{{{BOTH}}})",
              "{{instance}} {{check}}"),
         ], runbook="Not ready", defaults={"max": 1}),

@@ -82,7 +82,7 @@ pub(crate) async fn run(
     let (listener, address) = listen(settings.consumer_admin_listen).await?;
     let consumer = settings.consumer_name.clone().unwrap_or_else(unique_name);
     tracing::info!(admin_listen = %address, consumer, "listening");
-    let health = Health::default();
+    let health = Health::new(shutdown.clone());
     let checks = Checks::new(&health);
     let stop_admin = CancellationToken::new();
     let _admin_ends_with_this = stop_admin.clone().drop_guard();

@@ -75,7 +75,7 @@ impl Backlog {
     }
 }
 
-/// Samples the backlog until it is cancelled. The samples also decide on readiness: ingest is ready while any Redis server
+/// Samples the backlog until it is cancelled. The samples also set the check of Redis, which passes while any Redis server
 /// replies. Partitions whose server does not reply count with their latest known sample.
 pub(crate) async fn sample(
     redis: Connections,
@@ -104,14 +104,14 @@ pub(crate) async fn sample(
                 backlog.unknown();
                 let error = one_line(error);
                 if redis_check.fail(error.clone()) {
-                    tracing::warn!(error, "Redis is unavailable, not ready");
+                    tracing::warn!(error, "Redis is unavailable");
                 }
             }
             _ => {
                 let entries = known.iter().sum();
                 backlog.sampled(entries);
                 if redis_check.pass() {
-                    tracing::info!(backlog_entries = entries, "Redis is available, ready");
+                    tracing::info!(backlog_entries = entries, "Redis is available");
                 }
             }
         }

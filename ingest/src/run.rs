@@ -95,7 +95,7 @@ async fn run(
     let tls = Tls::load(&settings.tls)?;
     let auth = shutdown.run_until_cancelled(Authenticator::new(&settings.auth)).await;
     let Some(auth) = auth.transpose()? else { return Ok(()) };
-    let (listener, redis_check, _admin) = listen(&settings, &telemetry).await?;
+    let (listener, redis_check, _admin) = listen(&settings, &telemetry, shutdown.clone()).await?;
     let connected = shutdown.run_until_cancelled(connect(&redis, &settings)).await;
     let Some(connected) = connected.transpose()? else { return Ok(()) };
 
@@ -164,6 +164,7 @@ fn metrics(telemetry: &Telemetry, settings: &Settings, scheme: &'static str) -> 
 async fn listen(
     settings: &Settings,
     telemetry: &Telemetry,
+    shutdown: CancellationToken,
 ) -> Result<(TcpListener, Check, DropGuard), IngestError> {
     let (listener, listen) = bind("INGEST_LISTEN", settings.ingest_listen).await?;
     let (admin_listener, admin_listen) = bind("INGEST_ADMIN_LISTEN", settings.ingest_admin_listen).await?;
@@ -171,8 +172,8 @@ async fn listen(
     if settings.auth.is_off() && !listen.ip().is_loopback() {
         tracing::warn!(%listen, "authentication is off on a non-loopback address, set INGEST_AUTH or allow only a gateway");
     }
-    let health = Health::default();
-    let redis_check = health.check("redis");
+    let health = Health::new(shutdown);
+    let redis_check = health.start_check("redis");
     let stop_admin = CancellationToken::new();
     let admin_guard = stop_admin.clone().drop_guard();
     tokio::spawn(admin::serve(admin_listener, health, telemetry.clone(), stop_admin));

@@ -79,13 +79,20 @@ async fn a_redis_outage_returns_503_until_redis_is_back() {
     assert_eq!(post(&ingest, LIKE).await.status, 202);
     setup.redis.stop();
     eventually("503", async || refused_as(&ingest, "redis-unavailable").await).await;
-    eventually("not ready", async || devstack::admin::get(ingest.admin(), "/readyz").unwrap().0 == 503).await;
+    // Behind a Service, a process that is not ready would refuse connections instead.
+    let readiness = || devstack::admin::get(ingest.admin(), "/readyz?verbose").unwrap();
+    eventually("the check fails", async || readiness().1.starts_with("[-] redis failed: ")).await;
+    let (status, checks) = readiness();
+    assert!(status == 200 && checks.ends_with("\nready\n"), "{status}: {checks}");
+    let passes = || ingest.metrics().unwrap().sum_where("likestream_check_passing", "check=\"redis\"");
+    assert_eq!(passes(), 0.0);
+    assert!(refused_as(&ingest, "redis-unavailable").await);
     assert_eq!(devstack::admin::get(ingest.admin(), "/livez").unwrap().0, 200);
 
     setup.redis.start_again().unwrap();
     eventually("202 again", async || post(&ingest, LIKE).await.status == 202).await;
-    eventually("ready again", async || devstack::admin::get(ingest.admin(), "/readyz").unwrap().0 == 200)
-        .await;
+    eventually("the check passes", async || readiness() == (200, "[+] redis ok\nready\n".to_owned())).await;
+    assert_eq!(passes(), 1.0);
     assert!(entries(&setup.redis_client().await).await >= 2, "the append-only file contains the first like");
 }
 

@@ -100,6 +100,8 @@ async fn ingest_finishes_requests_in_flight_and_accepts_no_more() {
     request_in_flight(&ingest).await;
     ingest.signal(Signal::SIGTERM);
     eventually("no new connections", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
+    let (status, checks) = devstack::admin::get(ingest.admin(), "/readyz?verbose").unwrap();
+    assert!(status == 503 && checks.contains("[-] shutdown requested\n"), "{status}: {checks}");
     assert!(!in_flight.is_finished());
     setup.redis.resume();
     assert_eq!(in_flight.await.unwrap().unwrap().status, 202);

@@ -268,13 +268,16 @@ async fn a_flood_of_dead_letters_does_not_flood_the_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn likesctl_ready_checks_readiness_and_idle_ends_on_sigterm() {
     let setup = Setup::without_schema(&[]).await;
-    let mut ingest = setup.ingest(&[]);
+    setup.redis.pause();
+    let mut ingest = setup.start("ingest", &[]);
     let address = ingest.admin().to_string();
+    let not_ready = run("likesctl", &["ready", &address], &[]);
+    let report = "[-] redis failed: not checked yet\nnot ready\n";
+    assert_eq!((not_ready.code, not_ready.stdout.as_str()), (Some(1), report));
+    setup.redis.resume();
+    eventually("ready", async || run("likesctl", &["ready", &address], &[]).code == Some(0)).await;
     let ready = run("likesctl", &["ready", &address], &[]);
     assert_eq!((ready.code, ready.stdout.as_str()), (Some(0), "[+] redis ok\nready\n"));
-    setup.redis.pause();
-    eventually("not ready", async || run("likesctl", &["ready", &address], &[]).code == Some(1)).await;
-    setup.redis.resume();
     let listen = ingest.listen().to_string();
     let wrong = run("likesctl", &["ready", &listen], &[]);
     assert!(wrong.code == Some(1) && wrong.stderr.contains("not an admin port"), "{}", wrong.stderr);

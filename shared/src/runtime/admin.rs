@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -40,10 +40,25 @@ const MAX_CONNECTIONS: usize = 64;
 /// Delay after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
-/// Readiness of a service: ready when every check passes.
+/// Readiness of a service: ready while every check passes that readiness depends on, until shutdown.
 #[derive(Clone, Default)]
 pub struct Health {
-    failing: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
+    checks: Arc<Mutex<BTreeMap<&'static str, CheckState>>>,
+    shutdown: CancellationToken,
+}
+
+#[derive(Clone)]
+struct CheckState {
+    failing: Option<String>,
+    /// Whether readiness depends on the check only until its first pass.
+    is_of_start: bool,
+    has_passed: bool,
+}
+
+impl CheckState {
+    fn allows_ready(&self) -> bool {
+        self.failing.is_none() || (self.is_of_start && self.has_passed)
+    }
 }
 
 /// One readiness check.
@@ -54,19 +69,35 @@ pub struct Check {
 }
 
 impl Health {
+    /// Returns the readiness of a service that is not ready from `shutdown` on.
+    pub fn new(shutdown: CancellationToken) -> Self {
+        Self { checks: Arc::default(), shutdown }
+    }
+
     /// Registers a check, which fails until its first [`Check::pass`].
     pub fn check(&self, name: &'static str) -> Check {
-        let check = Check { name, health: self.clone() };
-        check.set(Some("not checked yet".to_owned()));
-        check
+        self.register(name, false)
+    }
+
+    /// Registers a check of the start, which fails until its first [`Check::pass`]. From then on, readiness no longer
+    /// depends on it, but its failures are still reported. For a service that answers by itself in an outage.
+    pub fn start_check(&self, name: &'static str) -> Check {
+        self.register(name, true)
+    }
+
+    fn register(&self, name: &'static str, is_of_start: bool) -> Check {
+        let state =
+            CheckState { failing: Some("not checked yet".to_owned()), is_of_start, has_passed: false };
+        self.lock().insert(name, state);
+        Check { name, health: self.clone() }
     }
 
     /// Registers the checks as a metric.
     fn observe(&self, meter: &Meter) {
         let health = self.clone();
         let observe = move |observer: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
-            for (name, failing) in health.checks() {
-                observer.observe(failing.is_none().into(), &[KeyValue::new(names::CHECK, name)]);
+            for (name, check) in health.lock().iter() {
+                observer.observe(check.failing.is_none().into(), &[KeyValue::new(names::CHECK, *name)]);
             }
         };
         let gauge = meter.u64_observable_gauge(names::metric::CHECK_PASSING).with_callback(observe);
@@ -75,7 +106,30 @@ impl Health {
 
     /// Returns every check by name, with the reason why it fails.
     pub fn checks(&self) -> BTreeMap<&'static str, Option<String>> {
-        self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().iter().map(|(name, check)| (*name, check.failing.clone())).collect()
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.shutdown.is_cancelled() && self.lock().values().all(CheckState::allows_ready)
+    }
+
+    /// Returns one line per check, and one after the request to shut down.
+    fn report(&self) -> String {
+        let mut text = String::new();
+        for (name, failing) in self.checks() {
+            let _ = match failing {
+                None => writeln!(text, "[+] {name} ok"),
+                Some(why) => writeln!(text, "[-] {name} failed: {why}"),
+            };
+        }
+        if self.shutdown.is_cancelled() {
+            text.push_str("[-] shutdown requested\n");
+        }
+        text
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, CheckState>> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,9 +145,12 @@ impl Check {
     }
 
     fn set(&self, failing: Option<String>) -> bool {
-        let mut checks = self.health.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = failing.is_some();
-        checks.insert(self.name, failing).is_none_or(|before| before.is_some() != failed)
+        let mut checks = self.health.lock();
+        let Some(check) = checks.get_mut(self.name) else { return false };
+        let is_change = check.failing.is_some() != failing.is_some();
+        check.has_passed |= failing.is_none();
+        check.failing = failing;
+        is_change
     }
 }
 
@@ -140,20 +197,11 @@ async fn serve_connections(listener: TcpListener, router: Router) {
 }
 
 async fn readyz(State(admin): State<Admin>, RawQuery(query): RawQuery) -> impl IntoResponse {
-    let checks = admin.health.checks();
-    let ready = checks.values().all(Option::is_none);
+    let ready = admin.health.is_ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let verbose =
         query.is_some_and(|q| q.split('&').any(|key| key == "verbose" || key.starts_with("verbose=")));
-    let mut text = String::new();
-    if verbose {
-        for (name, failing) in &checks {
-            let _ = match failing {
-                None => writeln!(text, "[+] {name} ok"),
-                Some(why) => writeln!(text, "[-] {name} failed: {why}"),
-            };
-        }
-    }
+    let mut text = if verbose { admin.health.report() } else { String::new() };
     text.push_str(if ready { "ready\n" } else { "not ready\n" });
     (status, text)
 }
@@ -193,4 +241,41 @@ async fn reset_log_level(State(admin): State<Admin>) -> String {
     let current = log_level.current();
     tracing::warn!(directives = current, "log level changed back to RUST_LOG");
     current + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_ready_while_all_checks_pass() {
+        let health = Health::default();
+        let (redis, postgres) = (health.check("redis"), health.check("postgres"));
+        assert!(redis.pass() && !health.is_ready());
+        assert!(postgres.pass() && health.is_ready());
+        assert!(postgres.fail("gone") && !postgres.fail("still gone") && !health.is_ready());
+        assert_eq!(health.report(), "[-] postgres failed: still gone\n[+] redis ok\n");
+    }
+
+    #[test]
+    fn a_check_of_the_start_makes_a_service_not_ready_only_until_it_passes() {
+        let health = Health::default();
+        let (redis, other) = (health.start_check("redis"), health.check("other"));
+        other.pass();
+        assert!(!redis.fail("refused") && !health.is_ready());
+        assert!(redis.pass() && health.is_ready());
+        assert!(redis.fail("gone") && health.is_ready());
+        assert_eq!(health.report(), "[+] other ok\n[-] redis failed: gone\n");
+        assert!(other.fail("broken") && !health.is_ready());
+    }
+
+    #[test]
+    fn a_service_is_not_ready_during_shutdown() {
+        let shutdown = CancellationToken::new();
+        let health = Health::new(shutdown.clone());
+        assert!(health.start_check("redis").pass() && health.is_ready());
+        shutdown.cancel();
+        assert!(!health.is_ready());
+        assert_eq!(health.report(), "[+] redis ok\n[-] shutdown requested\n");
+    }
 }
