@@ -39,7 +39,7 @@ const THREADS: usize = 1;
 pub fn main() -> ExitCode {
     let settings: Settings = shared::settings::parse();
     let telemetry = settings.telemetry().clone();
-    shared::runtime::service::run("consumer", &telemetry, THREADS, |telemetry, shutdown| {
-        Box::pin(service::run(settings, telemetry, shutdown))
+    shared::runtime::service::run("consumer", &telemetry, THREADS, |telemetry, signals| {
+        Box::pin(service::run(settings, telemetry, signals.shutdown))
     })
 }

@@ -8,7 +8,7 @@ use shared::{
     redis::{Connections, Redis, is_refusal},
     runtime::{
         admin::{self, Check, Health},
-        service::{self, Failure, Unreachable, wait_for},
+        service::{self, Failure, Signals, Unreachable, wait_for},
     },
     settings::{self, SettingError},
     telemetry::{Telemetry, spans::Tracing},
@@ -82,18 +82,18 @@ pub fn main() -> ExitCode {
     let settings: Settings = settings::parse();
     let telemetry = settings.telemetry().clone();
     let threads = settings.threads();
-    service::run("ingest", &telemetry, threads, |telemetry, shutdown| run(settings, telemetry, shutdown))
+    service::run("ingest", &telemetry, threads, |telemetry, signals| run(settings, telemetry, signals))
 }
 
 /// Serves until `shutdown`, then drains the requests in flight.
 async fn run(
     settings: Settings,
     telemetry: Telemetry,
-    shutdown: CancellationToken,
+    Signals { shutdown, reload }: Signals,
 ) -> Result<(), IngestError> {
     let redis = Redis::new(&settings.redis)?;
-    let tls = Tls::load(&settings.tls)?;
-    let auth = shutdown.run_until_cancelled(Authenticator::new(&settings.auth)).await;
+    let tls = Tls::load(&settings.tls, &reload)?;
+    let auth = shutdown.run_until_cancelled(Authenticator::new(&settings.auth, &reload)).await;
     let Some(auth) = auth.transpose()? else { return Ok(()) };
     let (listener, redis_check, _admin) = listen(&settings, &telemetry, shutdown.clone()).await?;
     let connected = shutdown.run_until_cancelled(connect(&redis, &settings)).await;

@@ -4,5 +4,6 @@
 //! and `telemetry`. Must not know the work of the service.
 
 pub mod admin;
+pub mod reload;
 pub mod service;
 pub mod shutdown;

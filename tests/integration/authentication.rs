@@ -17,6 +17,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use nix::sys::signal::Signal;
 use rcgen::{
     CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData,
 };
@@ -344,6 +345,30 @@ async fn a_key_set_is_refetched_for_a_new_key_id_and_kept_if_that_fails() {
     })
     .await;
     assert_eq!(status(&new).await, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_set_is_refetched_on_sighup() {
+    let setup = Setup::without_schema(&[]).await;
+    let (old, new) = (Signer::named("old"), Signer::named("new"));
+    let server = KeyServer::start(&[&old]).await;
+    let url = server.url();
+    let settings = [
+        ("INGEST_JWT_JWKS", url.as_str()),
+        ("INGEST_JWT_ALGORITHMS", "EdDSA"),
+        ("INGEST_JWT_JWKS_REFRESH", "1h"),
+    ];
+    let ingest = ingest_with_jwt(&setup, &settings);
+    let status =
+        async |signer: &Signer| like_with(&ingest, &signer.sign(&claims("7", &json!({})))).await.status;
+    assert_eq!(status(&old).await, 202);
+    server.serve(&[&new]);
+    // A token of a known key triggers no fetch.
+    assert_eq!(status(&old).await, 202);
+    ingest.signal(Signal::SIGHUP);
+    eventually("the old key is revoked", async || status(&old).await == 401).await;
+    assert_eq!(status(&new).await, 202);
+    eventually("the outcome is logged", async || ingest.log_text().contains("key set reloaded")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use nix::sys::signal::Signal;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::net::TcpStream;
@@ -102,6 +103,22 @@ async fn a_valid_certificate_is_reloaded_and_an_invalid_one_is_ignored() {
     let new = Certificate::new(&setup);
     eventually("the new certificate is served", async || new.is_seen_at(&ingest).await).await;
     assert!(!old.is_seen_at(&ingest).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_reloaded_on_sighup() {
+    let setup = Setup::without_schema(&[]).await;
+    let old = Certificate::new(&setup);
+    let ingest = setup.ingest(&old.settings());
+    fs::write(&old.cert, "nonsense").unwrap();
+    let refusals = || ingest.log_text().matches("keeping the old contents").count();
+    eventually("the invalid certificate is logged", async || refusals() == 1).await;
+    ingest.signal(Signal::SIGHUP);
+    eventually("the invalid certificate is logged again", async || refusals() == 2).await;
+    assert!(old.is_seen_at(&ingest).await);
+    let new = Certificate::new(&setup);
+    ingest.signal(Signal::SIGHUP);
+    eventually("the new certificate is served", async || new.is_seen_at(&ingest).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

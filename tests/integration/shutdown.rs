@@ -129,6 +129,53 @@ async fn ingest_exits_after_the_drain_timeout() {
     );
 }
 
+/// Waits until the log has this number of requests to reload.
+async fn reloads_requested(program: &Program, count: usize) {
+    let requested = || program.log_text().matches("reload requested").count();
+    eventually("the request is logged", async || requested() == count).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_ends_neither_ingest_nor_a_consumer() {
+    let setup = Setup::new().await;
+    setup.redis.pause();
+    let (mut ingest, mut consumer) = (setup.start("ingest", &[]), setup.start("consumer", &[]));
+    // Both wait for Redis.
+    for program in [&ingest, &consumer] {
+        program.signal(Signal::SIGHUP);
+        reloads_requested(program, 1).await;
+    }
+    setup.redis.resume();
+    ingest.wait_ready(SOON).unwrap();
+    consumer.wait_ready(SOON).unwrap();
+    for program in [&ingest, &consumer] {
+        program.signal(Signal::SIGHUP);
+        reloads_requested(program, 2).await;
+    }
+    assert_eq!(HttpClient::new(ingest.listen()).post_like(7, 42).await.unwrap().status, 202);
+    setup.wait_for_rows(1).await;
+    assert!(ingest.terminate(SOON).unwrap().success());
+    assert!(consumer.terminate(SOON).unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_does_not_interrupt_a_graceful_shutdown() {
+    let setup = Setup::new().await;
+    let mut ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
+    let address = ingest.listen();
+    setup.redis.pause();
+    let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
+    request_in_flight(&ingest).await;
+    ingest.signal(Signal::SIGTERM);
+    eventually("no new connections", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
+    ingest.signal(Signal::SIGHUP);
+    reloads_requested(&ingest, 1).await;
+    assert!(!in_flight.is_finished());
+    setup.redis.resume();
+    assert_eq!(in_flight.await.unwrap().unwrap().status, 202);
+    assert!(ingest.wait_exit(SOON).unwrap().success());
+}
+
 /// An incomplete request is not in flight and does not delay shutdown.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_and_incomplete_connections_do_not_delay_shutdown() {

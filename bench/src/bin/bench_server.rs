@@ -130,8 +130,8 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 fn main() -> ExitCode {
     let settings: Settings = settings::parse();
     let telemetry = settings.telemetry.clone();
-    service::run("bench-server", &telemetry, default_threads(), |telemetry, shutdown| {
-        run(settings, telemetry, shutdown)
+    service::run("bench-server", &telemetry, default_threads(), |telemetry, signals| {
+        run(settings, telemetry, signals.shutdown)
     })
 }
 

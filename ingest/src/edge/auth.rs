@@ -15,7 +15,7 @@ mod shared_secret;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use clap::{Args, ValueEnum};
-use shared::settings::SettingError;
+use shared::{runtime::reload::ReloadRequests, settings::SettingError};
 
 use self::{
     api_keys::{ApiKeys, ApiKeysArgs},
@@ -87,9 +87,11 @@ impl Authenticator {
     }
 
     /// Reads the keys from files, or fetches the key set.
-    pub(crate) async fn new(args: &AuthArgs) -> Result<Self, SetupError> {
-        let tokens = if args.has(Method::Jwt) { Some(TokenVerifier::new(&args.jwt).await?) } else { None };
-        let api_keys = if args.has(Method::ApiKey) { Some(ApiKeys::load(&args.api_keys)?) } else { None };
+    pub(crate) async fn new(args: &AuthArgs, reload: &ReloadRequests) -> Result<Self, SetupError> {
+        let tokens =
+            if args.has(Method::Jwt) { Some(TokenVerifier::new(&args.jwt, reload).await?) } else { None };
+        let api_keys =
+            if args.has(Method::ApiKey) { Some(ApiKeys::load(&args.api_keys, reload)?) } else { None };
         Ok(Self { tokens, api_keys })
     }
 

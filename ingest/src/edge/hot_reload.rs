@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use shared::settings::SettingError;
+use shared::{runtime::reload::ReloadRequests, settings::SettingError};
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -29,17 +29,18 @@ pub(crate) struct HotReload<T> {
 }
 
 impl<T: Send + Sync + 'static> HotReload<T> {
-    /// Reads the files, each with its setting, and watches them. `parse` gets the contents in the same order. Its error is
-    /// logged, so it must not contain any of the contents.
+    /// Reads the files, each with its setting, and watches them; a request to reload has them read again at once. `parse`
+    /// gets the contents in the same order. Its error is logged, so it must not contain any of the contents.
     pub(crate) fn load(
         files: Vec<(&'static str, PathBuf)>,
+        reload: &ReloadRequests,
         parse: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + 'static,
     ) -> Result<Self, SettingError> {
         let setting = files.first().map_or("", |(setting, _)| *setting);
         let contents = read_all(&files)?;
         let parsed = parse(&contents).map_err(|why| SettingError::new(setting, why))?;
         let current = Arc::new(ArcSwap::from_pointee(parsed));
-        let watching = watch(setting, files, contents, parse, Arc::clone(&current));
+        let watching = watch(setting, files, contents, parse, Arc::clone(&current), reload.clone());
         Ok(Self { current, _watching: AbortOnDropHandle::new(tokio::spawn(watching)) })
     }
 
@@ -48,18 +49,23 @@ impl<T: Send + Sync + 'static> HotReload<T> {
     }
 }
 
-/// Parses the files whenever their contents change. If parsing fails, the current value stays.
+/// Parses the files whenever their contents have changed, periodically and on request. If parsing fails, the current value stays.
 async fn watch<T>(
     setting: &'static str,
     files: Vec<(&'static str, PathBuf)>,
     mut contents: Vec<Vec<u8>>,
     parse: impl Fn(&[Vec<u8>]) -> Result<T, String>,
     current: Arc<ArcSwap<T>>,
+    mut reload: ReloadRequests,
 ) {
     let files = Arc::new(files);
     let mut refused: Option<String> = None;
     loop {
-        sleep(RELOAD_INTERVAL).await;
+        tokio::select! {
+            () = sleep(RELOAD_INTERVAL) => {}
+            // Whoever asked waits for the outcome, so an error is logged again.
+            () = reload.requested() => refused = None,
+        }
         let changed = match read_changed(&files, &contents).await {
             Ok(None) => continue,
             Ok(Some(read)) => parse(&read).map(|parsed| (read, parsed)),
@@ -128,7 +134,15 @@ fn read_all(files: &[(&'static str, PathBuf)]) -> Result<Vec<Vec<u8>>, SettingEr
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
+
+    async fn wait_until(condition: impl Fn() -> bool) {
+        while !condition() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_half_written_file_is_not_used() {
@@ -137,7 +151,8 @@ mod tests {
         let write = |content: &str| fs::write(&file, content).unwrap();
         write("one\ntwo\n");
         let lines = |contents: &[Vec<u8>]| Ok(String::from_utf8_lossy(&contents[0]).lines().count());
-        let count = HotReload::load(vec![("KEYS", file.clone())], lines).unwrap();
+        let (_requests, reload) = ReloadRequests::new();
+        let count = HotReload::load(vec![("KEYS", file.clone())], &reload, lines).unwrap();
         let half_a_second = SETTLE_TIME / 2;
         write("one\n");
         sleep(RELOAD_INTERVAL + half_a_second).await;
@@ -150,5 +165,26 @@ mod tests {
         write("one\n");
         sleep(RELOAD_INTERVAL + 2 * SETTLE_TIME).await;
         assert_eq!(*count.current(), 1, "the file stays so");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changed_files_are_reloaded_at_once_on_request() {
+        let path = std::env::temp_dir().join(format!("likestream-hot-reload-{}", std::process::id()));
+        fs::write(&path, "old").unwrap();
+        let (requests, reload) = ReloadRequests::new();
+        let parse = |contents: &[Vec<u8>]| Ok(contents.concat());
+        let files = HotReload::load(vec![("FILE", path.clone())], &reload, parse).unwrap();
+        let started = Instant::now();
+        for new in ["new", "newer"] {
+            fs::write(&path, new).unwrap();
+            requests.send_replace(());
+            wait_until(|| *files.current() == new.as_bytes()).await;
+        }
+        assert!(started.elapsed() < RELOAD_INTERVAL);
+
+        fs::write(&path, "newest").unwrap();
+        wait_until(|| *files.current() == b"newest").await;
+        assert!(started.elapsed() >= RELOAD_INTERVAL, "without a request");
+        fs::remove_file(path).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use shared::{error_chain::one_line, settings::SettingError};
+use shared::{error_chain::one_line, runtime::reload::ReloadRequests, settings::SettingError};
 use tokio_rustls::TlsAcceptor;
 
 use crate::edge::hot_reload::HotReload;
@@ -47,10 +47,10 @@ pub(crate) struct Tls(HotReload<ServerConfig>);
 
 impl Tls {
     /// Loads the certificate and key. Returns `None` if no certificate is set.
-    pub(crate) fn load(args: &TlsArgs) -> Result<Option<Self>, SettingError> {
+    pub(crate) fn load(args: &TlsArgs, reload: &ReloadRequests) -> Result<Option<Self>, SettingError> {
         let (Some(cert), Some(key)) = (&args.ingest_tls_cert, &args.ingest_tls_key) else { return Ok(None) };
         let files = vec![("INGEST_TLS_CERT", cert.clone()), ("INGEST_TLS_KEY", key.clone())];
-        let config = HotReload::load(files, |contents| match contents {
+        let config = HotReload::load(files, reload, |contents| match contents {
             [cert, key] => server_config(cert, key),
             _ => Err("expected a certificate and a key".to_owned()),
         })?;

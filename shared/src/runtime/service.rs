@@ -10,7 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error_chain::one_line,
-    runtime::shutdown,
+    runtime::{
+        reload::{self, ReloadRequests},
+        shutdown,
+    },
     settings,
     stderr::eprint_line,
     telemetry::{Telemetry, TelemetryArgs},
@@ -25,11 +28,19 @@ pub trait Failure: Error + 'static {
     fn is_over_a_setting(&self) -> bool;
 }
 
-/// Runs a service on `threads` worker threads until it ends. SIGTERM and SIGINT cancel its token. An error is printed in one
-/// line; the exit code is then 1, or [`settings::EXIT_USAGE`] where a setting has to be corrected.
+/// Signals to a service.
+pub struct Signals {
+    /// Cancelled by SIGTERM and SIGINT.
+    pub shutdown: CancellationToken,
+    /// One request per SIGHUP. A service without files to reload ignores them.
+    pub reload: ReloadRequests,
+}
+
+/// Runs a service on `threads` worker threads until it ends. An error is printed in one line; the exit code is then 1, or
+/// [`settings::EXIT_USAGE`] where a setting has to be corrected.
 pub fn run<F, R, E>(program: &'static str, telemetry: &TelemetryArgs, threads: usize, service: F) -> ExitCode
 where
-    F: FnOnce(Telemetry, CancellationToken) -> R,
+    F: FnOnce(Telemetry, Signals) -> R,
     R: Future<Output = Result<(), E>>,
     E: Failure,
 {
@@ -38,8 +49,9 @@ where
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let ended = runtime.map_err(failed).and_then(|runtime| {
         let ended = runtime.block_on(async {
+            let reload = reload::on_signal().map_err(failed)?;
             let shutdown = shutdown::on_signal().map_err(failed)?;
-            let ended = service(telemetry.clone(), shutdown).await;
+            let ended = service(telemetry.clone(), Signals { shutdown, reload }).await;
             ended.map_err(|error| (one_line(&error), error.is_over_a_setting()))
         });
         // Tasks that are blocked in a system call must not delay the exit.

@@ -7,7 +7,7 @@ use aws_lc_rs::{
     digest::{SHA256, SHA256_OUTPUT_LEN, digest},
 };
 use clap::Args;
-use shared::settings::SettingError;
+use shared::{runtime::reload::ReloadRequests, settings::SettingError};
 
 use super::{errors::InvalidCredential, principal::Principal};
 use crate::edge::hot_reload::HotReload;
@@ -46,9 +46,10 @@ pub(super) struct ApiKeys {
 }
 
 impl ApiKeys {
-    pub(super) fn load(args: &ApiKeysArgs) -> Result<Self, SettingError> {
+    pub(super) fn load(args: &ApiKeysArgs, reload: &ReloadRequests) -> Result<Self, SettingError> {
         let files = args.ingest_api_keys_file.iter().map(|file| ("INGEST_API_KEYS_FILE", file.clone()));
-        Ok(Self { hashes: HotReload::load(files.collect(), |contents| parse(&contents.concat()))? })
+        let hashes = HotReload::load(files.collect(), reload, |contents| parse(&contents.concat()))?;
+        Ok(Self { hashes })
     }
 
     /// Verifies a key in constant time, so that response times reveal nothing about the stored hashes.

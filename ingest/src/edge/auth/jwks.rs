@@ -13,7 +13,11 @@ use std::{
 
 use jsonwebtoken::{Algorithm, DecodingKey};
 use reqwest::{Certificate, Client, Url, redirect};
-use shared::{error_chain::one_line, runtime::service::wait_for, settings::SettingError};
+use shared::{
+    error_chain::one_line,
+    runtime::{reload::ReloadRequests, service::wait_for},
+    settings::SettingError,
+};
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},
@@ -95,6 +99,7 @@ impl RemoteKeySet {
         ca: Option<&PathBuf>,
         algorithms: Vec<Algorithm>,
         refresh_every: Duration,
+        reload: &ReloadRequests,
     ) -> Result<Self, SetupError> {
         let client = http_client(ca)?;
         let url = trusted_url(url)?;
@@ -109,7 +114,7 @@ impl RemoteKeySet {
             fetched: Notify::new(),
             waiting: Semaphore::new(MAX_WAITING),
         });
-        let refreshing = refresh(fetch, sender, Arc::clone(&signals), refresh_every);
+        let refreshing = refresh(fetch, sender, Arc::clone(&signals), refresh_every, reload.clone());
         let refreshing = AbortOnDropHandle::new(tokio::spawn(refreshing));
         Ok(Self { keys, signals, _refreshing: refreshing })
     }
@@ -131,14 +136,31 @@ impl RemoteKeySet {
     }
 }
 
-async fn refresh(fetch: Fetch, keys: watch::Sender<KeySet>, signals: Arc<Signals>, every: Duration) {
+async fn refresh(
+    fetch: Fetch,
+    keys: watch::Sender<KeySet>,
+    signals: Arc<Signals>,
+    every: Duration,
+    mut reload: ReloadRequests,
+) {
     let pause = MIN_FETCH_INTERVAL.min(every);
     loop {
-        sleep(pause).await;
-        signals.may_fetch.store(true, Ordering::Relaxed);
-        let _ = timeout(every.saturating_sub(pause), signals.wanted.notified()).await;
+        let due = async {
+            sleep(pause).await;
+            signals.may_fetch.store(true, Ordering::Relaxed);
+            let _ = timeout(every.saturating_sub(pause), signals.wanted.notified()).await;
+        };
+        let is_requested = tokio::select! {
+            () = due => false,
+            () = reload.requested() => true,
+        };
         match fetch.fetch().await {
-            Ok(set) => drop(keys.send_replace(set)),
+            Ok(set) => {
+                keys.send_replace(set);
+                if is_requested {
+                    tracing::info!(set = fetch.address(), "key set reloaded");
+                }
+            }
             Err(error) => {
                 let error = one_line(&error);
                 tracing::warn!(set = fetch.address(), error, "key set refresh failed, keeping the old keys");

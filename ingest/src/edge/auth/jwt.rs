@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::{Args, builder::NonEmptyStringValueParser};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header, errors::ErrorKind};
 use serde::Deserialize;
-use shared::settings::{SettingError, args::duration};
+use shared::{
+    runtime::reload::ReloadRequests,
+    settings::{SettingError, args::duration},
+};
 
 use super::{
     errors::{InvalidCredential, SetupError},
@@ -123,7 +126,7 @@ impl Scopes {
 }
 
 impl TokenVerifier {
-    pub(super) async fn new(args: &JwtArgs) -> Result<Self, SetupError> {
+    pub(super) async fn new(args: &JwtArgs, reload: &ReloadRequests) -> Result<Self, SetupError> {
         let validation = |algorithm: &Algorithm| {
             let mut validation = Validation::new(*algorithm);
             validation.leeway =
@@ -136,7 +139,7 @@ impl TokenVerifier {
             (*algorithm, validation)
         };
         Ok(Self {
-            keys: KeySource::new(&args.keys).await?,
+            keys: KeySource::new(&args.keys, reload).await?,
             validations: args.keys.ingest_jwt_algorithms.iter().map(validation).collect(),
             service_scope: args.ingest_jwt_service_scope.clone(),
         })

@@ -4,9 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
-use shared::settings::{
-    SettingError,
-    args::{positive_duration, trimmed},
+use shared::{
+    runtime::reload::ReloadRequests,
+    settings::{
+        SettingError,
+        args::{positive_duration, trimmed},
+    },
 };
 use thiserror::Error;
 
@@ -105,23 +108,23 @@ pub(super) enum KeySource {
 
 impl KeySource {
     /// Reads the file, or waits for the first fetch from the URL.
-    pub(super) async fn new(args: &KeyArgs) -> Result<Self, SetupError> {
+    pub(super) async fn new(args: &KeyArgs, reload: &ReloadRequests) -> Result<Self, SetupError> {
         let algorithms = args.ingest_jwt_algorithms.clone();
         if let Some(file) = &args.ingest_jwt_key_file {
             let files = vec![("INGEST_JWT_KEY_FILE", file.clone())];
-            let keys =
-                HotReload::load(files, move |contents| KeySet::single(&contents.concat(), &algorithms))?;
+            let parse = move |contents: &[Vec<u8>]| KeySet::single(&contents.concat(), &algorithms);
+            let keys = HotReload::load(files, reload, parse)?;
             return Ok(Self::File(keys));
         }
         let set = args.ingest_jwt_jwks.as_deref().unwrap_or_default();
         if is_url(set) {
             let ca = args.ingest_jwt_jwks_ca.as_ref();
-            return Ok(Self::Url(
-                RemoteKeySet::new(set, ca, algorithms, args.ingest_jwt_jwks_refresh).await?,
-            ));
+            let refresh_every = args.ingest_jwt_jwks_refresh;
+            return Ok(Self::Url(RemoteKeySet::new(set, ca, algorithms, refresh_every, reload).await?));
         }
         let files = vec![("INGEST_JWT_JWKS", PathBuf::from(set))];
-        let keys = HotReload::load(files, move |contents| KeySet::parse(&contents.concat(), &algorithms))?;
+        let parse = move |contents: &[Vec<u8>]| KeySet::parse(&contents.concat(), &algorithms);
+        let keys = HotReload::load(files, reload, parse)?;
         Ok(Self::File(keys))
     }
 
