@@ -15,6 +15,7 @@ pub(crate) mod fake;
 pub(crate) mod gathering;
 mod insert;
 pub mod predictor;
+mod privileges;
 pub mod proof;
 pub mod schema;
 pub mod session;

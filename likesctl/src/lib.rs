@@ -120,7 +120,8 @@ enum Command {
     Audit(audit_log::Options),
     /// Apply pending migrations to the Postgres schema
     ///
-    /// Connect directly to Postgres, or through a pooler in session mode: the migration lock belongs to a session.
+    /// Grants the roles of sql/roles.sql, as far as they exist, their privileges on the tables. Connect directly to Postgres,
+    /// or through a pooler in session mode: the migration lock belongs to a session.
     #[command(after_help = "Examples:\n  likesctl migrate")]
     Migrate(migrate::Options),
     /// Change the number of partitions

@@ -67,7 +67,7 @@ fn shared_postgres() -> &'static PostgresServer {
     SHARED.get_or_init(|| start_postgres(&[]))
 }
 
-fn start_postgres(settings: Settings<'_>) -> PostgresServer {
+pub(crate) fn start_postgres(settings: Settings<'_>) -> PostgresServer {
     // Every test creates a database, and none of them needs to survive a crash of the machine.
     let all = [("fsync", "off")].iter().chain(settings);
     let settings = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

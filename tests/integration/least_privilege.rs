@@ -19,16 +19,11 @@ use crate::{
     database_failures::forbid_post_13,
     harness::{
         Ended, GROUP, PARTITIONS, Settings, Setup, append_raw, create_groups, dead_stream, eventually, like,
-        likes, post, postgres_client, run, stream,
+        likes, post, postgres_client, run, start_postgres, start_redis, stream,
     },
 };
 
-/// Creates the roles. They belong to the server, which tests share, so only one test at a time may create them.
-async fn make_roles(owner: &tokio_postgres::Client) {
-    static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    let _alone = ONE.lock().await;
-    owner.batch_execute(include_str!("../../sql/roles.sql")).await.unwrap();
-}
+const ROLES: &str = include_str!("../../sql/roles.sql");
 const USERS: &str = include_str!("../../deploy/redis/users.acl");
 const SENTINEL_USERS: &str = include_str!("../../deploy/redis/sentinel.acl");
 
@@ -49,19 +44,39 @@ async fn refused(client: &tokio_postgres::Client, statements: &[&str]) {
     }
 }
 
+/// Creates a setup with a private Postgres, because roles belong to the server, and the role `administrator`: no superuser, as
+/// on a managed server. `granted` gives it its privileges on the database `postgres`.
+async fn managed(granted: &str) -> Setup {
+    let setup = Setup::of_servers(start_redis(&["--appendonly", "yes"]), start_postgres(&[]));
+    let superuser = setup.postgres_client().await;
+    superuser.batch_execute("CREATE ROLE administrator LOGIN CREATEROLE").await.unwrap();
+    superuser.batch_execute(granted).await.unwrap();
+    setup
+}
+
+const OWNS_THE_DATABASE: &str = "ALTER DATABASE postgres OWNER TO administrator";
+
+fn url_as(setup: &Setup, role: &str) -> String {
+    setup.database_url().replace("postgres@", &format!("{role}@"))
+}
+
+async fn make_roles(setup: &Setup) {
+    postgres_client(&url_as(setup, "administrator")).await.batch_execute(ROLES).await.unwrap();
+}
+
+fn migrate_as(setup: &Setup, role: &str) -> Ended {
+    run("likesctl", &["migrate"], &[("DATABASE_URL", &url_as(setup, role))])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pipeline_runs_with_least_privilege_postgres_roles() {
-    let setup = Setup::without_schema(&["--appendonly", "yes"]).await;
+    let setup = managed(OWNS_THE_DATABASE).await;
     let owner = setup.postgres_client().await;
-    let url = |role: &str| setup.database_url().replace("postgres@", &format!("{role}@"));
-    let (migrator, consumer) = (url("likestream_migrator"), url("likestream_consumer"));
-    let reader = url("likestream_reader");
-    make_roles(&owner).await;
-    let migrate = || run("likesctl", &["migrate"], &[("DATABASE_URL", &migrator)]);
-    assert_eq!(migrate().code, Some(0), "{}", migrate().stderr);
-    make_roles(&owner).await;
-    make_roles(&owner).await;
-    assert!(migrate().stdout.starts_with("nothing to do"), "{}", migrate().stderr);
+    let (migrator, consumer) = (url_as(&setup, "likestream_migrator"), url_as(&setup, "likestream_consumer"));
+    let reader = url_as(&setup, "likestream_reader");
+    make_roles(&setup).await;
+    let migrated = migrate_as(&setup, "likestream_migrator");
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
 
     // Direct copy, staged copy and dead letters.
     forbid_post_13(&setup).await;
@@ -108,22 +123,104 @@ async fn the_pipeline_runs_with_least_privilege_postgres_roles() {
     refused(&postgres_client(&reader).await, &["INSERT INTO likes VALUES (1, 1, now())"]).await;
     refused(&postgres_client(&migrator).await, &["CREATE ROLE other", "CREATE DATABASE other"]).await;
     assert_eq!(setup.count().await, 1_000);
+
+    make_roles(&setup).await;
+    assert!(migrate_as(&setup, "likestream_migrator").stdout.starts_with("nothing to do"));
+}
+
+/// `CREATE` on the database is no privilege on its schema public, in which not every role can create tables.
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_need_no_privilege_on_the_schema_public() {
+    let setup = managed(
+        "GRANT CREATE ON DATABASE postgres TO administrator; REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+    )
+    .await;
+    make_roles(&setup).await;
+    make_roles(&setup).await;
+    let migrated = migrate_as(&setup, "likestream_migrator");
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    let (consumer, reader) = (url_as(&setup, "likestream_consumer"), url_as(&setup, "likestream_reader"));
+    let writer = setup.consumer(&[("DATABASE_URL", &consumer)]);
+    setup.append(&likes(100), 10).await;
+    setup.append(&likes(100), 10).await;
+    setup.wait_until_drained().await;
+    assert!(!writer.log_text().contains("permission denied"), "{}", writer.log_text());
+    let client = postgres_client(&reader).await;
+    let stored = client.query_one("SELECT count(*) FROM likestream.likes", &[]).await.unwrap();
+    assert_eq!(stored.get::<_, i64>(0), 100);
+    refused(&client, &["INSERT INTO likes VALUES (1, 1, now())", "CREATE TABLE likestream.mine (id int)"])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_cannot_connect_are_refused_with_the_fix() {
+    let granted = "REVOKE ALL ON DATABASE postgres FROM PUBLIC;
+                   GRANT CONNECT, CREATE ON DATABASE postgres TO administrator";
+    let setup = managed(granted).await;
+    let administrator = postgres_client(&url_as(&setup, "administrator")).await;
+    let error = administrator.batch_execute(ROLES).await.unwrap_err();
+    let expected = "cannot grant CONNECT on database postgres to likestream_migrator: administrator does not own the \
+                    database; run this file as its owner";
+    assert_eq!(error.as_db_error().unwrap().message(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrate_grants_missing_privileges_to_existing_roles() {
+    let setup = managed(OWNS_THE_DATABASE).await;
+    let migrated = migrate_as(&setup, "administrator");
+    assert!(!migrated.stdout.contains("granted"), "{}{}", migrated.stdout, migrated.stderr);
+    let owner = setup.postgres_client().await;
+    owner.batch_execute("CREATE ROLE likestream_consumer LOGIN").await.unwrap();
+    let granted = migrate_as(&setup, "administrator");
+    let expected = "granted SELECT ON likes TO likestream_consumer\n\
+                    granted INSERT ON likes TO likestream_consumer\n\
+                    granted SELECT ON likes_schema TO likestream_consumer\n";
+    assert_eq!((granted.code, granted.stdout.as_str()), (Some(0), expected), "{}", granted.stderr);
+    assert!(migrate_as(&setup, "administrator").stdout.starts_with("nothing to do"));
+    let consumer = postgres_client(&url_as(&setup, "likestream_consumer")).await;
+    consumer.batch_execute("INSERT INTO likes SELECT 1, 1, now() FROM likes_schema").await.unwrap();
+
+    // A role that may migrate, but not grant.
+    owner
+        .batch_execute(
+            "CREATE ROLE likestream_reader LOGIN; CREATE ROLE other LOGIN;
+             GRANT CREATE ON SCHEMA public TO other; GRANT SELECT ON refinery_schema_history TO other",
+        )
+        .await
+        .unwrap();
+    for (cause, granted) in [
+        ("ERROR: permission denied for table likes", ""),
+        ("this role does not own the table", "GRANT SELECT ON likes, likes_schema TO other"),
+    ] {
+        owner.batch_execute(granted).await.unwrap();
+        let refused = migrate_as(&setup, "other");
+        let expected = format!(
+            "error: cannot grant SELECT ON likes TO likestream_reader: {cause}; run likesctl migrate as the owner of the \
+             tables, or as a superuser\n"
+        );
+        assert_eq!((refused.code, refused.stderr), (Some(1), expected));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_of_another_owner_pass_to_the_migrator_role() {
-    let setup = Setup::new().await;
-    let owner = setup.postgres_client().await;
-    owner.batch_execute(include_str!("../../sql/optional/hash_partitions.sql")).await.unwrap();
-    make_roles(&owner).await;
+    let setup = managed(OWNS_THE_DATABASE).await;
+    let migrated = migrate_as(&setup, "administrator");
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    let administrator = postgres_client(&url_as(&setup, "administrator")).await;
+    administrator.batch_execute(include_str!("../../sql/optional/hash_partitions.sql")).await.unwrap();
+    make_roles(&setup).await;
     let others =
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
                   AND relowner <> 'likestream_migrator'::regrole";
-    let others: Vec<String> = owner.query(others, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    let rows = setup.postgres_client().await.query(others, &[]).await.unwrap();
+    let others: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert!(others.is_empty(), "{others:?}");
-    let url = setup.database_url().replace("postgres@", "likestream_migrator@");
-    let ended = run("likesctl", &["migrate"], &[("DATABASE_URL", &url)]);
-    assert!(ended.stdout.starts_with("nothing to do"), "{}", ended.stderr);
+    // The file has granted what migrate grants.
+    let again = migrate_as(&setup, "likestream_migrator");
+    assert!(again.stdout.starts_with("nothing to do"), "{}{}", again.stdout, again.stderr);
+    // The administrator has not stayed in the role.
+    refused(&administrator, &["SELECT FROM likes"]).await;
 }
 
 /// Text of an ACL file, with a password instead of each placeholder hash.

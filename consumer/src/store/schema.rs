@@ -5,6 +5,8 @@ use shared::error_chain::one_line;
 use thiserror::Error;
 use tokio_postgres::{Client, GenericClient, error::SqlState};
 
+use super::privileges::{self, GrantError};
+
 mod embedded {
     refinery::embed_migrations!("../sql");
 }
@@ -32,7 +34,16 @@ pub enum SchemaError {
     Postgres(#[from] tokio_postgres::Error),
 }
 
-/// Error: a migration could not be applied. Its changes are rolled back.
+/// What [`migrate`] changed.
+#[derive(Debug)]
+pub struct Migrated {
+    /// Names of the applied migrations.
+    pub applied: Vec<String>,
+    /// Granted privileges, as in `SELECT ON likes TO likestream_reader`.
+    pub granted: Vec<String>,
+}
+
+/// Error: a migration could not be applied, or a privilege not granted. The changes of that step are rolled back.
 #[derive(Debug, Error)]
 pub enum MigrateError {
     #[error("cannot acquire the migration lock")]
@@ -40,6 +51,8 @@ pub enum MigrateError {
     /// A migration failed, or a released migration was edited.
     #[error("cannot apply the migrations: {}", cause(.0))]
     Migration(refinery::Error),
+    #[error(transparent)]
+    Grant(#[from] GrantError),
 }
 
 /// Returns the cause of a failed migration, without the internal steps that refinery names.
@@ -85,15 +98,15 @@ pub async fn check(client: &impl GenericClient) -> Result<(), SchemaError> {
     }
 }
 
-/// Applies pending migrations under an advisory lock. Returns their names. A concurrent process waits and then finds none
-/// to apply.
-pub async fn migrate(client: &mut Client) -> Result<Vec<String>, MigrateError> {
+/// Applies pending migrations under an advisory lock, and grants the missing privileges on the tables to the roles of
+/// `sql/roles.sql`, also if there is no migration to apply. A concurrent process waits and then finds nothing to do.
+pub async fn migrate(client: &mut Client) -> Result<Migrated, MigrateError> {
     client.execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK]).await?;
-    let report = embedded::migrations::runner().run_async(client).await;
     // On an error, the lock is released when the connection closes.
-    let report = report?;
+    let report = embedded::migrations::runner().run_async(client).await?;
+    let granted = privileges::grant(client).await?;
     client.execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK]).await?;
-    Ok(report.applied_migrations().iter().map(ToString::to_string).collect())
+    Ok(Migrated { applied: report.applied_migrations().iter().map(ToString::to_string).collect(), granted })
 }
 
 #[cfg(test)]

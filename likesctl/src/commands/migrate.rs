@@ -1,4 +1,4 @@
-//! `likesctl migrate`: applies pending migrations.
+//! `likesctl migrate`: applies pending migrations, and grants the roles of `sql/roles.sql` their privileges.
 
 use std::{
     io::{self, Write},
@@ -37,9 +37,11 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
         );
         return Err(CliError::Usage(error.to_string()));
     }
-    let applied = schema::migrate(&mut client).await.map_err(|error| CliError::Failed(error.into()))?;
-    let mut lines: Vec<String> = applied.iter().map(|migration| format!("applied {migration}")).collect();
-    if applied.is_empty() {
+    let done = schema::migrate(&mut client).await.map_err(|error| CliError::Failed(error.into()))?;
+    let applied = done.applied.iter().map(|migration| format!("applied {migration}"));
+    let granted = done.granted.iter().map(|privilege| format!("granted {privilege}"));
+    let mut lines: Vec<String> = applied.chain(granted).collect();
+    if lines.is_empty() {
         lines.push(format!("nothing to do: the schema is at version {}", schema::VERSION));
     }
     // The result is ignored: the migrations are applied, even if standard output is closed.
