@@ -3,13 +3,12 @@ Pods mount each Secret as files in /etc/likestream/<name>/. These templates retu
 secret and items (keys of the Secret and their file names; without items, all keys).
 */}}
 
+{{/* Secret and key default independently to those for all programs. */}}
 {{- define "likestream.files.url" -}}
-{{- $own := .all -}}
-{{- if .own.existingSecret -}}{{- $own = .own -}}{{- end -}}
 - name: {{ .name }}
-  secret: {{ $own.existingSecret }}
+  secret: {{ default .all.existingSecret .own.existingSecret }}
   items:
-    - key: {{ $own.key }}
+    - key: {{ default .all.key .own.key }}
       path: url
 {{ end -}}
 
