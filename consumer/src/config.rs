@@ -53,8 +53,8 @@ pub struct Settings {
 
     /// Partitions of this consumer: auto, or a static assignment such as 0-3,8, 2/4 or ordinal/4
     ///
-    /// auto: a share that is rebalanced among the members of the group. 0-3,8: these partitions. 2/4: the third of four
-    /// shares, counted from 0. ordinal/4: one of four shares, by the number at the end of the host name, as in a StatefulSet.
+    /// auto: a share that is rebalanced among the members of the group. 0-3,8: these partitions. 2/4: every fourth
+    /// partition, starting with partition 2. ordinal/4: one of four shares, by the number at the end of the host name, as in a StatefulSet.
     #[arg(long = "partitions", env = "CONSUMER_PARTITIONS", default_value = "auto", value_name = "PARTITIONS",
           help_heading = headings::CONSUMER_GROUP)]
     pub(crate) consumer_partitions: ConsumerPartitions,

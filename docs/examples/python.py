@@ -4,6 +4,7 @@
 Set LIKES_URL, and LIKES_TOKEN or LIKES_API_KEY if ingest requires authentication.
 """
 
+import http.client
 import json
 import os
 import random
@@ -40,7 +41,7 @@ def post(path, content_type, body):
                 sys.exit(f"{error.code}: {problem}")
             retry_after = error.headers.get("Retry-After") or ""
             wait_s = float(retry_after) if retry_after.isdigit() else 2.0 ** (attempt - 1)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if attempt == ATTEMPTS:
                 sys.exit(f"no response: {error}")
             wait_s = 2.0 ** (attempt - 1)

@@ -134,7 +134,7 @@ enum Command {
     Ready(container::ReadyOptions),
     /// Wait for a signal, as the main process of a container
     ///
-    /// Keeps a container running in which likesctl commands are executed.
+    /// Keeps a container running, so that likesctl commands can be run in it.
     #[command(after_help = "Examples:\n  likesctl idle")]
     Idle,
     /// Print a shell completion script

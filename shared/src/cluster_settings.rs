@@ -191,7 +191,7 @@ pub async fn watch(redis: Connections, keys: KeyPrefix, partitions: watch::Sende
                 match increase_partitions(&redis, &keys, recorded, known).await {
                     Ok(true) => tracing::error!(
                         key, %recorded, used = %known,
-                        "partition count in cluster settings was lowered, restored"
+                        "the recorded partition count was lowered, this program has restored it"
                     ),
                     // Another process has changed it in between.
                     Ok(false) => {}

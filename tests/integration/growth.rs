@@ -100,7 +100,9 @@ async fn a_lowered_partition_count_is_restored() {
         consumer.metrics().unwrap().sum("likestream_partitions_owned") == 8.0
     })
     .await;
-    assert!(ingest.log_text().contains("partition count in cluster settings was lowered, restored"));
+    assert!(
+        ingest.log_text().contains("the recorded partition count was lowered, this program has restored it")
+    );
 
     redis.hset::<u64, _, _>("likes:settings", ("partitions", "many")).await.unwrap();
     eventually("the invalid partition count is logged", async || {

@@ -12,7 +12,7 @@ use shared::telemetry::spans::{self, Span};
 use uuid::Uuid;
 
 use super::{
-    problem::Problem,
+    problem::{Kind, Problem},
     service::Service,
     trace::{self, known_route},
 };
@@ -68,7 +68,13 @@ fn render_problem(
     let Some(problem) = response.extensions_mut().remove::<Problem>() else { return (response, None) };
     let code = problem.code();
     let trace_id = spans::trace_id(span);
-    tracing::debug!(request_id = %String::from_utf8_lossy(id.as_bytes()), code, trace_id, "request refused");
+    let request_id = String::from_utf8_lossy(id.as_bytes());
+    let request_id = request_id.as_ref();
+    if code == Kind::Internal.code() {
+        tracing::error!(request_id, trace_id, "request failed because of a bug");
+    } else {
+        tracing::debug!(request_id, code, trace_id, "request refused");
+    }
     let headers = mem::take(response.headers_mut());
     let mut rendered = problem.render(id.to_str().unwrap_or_default(), headers);
     *rendered.extensions_mut() = mem::take(response.extensions_mut());

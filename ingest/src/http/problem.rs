@@ -33,7 +33,7 @@ const ROUTES: &str = "Send one like with POST /likes, or several with POST /like
 const MEDIA_TYPES: &str =
     "Content-Type must be application/json. POST /likes/batch also accepts application/x-ndjson.";
 const TIMED_OUT: &str =
-    "The body did not arrive within the time limit. Send the request again without pauses.";
+    "The body did not arrive within the time limit. Send the request again, and its body without pauses.";
 const INCOMPLETE: &str =
     "The connection closed, or the client violated HTTP, before the end of the body. Send the request again.";
 /// Problems of this kind set their detail when they are created.

@@ -86,7 +86,7 @@ async fn connect_to_redis(findings: &mut Findings, options: &Options) -> Result<
         }
         Err(error) => {
             let why = error.line_and_code().0.unwrap_or_default();
-            findings.fail("redis", why, "all other checks need Redis")?;
+            findings.fail("redis", why, "the checks of the streams need Redis")?;
             Ok(None)
         }
     }

@@ -36,8 +36,8 @@ pub(crate) enum Command {
     Show(ShowOptions),
     /// Reassign pending entries to another consumer
     ///
-    /// Resets their idle time to 0: they are processed after CLAIM_MIN_IDLE at the latest. To have them stored within
-    /// seconds, use likesctl pending retry.
+    /// Restarts their idle time at 0. The new consumer does not read them by itself: the owner of the partition claims
+    /// them after CLAIM_MIN_IDLE. To have them stored within seconds, use likesctl pending retry.
     #[command(after_help = "Examples:\n  likesctl pending claim --consumer host-1-77 --to host-2-12")]
     Claim(ClaimOptions),
     /// Retry pending entries

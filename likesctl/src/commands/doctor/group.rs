@@ -37,7 +37,7 @@ fn existence(findings: &mut Findings, overview: &Overview) -> Result<(), CliErro
     if missing.is_empty() {
         return findings.ok("group", format!("{group} exists on all partitions"));
     }
-    let advice = "start a consumer, which creates the group at the first entry, or correct LIKES_GROUP";
+    let advice = "start a consumer: it creates the group and reads each stream from its first entry; or correct LIKES_GROUP";
     findings.fail("group", format!("{group} does not exist on partitions {missing}"), advice)
 }
 

@@ -54,14 +54,13 @@ fn eviction(findings: &mut Findings, info: &Info<'_>) -> Result<(), CliError> {
         return findings.ok("eviction", policy);
     }
     let state = if policy.starts_with("allkeys") { State::Fail } else { State::Warn };
-    let advice = "Redis may evict likes when its memory is full; run CONFIG SET maxmemory-policy noeviction";
+    let advice = "Redis may evict likes when its memory is full; run CONFIG SET maxmemory-policy noeviction, and CONFIG REWRITE";
     findings.bad("eviction", state, policy, advice)
 }
 
 fn persistence(findings: &mut Findings, info: &Info<'_>) -> Result<(), CliError> {
     if info.number("aof_enabled") != 1 {
-        let advice =
-            "a crash of Redis loses likes accepted since the last snapshot; run CONFIG SET appendonly yes";
+        let advice = "a crash of Redis loses likes accepted since the last snapshot; run CONFIG SET appendonly yes, and CONFIG REWRITE";
         findings.warn("persistence", "no append-only file", advice)
     } else if info.text("aof_last_write_status") == "err" {
         let seen = "the last write to the append-only file failed";
