@@ -245,6 +245,12 @@ mod tests {
     }
 
     #[test]
+    fn the_name_to_which_entries_are_reassigned_is_no_consumer_name() {
+        assert!(consumer_name(REASSIGN_CONSUMER).is_err());
+        assert_eq!(consumer_name("likesctl-1"), Ok("likesctl-1".to_owned()));
+    }
+
+    #[test]
     fn the_ordinal_is_parsed_from_the_host_name() {
         assert_eq!(ordinal("likestream-consumer-12"), Some(12));
         assert_eq!(ordinal("consumer-3.consumers.default.svc"), Some(3));

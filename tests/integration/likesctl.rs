@@ -297,6 +297,27 @@ async fn retried_entries_are_stored_within_seconds() {
     drop(heartbeats);
 }
 
+/// Consumers take up retried entries while a slow command is still handing over others.
+#[tokio::test(flavor = "multi_thread")]
+async fn retried_entries_are_stored_while_the_command_runs() {
+    let (setup, redis) = settled().await;
+    setup.append(&likes(80), 1).await;
+    read_as(&redis, "frozen", 100).await;
+    let _heartbeats = crate::harness::send_heartbeats_as(redis.clone(), "frozen");
+    let _consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
+    let settings = [("REDIS_URL", setup.redis.url())];
+    let mut retry = program::command("likesctl", &settings).unwrap();
+    retry
+        .args(["pending", "retry", "--all", "--yes", "--rate", "4"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut retry = retry.spawn().unwrap();
+    eventually("the first entries are stored", async || setup.count().await >= 8).await;
+    assert!(retry.try_wait().unwrap().is_none(), "the command has ended");
+    retry.kill().unwrap();
+    retry.wait().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pending_ack_acknowledges_only_stored_entries() {
     let (setup, redis) = settled().await;

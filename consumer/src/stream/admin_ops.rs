@@ -17,7 +17,8 @@ use crate::{
     stream::{LIVENESS_TIMEOUT, Streams, reply},
 };
 
-/// Name of a consumer that no group member may have. Partition readers claim its pending entries at once.
+/// Consumer to which `likesctl` hands over entries. It reads nothing, so that partition readers claim its pending entries
+/// at once. No consumer can have this name.
 pub const REASSIGN_CONSUMER: &str = "likesctl";
 
 /// Member of the set of paused partitions that stands for all partitions.

@@ -18,7 +18,7 @@ use thiserror::Error as ThisError;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::{Committed, SettledEntry},
-    stream::{GroupStream, reply},
+    stream::{GroupStream, REASSIGN_CONSUMER, reply},
 };
 
 /// Appends the dead letters of an entry and acknowledges the entry, atomically, so that a redelivered entry never writes its
@@ -43,12 +43,12 @@ const TRIM: &str = include_str!("scripts/trim.lua");
 /// KEYS: quarantine. ARGV: entry id. Returns the number of quarantines of the entry that have started and not ended.
 const BEGIN_QUARANTINE: &str = include_str!("scripts/begin_quarantine.lua");
 
-/// Claims pending entries of a departed consumer: one that is not a member and has been idle for the minimum idle time.
-/// Removes departed consumers without pending entries from the group. XGROUP DELCONSUMER discards pending entries, so
+/// Claims pending entries of a departed consumer: one that is not a member and has been idle for the minimum idle time. Also
+/// claims those of [`REASSIGN_CONSUMER`], which never reads, however recently entries were handed over to it. Removes departed consumers without pending entries from the group. XGROUP DELCONSUMER discards pending entries, so
 /// consumers that have some are kept.
 ///
-/// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, maximum number of entries, then the
-/// members. Returns `[departed consumer, entries, ids of entries deleted from the stream]`.
+/// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, maximum number of entries,
+/// [`REASSIGN_CONSUMER`], then the members. Returns `[departed consumer, entries, ids of entries deleted from the stream]`.
 const CLAIM_DEPARTED: &str = include_str!("scripts/claim_departed.lua");
 
 /// Removes a consumer from the group unless it has pending entries, which XGROUP DELCONSUMER would discard.
@@ -286,8 +286,9 @@ impl GroupStream for Streams {
         idle_ms: u64,
         count: u64,
     ) -> Result<Option<ClaimedDeparted>, Error> {
-        let mut args =
-            vec![self.group.clone(), self.consumer.clone(), idle_ms.to_string(), count.to_string()];
+        let (idle_ms, count) = (idle_ms.to_string(), count.to_string());
+        let mut args: Vec<String> =
+            [&self.group, &self.consumer, &idle_ms, &count, REASSIGN_CONSUMER].map(str::to_owned).into();
         args.extend(members.iter().cloned());
         reply::claimed_departed(
             partition,

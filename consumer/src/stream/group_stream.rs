@@ -43,7 +43,8 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Claimed, Error>> + Send;
 
     /// Claims up to `count` pending entries of a departed consumer: one that is not among `members` and has been idle for at
-    /// least `idle_ms`. Returns `None` if no departed consumer has pending entries.
+    /// least `idle_ms`, or the one to which operators hand over entries. Returns `None` if no departed consumer has pending
+    /// entries.
     fn claim_departed(
         &self,
         partition: Partition,

@@ -15,7 +15,7 @@ use super::connection_lost;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::Committed,
-    stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream},
+    stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream, REASSIGN_CONSUMER},
     testing::{Journal, like, numbers, position},
 };
 
@@ -298,7 +298,9 @@ impl GroupStream for FakeGroup {
             state.require_group()?;
             let idle = Duration::from_millis(idle_ms);
             let departed = state.pending.values().find(|pending| {
-                !members.contains(&pending.consumer) && pending.delivered_at.elapsed() >= idle
+                let has_departed =
+                    !members.contains(&pending.consumer) && pending.delivered_at.elapsed() >= idle;
+                has_departed || pending.consumer == REASSIGN_CONSUMER
             });
             let Some(from) = departed.map(|pending| pending.consumer.clone()) else { return Ok(None) };
             let mut left = state.pending_where(partition, |pending| pending.consumer == from);

@@ -1,13 +1,12 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then return {'', {}, {}} end
 local member = {}
-for i = 5, #ARGV do member[ARGV[i]] = true end
+for i = 6, #ARGV do member[ARGV[i]] = true end
 for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local consumer = {}
     for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
-    if not member[consumer.name] and consumer.idle >= tonumber(ARGV[3]) then
-        if consumer.pending == 0 then
-            redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
-        else
+    local has_departed = not member[consumer.name] and consumer.idle >= tonumber(ARGV[3])
+    if has_departed or consumer.name == ARGV[5] then
+        if consumer.pending > 0 then
             local ids = {}
             for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], consumer.name)) do
                 ids[#ids + 1] = row[1]
@@ -23,6 +22,8 @@ for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
                 if not in_stream[id] then deleted[#deleted + 1] = id end
             end
             return {consumer.name, claimed, deleted}
+        elseif has_departed then
+            redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
         end
     end
 end
