@@ -115,7 +115,10 @@ pub struct Settings {
     #[arg(long, env = "INGEST_BATCH_BODY", default_value = "4MiB", value_name = "SIZE", help_heading = headings::QUOTAS)]
     ingest_batch_body: ByteCount,
 
-    /// Maximum total size of POST /likes/batch bodies in memory; excess requests get 503
+    /// Maximum memory of all POST /likes/batch requests; excess requests get 503
+    ///
+    /// The memory of a request is reserved before it is used: its body, a decoded copy, its likes and the listed errors. A
+    /// request that needs more than the whole budget is processed while there is no other.
     #[arg(long, env = "INGEST_BATCH_MEMORY", default_value = "64MiB", value_name = "SIZE", help_heading = headings::QUOTAS)]
     ingest_batch_memory: ByteCount,
 

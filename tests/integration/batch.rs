@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
 
 use crate::harness::{PARTITIONS, Setup, entries, eventually, problem};
@@ -170,4 +171,68 @@ async fn memory_for_batch_bodies_is_bounded() {
     assert_eq!(&answered, b"HTTP/1.1 202", "the request that holds the memory succeeds");
     eventually("the memory is released", async || send(&mut client, JSON, body.clone()).await.status == 202)
         .await;
+}
+
+/// Clients send many large batches without a valid like at the same time. Each gets a small answer, and the memory stays
+/// within the budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_batches_use_bounded_memory_and_get_small_answers() {
+    const BODY_BYTES: usize = 4 << 20;
+    const MAX_ANSWER_BYTES: usize = 192 << 10;
+    /// The budget of 64 MiB, and half as much for the buffers of connections and for memory that was freed lately.
+    const MAX_GROWTH_BYTES: u64 = 96 << 20;
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[("INGEST_BATCH_LIKES", "100000"), ("INGEST_BATCH_MEMORY", "64MiB")]);
+    let idle = ingest.peak_resident_bytes().unwrap();
+    let filled = |start: &str, part: &str, end: &str| {
+        let parts = (BODY_BYTES - start.len() - end.len()) / part.len();
+        Bytes::from(format!("{start}{}{end}", part.repeat(parts)))
+    };
+    for (media_type, body) in [
+        (JSON, filled("[{\"user_id\": \"", "\\u0001", "\"}]")),
+        (JSON, filled("[{\"user_id\": \"\\u0001", "x", "\"}]")),
+        (JSON, filled("[\"", "\\\\", "\"]")),
+        (JSON, filled("[", "[],", "1]")),
+        (JSON, filled("[", "{},", "1]")),
+        (JSON, filled("[", &format!("{{\"user_id\": \"{}\"}},", "\\u0001".repeat(64)), "1]")),
+        (JSON, filled("[", "1e308,", "1]")),
+        (JSON, filled("[", &"[".repeat(BODY_BYTES / 2), "]")),
+        (LINES, filled("", "{}\n", "")),
+        (LINES, filled("", "\"\n", "")),
+    ] {
+        let mut requests = JoinSet::new();
+        for _ in 0..16 {
+            let (mut client, body) = (HttpClient::new(ingest.listen()), body.clone());
+            requests.spawn(async move { send(&mut client, media_type, body).await });
+        }
+        let start = String::from_utf8_lossy(&body[..40]).into_owned();
+        let mut refused = 0;
+        while let Some(response) = requests.join_next().await {
+            let response = response.unwrap();
+            let status = response.status.as_u16();
+            assert!([400, 413, 422, 503].contains(&status), "{start}: {status}");
+            refused += u32::from(status != 503);
+            assert!(response.body.len() <= MAX_ANSWER_BYTES, "{start}: {} bytes", response.body.len());
+        }
+        assert!(refused > 0, "{start}");
+        let growth = ingest.peak_resident_bytes().unwrap() - idle;
+        assert!(growth <= MAX_GROWTH_BYTES, "{start}: {growth} bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn omitted_errors_are_counted() {
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[]);
+    let mut client = HttpClient::new(ingest.listen());
+    let bad = "{\"user_id\": 0, \"post_id\": 42}\n".repeat(9_999);
+    for (body, status) in [(bad.clone(), 422), (format!("{bad}{}", like(1)), 202)] {
+        let response = send(&mut client, LINES, body).await;
+        assert_eq!(response.status, status);
+        let said = answer(&response);
+        let listed = said["errors"].as_array().unwrap();
+        assert_eq!(listed.len() as u64 + said["errors_omitted"].as_u64().unwrap(), 9_999);
+        assert!(listed.len() >= 100 && response.body.len() < 192 << 10, "{}", response.body.len());
+        assert!(listed.iter().enumerate().all(|(index, error)| error["index"] == index));
+    }
 }

@@ -127,3 +127,50 @@ async fn ingest_depends_only_on_redis() {
     let metrics = ingest.metrics().unwrap();
     assert_eq!(metrics.sum("likestream_likes_accepted_total"), 1.0);
 }
+
+/// Paths, headers and bodies are at most quoted in part.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_refusal_returns_a_large_input() {
+    const MAX_ANSWER_BYTES: usize = 4 << 10;
+    let setup = Setup::without_schema(&[]).await;
+    let ingest = setup.ingest(&[]);
+    let mut client = HttpClient::new(ingest.listen());
+    let long = "x".repeat(8_000);
+    let mut requests = vec![
+        Request::get(format!("/{long}")),
+        Request::get(format!("/docs/{long}")),
+        Request::get(format!("/likes?{long}")),
+        Request::builder().method(&long[..100]).uri("/likes"),
+    ];
+    let header =
+        |name: &str| Request::post("/likes").header("content-type", "application/json").header(name, &long);
+    requests.extend(["x-request-id", "idempotency-key", "origin", "traceparent", "x-api-key"].map(header));
+    requests.push(Request::post("/likes").header("content-type", &long));
+    let mut requests: Vec<_> =
+        requests.into_iter().map(|request| request.body(Full::new(Bytes::from("{}"))).unwrap()).collect();
+    for part in ["x", "\\u0001", "\\\\", "\\\"", "\u{10ffff}", "é"] {
+        let long = part.repeat(8_000 / part.len());
+        for body in [
+            format!("{{\"user_id\": \"{long}\", \"post_id\": 42}}"),
+            format!("{{\"user_id\": 7, \"postId\": \"{long}\"}}"),
+            format!("{{\"user_id\": 7, \"post_id\": 42, \"created_at\": \"{long}\"}}"),
+            format!("{{\"{long}\": 7}}"),
+            format!("\"{long}\""),
+            format!("[\"{long}\"]"),
+        ] {
+            requests.push(json(body));
+        }
+    }
+    for value in ["1e308", "-1e308", "5e-324", &"9".repeat(300), &"[".repeat(5_000)] {
+        requests.push(json(format!("{{\"user_id\": {value}, \"post_id\": 42}}")));
+        requests.push(json(value.to_owned()));
+    }
+    for request in requests {
+        let uri = request.uri().to_string();
+        let response = client.send(request).await.unwrap();
+        assert!(response.status.is_client_error(), "{uri}: {}", response.status);
+        let head: usize =
+            response.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        assert!(head + response.body.len() <= MAX_ANSWER_BYTES, "{uri}: {:?}", response.body);
+    }
+}

@@ -15,7 +15,7 @@ use crate::{
         auth::{AuthError, InvalidCredential, Methods},
         quotas::{QuotaExceeded, QuotaKind},
     },
-    http::request::{BadBatch, BadItem, BadRequest},
+    http::request::{BadBatch, BadItem, BadRequest, BatchErrors},
     publish::sink::PublishError,
 };
 
@@ -120,14 +120,14 @@ pub(crate) struct Problem {
     /// The value of WWW-Authenticate.
     challenge: Option<&'static str>,
     /// The invalid items of a batch.
-    errors: Vec<BadItem>,
+    errors: BatchErrors,
 }
 
 /// Creates a problem with the detail that all problems of its kind share.
 impl From<Kind> for Problem {
     fn from(kind: Kind) -> Self {
         let Row { detail, retry_after, .. } = *kind.row();
-        Self { kind, detail: detail.into(), retry_after, challenge: None, errors: Vec::new() }
+        Self { kind, detail: detail.into(), retry_after, challenge: None, errors: BatchErrors::default() }
     }
 }
 
@@ -225,10 +225,14 @@ pub(crate) struct ProblemBody<'a> {
     detail: &'a str,
     /// Id of the request, as in the header `X-Request-Id` and in the server's log
     request_id: &'a str,
-    /// Errors of single elements of a batch
+    /// Errors of single elements of a batch, up to 1000 errors or 128 KiB
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     errors: &'a [BadItem],
+    /// Number of further errors. Absent if all are listed
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schema(required = false)]
+    errors_omitted: usize,
 }
 
 impl Problem {
@@ -237,10 +241,11 @@ impl Problem {
     }
 
     /// Creates the problem of a batch without a valid item.
-    pub(crate) fn invalid_batch(errors: Vec<BadItem>) -> Self {
-        let detail = errors.first().map_or("The batch is empty. Send at least one like.".into(), |first| {
-            Cow::from(format!("No like was accepted. Element at index {}: {}", first.index, first.detail))
-        });
+    pub(crate) fn invalid_batch(errors: BatchErrors) -> Self {
+        let detail =
+            errors.listed().first().map_or("The batch is empty. Send at least one like.".into(), |first| {
+                Cow::from(format!("No like was accepted. Element at index {}: {}", first.index, first.detail))
+            });
         Self { errors, ..Self::new(Kind::InvalidBatch, detail) }
     }
 
@@ -271,7 +276,8 @@ impl Problem {
             status: status.as_u16(),
             detail: &self.detail,
             request_id,
-            errors: &self.errors,
+            errors: self.errors.listed(),
+            errors_omitted: self.errors.omitted(),
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, headers, json).into_response();
@@ -286,6 +292,12 @@ impl Problem {
         }
         response
     }
+}
+
+/// Returns whether a field of a response can be left out.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde requires")]
+pub(crate) fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Returns the wait in whole seconds, rounded up: an earlier retry would be refused again.
@@ -317,7 +329,8 @@ mod tests {
     fn every_kind_without_a_fixed_detail_has_a_specific_one() {
         let without: Vec<Kind> =
             Kind::ALL.iter().copied().filter(|kind| kind.row().detail == DYNAMIC).collect();
-        let item = BadItem { index: 3, code: "invalid-like", detail: "why".to_owned() };
+        let mut errors = BatchErrors::default();
+        errors.push(BadItem { index: 3, code: "invalid-like", detail: "why".to_owned() });
         let auth = AuthError::InvalidCredential { error: InvalidCredential::Expired, methods: BOTH };
         let quota = QuotaExceeded { quota: QuotaKind::User, wait: Duration::from_millis(1) };
         let problems = [
@@ -328,7 +341,7 @@ mod tests {
             Problem::body_too_large(7),
             BadBatch::TooMany(7).into(),
             BadRequest::Like("why".to_owned()).into(),
-            Problem::invalid_batch(vec![item]),
+            Problem::invalid_batch(errors),
             quota.into(),
         ];
         assert_eq!(problems.each_ref().map(|problem| problem.kind).as_slice(), without);

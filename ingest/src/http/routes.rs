@@ -18,7 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     body,
-    problem::{Kind, Problem, whole_seconds},
+    problem::{Kind, Problem, is_zero, whole_seconds},
     problem_docs::{BatchProblems, LikeProblems},
     request::{self, BadItem, BatchRequest, LikeArray, LikeRequest},
     service::Service,
@@ -110,8 +110,12 @@ pub(super) struct BatchAccepted<'a> {
     /// Number of elements that were not accepted
     #[schema(example = 1)]
     rejected: usize,
-    /// One error per rejected element, ordered by index
+    /// One error per rejected element, ordered by index, up to 1000 errors or 128 KiB
     errors: &'a [BadItem],
+    /// Number of further errors. Absent if all are listed
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schema(required = false)]
+    errors_omitted: usize,
 }
 
 /// Publish a batch of likes
@@ -155,25 +159,33 @@ pub(super) async fn post_batch<S: LikeSink>(
     };
     service.refuse_over_backlog_limit()?;
     let mut memory = limits.batch_memory.reserve()?;
-    let reserve = |bytes| memory.grow(bytes);
+    let reserve = |bytes| memory.resize(bytes);
     let body = body::read(&headers, body, limits.max_batch_body_bytes, limits.body_timeout, reserve).await?;
+    memory.resize(request::parsing_bytes(&body, limits.max_batch_likes))?;
     let mut batch = parse(&body, received_at_us, limits.max_batch_likes)?;
-    if let Some((index, _)) = batch.indexed().find(|(_, like)| !principal.may_write(like)) {
-        return Err(Problem::other_user(Some(index)));
+    drop(body);
+    if let Some((index, _)) = batch.likes.iter().find(|(_, like)| !principal.may_write(like)) {
+        return Err(Problem::other_user(Some(*index)));
     }
     if let Some(exceeded) = charge_batch(&limits.quotas, &mut batch)
         && batch.likes.is_empty()
     {
         return Err(exceeded.into());
     }
-    let BatchRequest { likes, bad } = batch;
-    memory.grow(body.len() + bad.iter().map(BadItem::json_bytes).sum::<usize>())?;
+    memory.resize(batch.bytes())?;
+    let BatchRequest { likes, errors } = batch;
     if likes.is_empty() {
-        return Ok(memory.hold_until_sent(Problem::invalid_batch(bad).into_response()));
+        return Ok(memory.hold_until_sent(Problem::invalid_batch(errors).into_response()));
     }
     let accepted = likes.len();
+    let likes = likes.into_iter().map(|(_, like)| like).collect();
     service.sink.publish_batch(likes, trace::context(span.as_deref())).await?;
-    let accepted = BatchAccepted { accepted, rejected: bad.len(), errors: &bad };
+    let accepted = BatchAccepted {
+        accepted,
+        rejected: errors.rejected(),
+        errors: errors.listed(),
+        errors_omitted: errors.omitted(),
+    };
     Ok(memory.hold_until_sent((StatusCode::ACCEPTED, Json(accepted)).into_response()))
 }
 

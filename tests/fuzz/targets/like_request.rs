@@ -17,8 +17,8 @@ fuzz_target!(|body: &[u8]| {
     }
     for parse in [request::parse_array, request::parse_lines] {
         if let Ok(batch) = parse(body, NOW_US, MAX_LIKES) {
-            assert!(batch.likes.len() + batch.bad.len() <= MAX_LIKES);
-            assert!(batch.bad.iter().is_sorted_by_key(|bad| bad.index));
+            assert!(batch.likes.len() + batch.errors.rejected() <= MAX_LIKES);
+            assert!(batch.errors.listed().is_sorted_by_key(|bad| bad.index));
         }
     }
 });
