@@ -4,11 +4,14 @@ use std::{fmt, num::ParseIntError, str::FromStr};
 
 use bytes::Bytes;
 use opentelemetry::trace::SpanContext;
-use shared::wire::{
-    codec::{self, BadLike, DecodeError},
-    dead_letter::{DeadLetter, DeadLike, Reason},
-    like::Like,
-    partition::Partition,
+use shared::{
+    redis::Incarnation,
+    wire::{
+        codec::{self, BadLike, DecodeError},
+        dead_letter::{DeadLetter, DeadLike, Reason},
+        like::Like,
+        partition::Partition,
+    },
 };
 use tokio::time::Instant;
 
@@ -47,11 +50,13 @@ impl FromStr for EntryId {
     }
 }
 
-/// Position of an entry: partition and id.
+/// Position of an entry: partition and id, in one incarnation of the Redis server. After a failover the same id may belong
+/// to another entry, which must be neither taken for this one nor acknowledged in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub partition: Partition,
     pub id: EntryId,
+    pub incarnation: Incarnation,
 }
 
 /// Undecoded entry as Redis delivers it.
@@ -141,7 +146,8 @@ mod tests {
         let partition = PartitionCount::new(1).unwrap().of_user(1);
         let fields = fields.iter().map(|(name, value)| (Bytes::from(*name), Bytes::copy_from_slice(value)));
         let fields: Vec<_> = fields.collect();
-        Entry::decode(Position { partition, id: EntryId::default() }, &fields, Instant::now())
+        let at = Position { partition, id: EntryId::default(), incarnation: Incarnation::default() };
+        Entry::decode(at, &fields, Instant::now())
     }
 
     #[test]
@@ -174,7 +180,7 @@ mod tests {
         let payload: Vec<u8> = [0xdc, 0x07, 0xd1, 1].into_iter().chain([0xc0; 2_000]).collect();
         let fields = vec![(Bytes::from_static(b"l"), Bytes::from(payload))];
         let partition = PartitionCount::new(1).unwrap().of_user(1);
-        let at = Position { partition, id: EntryId::default() };
+        let at = Position { partition, id: EntryId::default(), incarnation: Incarnation::default() };
         let dead_letters = Entry::decode(at, &fields, Instant::now()).dead_letters;
         assert_eq!(dead_letters.len(), 1_001);
         let likes: usize =

@@ -28,6 +28,8 @@ struct State {
     paused_since: Option<Instant>,
     /// Whether the exclusive permit is held or awaited.
     exclusive: bool,
+    /// Partitions with settled entries that could not be acknowledged, because the Redis server was replaced.
+    to_redeliver: HashSet<Partition>,
 }
 
 impl State {
@@ -106,6 +108,26 @@ impl InFlight {
         });
     }
 
+    /// Makes the readers of these partitions recover the pending entries of this consumer.
+    pub(crate) fn redeliver(&self, partitions: HashSet<Partition>) {
+        self.state.send_if_modified(|state| {
+            state.to_redeliver.extend(partitions);
+            false
+        });
+    }
+
+    /// Returns whether [`InFlight::redeliver`] was called for the partition since the last call.
+    pub(crate) fn take_redelivery(&self, partition: Partition) -> bool {
+        let mut taken = false;
+        if self.state.borrow().to_redeliver.contains(&partition) {
+            self.state.send_if_modified(|state| {
+                taken = state.to_redeliver.remove(&partition);
+                false
+            });
+        }
+        taken
+    }
+
     /// Stops granting read permits until [`InFlight::resume`].
     pub(crate) fn pause(&self) {
         self.state.send_modify(|state| {
@@ -180,15 +202,9 @@ impl InFlight {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use shared::wire::partition::PartitionCount;
 
     use super::*;
-    use crate::entry::EntryId;
-
-    fn position(seq: u64) -> Position {
-        let partition = PartitionCount::new(1).unwrap().of_user(1);
-        Position { partition, id: EntryId { ms: 1, seq } }
-    }
+    use crate::testing::position;
 
     fn permit(in_flight: &InFlight, limit: usize) -> Option<usize> {
         in_flight.read_permit(limit).now_or_never().map(|permit| permit.rows)

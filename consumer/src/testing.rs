@@ -7,6 +7,7 @@ use std::{
 };
 
 use shared::{
+    redis::Incarnation,
     runtime::admin::Health,
     wire::{
         like::Like,
@@ -31,7 +32,7 @@ pub(crate) fn partition() -> Partition {
 }
 
 pub(crate) fn position(seq: u64) -> Position {
-    Position { partition: partition(), id: EntryId { ms: 1, seq } }
+    Position { partition: partition(), id: EntryId { ms: 1, seq }, incarnation: Incarnation::default() }
 }
 
 /// Returns the like of the entry with this number.

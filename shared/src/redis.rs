@@ -8,6 +8,7 @@ mod connection;
 mod connections;
 mod discovery;
 mod errors;
+mod incarnation;
 mod pipeline;
 mod tls;
 mod topology;
@@ -24,7 +25,8 @@ use secrecy::ExposeSecret;
 pub use self::{
     connection::Connection,
     connections::{Connections, Retry},
-    errors::{error_code, error_type, is_away, is_refusal},
+    errors::{error_code, error_type, is_away, is_refusal, is_replaced},
+    incarnation::Incarnation,
 };
 use self::{connection::address, tls::Files};
 use crate::settings::{

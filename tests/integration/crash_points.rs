@@ -18,11 +18,11 @@ use crate::{
 const SOON_CLAIMED: [(&str, &str); 2] = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")];
 
 /// Locks the table, so that the transaction of a consumer blocks in its INSERT.
-async fn hold_table(postgres: &Postgres) {
+pub(crate) async fn hold_table(postgres: &Postgres) {
     postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
 }
 
-async fn a_writer_waits(postgres: &Postgres) {
+pub(crate) async fn a_writer_waits(postgres: &Postgres) {
     eventually("a writer waits for the table", async || {
         let sql = "SELECT count(*) FROM pg_locks WHERE relation = 'likes'::regclass AND NOT granted";
         postgres.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0

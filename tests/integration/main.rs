@@ -42,6 +42,7 @@ mod proxy;
 mod quotas;
 mod recovery;
 mod redis_ack;
+mod redis_failover;
 mod runbook;
 mod sentinels;
 mod settings;

@@ -1,4 +1,5 @@
-//! TCP proxy that can hold requests or replies, so that a test can stop a program at a chosen point.
+//! TCP proxy that can hold requests or replies, so that a test can stop a program at a chosen point. It can also lead to
+//! another server.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -19,8 +20,9 @@ pub(crate) struct Proxy {
     _connections: JoinSet<()>,
 }
 
-/// Whether bytes are forwarded.
+/// Whether and to which server bytes are forwarded.
 struct Gates {
+    server_port: watch::Sender<u16>,
     requests: watch::Sender<bool>,
     replies: watch::Sender<bool>,
 }
@@ -29,9 +31,13 @@ impl Proxy {
     pub(crate) async fn start(server_port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let gates = Arc::new(Gates { requests: watch::Sender::new(true), replies: watch::Sender::new(true) });
+        let gates = Arc::new(Gates {
+            server_port: watch::Sender::new(server_port),
+            requests: watch::Sender::new(true),
+            replies: watch::Sender::new(true),
+        });
         let mut connections = JoinSet::new();
-        connections.spawn(accept(listener, server_port, Arc::clone(&gates)));
+        connections.spawn(accept(listener, Arc::clone(&gates)));
         Self { address, gates, _connections: connections }
     }
 
@@ -41,6 +47,11 @@ impl Proxy {
 
     pub(crate) fn redis_url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    /// Closes all connections and forwards later ones to another server.
+    pub(crate) fn lead_to(&self, server_port: u16) {
+        self.gates.server_port.send_replace(server_port);
     }
 
     /// Holds all further requests.
@@ -60,15 +71,26 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server_port: u16, gates: Arc<Gates>) {
+async fn accept(listener: TcpListener, gates: Arc<Gates>) {
     let mut connections = JoinSet::new();
     loop {
         let (program, _) = listener.accept().await.unwrap();
-        let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await else { continue };
-        let (from_program, to_program) = program.into_split();
-        let (from_server, to_server) = server.into_split();
-        connections.spawn(pass(from_program, to_server, gates.requests.subscribe()));
-        connections.spawn(pass(from_server, to_program, gates.replies.subscribe()));
+        connections.spawn(connect(program, Arc::clone(&gates)));
+    }
+}
+
+/// Forwards the bytes of one connection until the proxy leads to another server.
+async fn connect(program: TcpStream, gates: Arc<Gates>) {
+    let mut server_port = gates.server_port.subscribe();
+    let port = *server_port.borrow_and_update();
+    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let (from_program, to_program) = program.into_split();
+    let (from_server, to_server) = server.into_split();
+    let requests = pass(from_program, to_server, gates.requests.subscribe());
+    let replies = pass(from_server, to_program, gates.replies.subscribe());
+    tokio::select! {
+        _ = async { tokio::join!(requests, replies) } => {}
+        _ = server_port.changed() => {}
     }
 }
 

@@ -156,6 +156,7 @@ impl<S: GroupStream> PartitionReader<S> {
             self.ownership.mark_unchanged();
             self.claims.begin();
         }
+        self.must_recover_pending |= self.context.in_flight.take_redelivery(self.partition);
         if self.must_recover_pending {
             self.recover_own_pending().await
         } else if self.claims.is_due() {

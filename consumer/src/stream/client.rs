@@ -7,7 +7,7 @@ use fred::prelude::{Error, Value};
 use futures_util::future::{join, join_all, try_join_all};
 use shared::{
     error_chain::one_line,
-    redis::{self, Connections, Retry},
+    redis::{self, Connections, Incarnation, Retry},
     wire::{
         dead_letter::Reason,
         partition::{KeyPrefix, Partition, PartitionCount},
@@ -102,15 +102,21 @@ pub struct AckOutcome {
     pub acknowledged: u64,
     /// Number of entries that may still be pending, with an error.
     pub failed: Option<(usize, Error)>,
+    /// Partitions whose server was replaced since the entries were read. The entries are still pending if the replacement has
+    /// them.
+    pub replaced: HashSet<Partition>,
     /// Dead letters that were appended.
     pub dead_letters: Vec<(Position, Reason)>,
 }
 
 impl AckOutcome {
-    fn add(&mut self, acked: Result<u64, Error>, entries: usize) {
+    fn add(&mut self, partition: Partition, acked: Result<u64, Error>, entries: usize) {
         match acked {
             Ok(acknowledged) => self.acknowledged += acknowledged,
             Err(error) => {
+                if redis::is_replaced(&error) {
+                    self.replaced.insert(partition);
+                }
                 let failed = self.failed.get_or_insert((0, error));
                 failed.0 += entries;
             }
@@ -160,7 +166,8 @@ impl Streams {
         let count = count.to_string();
         let args = ["GROUP", &self.group, &self.consumer, "COUNT", &count, "STREAMS", &stream, &from];
         let args = args.map(Value::from).into();
-        reply::read(partition, self.redis.run(&stream, Retry::NonIdempotent, "XREADGROUP", args).await?)
+        let read = self.redis.run_identifying(&stream, Retry::NonIdempotent, "XREADGROUP", args);
+        reply::read(partition, read.await?)
     }
 
     /// Runs a script whose only key is the stream of a partition.
@@ -175,17 +182,17 @@ impl Streams {
     }
 
     /// Acknowledges entries. Returns the number of those that were pending.
-    async fn xack(&self, partition: Partition, ids: &[EntryId]) -> Result<u64, Error> {
+    async fn xack(&self, redis: &Connections, partition: Partition, ids: &[EntryId]) -> Result<u64, Error> {
         let stream = self.key(partition);
         let ids = ids.iter().map(|id| Value::from(id.to_string()));
         let args = [stream.as_str().into(), self.group.as_str().into()].into_iter().chain(ids).collect();
-        self.redis.run(&stream, Retry::Idempotent, "XACK", args).await
+        redis.run(&stream, Retry::Idempotent, "XACK", args).await
     }
 
     /// Settles an entry with dead letters or a quarantine record. Returns 1 if the entry was pending, 0 if another consumer
     /// settled it before.
     async fn settle(&self, entry: &SettledEntry) -> Result<u64, Error> {
-        let Position { partition, id } = entry.at;
+        let Position { partition, id, incarnation } = entry.at;
         let stream = self.key(partition);
         let keys = [stream, self.keys.dead_letters(partition), self.keys.quarantine(partition)];
         let mut args: Vec<Bytes> =
@@ -197,7 +204,7 @@ impl Streams {
             args.push(fields.len().to_string().into());
             args.extend(fields);
         }
-        self.redis.eval(SETTLE, &keys, Retry::Idempotent, args).await
+        self.redis.only(incarnation).eval(SETTLE, &keys, Retry::Idempotent, args).await
     }
 
     /// Trims entries of a partition that every group has acknowledged and that are older than `retention_ms`. Returns the
@@ -276,7 +283,8 @@ impl GroupStream for Streams {
         let count = count.to_string();
         let args = [&stream, &self.group, &self.consumer, &min_idle_ms, &cursor, "COUNT", &count];
         let args = args.map(Value::from).into();
-        reply::claimed(partition, self.redis.run(&stream, Retry::NonIdempotent, "XAUTOCLAIM", args).await?)
+        let claimed = self.redis.run_identifying(&stream, Retry::NonIdempotent, "XAUTOCLAIM", args);
+        reply::claimed(partition, claimed.await?)
     }
 
     async fn claim_departed(
@@ -290,43 +298,42 @@ impl GroupStream for Streams {
         let mut args: Vec<String> =
             [&self.group, &self.consumer, &idle_ms, &count, REASSIGN_CONSUMER].map(str::to_owned).into();
         args.extend(members.iter().cloned());
-        reply::claimed_departed(
-            partition,
-            self.eval(partition, CLAIM_DEPARTED, Retry::NonIdempotent, args).await?,
-        )
+        let keys = [self.key(partition)];
+        let claimed = self.redis.eval_identifying(CLAIM_DEPARTED, &keys, Retry::NonIdempotent, args);
+        reply::claimed_departed(partition, claimed.await?)
     }
 
     async fn forget_deleted(&self, partition: Partition, ids: &[EntryId]) -> Result<(), Error> {
-        self.xack(partition, ids).await.map(drop)
+        self.xack(&self.redis, partition, ids).await.map(drop)
     }
 
     async fn ack(&self, committed: Committed) -> AckOutcome {
-        let mut plain: HashMap<Partition, Vec<SettledEntry>> = HashMap::new();
+        let mut plain: HashMap<(Partition, Incarnation), Vec<SettledEntry>> = HashMap::new();
         let mut others = Vec::new();
         for entry in committed.into_entries() {
             if entry.dead_letters.is_empty() && !entry.quarantined {
-                plain.entry(entry.at.partition).or_default().push(entry);
+                plain.entry((entry.at.partition, entry.at.incarnation)).or_default().push(entry);
             } else {
                 others.push(entry);
             }
         }
-        let plain = join_all(plain.into_iter().map(async |(partition, entries)| {
+        let plain = join_all(plain.into_iter().map(async |((partition, incarnation), entries)| {
             let ids: Vec<EntryId> = entries.iter().map(|entry| entry.at.id).collect();
-            (self.xack(partition, &ids).await, entries)
+            (partition, self.xack(&self.redis.only(incarnation), partition, &ids).await, entries)
         }));
         let others = join_all(others.into_iter().map(async |entry| (self.settle(&entry).await, entry)));
         let (plain, others) = join(plain, others).await;
 
         let mut acknowledged = AckOutcome::default();
-        for (acked, entries) in plain {
-            acknowledged.add(acked, entries.len());
+        for (partition, acked, entries) in plain {
+            acknowledged.add(partition, acked, entries.len());
             acknowledged.entries.extend(entries);
         }
         for (settled, entry) in others {
             if matches!(settled, Ok(1)) {
                 acknowledged.dead_letters.extend(entry.dead_letters.iter().map(|l| (entry.at, l.reason())));
             }
-            acknowledged.add(settled, 1);
+            acknowledged.add(entry.at.partition, settled, 1);
             acknowledged.entries.push(entry);
         }
         acknowledged

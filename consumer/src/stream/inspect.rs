@@ -304,8 +304,9 @@ impl Streams {
         count: usize,
     ) -> Result<Vec<(RawEntry, Fate)>, Error> {
         let args = vec![self.group.clone(), from.to_string(), to.to_string(), count.to_string()];
-        let range = self.eval(partition, RANGE_WITH_FATE, Retry::Idempotent, args).await?;
-        reply::range_with_fate(partition, range)
+        let keys = [self.key(partition)];
+        let range = self.redis.eval_identifying(RANGE_WITH_FATE, &keys, Retry::Idempotent, args);
+        reply::range_with_fate(partition, range.await?)
     }
 
     /// Returns up to `count` dead letters in a range of ids.
@@ -327,14 +328,15 @@ impl Streams {
     ) -> Result<Vec<RawEntry>, Error> {
         let args = [key, &from.to_string(), &to.to_string(), "COUNT", &count.to_string()];
         let args = args.map(Value::from).into();
-        reply::entries(partition, self.redis.run(key, Retry::Idempotent, "XRANGE", args).await?)
+        reply::entries(partition, self.redis.run_identifying(key, Retry::Idempotent, "XRANGE", args).await?)
     }
 
     /// Returns the last `count` entries of a partition, newest first.
     pub async fn newest(&self, partition: Partition, count: usize) -> Result<Vec<RawEntry>, Error> {
         let stream = self.key(partition);
         let args = [&stream, "+", "-", "COUNT", &count.to_string()].map(Value::from).into();
-        reply::entries(partition, self.redis.run(&stream, Retry::Idempotent, "XREVRANGE", args).await?)
+        let newest = self.redis.run_identifying(&stream, Retry::Idempotent, "XREVRANGE", args);
+        reply::entries(partition, newest.await?)
     }
 
     /// Returns the address and the `INFO` of each server.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use fred::prelude::{Error, ErrorKind, Value};
-use shared::wire::partition::Partition;
+use shared::{redis::Incarnation, wire::partition::Partition};
 
 use crate::{
     entry::{EntryId, Position, RawEntry},
@@ -14,26 +14,29 @@ use crate::{
     },
 };
 
+/// Reply about entries, with the incarnation that assigned their ids.
+pub(super) type Reply = (Value, Incarnation);
+
 /// Returns the error of a reply that lacks `expected`.
 pub(super) fn unexpected(expected: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("unexpected reply from Redis: expected {expected}"))
 }
 
 /// Reply of XREADGROUP on one stream: nil or `[[stream, rows]]`.
-pub(super) fn read(partition: Partition, reply: Value) -> Result<Vec<RawEntry>, Error> {
+pub(super) fn read(partition: Partition, (reply, from): Reply) -> Result<Vec<RawEntry>, Error> {
     if reply.is_null() {
         return Ok(Vec::new());
     }
     let [stream] = parts(reply, "entries of one stream")?;
     let [_, rows] = parts(stream, "a stream name and entries")?;
-    entries(partition, rows)
+    entries(partition, (rows, from))
 }
 
 /// Entries: `[[id, [name, value …]] …]`. The fields are nil if the entry was deleted.
-pub(super) fn entries(partition: Partition, rows: Value) -> Result<Vec<RawEntry>, Error> {
+pub(super) fn entries(partition: Partition, (rows, from): Reply) -> Result<Vec<RawEntry>, Error> {
     let entry = |row| {
         let [id, fields] = parts(row, "an entry id and fields")?;
-        let at = Position { partition, id: entry_id(id)? };
+        let at = Position { partition, id: entry_id(id)?, incarnation: from };
         let fields = if fields.is_null() { None } else { Some(field_pairs(fields)?) };
         Ok(RawEntry { at, fields })
     };
@@ -41,16 +44,24 @@ pub(super) fn entries(partition: Partition, rows: Value) -> Result<Vec<RawEntry>
 }
 
 /// Reply of XAUTOCLAIM: `[cursor, rows, deleted ids]`.
-pub(super) fn claimed(partition: Partition, reply: Value) -> Result<Claimed, Error> {
+pub(super) fn claimed(partition: Partition, (reply, from): Reply) -> Result<Claimed, Error> {
     let [cursor, rows, deleted] = parts(reply, "a claim of three parts")?;
-    Ok(Claimed { entries: entries(partition, rows)?, deleted: ids(deleted)?, cursor: entry_id(cursor)? })
+    Ok(Claimed {
+        entries: entries(partition, (rows, from))?,
+        deleted: ids(deleted)?,
+        cursor: entry_id(cursor)?,
+    })
 }
 
 /// Reply of `claim_departed.lua`: `[consumer, rows, deleted ids]`. The consumer is empty if no entry was claimed.
-pub(super) fn claimed_departed(partition: Partition, reply: Value) -> Result<Option<ClaimedDeparted>, Error> {
+pub(super) fn claimed_departed(
+    partition: Partition,
+    (reply, incarnation): Reply,
+) -> Result<Option<ClaimedDeparted>, Error> {
     let [from, rows, deleted] = parts(reply, "a claim of three parts")?;
     let from = text(from)?;
-    let claimed = ClaimedDeparted { from, entries: entries(partition, rows)?, deleted: ids(deleted)? };
+    let entries = entries(partition, (rows, incarnation))?;
+    let claimed = ClaimedDeparted { from, entries, deleted: ids(deleted)? };
     Ok(Some(claimed).filter(|claimed| !claimed.from.is_empty()))
 }
 
@@ -136,7 +147,10 @@ pub(super) fn pending_summary(reply: Value) -> Result<PendingSummary, Error> {
 }
 
 /// Reply of `range_with_fate.lua`: `[last delivered id, entries, pending ids]`.
-pub(super) fn range_with_fate(partition: Partition, reply: Value) -> Result<Vec<(RawEntry, Fate)>, Error> {
+pub(super) fn range_with_fate(
+    partition: Partition,
+    (reply, from): Reply,
+) -> Result<Vec<(RawEntry, Fate)>, Error> {
     let [delivered, found, pending] = parts(reply, "a range of three parts")?;
     let delivered = entry_id(delivered)?;
     let pending = id_set(pending)?;
@@ -145,7 +159,7 @@ pub(super) fn range_with_fate(partition: Partition, reply: Value) -> Result<Vec<
         id if pending.contains(id) => Fate::Pending,
         _ => Fate::Acknowledged,
     };
-    Ok(entries(partition, found)?
+    Ok(entries(partition, (found, from))?
         .into_iter()
         .map(|entry| {
             let fate = fate(&entry.at.id);
@@ -253,13 +267,17 @@ mod tests {
         PartitionCount::new(1).unwrap().of_user(1)
     }
 
+    fn reply(value: Value) -> Reply {
+        (value, Incarnation::default())
+    }
+
     fn list(values: impl IntoIterator<Item = Value>) -> Value {
         Value::Array(values.into_iter().collect())
     }
 
     #[test]
     fn an_empty_poll_is_not_an_error() {
-        assert!(read(partition(), Value::Null).unwrap().is_empty());
+        assert!(read(partition(), reply(Value::Null)).unwrap().is_empty());
     }
 
     #[test]
@@ -268,7 +286,7 @@ mod tests {
             list(["1-0".into(), list(["l".into(), "utf8".into()])]),
             list(["2-5".into(), Value::Null]),
         ]);
-        let entries = entries(partition(), rows).unwrap();
+        let entries = entries(partition(), reply(rows)).unwrap();
         assert_eq!(entries[0].fields.as_ref().unwrap()[0].1, "utf8");
         assert!(entries[1].fields.is_none());
         assert_eq!(entries[1].at.id, EntryId { ms: 2, seq: 5 });
@@ -276,29 +294,29 @@ mod tests {
 
     #[test]
     fn a_claim_reports_deleted_entries() {
-        let reply = list(["7-0".into(), list([]), list(["3-1".into()])]);
-        let claimed = claimed(partition(), reply).unwrap();
+        let claim = list(["7-0".into(), list([]), list(["3-1".into()])]);
+        let claimed = claimed(partition(), reply(claim)).unwrap();
         assert_eq!(claimed.deleted, [EntryId { ms: 3, seq: 1 }]);
         assert_eq!(claimed.cursor, EntryId { ms: 7, seq: 0 });
     }
 
     #[test]
     fn a_claim_from_a_departed_consumer_is_parsed() {
-        let reply = |from: &str| list([from.into(), list([]), list(["3-1".into()])]);
-        let claimed = |from| claimed_departed(partition(), reply(from)).unwrap();
+        let claim = |from: &str| reply(list([from.into(), list([]), list(["3-1".into()])]));
+        let claimed = |from| claimed_departed(partition(), claim(from)).unwrap();
         assert_eq!(claimed("gone").unwrap().deleted, [EntryId { ms: 3, seq: 1 }]);
         assert_eq!(claimed(""), None);
     }
 
     #[test]
     fn unexpected_reply_shapes_are_errors() {
-        assert!(read(partition(), Value::Integer(1)).is_err());
-        assert!(read(partition(), list([list(["likes:{0}".into()])])).is_err());
-        assert!(claimed_departed(partition(), list(["a".into(), list([])])).is_err());
+        assert!(read(partition(), reply(Value::Integer(1))).is_err());
+        assert!(read(partition(), reply(list([list(["likes:{0}".into()])]))).is_err());
+        assert!(claimed_departed(partition(), reply(list(["a".into(), list([])]))).is_err());
         assert!(count(&"x".into()).is_err());
-        assert!(entries(partition(), list([list(["x".into(), Value::Null])])).is_err());
-        assert!(entries(partition(), list([list(["1-0".into(), list(["l".into()])])])).is_err());
-        assert!(claimed(partition(), list(["0-0".into(), list([])])).is_err());
+        assert!(entries(partition(), reply(list([list(["x".into(), Value::Null])]))).is_err());
+        assert!(entries(partition(), reply(list([list(["1-0".into(), list(["l".into()])])]))).is_err());
+        assert!(claimed(partition(), reply(list(["0-0".into(), list([])]))).is_err());
         assert!(group_names(list([list(["pending".into(), Value::Integer(0)])])).is_err());
         assert!(deliveries(list([list(["1-0".into()])])).is_err());
     }

@@ -42,7 +42,8 @@ pub(crate) struct LogRates {
 
 impl<S: GroupStream> Acknowledger<S> {
     /// Acknowledges a committed batch. If the acknowledgement of an entry fails, the entry stays pending. It is claimed after
-    /// `CLAIM_MIN_IDLE`, written again without effect on the table, and acknowledged then.
+    /// `CLAIM_MIN_IDLE`, written again without effect on the table, and acknowledged then. After a replacement of the Redis
+    /// server, the partition reader recovers it without that wait.
     pub(super) async fn ack(self, committed: Committed, span: Option<Span>) {
         let started = Instant::now();
         let acked = self.streams.ack(committed).await;
@@ -65,6 +66,7 @@ impl<S: GroupStream> Acknowledger<S> {
             );
         }
         self.in_flight.release(acked.entries.iter().map(|entry| (entry.at, entry.likes)));
+        self.in_flight.redeliver(acked.replaced);
     }
 
     /// Counts dead letters and logs one rate-limited line with the last of them.

@@ -11,7 +11,7 @@ use fred::{
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{errors::readable, pipeline, tls};
+use super::{Incarnation, errors::readable, pipeline, tls};
 
 /// Added to the command timeout for TCP_USER_TIMEOUT, after which the kernel closes a connection with unacknowledged data.
 const USER_TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
@@ -19,6 +19,9 @@ const USER_TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
 /// Connection to one server. It never reconnects, and closes when dropped.
 pub struct Connection {
     pub(super) server: Server,
+    /// Identity of the data behind this connection. A connection never outlives it unnoticed: a server that restarts closes
+    /// its connections, and one that is demoted rejects the next command.
+    pub(super) incarnation: Incarnation,
     client: Client,
     /// Cancelled when the connection has ended or should end.
     pub(super) ended: CancellationToken,
@@ -114,9 +117,11 @@ async fn open_unexplained(
         }
     });
     let router = AbortOnDropHandle::new(router);
-    let connection = Connection { server: server.clone(), client, ended, _router: router };
+    let incarnation = Incarnation::default();
+    let mut connection = Connection { server: server.clone(), incarnation, client, ended, _router: router };
     // A server that is still loading its dataset accepts AUTH.
     connection.send_unexplained("PING", Vec::new()).await?;
+    connection.incarnation = Incarnation::of(&connection.client).await;
     Ok(connection)
 }
 

@@ -18,9 +18,9 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Connection, Redis,
+    Connection, Incarnation, Redis,
     connection::address,
-    errors::{Outcome, error_code, outcome, redirected},
+    errors::{Outcome, error_code, outcome, redirected, replaced},
     topology::Topology,
 };
 use crate::{backoff::Backoff, error_chain::one_line};
@@ -48,6 +48,8 @@ pub enum Retry {
 #[derive(Clone)]
 pub struct Connections {
     shared: Arc<Shared>,
+    /// The only incarnation that may receive a command; `None` for any.
+    only: Option<Incarnation>,
     _stop: Arc<DropGuard>,
 }
 
@@ -57,6 +59,14 @@ struct Shared {
     /// Notified when an error suggests that the topology has changed.
     change_suspected: Notify,
     stop: CancellationToken,
+}
+
+/// Successful reply.
+struct Answer {
+    value: Value,
+    /// Incarnation that replied.
+    incarnation: Incarnation,
+    attempts: u64,
 }
 
 /// The topology, and the servers that are connected.
@@ -95,7 +105,14 @@ impl Connections {
         shared.keep(&topology, &mut kept, connections);
         let watching = Arc::clone(&shared).watch_topology(topology, kept);
         tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
-        Ok(Self { shared, _stop: Arc::new(stop.drop_guard()) })
+        Ok(Self { shared, only: None, _stop: Arc::new(stop.drop_guard()) })
+    }
+
+    /// Returns connections for commands about entry ids that this incarnation assigned. They fail, without being executed,
+    /// when another incarnation serves the key.
+    #[must_use]
+    pub fn only(&self, incarnation: Incarnation) -> Self {
+        Self { only: Some(incarnation), ..self.clone() }
     }
 
     /// Sends a command to the server that owns the key. While that server is unavailable, or the slot moves to another one,
@@ -110,7 +127,21 @@ impl Connections {
         name: &'static str,
         args: Vec<Value>,
     ) -> Result<R, Error> {
-        self.run_counting(key, retry, name, args).await.map(|(answer, _)| answer)
+        self.run_boxed(key, retry, name, args).await?.value.convert()
+    }
+
+    /// As [`Connections::run`]; also returns the incarnation that replied.
+    ///
+    /// # Errors
+    /// As [`Connections::run`].
+    pub async fn run_identifying(
+        &self,
+        key: &str,
+        retry: Retry,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Result<(Value, Incarnation), Error> {
+        self.run_boxed(key, retry, name, args).await.map(|answer| (answer.value, answer.incarnation))
     }
 
     /// Runs a script on the server that owns its first key. All keys must be in the same slot.
@@ -124,10 +155,24 @@ impl Connections {
         retry: Retry,
         args: impl IntoIterator<Item = impl Into<Value>>,
     ) -> Result<R, Error> {
+        self.eval_identifying(script, keys, retry, args).await?.0.convert()
+    }
+
+    /// As [`Connections::eval`]; also returns the incarnation that replied.
+    ///
+    /// # Errors
+    /// As [`Connections::run`].
+    pub async fn eval_identifying(
+        &self,
+        script: &'static str,
+        keys: &[String],
+        retry: Retry,
+        args: impl IntoIterator<Item = impl Into<Value>>,
+    ) -> Result<(Value, Incarnation), Error> {
         let mut all: Vec<Value> = vec![script.into(), keys.len().to_string().into()];
         all.extend(keys.iter().map(Value::from));
         all.extend(args.into_iter().map(Into::into));
-        self.run(keys.first().map_or("", String::as_str), retry, "EVAL", all).await
+        self.run_identifying(keys.first().map_or("", String::as_str), retry, "EVAL", all).await
     }
 
     /// As [`Connections::run`]; also returns the number of attempts.
@@ -141,20 +186,19 @@ impl Connections {
         name: &'static str,
         args: Vec<Value>,
     ) -> Result<(R, u64), Error> {
-        let slot = redis_keyslot(key.as_bytes());
-        let (answer, sent) = self.run_boxed(slot, retry, name, args).await?;
-        Ok((answer.convert()?, sent))
+        let answer = self.run_boxed(key, retry, name, args).await?;
+        Ok((answer.value.convert()?, answer.attempts))
     }
 
     /// Boxes a future of some KiB, so that it is compiled once and not for every type of reply in every crate.
     fn run_boxed(
         &self,
-        slot: u16,
+        key: &str,
         retry: Retry,
         name: &'static str,
         args: Vec<Value>,
-    ) -> BoxFuture<'_, Result<(Value, u64), Error>> {
-        Box::pin(self.run_in_slot(slot, retry, name, args))
+    ) -> BoxFuture<'_, Result<Answer, Error>> {
+        Box::pin(self.run_in_slot(redis_keyslot(key.as_bytes()), retry, name, args))
     }
 
     async fn run_in_slot(
@@ -163,20 +207,27 @@ impl Connections {
         retry: Retry,
         name: &'static str,
         args: Vec<Value>,
-    ) -> Result<(Value, u64), Error> {
+    ) -> Result<Answer, Error> {
         let deadline = Instant::now() + self.shared.redis.timeout;
-        let mut sent = 0;
+        let mut attempts = 0;
         loop {
-            let node = self.node(slot, deadline).await?;
-            sent += 1;
+            let mut node = self.node(slot, deadline).await?;
+            if let Some(only) = self.only.filter(|only| *only != node.incarnation) {
+                return self.ask_only(only, &node, name, args).await;
+            }
+            attempts += 1;
             let mut answer = node.send_value(name, args.clone()).await;
             let asked = answer.as_ref().err().and_then(|error| redirected(error, "ASK"));
-            if let Some(node) = asked.and_then(|(_, server)| self.node_at(&server)) {
+            if let Some(importing) = asked.and_then(|(_, server)| self.node_at(&server)) {
+                if self.only.is_some() {
+                    return Err(replaced(&importing.server));
+                }
                 // Boxed, so that a rare case does not enlarge the future.
-                answer = Box::pin(ask(&node, name, args.clone())).await;
+                answer = Box::pin(ask(&importing, name, args.clone())).await;
+                node = importing;
             }
             let error = match answer {
-                Ok(answer) => return Ok((answer, sent)),
+                Ok(value) => return Ok(Answer { value, incarnation: node.incarnation, attempts }),
                 Err(error) => error,
             };
             let again = match outcome(&error) {
@@ -255,6 +306,23 @@ impl Connections {
             }
             Ok(())
         })
+    }
+
+    /// Sends a command to an incarnation that does not own the slot. It may be the server that the slot is moving to.
+    async fn ask_only(
+        &self,
+        only: Incarnation,
+        owner: &Connection,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Result<Answer, Error> {
+        let node = self.shared.connected().into_iter().find(|node| node.incarnation == only);
+        let node = node.ok_or_else(|| replaced(&owner.server))?;
+        match Box::pin(ask(&node, name, args)).await {
+            Ok(value) => Ok(Answer { value, incarnation: only, attempts: 1 }),
+            Err(error) if redirected(&error, "MOVED").is_some() => Err(replaced(&owner.server)),
+            Err(error) => Err(error),
+        }
     }
 
     fn node_at(&self, server: &Server) -> Option<Arc<Connection>> {

@@ -8,6 +8,7 @@ use fred::{
     types::config::Server,
 };
 
+use super::connection::address;
 use crate::error_chain::words;
 
 /// Whether a failed command was executed.
@@ -56,6 +57,20 @@ pub fn is_refusal(error: &Error) -> bool {
 /// Whether the server is unavailable: no reply, a lost connection, or a failover.
 pub fn is_away(error: &Error) -> bool {
     outcome(error) != Outcome::Refused
+}
+
+/// Start of the text of the error of [`replaced`].
+const REPLACED: &str = "another incarnation of the Redis server has the partition";
+
+/// Returns the error of a command that is bound to an incarnation which no longer serves the key.
+pub(super) fn replaced(owner: &Server) -> Error {
+    let owner = address(owner);
+    Error::new(ErrorKind::NotFound, format!("{REPLACED}: restart, failover or move of its slot, to {owner}"))
+}
+
+/// Whether a command was not sent because the incarnation that it is bound to no longer serves the key.
+pub fn is_replaced(error: &Error) -> bool {
+    error.details().starts_with(REPLACED)
 }
 
 /// Returns the code at the start of a server error, like `NOGROUP` or `OOM`.

@@ -544,6 +544,38 @@ async fn removal_of_lost_entries_is_retried_after_a_failure() {
     assert_eq!(reader.group.own_pending(), [0; 0]);
 }
 
+// Failover of Redis
+
+#[tokio::test(start_paused = true)]
+async fn an_id_assigned_again_after_a_failover_is_another_entry() {
+    let mut reader = start();
+    reader.group.append(1);
+    reader.group.append(2);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1, 2]);
+    reader.group.fail_over_without(2);
+    reader.group.append(2);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [2], "the first entry with this id is still in flight");
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_that_a_replaced_server_did_not_acknowledge_are_recovered() {
+    let mut reader = start();
+    reader.group.append(1);
+    pass(SECOND).await;
+    reader.group.fail_over_without(2);
+    assert_eq!(reader.received(), [1]);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [0; 0], "nothing tells the reader of the failover");
+    reader.release(&[1]);
+    reader.in_flight.redeliver([partition()].into());
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1]);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [0; 0]);
+}
+
 // Quarantine
 
 #[tokio::test(start_paused = true)]

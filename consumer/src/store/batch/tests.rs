@@ -3,7 +3,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use proptest::prelude::*;
-use shared::wire::{codec, partition::PartitionCount};
+use shared::{
+    redis::Incarnation,
+    wire::{codec, partition::PartitionCount},
+};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -14,7 +17,7 @@ use crate::{
 
 fn entry(seq: u64, likes: Vec<Like>) -> Entry {
     let partition = PartitionCount::new(1).unwrap().of_user(1);
-    let at = Position { partition, id: EntryId { ms: 1, seq } };
+    let at = Position { partition, id: EntryId { ms: 1, seq }, incarnation: Incarnation::default() };
     let payload = codec::encode(&likes).into();
     Entry {
         at,

@@ -8,7 +8,10 @@ use std::{
 
 use bytes::Bytes;
 use fred::prelude::{Error, ErrorKind};
-use shared::wire::{codec, partition::Partition};
+use shared::{
+    redis::Incarnation,
+    wire::{codec, partition::Partition},
+};
 use tokio::time::{Instant, sleep};
 
 use super::connection_lost;
@@ -57,6 +60,8 @@ pub(crate) struct FakeGroup {
 struct State {
     entries: BTreeMap<Position, Vec<(Bytes, Bytes)>>,
     is_missing: bool,
+    /// Incarnation of the server. Positions are stored without it.
+    incarnation: Incarnation,
     last_delivered: HashMap<Partition, EntryId>,
     pending: BTreeMap<Position, Pending>,
     quarantines: HashMap<Position, u64>,
@@ -102,6 +107,17 @@ impl FakeGroup {
         state.is_missing = true;
         state.last_delivered.clear();
         state.pending.clear();
+    }
+
+    /// Replaces the server by a replica that has not received this entry and all later ones.
+    pub(crate) fn fail_over_without(&self, seq: u64) {
+        let lost = position(seq);
+        let mut state = self.lock();
+        state.incarnation = Incarnation::numbered(1);
+        state.entries.retain(|at, _| *at < lost);
+        state.pending.retain(|at, _| *at < lost);
+        let last = EntryId { seq: seq - 1, ..lost.id };
+        state.last_delivered.insert(lost.partition, last);
     }
 
     /// Sets the number of quarantines of an entry that have started and not ended.
@@ -188,7 +204,8 @@ impl State {
     }
 
     fn raw(&self, at: Position) -> RawEntry {
-        RawEntry { at, fields: self.entries.get(&at).cloned() }
+        let fields = self.entries.get(&at).cloned();
+        RawEntry { at: Position { incarnation: self.incarnation, ..at }, fields }
     }
 
     /// Delivers entries to `a`. Deleted entries are removed from the pending entries list and returned separately.
@@ -218,6 +235,10 @@ impl State {
             self.pending.iter().filter(|(at, pending)| at.partition == partition && predicate(pending));
         pending.map(|(at, _)| *at).collect()
     }
+}
+
+fn stored(at: Position) -> Position {
+    Position { incarnation: Incarnation::default(), ..at }
 }
 
 impl GroupStream for FakeGroup {
@@ -313,7 +334,7 @@ impl GroupStream for FakeGroup {
 
     async fn deliveries(&self, at: Position) -> Result<u64, Error> {
         let deliveries = self.call(Operation::Deliveries, numbers([at.id.seq]), |state| {
-            Ok(state.pending.get(&at).map_or(0, |pending| pending.deliveries))
+            Ok(state.pending.get(&stored(at)).map_or(0, |pending| pending.deliveries))
         });
         deliveries.await
     }
@@ -328,7 +349,7 @@ impl GroupStream for FakeGroup {
 
     async fn begin_quarantine(&self, at: Position) -> Result<u64, Error> {
         let begun = self.call(Operation::BeginQuarantine, numbers([at.id.seq]), |state| {
-            let quarantines = state.quarantines.entry(at).or_default();
+            let quarantines = state.quarantines.entry(stored(at)).or_default();
             *quarantines += 1;
             Ok(*quarantines)
         });
@@ -337,7 +358,7 @@ impl GroupStream for FakeGroup {
 
     async fn end_quarantine(&self, at: Position) -> Result<(), Error> {
         let ended = self.call(Operation::EndQuarantine, numbers([at.id.seq]), |state| {
-            state.quarantines.remove(&at);
+            state.quarantines.remove(&stored(at));
             Ok(())
         });
         ended.await
@@ -348,16 +369,24 @@ impl GroupStream for FakeGroup {
         let ids: Vec<u64> = outcome.entries.iter().map(|entry| entry.at.id.seq).collect();
         let entries = &outcome.entries;
         let acked = self.call(Operation::Ack, numbers(ids.iter().copied()), |state| {
+            if entries.iter().any(|entry| entry.at.incarnation != state.incarnation) {
+                return Err(Error::new(ErrorKind::NotFound, "another incarnation"));
+            }
             let pending: Vec<_> =
-                entries.iter().filter(|entry| state.pending.remove(&entry.at).is_some()).collect();
+                entries.iter().filter(|entry| state.pending.remove(&stored(entry.at)).is_some()).collect();
             for entry in entries {
-                state.quarantines.remove(&entry.at);
+                state.quarantines.remove(&stored(entry.at));
             }
             Ok(pending.len() as u64)
         });
         match acked.await {
             Ok(acknowledged) => outcome.acknowledged = acknowledged,
-            Err(error) => outcome.failed = Some((ids.len(), error)),
+            Err(error) => {
+                if error.details() == "another incarnation" {
+                    outcome.replaced = entries.iter().map(|entry| entry.at.partition).collect();
+                }
+                outcome.failed = Some((ids.len(), error));
+            }
         }
         outcome
     }

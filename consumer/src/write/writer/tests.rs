@@ -7,7 +7,7 @@ use crate::{
     in_flight::InFlight,
     store::fake::FakeStore,
     stream::fake::{FakeGroup, Operation},
-    testing::{self, Journal, failing, like, pass, position, settle},
+    testing::{self, Journal, failing, like, partition, pass, position, settle},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -295,4 +295,23 @@ async fn a_quarantine_that_cannot_be_recorded_delays_no_batch() {
     writer.group.fail(Operation::BeginQuarantine);
     writer.send_entry(1, true);
     assert_eq!(writer.finish().await[3..], ["Write 1", "Ack 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_read_before_a_failover_of_redis_are_stored_and_not_acknowledged() {
+    let writer = start(LIMITS);
+    writer.store.slow(SECOND);
+    writer.send(1);
+    pass(SECOND / 2).await;
+    writer.group.fail_over_without(1);
+    // The new primary assigns the id again, and delivers it to another consumer.
+    writer.group.append_pending(1, "b", 1);
+    pass(SECOND * 2).await;
+    assert_eq!(writer.journal.lines(), ["Write 1", "Ack 1"]);
+    assert!(!writer.in_flight.contains(position(1)));
+    assert!(
+        writer.in_flight.take_redelivery(partition()),
+        "an entry that the replica has is recovered at once"
+    );
+    assert_eq!(writer.group.deliveries(position(1)).await.unwrap(), 1, "still pending");
 }
