@@ -171,7 +171,7 @@ impl BatchMetrics {
             ),
             direct_copy_fallbacks: counter(
                 metric::DIRECT_COPY_FALLBACKS,
-                "Batches whose direct copy failed and that were staged instead",
+                "Batches that were written through the staging table because the COPY straight into the likes table failed",
             ),
             failed: counter_by(
                 metric::BATCHES_FAILED,

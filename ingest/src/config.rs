@@ -122,7 +122,7 @@ pub struct Settings {
     #[arg(long, env = "INGEST_BATCH_MEMORY", default_value = "64MiB", value_name = "SIZE", help_heading = headings::QUOTAS)]
     ingest_batch_memory: ByteCount,
 
-    /// Maximum backlog in entries over all partitions; above it, requests get 503
+    /// Backlog in entries over all partitions at which requests get 503
     ///
     /// The backlog is measured twice a second. It can exceed the limit by the entries of half a second.
     #[arg(long, env = "INGEST_BACKLOG_LIMIT", default_value = "1000000", value_name = "COUNT",

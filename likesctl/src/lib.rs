@@ -90,7 +90,7 @@ enum Command {
     /// List, retry, purge, export and import dead letters
     #[command(subcommand, arg_required_else_help = true)]
     Dead(Box<dead::Command>),
-    /// Compare the streams and the dead letters with the likes table
+    /// Check that all acknowledged likes are in the table or in dead letters
     ///
     /// Compares acknowledged entries that are still in the streams; consumers keep these for STREAM_RETENTION. Exits
     /// with 5 if a like is missing from the table.
@@ -120,7 +120,7 @@ enum Command {
     Audit(audit_log::Options),
     /// Apply pending migrations to the Postgres schema
     ///
-    /// Grants the roles of sql/roles.sql, as far as they exist, their privileges on the tables. Connect directly to Postgres,
+    /// Grants privileges on the tables to the roles of sql/roles.sql that exist. Connect directly to Postgres,
     /// or through a pooler in session mode: the migration lock belongs to a session.
     #[command(after_help = "Examples:\n  likesctl migrate")]
     Migrate(migrate::Options),

@@ -179,7 +179,7 @@ pub async fn watch(redis: Connections, keys: KeyPrefix, partitions: watch::Sende
                 // An unavailable Redis is reported elsewhere.
                 if !redis::is_away(&error) && refused.replace(Record::default()) != Some(Record::default()) {
                     let error = one_line(&error);
-                    tracing::error!(key, error, "cannot read cluster settings");
+                    tracing::error!(key, error, "cannot read the recorded partition count");
                 }
                 continue;
             }
@@ -208,7 +208,7 @@ pub async fn watch(redis: Connections, keys: KeyPrefix, partitions: watch::Sende
             None => {
                 let recorded = record.partitions.clone().unwrap_or_default();
                 tracing::error!(
-                    key, recorded, used = %known, "invalid partition count in cluster settings, ignored"
+                    key, recorded, used = %known, "the recorded partition count is invalid, ignored"
                 );
                 refused = Some(record);
             }

@@ -106,7 +106,7 @@ async fn a_lowered_partition_count_is_restored() {
 
     redis.hset::<u64, _, _>("likes:settings", ("partitions", "many")).await.unwrap();
     eventually("the invalid partition count is logged", async || {
-        ingest.log_text().contains("invalid partition count in cluster settings")
+        ingest.log_text().contains("the recorded partition count is invalid")
     })
     .await;
     let grown = grow(&setup, "16");

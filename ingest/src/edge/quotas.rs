@@ -233,7 +233,10 @@ async fn sweep_on_signal<K: Hash + Eq + Clone + Send + Sync + 'static>(
             buckets.retain_recent();
             buckets.shrink_to_fit();
             if buckets.len() > MAX_BUCKETS {
-                tracing::warn!(buckets = buckets.len(), "too many rate limit buckets, resetting all quotas");
+                tracing::warn!(
+                    buckets = buckets.len(),
+                    "too many rate limit buckets, resetting the quotas of this kind"
+                );
                 swept.store(Arc::new(RateLimiter::dashmap(quota)));
             }
         });

@@ -113,10 +113,10 @@ fn partitions(
     match configured {
         Some(configured) if configured != recorded => findings.warn(
             "partitions",
-            format!("{recorded} in the cluster settings, but LIKES_PARTITIONS is {configured}"),
+            format!("Redis records {recorded}, but LIKES_PARTITIONS is {configured}"),
             format!("set LIKES_PARTITIONS to {recorded}, or unset it"),
         ),
-        _ => findings.ok("partitions", format!("{recorded} in the cluster settings")),
+        _ => findings.ok("partitions", format!("Redis records {recorded}")),
     }
 }
 

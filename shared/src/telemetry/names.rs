@@ -106,7 +106,7 @@ pub mod metric {
     pub const BATCHES_COMMITTED: &str = "likestream.batches.committed";
     /// Failed transactions.
     pub const BATCHES_FAILED: &str = "likestream.batches.failed";
-    /// Batches whose direct copy failed and that were staged instead.
+    /// Batches that were written through the staging table because the COPY straight into the likes table failed.
     pub const DIRECT_COPY_FALLBACKS: &str = "likestream.direct_copy.fallbacks";
     /// Rows per committed batch.
     pub const BATCH_ROWS: &str = "likestream.batch.rows";

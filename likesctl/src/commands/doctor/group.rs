@@ -107,7 +107,7 @@ fn backlog(findings: &mut Findings, overview: &Overview) -> Result<(), CliError>
         Some(backlog) if u128::from(oldest_ms) > STALE_AFTER.as_millis() => {
             let entries = many(backlog, "entry", "entries");
             let seen = format!("{entries}, the oldest is {} old", age(oldest_ms));
-            let advice = "consumers do not keep up; see docs/runbook.md#backlog-grows";
+            let advice = "consumers do not keep up; see docs/runbook.md#backlog-too-old";
             findings.warn("backlog", seen, advice)
         }
         Some(backlog) => findings.ok("backlog", many(backlog, "entry", "entries")),

@@ -35,7 +35,7 @@ pub(super) async fn check(
         Some((idle_ms, entry)) if u128::from(idle_ms) > STALE_AFTER.as_millis() => findings.fail(
             "pending",
             format!("{entry} is pending and has been idle for {}", age(idle_ms)),
-            "its likes are not stored; run likesctl pending list --min-idle 5m, then likesctl pending retry --min-idle 5m",
+            "its likes may not be stored; run likesctl pending list --min-idle 5m and see docs/runbook.md#stuck-pending",
         )?,
         _ => {
             let limit = STALE_AFTER.as_secs() / 60;
