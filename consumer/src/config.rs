@@ -90,8 +90,8 @@ pub struct Settings {
 
     /// Maximum number of deliveries of an entry before quarantine
     ///
-    /// A quarantined entry is processed by itself. It becomes a dead letter after two consumers have crashed in its
-    /// quarantine.
+    /// Quarantined entries are tried in groups, which get smaller with each crash of a consumer. An entry becomes a dead letter
+    /// after two consumers have crashed while they processed it alone.
     #[arg(long, env = "MAX_DELIVERIES", default_value = "5", value_name = "COUNT",
           value_parser = integer(1..=1_000_000_u64), help_heading = headings::RECLAIM)]
     pub(crate) max_deliveries: u64,

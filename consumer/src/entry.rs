@@ -78,8 +78,6 @@ pub struct Entry {
     pub read_at: Instant,
     /// Context of the producer span, if it is sampled.
     pub producer: Option<Box<SpanContext>>,
-    /// Whether the entry is processed in quarantine, in a batch by itself, because it may have crashed consumers.
-    pub quarantined: bool,
 }
 
 impl Entry {
@@ -93,7 +91,6 @@ impl Entry {
             payload: Bytes::new(),
             read_at,
             producer: None,
-            quarantined: false,
         };
         let Some(payload) = codec::payload(fields) else {
             let detail = format!("the entry has no field '{}'", codec::FIELD);
@@ -131,7 +128,6 @@ impl Entry {
             payload: Bytes::new(),
             read_at,
             producer: None,
-            quarantined: true,
         }
     }
 }

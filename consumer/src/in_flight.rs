@@ -60,7 +60,7 @@ impl Drop for ReadPermit<'_> {
     }
 }
 
-/// RAII permit that blocks all read permits, for the quarantine of one entry.
+/// RAII permit that blocks all read permits, for an entry that is tried alone.
 pub(crate) struct ExclusivePermit<'a>(&'a InFlight);
 
 impl Drop for ExclusivePermit<'_> {
@@ -92,6 +92,12 @@ impl InFlight {
 
     pub(crate) fn contains(&self, at: Position) -> bool {
         self.state.borrow().entries.contains(&at)
+    }
+
+    /// Returns whether none of these entries is in flight.
+    pub(crate) fn contains_none(&self, entries: &[Position]) -> bool {
+        let state = self.state.borrow();
+        entries.iter().all(|at| !state.entries.contains(at))
     }
 
     /// Releases entries, given with their number of rows: they are settled, or stay pending for redelivery.
@@ -138,6 +144,10 @@ impl InFlight {
     /// Returns the time since [`InFlight::pause`]; zero when reading is not paused.
     pub(crate) fn paused_for(&self) -> Duration {
         self.state.borrow().paused_since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.state.borrow().paused_since.is_some()
     }
 
     /// Grants read permits again.
@@ -191,6 +201,16 @@ impl InFlight {
     pub(crate) async fn empty(&self) {
         self.when(|state| state.entries.is_empty() && state.reading == 0 && state.paused_since.is_none())
             .await;
+    }
+
+    /// Waits until none of these entries is in flight.
+    pub(crate) async fn settled(&self, entries: &[Position]) {
+        self.when(|state| entries.iter().all(|at| !state.entries.contains(at))).await;
+    }
+
+    /// Waits until reading is paused.
+    pub(crate) async fn paused(&self) {
+        self.when(|state| state.paused_since.is_some()).await;
     }
 
     async fn when(&self, is_so: impl FnMut(&State) -> bool) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use deadpool_postgres::Pool;
 use shared::{
+    error_chain::one_line,
     runtime::admin::{Check, Health},
     telemetry::Telemetry,
     wire::partition::PartitionCount,
@@ -137,9 +138,12 @@ impl Pipeline {
         };
         // From here on other consumers may claim the entries that are still pending.
         drained.cancel();
-        let (trimmed, resigned) =
-            tokio::join!(timeout(SHUTDOWN_GRACE, upkeep.stop()), timeout(SHUTDOWN_GRACE, heartbeats));
-        if trimmed.is_err() || resigned.is_err() {
+        let (trimmed, resigned, survived) = tokio::join!(
+            timeout(SHUTDOWN_GRACE, upkeep.stop()),
+            timeout(SHUTDOWN_GRACE, heartbeats),
+            timeout(SHUTDOWN_GRACE, self.end_quarantines(&ended)),
+        );
+        if trimmed.is_err() || resigned.is_err() || survived.is_err() {
             tracing::warn!("Redis did not respond during shutdown");
         }
         if let Ok(resigned) = resigned {
@@ -147,6 +151,18 @@ impl Pipeline {
         }
         ended?;
         Ok(trimmed.unwrap_or(Ok(()))?)
+    }
+
+    /// Removes the records of quarantines that the partition readers could not remove. After a crash they stay: an entry may
+    /// have caused it.
+    async fn end_quarantines(&self, ended: &Result<(), PipelineError>) {
+        if matches!(ended, Err(PipelineError::Crashed(_))) {
+            return;
+        }
+        let partitions = *self.partitions.borrow();
+        if let Err(error) = self.streams.end_quarantines(partitions).await {
+            tracing::debug!(error = one_line(&error), "cannot record the end of a quarantine");
+        }
     }
 
     fn candidate(&self, shared: &Shared) -> Candidate<Streams> {

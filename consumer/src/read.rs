@@ -7,4 +7,5 @@
 pub(crate) mod health;
 pub(crate) mod pacing;
 pub(crate) mod partition_reader;
+mod quarantine;
 pub(crate) mod supervisor;

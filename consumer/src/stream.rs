@@ -17,7 +17,7 @@ mod reply;
 pub(crate) use self::group_stream::{GroupStream, Heartbeats};
 pub use self::{
     admin_ops::REASSIGN_CONSUMER,
-    client::{AckOutcome, Claimed, ClaimedDeparted, GroupError, Streams},
+    client::{AckOutcome, Claimed, ClaimedDeparted, GroupError, QuarantineTry, Streams},
     inspect::*,
     members::{Heartbeat, LIVENESS_TIMEOUT, Member, MemberState},
 };

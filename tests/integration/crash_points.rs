@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use devstack::http_client::HttpClient;
-use fred::prelude::{Client, KeysInterface, StreamsInterface, Value};
+use fred::prelude::{Client, HashesInterface, KeysInterface, StreamsInterface, Value};
+use nix::sys::signal::Signal;
 use tokio_postgres::Client as Postgres;
 
 use crate::{
     dead_letters::dead_letters,
     harness::{
-        GROUP, PARTITIONS, Setup, append_raw, create_groups, entries, eventually, like, likes, pending,
+        GROUP, PARTITIONS, SOON, Setup, append_raw, create_groups, entries, eventually, like, likes, pending,
         pending_or_none, post, stream,
     },
+    likesctl::{done, settled},
     proxy::Proxy,
 };
 
@@ -161,39 +163,33 @@ async fn a_crash_between_append_and_response_creates_no_duplicate() {
     assert_eq!(setup.count().await, 1);
 }
 
-/// An entry crashes every consumer that processes it. After too many deliveries it is quarantined, and all other entries
-/// are stored. After two more crashes, it becomes a dead letter.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_entry_that_crashes_consumers_becomes_a_dead_letter() {
+const QUARANTINE: &str = "likes:{0}:quarantine:likes-writers";
+
+/// Starts a consumer again and again, and kills it whenever it processes the like of user 66, until an entry is a dead
+/// letter. Returns the number of kills.
+async fn kill_while_user_66_is_processed(setup: &Setup, redis: &Client, max_deliveries: &str) -> u32 {
     const WAITS: &str = "FROM pg_locks JOIN pg_database ON pg_database.oid = database
                          WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
-    let setup = Setup::new().await;
-    let redis = setup.redis_client().await;
-    create_groups(&redis).await;
     let postgres = setup.postgres_client().await;
     let trigger = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
                    $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
                    CREATE TRIGGER deadly BEFORE INSERT ON likes FOR EACH ROW WHEN (NEW.user_id = 66) EXECUTE FUNCTION wait();
                    SELECT pg_advisory_lock(1)";
     postgres.batch_execute(trigger).await.unwrap();
-    let killer = shared::wire::codec::encode(&[like(66, 42)]);
-    append_raw(&redis, 0, &killer).await;
-    setup.append(&likes(20), 1).await;
-
     let settings = [
         ("CONSUMER_NAME", "phoenix"),
-        ("MAX_DELIVERIES", "2"),
+        ("MAX_DELIVERIES", max_deliveries),
         ("CLAIM_MIN_IDLE", "2m"),
         ("WRITE_TIMEOUT", "50s"),
     ];
     let mut deaths = 0;
-    while dead_letters(&redis).await.is_empty() {
+    while dead_letters(redis).await.is_empty() {
         let mut consumer = setup.start("consumer", &settings);
         let mut deadly_moment = false;
         eventually("the consumer processes the entry, or the entry is a dead letter", async || {
             let sql = format!("SELECT count(*) {WAITS}");
             deadly_moment = postgres.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) > 0;
-            deadly_moment || !dead_letters(&redis).await.is_empty()
+            deadly_moment || !dead_letters(redis).await.is_empty()
         })
         .await;
         consumer.kill();
@@ -202,15 +198,59 @@ async fn an_entry_that_crashes_consumers_becomes_a_dead_letter() {
         let sql = format!("SELECT pg_terminate_backend(pid, 30000) {WAITS}");
         postgres.execute(&sql, &[]).await.unwrap();
     }
+    deaths
+}
+
+/// An entry crashes every consumer that processes it. After too many deliveries it is quarantined, and all other entries
+/// are stored. After two more crashes, it becomes a dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_crashes_consumers_becomes_a_dead_letter() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    let killer = shared::wire::codec::encode(&[like(66, 42)]);
+    append_raw(&redis, 0, &killer).await;
+    setup.append(&likes(20), 1).await;
     // Two deliveries are allowed, and two more happen in quarantine.
-    assert_eq!(deaths, 4);
+    assert_eq!(kill_while_user_66_is_processed(&setup, &redis, "2").await, 4);
     let letters = dead_letters(&redis).await;
     assert_eq!(letters.len(), 1);
     assert_eq!((&letters[0]["reason"][..], &letters[0]["l"][..]), (&b"max_deliveries"[..], &killer[..]));
     assert_eq!(letters[0]["deliveries"], "5");
-    let _consumer = setup.consumer(&settings);
+    let _consumer = setup.consumer(&[]);
     setup.wait_for_rows(20).await;
     setup.wait_until_drained().await;
+}
+
+/// Suspects are tried in groups, which get smaller by a factor of eight with each death.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadly_entry_among_many_suspects_is_found_after_few_deaths() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    for user in 1..=100 {
+        append_raw(&redis, 0, &shared::wire::codec::encode(&[like(user, 42)])).await;
+    }
+    // One delivery is allowed. Then it is tried among 100 and among 12 entries, and alone.
+    assert_eq!(kill_while_user_66_is_processed(&setup, &redis, "1").await, 5);
+    let letters = dead_letters(&redis).await;
+    assert_eq!((letters.len(), &letters[0]["reason"][..]), (1, &b"max_deliveries"[..]));
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(99).await;
+    setup.wait_until_drained().await;
+}
+
+/// Delivers all entries to a consumer, `times` in all.
+async fn deliver(redis: &Client, consumer: &str, times: usize) {
+    for round in 0..times {
+        for partition in 0..PARTITIONS {
+            let id = if round == 0 { ">" } else { "0" };
+            redis
+                .xreadgroup::<Value, _, _, _, _>(GROUP, consumer, None, None, false, stream(partition), id)
+                .await
+                .unwrap();
+        }
+    }
 }
 
 /// A high delivery count alone does not make a dead letter: the entry was only redelivered during an outage.
@@ -220,20 +260,70 @@ async fn a_harmless_entry_with_many_deliveries_is_stored() {
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
     setup.append(&likes(8), 1).await;
-    for round in 0..9 {
-        for partition in 0..PARTITIONS {
-            let id = if round == 0 { ">" } else { "0" };
-            redis
-                .xreadgroup::<Value, _, _, _, _>(GROUP, "phoenix", None, None, false, stream(partition), id)
-                .await
-                .unwrap();
-        }
-    }
+    deliver(&redis, "phoenix", 9).await;
     let consumer = setup.consumer(&[("CONSUMER_NAME", "phoenix")]);
     setup.wait_for_rows(8).await;
     setup.wait_until_drained().await;
     assert!(consumer.log_text().contains("entry quarantined: delivered more than MAX_DELIVERIES times"));
     assert!(dead_letters(&redis).await.is_empty());
-    let left: u64 = redis.exists("likes:{0}:quarantine").await.unwrap();
-    assert_eq!(left, 0);
+    let left = async || redis.exists::<u64, _>(QUARANTINE).await.unwrap();
+    eventually("the records are removed", async || left().await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_harmless_suspects_need_few_batches() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    setup.append(&likes(3_000), 1).await;
+    deliver(&redis, "phoenix", 6).await;
+    setup.append(&likes(3_100)[3_000..], 1).await;
+    let consumer = setup.consumer(&[("CONSUMER_NAME", "phoenix")]);
+    setup.wait_for_rows(3_100).await;
+    setup.wait_until_drained().await;
+    assert!(consumer.log_text().contains("entries quarantined: delivered more than MAX_DELIVERIES times"));
+    let batches = consumer.metrics().unwrap().sum("likestream_batches_committed_total");
+    assert!(batches < 150.0, "{batches} batches");
+    assert!(dead_letters(&redis).await.is_empty());
+}
+
+/// Consumers that end while Postgres does not answer are not killed by the entry that they try: neither if they end in time,
+/// nor if they are killed while they drain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graceful_shutdown_during_a_quarantine_is_no_death() {
+    let (setup, redis) = settled().await;
+    setup.append(&likes(1), 1).await;
+    deliver(&redis, "gone", 6).await;
+    let quarantined = async || {
+        let mut found = 0;
+        for partition in 0..PARTITIONS {
+            found += redis.hlen::<u64, _>(format!("likes:{{{partition}}}:quarantine:{GROUP}")).await.unwrap();
+        }
+        found
+    };
+    let port = setup.database_url().rsplit_once(':').unwrap().1.split('/').next().unwrap().parse().unwrap();
+    let proxy = Proxy::start(port).await;
+    let database = setup.database_url().replace(&format!(":{port}"), &format!(":{}", proxy.port()));
+    for killed_while_draining in [false, true, false, true] {
+        done(&setup, &["pause", "--yes"]);
+        let drain = if killed_while_draining { "1h" } else { "1s" };
+        let settings =
+            [("DATABASE_URL", database.as_str()), ("DRAIN_TIMEOUT", drain), ("WRITE_TIMEOUT", "14s")];
+        let mut consumer = setup.consumer(&settings);
+        proxy.hold_requests();
+        done(&setup, &["resume", "--yes"]);
+        eventually("the entry is tried", async || quarantined().await == 1).await;
+        consumer.signal(Signal::SIGTERM);
+        eventually("the try has ended", async || quarantined().await == 0).await;
+        if killed_while_draining {
+            consumer.kill();
+        } else {
+            consumer.wait_exit(SOON).unwrap();
+        }
+        proxy.let_go();
+    }
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(1).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
 }

@@ -108,6 +108,7 @@ mod tests {
     fn member(name: &str, static_assignment: &str) -> Member {
         Member {
             name: name.to_owned(),
+            process: String::new(),
             state: MemberState::Active,
             static_assignment: static_assignment.to_owned(),
             is_alive: true,

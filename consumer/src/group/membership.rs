@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     group::{
         assignment::{Assignment, assign},
-        ownership::Ownership,
+        ownership::{Contact, Ownership},
     },
     in_flight::InFlight,
     metrics::Metrics,
@@ -61,8 +61,8 @@ pub(crate) struct Membership<H> {
     context: Candidate<H>,
     heartbeat: Heartbeat,
     members: Vec<Member>,
-    /// Start of the uninterrupted series of successful heartbeats.
-    in_contact_since: Option<Instant>,
+    /// `None` before the first heartbeat and after a failed one.
+    contact: Option<Contact>,
     ownership: watch::Sender<Ownership>,
 }
 
@@ -91,22 +91,24 @@ impl<H: Heartbeats> Membership<H> {
         let static_assignment = context.static_assignment.clone();
         let this_member = Member {
             name: context.heartbeats.consumer().to_owned(),
+            process: context.heartbeats.process().to_owned(),
             state,
             static_assignment: static_assignment.clone(),
             is_alive: true,
         };
-        let token = format!("{:016x}", rand::random::<u64>());
         let ownership = watch::Sender::new(Ownership {
             assignment: Assignment::default(),
             members: Arc::default(),
+            processes: Arc::default(),
+            contact: None,
             partitions: *context.partitions.borrow(),
             paused: context.paused.borrow().clone(),
         });
         Self {
             context,
-            heartbeat: Heartbeat { token, state, static_assignment, liveness_timeout: LIVENESS_TIMEOUT },
+            heartbeat: Heartbeat { state, static_assignment, liveness_timeout: LIVENESS_TIMEOUT },
             members: vec![this_member],
-            in_contact_since: None,
+            contact: None,
             ownership,
         }
     }
@@ -144,7 +146,7 @@ impl<H: Heartbeats> Membership<H> {
             }
             self.send_heartbeat().await?;
         }
-        if let Err(error) = self.context.heartbeats.resign(&self.heartbeat.token).await {
+        if let Err(error) = self.context.heartbeats.resign().await {
             tracing::warn!(
                 error = one_line(&error),
                 "could not resign from the group, membership expires after the liveness timeout"
@@ -159,9 +161,10 @@ impl<H: Heartbeats> Membership<H> {
 
     async fn send_heartbeat(&mut self) -> Result<(), NameTaken> {
         let heartbeats = &self.context.heartbeats;
+        let sent_at = Instant::now();
         match heartbeats.heartbeat(&self.heartbeat).await {
             Ok(Some(members)) => {
-                self.update_members(members);
+                self.update_members(members, sent_at);
                 if self.context.check.pass() {
                     tracing::info!(members = self.members.len(), "heartbeat succeeded");
                 }
@@ -179,7 +182,7 @@ impl<H: Heartbeats> Membership<H> {
     }
 
     fn heartbeat_failed(&mut self, error: &Error) {
-        self.in_contact_since = None;
+        self.contact = None;
         let error = one_line(error);
         if self.context.check.fail(format!("heartbeat failed: {error}")) {
             tracing::warn!(error, "heartbeat failed, the partition assignment is unchanged");
@@ -189,9 +192,10 @@ impl<H: Heartbeats> Membership<H> {
     /// Updates the members after a successful heartbeat. During a Redis outage no member could send heartbeats, so no
     /// member counts as dead until Redis has been available for the liveness timeout: time for every live member to send a
     /// heartbeat.
-    fn update_members(&mut self, mut members: Vec<Member>) {
-        let in_contact_since = *self.in_contact_since.get_or_insert_with(Instant::now);
-        let is_early = in_contact_since.elapsed() < LIVENESS_TIMEOUT;
+    fn update_members(&mut self, mut members: Vec<Member>, sent_at: Instant) {
+        let since = self.contact.map_or_else(Instant::now, |contact| contact.since);
+        self.contact = Some(Contact { since, last: sent_at });
+        let is_early = since.elapsed() < LIVENESS_TIMEOUT;
         let was_alive = |name: &str| self.members.iter().any(|member| member.name == name);
         members.retain(|member| member.is_alive || (is_early && was_alive(&member.name)));
         self.members = members;
@@ -202,9 +206,12 @@ impl<H: Heartbeats> Membership<H> {
         let name = self.context.heartbeats.consumer();
         let assignment = assign(partitions, &self.members, name);
         let members = Arc::new(self.members.iter().map(|member| member.name.clone()).collect());
+        let processes = Arc::new(self.members.iter().map(|member| member.process.clone()).collect());
         let paused = self.context.paused.borrow().clone();
-        let new = Ownership { assignment, members, partitions, paused };
+        let new = Ownership { assignment, members, processes, contact: self.contact, partitions, paused };
         let changed = self.ownership.send_if_modified(|old| {
+            // Changes with each heartbeat, and is no reason to wake anybody.
+            old.contact = new.contact;
             let changed = *old != new;
             if changed {
                 *old = new.clone();

@@ -10,7 +10,7 @@ use crate::entry::EntryId;
 /// entries arrive. A full read is followed by the next read immediately.
 const POLLS_PER_LINGER: u32 = 4;
 const POLL_MIN: Duration = Duration::from_millis(4);
-const POLL_MAX: Duration = Duration::from_millis(64);
+pub(super) const POLL_MAX: Duration = Duration::from_millis(64);
 
 /// Maximum number of new entries per read. A reply should still be in the CPU cache when it is decoded.
 const READ_COUNT_MAX: usize = 500;

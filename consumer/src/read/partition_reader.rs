@@ -1,5 +1,5 @@
 //! Partition reader: the task that reads one partition. It recovers this consumer's own pending entries, claims pending
-//! entries of other consumers, and reads new entries.
+//! entries of other consumers, tries suspect entries in quarantine, and reads new entries.
 //!
 //! A reader has one command in flight and never drops it midway. If Redis delivers an entry and the reply is lost, the
 //! entry stays pending until the reader recovers it.
@@ -13,10 +13,7 @@ use shared::{
     error_chain::one_line,
     redis,
     telemetry::{log_rate::LogRate, spans::Tracing},
-    wire::{
-        dead_letter::{DeadLetter, Reason},
-        partition::Partition,
-    },
+    wire::partition::Partition,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -32,6 +29,7 @@ use crate::{
     read::{
         health::ReadHealth,
         pacing::{ClaimRound, PollInterval, RowsPerEntry},
+        quarantine::{Quarantine, Suspect},
     },
     stream::{Claimed, ClaimedDeparted, GroupStream, LIVENESS_TIMEOUT},
     trace,
@@ -39,10 +37,6 @@ use crate::{
 
 /// Maximum number of pending entries per claim.
 const CLAIM_COUNT: u64 = 100;
-
-/// Number of incomplete quarantines after which an entry becomes a dead letter. More than one, because a process can also
-/// be killed by chance during a quarantine.
-const MAX_QUARANTINES: u64 = 2;
 
 /// Limits shared by all partition readers.
 #[derive(Clone, Copy)]
@@ -79,8 +73,9 @@ pub(crate) struct PartitionReader<S> {
     context: Arc<ReadContext<S>>,
     ownership: watch::Receiver<Ownership>,
     wanted: watch::Receiver<bool>,
-    /// Whether Redis may have delivered entries in a reply that was lost.
-    must_recover_pending: bool,
+    /// Whether Redis may have delivered entries in a reply that was lost: then the id after which own pending entries are read.
+    recovering: Option<EntryId>,
+    quarantine: Quarantine,
     expected_rows: RowsPerEntry,
     poll: PollInterval,
     claims: ClaimRound,
@@ -122,7 +117,8 @@ impl<S: GroupStream> PartitionReader<S> {
             context,
             ownership,
             wanted,
-            must_recover_pending,
+            recovering: must_recover_pending.then(EntryId::default),
+            quarantine: Quarantine::default(),
             expected_rows: RowsPerEntry::default(),
             poll,
             claims,
@@ -131,10 +127,10 @@ impl<S: GroupStream> PartitionReader<S> {
     }
 
     /// Reads until the partition is unwanted, until shutdown, or until the writer ends. If replies may have been lost, their
-    /// entries are recovered before the reader ends, except at shutdown.
+    /// entries are recovered before the reader ends, and suspects are settled, except at shutdown.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::server();
-        while !self.context.shutdown.is_cancelled() && (self.must_recover_pending || *self.wanted.borrow()) {
+        while !self.context.shutdown.is_cancelled() && (self.is_busy() || *self.wanted.borrow()) {
             match self.step().await {
                 Ok(()) => {
                     backoff = Backoff::server();
@@ -143,12 +139,17 @@ impl<S: GroupStream> PartitionReader<S> {
                 Err(ReadError::WriterGone) => return,
                 Err(ReadError::Redis(error)) => {
                     // Redis may have delivered entries in the lost reply.
-                    self.must_recover_pending = true;
+                    self.recovering = Some(EntryId::default());
                     self.after_error(&error, &mut backoff).await;
                 }
             }
         }
+        self.end_quarantine_at_shutdown().await;
         self.context.health.passed(self.partition);
+    }
+
+    fn is_busy(&self) -> bool {
+        self.recovering.is_some() || self.quarantine.is_busy()
     }
 
     async fn step(&mut self) -> Result<(), ReadError> {
@@ -156,13 +157,19 @@ impl<S: GroupStream> PartitionReader<S> {
             self.ownership.mark_unchanged();
             self.claims.begin();
         }
-        self.must_recover_pending |= self.context.in_flight.take_redelivery(self.partition);
-        if self.must_recover_pending {
-            self.recover_own_pending().await
-        } else if self.claims.is_due() {
-            self.claim().await
-        } else {
-            self.read_new().await
+        if self.context.in_flight.take_redelivery(self.partition) {
+            self.recovering = Some(EntryId::default());
+        }
+        self.advance_quarantine().await?;
+        // Suspects are settled before more entries are redelivered. Meanwhile new entries are read.
+        match self.recovering {
+            Some(after) if !self.quarantine.is_busy() => self.recover_own_pending(after).await,
+            None if !self.quarantine.is_busy() && self.claims.is_due() => self.claim().await,
+            _ if *self.wanted.borrow() => self.read_new().await,
+            _ => {
+                self.wait_for_quarantine().await;
+                Ok(())
+            }
         }
     }
 
@@ -186,27 +193,25 @@ impl<S: GroupStream> PartitionReader<S> {
         Ok(())
     }
 
-    /// Reads all entries that were delivered to this consumer and never acknowledged. Waits until no entry of the partition
-    /// is in flight, because in-flight entries are pending, too.
-    async fn recover_own_pending(&mut self) -> Result<(), ReadError> {
+    /// Reads a page of the entries that were delivered to this consumer and never acknowledged. Waits until no entry of the
+    /// partition is in flight, because in-flight entries are pending, too.
+    async fn recover_own_pending(&mut self, after: EntryId) -> Result<(), ReadError> {
         let ReadContext { streams, in_flight, metrics, shutdown, .. } = &*self.context;
-        let mut after = EntryId::default();
-        loop {
-            if shutdown.run_until_cancelled(in_flight.drained(self.partition)).await.is_none() {
-                return Ok(());
-            }
-            let entries = streams.read_own_pending(self.partition, after, CLAIM_COUNT).await?;
-            let Some(last) = entries.last() else {
-                self.must_recover_pending = false;
-                return Ok(());
-            };
-            after = last.at.id;
-            if let Some(entries) = self.log_rates.recovered.record(entries.len()) {
-                tracing::info!(partition = %self.partition, entries, "recovering own pending entries");
-            }
-            metrics.reclaimed(entries.len());
-            self.send_redelivered(entries).await?;
+        if shutdown.run_until_cancelled(in_flight.drained(self.partition)).await.is_none() {
+            return Ok(());
         }
+        let entries = streams.read_own_pending(self.partition, after, CLAIM_COUNT).await?;
+        let Some(last) = entries.last().map(|last| last.at.id) else {
+            self.recovering = None;
+            return Ok(());
+        };
+        if let Some(entries) = self.log_rates.recovered.record(entries.len()) {
+            tracing::info!(partition = %self.partition, entries, "recovering own pending entries");
+        }
+        metrics.reclaimed(entries.len());
+        self.send_redelivered(entries).await?;
+        self.recovering = Some(last);
+        Ok(())
     }
 
     /// Claims pending entries of departed consumers; if there are none, a page of entries idle for `CLAIM_MIN_IDLE`.
@@ -230,12 +235,14 @@ impl<S: GroupStream> PartitionReader<S> {
         self.send_redelivered(entries).await
     }
 
-    /// Waits for `wait`. Returns `None` if the partition becomes unwanted or the shutdown begins first.
+    /// Waits for `wait`. Returns `None` if the partition becomes unwanted, the quarantine can advance, or the shutdown begins
+    /// first.
     async fn while_wanted<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
         let mut wanted = self.wanted.clone();
         tokio::select! {
             done = wait => Some(done),
             _ = wanted.wait_for(|wanted| !wanted) => None,
+            () = self.quarantine.attention(&self.context.in_flight) => None,
             () = self.context.shutdown.cancelled() => None,
         }
     }
@@ -249,17 +256,18 @@ impl<S: GroupStream> PartitionReader<S> {
         self.record_lost(deleted);
     }
 
-    /// Sends redelivered entries to the writer, except those already in flight. An entry that was delivered more than
-    /// `max_deliveries` times may have crashed consumers: it is processed last, in quarantine.
-    async fn send_redelivered(&self, entries: Vec<RawEntry>) -> Result<(), ReadError> {
+    /// Sends redelivered entries to the writer, except those already in flight. Those that were delivered more than
+    /// `max_deliveries` times are suspects: they may have crashed consumers.
+    async fn send_redelivered(&mut self, entries: Vec<RawEntry>) -> Result<(), ReadError> {
         let ReadContext { streams, limits, in_flight, shutdown, .. } = &*self.context;
         let deliveries = join_all(entries.iter().map(|entry| streams.deliveries(entry.at))).await;
         let mut harmless = Vec::new();
         let mut suspects = Vec::new();
         for (entry, deliveries) in entries.into_iter().zip(deliveries) {
             let deliveries = deliveries?;
-            if deliveries > limits.max_deliveries && !in_flight.contains(entry.at) {
-                suspects.push((entry, deliveries));
+            let is_suspect = deliveries > limits.max_deliveries && entry.fields.is_some();
+            if is_suspect && !in_flight.contains(entry.at) {
+                suspects.push(Suspect { entry, deliveries });
             } else {
                 harmless.push(entry);
             }
@@ -268,43 +276,7 @@ impl<S: GroupStream> PartitionReader<S> {
         let Some(permit) = shutdown.run_until_cancelled(permit).await else { return Ok(()) };
         self.send(harmless).await?;
         drop(permit);
-        for (entry, deliveries) in suspects {
-            if shutdown.is_cancelled() {
-                break;
-            }
-            self.process_quarantined(entry, deliveries).await?;
-        }
-        Ok(())
-    }
-
-    /// Processes an entry in quarantine: sends it when no other entry is in flight, and waits until it is settled. If the
-    /// process crashes meanwhile, the quarantine stays recorded as incomplete. After [`MAX_QUARANTINES`] incomplete
-    /// quarantines the entry becomes a dead letter without being decoded.
-    async fn process_quarantined(&self, entry: RawEntry, deliveries: u64) -> Result<(), ReadError> {
-        let ReadContext { streams, in_flight, entries, shutdown, .. } = &*self.context;
-        let RawEntry { at, fields: Some(fields) } = entry else {
-            return self.send(vec![entry]).await.map(drop);
-        };
-        let Some(_permit) = shutdown.run_until_cancelled(in_flight.exclusive_permit()).await else {
-            return Ok(());
-        };
-        let quarantines = streams.begin_quarantine(at).await?.saturating_sub(1);
-        tracing::warn!(
-            partition = %at.partition, id = %at.id, deliveries, quarantines,
-            "entry quarantined: delivered more than MAX_DELIVERIES times"
-        );
-        let entry = if quarantines < MAX_QUARANTINES {
-            Entry { quarantined: true, ..Entry::decode(at, &fields, Instant::now()) }
-        } else {
-            let detail = format!(
-                "delivered {deliveries} times; consumers terminated while processing it in {quarantines} quarantines"
-            );
-            let dead_letter = DeadLetter::of_entry(Reason::MaxDeliveries, detail, &fields);
-            Entry::discarded(at, dead_letter, Instant::now())
-        };
-        in_flight.admit(at, entry.likes.len());
-        entries.send(entry).map_err(|_| ReadError::WriterGone)?;
-        shutdown.run_until_cancelled(in_flight.empty()).await;
+        self.quarantine.add(suspects);
         Ok(())
     }
 
@@ -359,6 +331,8 @@ impl<S: GroupStream> PartitionReader<S> {
         shutdown.run_until_cancelled(sleep(backoff.next_delay())).await;
     }
 }
+
+mod quarantine;
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -6,7 +6,7 @@ use shared::{telemetry::spans::Links, wire::like::Like};
 use tokio::time::Instant;
 
 use crate::{
-    entry::{Entry, Position},
+    entry::Entry,
     store::{
         bisection::Bisection,
         proof::{Committed, RowKey, SettledEntry, row_key},
@@ -54,12 +54,12 @@ impl Batch {
         let mut rows = Vec::with_capacity(likes);
         let mut settled = Vec::with_capacity(entries.len());
         let mut links = Links::default();
-        for Entry { at, likes, dead_letters, quarantined, payload, producer, .. } in entries {
+        for Entry { at, likes, dead_letters, payload, producer, .. } in entries {
             if let Some(producer) = producer {
                 links.add(*producer);
             }
             rows.extend_from_slice(&likes);
-            settled.push(SettledEntry { at, likes: likes.len(), dead_letters, quarantined, payload });
+            settled.push(SettledEntry { at, likes: likes.len(), dead_letters, payload });
         }
         // Key order: all consumers lock rows in the same order, and index pages are visited sequentially. Among likes with
         // the same key the earliest is kept.
@@ -93,11 +93,6 @@ impl Batch {
     /// Returns the time at which the first entry was read.
     pub fn first_read_at(&self) -> Instant {
         self.first_read_at
-    }
-
-    /// Returns the position of the quarantined entry; `None` for a regular batch.
-    pub fn quarantined(&self) -> Option<Position> {
-        self.entries.first().filter(|entry| entry.quarantined).map(|entry| entry.at)
     }
 
     /// Returns all rows if none has a committed outcome; `None` otherwise, or for a batch without rows.

@@ -73,7 +73,6 @@ pub struct SettledEntry {
     pub at: Position,
     pub likes: usize,
     pub dead_letters: Vec<DeadLetter>,
-    pub quarantined: bool,
     /// Encoded likes. A rejected like becomes a dead letter with its original bytes.
     pub(super) payload: Bytes,
 }

@@ -80,7 +80,7 @@ impl Streams {
         consumer: &str,
         deliveries: Option<u64>,
     ) -> Result<(HashSet<EntryId>, HashSet<EntryId>), Error> {
-        let keys = [self.key(partition), self.keys.quarantine(partition)];
+        let keys = [self.key(partition), self.keys.quarantine(partition, &self.group)];
         let deliveries = deliveries.map(|deliveries| deliveries.to_string()).unwrap_or_default();
         let mut args = vec![self.group.clone(), consumer.to_owned(), deliveries];
         args.extend(ids.iter().map(EntryId::to_string));
@@ -93,7 +93,7 @@ impl Streams {
         partition: Partition,
         ids: &[EntryId],
     ) -> Result<HashSet<EntryId>, Error> {
-        let keys = [self.key(partition), self.keys.quarantine(partition)];
+        let keys = [self.key(partition), self.keys.quarantine(partition, &self.group)];
         let args = [self.group.clone()].into_iter().chain(ids.iter().map(EntryId::to_string));
         reply::id_set(self.redis.eval(DROP_PENDING, &keys, Retry::NonIdempotent, args).await?)
     }

@@ -24,7 +24,7 @@ use crate::{
 /// Appends the dead letters of an entry and acknowledges the entry, atomically, so that a redelivered entry never writes its
 /// dead letters twice. Does nothing if the entry is not pending.
 ///
-/// KEYS: stream, dead letters, quarantine. ARGV: group, entry id, consumer, number of dead letters; then for each dead
+/// KEYS: stream, dead letters. ARGV: group, entry id, consumer, number of dead letters; then for each dead
 /// letter the number of its fields and values, followed by these.
 ///
 /// Also runs when Redis is out of memory: an unsettled entry prevents all later entries from being trimmed.
@@ -38,10 +38,17 @@ const SETTLE: &str = include_str!("scripts/settle.lua");
 /// KEYS: stream. ARGV: retention in milliseconds. Returns the number of trimmed entries.
 const TRIM: &str = include_str!("scripts/trim.lua");
 
-/// Records the start of a quarantine. Also runs when Redis is out of memory, because draining must continue.
+/// Records that a process tries entries in quarantine. A record lists the tries of an entry as `process/entries`, separated
+/// by spaces; a process has one try of an entry at most. Also runs when Redis is out of memory, because draining must
+/// continue.
 ///
-/// KEYS: quarantine. ARGV: entry id. Returns the number of quarantines of the entry that have started and not ended.
+/// KEYS: quarantine. ARGV: process, number of entries of the try, then the ids. Returns the number of ids.
 const BEGIN_QUARANTINE: &str = include_str!("scripts/begin_quarantine.lua");
+
+/// Removes the tries of a process, and the records of entries that are not pending.
+///
+/// KEYS: stream, quarantine. ARGV: group, process.
+const END_QUARANTINE: &str = include_str!("scripts/end_quarantine.lua");
 
 /// Claims pending entries of a departed consumer: one that is not a member and has been idle for the minimum idle time. Also
 /// claims those of [`REASSIGN_CONSUMER`], which never reads, however recently entries were handed over to it. Removes departed consumers without pending entries from the group. XGROUP DELCONSUMER discards pending entries, so
@@ -71,6 +78,7 @@ pub struct Streams {
     pub(super) keys: KeyPrefix,
     pub(super) group: String,
     pub(super) consumer: String,
+    pub(super) process: String,
 }
 
 /// Result of a claim.
@@ -91,6 +99,15 @@ pub struct ClaimedDeparted {
     pub entries: Vec<RawEntry>,
     /// Pending entries that were deleted from the stream.
     pub deleted: Vec<EntryId>,
+}
+
+/// Try of an entry in quarantine that has begun and not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuarantineTry {
+    /// Process that tries it.
+    pub process: String,
+    /// Number of entries that the process tries together; 1 if it has no other entry in flight.
+    pub entries: usize,
 }
 
 /// Result of the acknowledgement of a batch.
@@ -126,7 +143,8 @@ impl AckOutcome {
 
 impl Streams {
     pub fn new(redis: Connections, keys: KeyPrefix, group: String, consumer: String) -> Self {
-        Self { redis, keys, group, consumer }
+        let process = format!("{:016x}", rand::random::<u64>());
+        Self { redis, keys, group, consumer, process }
     }
 
     /// Returns the template of the stream names, such as `likes:{partition}`.
@@ -189,12 +207,11 @@ impl Streams {
         redis.run(&stream, Retry::Idempotent, "XACK", args).await
     }
 
-    /// Settles an entry with dead letters or a quarantine record. Returns 1 if the entry was pending, 0 if another consumer
+    /// Settles an entry with dead letters. Returns 1 if the entry was pending, 0 if another consumer
     /// settled it before.
     async fn settle(&self, entry: &SettledEntry) -> Result<u64, Error> {
         let Position { partition, id, incarnation } = entry.at;
-        let stream = self.key(partition);
-        let keys = [stream, self.keys.dead_letters(partition), self.keys.quarantine(partition)];
+        let keys = [self.key(partition), self.keys.dead_letters(partition)];
         let mut args: Vec<Bytes> =
             [&self.group, &id.to_string(), &self.consumer, &entry.dead_letters.len().to_string()]
                 .map(|text| Bytes::copy_from_slice(text.as_bytes()))
@@ -212,6 +229,12 @@ impl Streams {
     pub async fn trim(&self, partition: Partition, retention_ms: u64) -> Result<u64, Error> {
         let args = vec![retention_ms.to_string()];
         reply::count(&self.eval(partition, TRIM, Retry::Idempotent, args).await?)
+    }
+
+    /// Removes the tries of this process from the quarantine records of all partitions.
+    pub async fn end_quarantines(&self, partitions: PartitionCount) -> Result<(), Error> {
+        let ended = partitions.partitions().map(|partition| self.end_quarantine(partition));
+        try_join_all(ended).await.map(drop)
     }
 
     /// Removes this consumer from the group in all partitions where it has no pending entries.
@@ -311,7 +334,7 @@ impl GroupStream for Streams {
         let mut plain: HashMap<(Partition, Incarnation), Vec<SettledEntry>> = HashMap::new();
         let mut others = Vec::new();
         for entry in committed.into_entries() {
-            if entry.dead_letters.is_empty() && !entry.quarantined {
+            if entry.dead_letters.is_empty() {
                 plain.entry((entry.at.partition, entry.at.incarnation)).or_default().push(entry);
             } else {
                 others.push(entry);
@@ -339,15 +362,33 @@ impl GroupStream for Streams {
         acknowledged
     }
 
-    async fn begin_quarantine(&self, at: Position) -> Result<u64, Error> {
-        let keys = [self.keys.quarantine(at.partition)];
-        self.redis.eval(BEGIN_QUARANTINE, &keys, Retry::NonIdempotent, [at.id.to_string()]).await
+    async fn quarantines(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+    ) -> Result<Vec<Vec<QuarantineTry>>, Error> {
+        let quarantine = self.keys.quarantine(partition, &self.group);
+        let ids = ids.iter().map(|id| Value::from(id.to_string()));
+        let args = [quarantine.as_str().into()].into_iter().chain(ids).collect();
+        reply::quarantines(self.redis.run(&quarantine, Retry::Idempotent, "HMGET", args).await?)
     }
 
-    async fn end_quarantine(&self, at: Position) -> Result<(), Error> {
-        let quarantine = self.keys.quarantine(at.partition);
-        let args = vec![quarantine.as_str().into(), at.id.to_string().into()];
-        self.redis.run::<u64>(&quarantine, Retry::Idempotent, "HDEL", args).await.map(drop)
+    async fn begin_quarantine(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+        entries: usize,
+    ) -> Result<(), Error> {
+        let keys = [self.keys.quarantine(partition, &self.group)];
+        let args = [self.process.clone(), entries.to_string()];
+        let args = args.into_iter().chain(ids.iter().map(EntryId::to_string));
+        self.redis.eval::<u64>(BEGIN_QUARANTINE, &keys, Retry::Idempotent, args).await.map(drop)
+    }
+
+    async fn end_quarantine(&self, partition: Partition) -> Result<(), Error> {
+        let keys = [self.key(partition), self.keys.quarantine(partition, &self.group)];
+        let args = [self.group.as_str(), &self.process];
+        self.redis.eval::<u64>(END_QUARANTINE, &keys, Retry::Idempotent, args).await.map(drop)
     }
 
     async fn deliveries(&self, at: Position) -> Result<u64, Error> {

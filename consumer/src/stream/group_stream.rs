@@ -8,7 +8,7 @@ use shared::wire::partition::Partition;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::Committed,
-    stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, Heartbeat, Member},
+    stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, Heartbeat, Member, QuarantineTry},
 };
 
 /// Stream commands of one consumer. After an error, a command may have been executed.
@@ -63,11 +63,24 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         ids: &[EntryId],
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Records the start of a quarantine. Returns the number of quarantines of the entry that have started and not ended.
-    fn begin_quarantine(&self, at: Position) -> impl Future<Output = Result<u64, Error>> + Send;
+    /// Returns the tries on record of each of these entries: those that have begun and not ended.
+    fn quarantines(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+    ) -> impl Future<Output = Result<Vec<Vec<QuarantineTry>>, Error>> + Send;
 
-    /// Records that this process survived the quarantine of an entry: removes its quarantine record.
-    fn end_quarantine(&self, at: Position) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Records that this process tries these entries. `entries` is the number of entries that it tries together.
+    fn begin_quarantine(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+        entries: usize,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes the tries of this process in a partition: it has survived them. Also removes the records of entries that are
+    /// not pending any more.
+    fn end_quarantine(&self, partition: Partition) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Acknowledges committed entries. The dead letters of an entry are appended atomically with its acknowledgement.
     fn ack(&self, committed: Committed) -> impl Future<Output = AckOutcome> + Send;
@@ -79,6 +92,9 @@ pub(crate) trait Heartbeats: Send + Sync + 'static {
 
     fn group(&self) -> &str;
 
+    /// Returns the random token of this process. It distinguishes processes that use the same name.
+    fn process(&self) -> &str;
+
     /// Records a heartbeat. Returns all members that have not resigned, including this one; `None` if another process uses
     /// the name of this consumer.
     fn heartbeat(
@@ -87,5 +103,5 @@ pub(crate) trait Heartbeats: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Vec<Member>>, Error>> + Send;
 
     /// Removes the record of this member, unless it belongs to another process.
-    fn resign(&self, token: &str) -> impl Future<Output = Result<(), Error>> + Send;
+    fn resign(&self) -> impl Future<Output = Result<(), Error>> + Send;
 }

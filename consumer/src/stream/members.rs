@@ -14,8 +14,8 @@ use crate::stream::{Heartbeats, Streams, reply};
 ///
 /// KEYS: members, a hash of name → "token state assignment milliseconds". ARGV: name, token (unique per process), state,
 /// static assignment or empty, liveness timeout in milliseconds, age at which records are removed in milliseconds.
-/// Returns `[0 or 1, [[name, state, assignment, 0 or 1] …]]`: whether the heartbeat was recorded, and the members with
-/// whether they are alive.
+/// Returns `[0 or 1, [[name, token, state, assignment, 0 or 1] …]]`: whether the heartbeat was recorded, and the
+/// members with whether they are alive.
 const HEARTBEAT: &str = include_str!("scripts/heartbeat.lua");
 
 /// Removes the record of a member, unless it belongs to another process.
@@ -60,8 +60,6 @@ impl MemberState {
 /// Heartbeat of a member.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
-    /// Distinguishes processes that use the same name.
-    pub token: String,
     pub state: MemberState,
     /// Static assignment in the syntax of `CONSUMER_PARTITIONS`; empty for an automatic assignment.
     pub static_assignment: String,
@@ -73,6 +71,8 @@ pub struct Heartbeat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub name: String,
+    /// Token of the process.
+    pub process: String,
     pub state: MemberState,
     /// Static assignment from its heartbeat.
     pub static_assignment: String,
@@ -101,10 +101,14 @@ impl Heartbeats for Streams {
         &self.group
     }
 
+    fn process(&self) -> &str {
+        &self.process
+    }
+
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
         let args = [
             self.consumer.clone(),
-            heartbeat.token.clone(),
+            self.process.clone(),
             heartbeat.state.name().to_owned(),
             heartbeat.static_assignment.clone(),
             heartbeat.liveness_timeout.as_millis().to_string(),
@@ -114,9 +118,9 @@ impl Heartbeats for Streams {
         reply::members(self.redis.eval(HEARTBEAT, &members, Retry::Idempotent, args).await?)
     }
 
-    async fn resign(&self, token: &str) -> Result<(), Error> {
+    async fn resign(&self) -> Result<(), Error> {
         let members = [self.keys.members(&self.group)];
-        let args = [self.consumer.as_str(), token];
+        let args = [&self.consumer, &self.process];
         self.redis.eval::<u64>(RESIGN, &members, Retry::Idempotent, args).await.map(drop)
     }
 }

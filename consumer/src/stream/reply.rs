@@ -9,7 +9,7 @@ use shared::{redis::Incarnation, wire::partition::Partition};
 use crate::{
     entry::{EntryId, Position, RawEntry},
     stream::{
-        Claimed, ClaimedDeparted, Fate, Member, MemberInfo, MemberState, PendingEntry,
+        Claimed, ClaimedDeparted, Fate, Member, MemberInfo, MemberState, PendingEntry, QuarantineTry,
         inspect::{ConsumerInfo, PendingSummary},
     },
 };
@@ -65,7 +65,7 @@ pub(super) fn claimed_departed(
     Ok(Some(claimed).filter(|claimed| !claimed.from.is_empty()))
 }
 
-/// Reply of `heartbeat.lua`: `[0 or 1, [[name, state, assignment, 0 or 1] …]]`. A leading 0 means that another process uses
+/// Reply of `heartbeat.lua`: `[0 or 1, [[name, process, state, assignment, 0 or 1] …]]`. A leading 0 means that another process uses
 /// the name.
 pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
     let [is_ours, members] = parts(reply, "a heartbeat result of two parts")?;
@@ -73,9 +73,10 @@ pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
         return Ok(None);
     }
     let member = |value| {
-        let [name, state, static_assignment, is_alive] = parts(value, "a member of four parts")?;
+        let [name, process, state, static_assignment, is_alive] = parts(value, "a member of five parts")?;
         Ok(Member {
             name: text(name)?,
+            process: lossy(process)?,
             state: MemberState::named(&text(state)?),
             static_assignment: text(static_assignment)?,
             is_alive: count(&is_alive)? == 1,
@@ -84,12 +85,13 @@ pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
     array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
 }
 
-/// Reply of `members.lua`: `[[name, state, assignment, age in milliseconds] …]`.
+/// Reply of `members.lua`: `[[name, process, state, assignment, age in milliseconds] …]`.
 pub(super) fn member_infos(reply: Value) -> Result<Vec<MemberInfo>, Error> {
     let member = |value| {
-        let [name, state, static_assignment, age_ms] = parts(value, "a member of four parts")?;
+        let [name, process, state, static_assignment, age_ms] = parts(value, "a member of five parts")?;
         let member = Member {
             name: lossy(name)?,
+            process: lossy(process)?,
             state: MemberState::named(&text(state)?),
             static_assignment: text(static_assignment)?,
             is_alive: true,
@@ -204,6 +206,20 @@ pub(super) fn deliveries(reply: Value) -> Result<u64, Error> {
     deliveries.ok_or_else(|| unexpected("the number of deliveries of a pending entry"))
 }
 
+/// Quarantine records: for each entry nil, or its tries as `process/entries`, separated by spaces. Anything else in a record
+/// is ignored.
+pub(super) fn quarantines(reply: Value) -> Result<Vec<Vec<QuarantineTry>>, Error> {
+    let tries = |record: Value| {
+        let record = if record.is_null() { String::new() } else { lossy(record)? };
+        let one = |text: &str| {
+            let (process, entries) = text.rsplit_once('/')?;
+            Some(QuarantineTry { process: process.to_owned(), entries: entries.parse().ok()? })
+        };
+        Ok(record.split_whitespace().filter_map(one).collect())
+    };
+    array(reply)?.into_iter().map(tries).collect()
+}
+
 fn field_pairs(fields: Value) -> Result<Vec<(Bytes, Bytes)>, Error> {
     let pair = |(name, value)| Ok((bytes(name)?, bytes(value)?));
     pairs(array(fields)?)?.into_iter().map(pair).collect()
@@ -306,6 +322,13 @@ mod tests {
         let claimed = |from| claimed_departed(partition(), claim(from)).unwrap();
         assert_eq!(claimed("gone").unwrap().deleted, [EntryId { ms: 3, seq: 1 }]);
         assert_eq!(claimed(""), None);
+    }
+
+    #[test]
+    fn quarantine_records_list_the_tries_of_an_entry() {
+        let one = |process: &str, entries| QuarantineTry { process: process.to_owned(), entries };
+        let records = list([Value::Null, "a1/12 b2/1 3".into()]);
+        assert_eq!(quarantines(records).unwrap(), [vec![], vec![one("a1", 12), one("b2", 1)]]);
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
                 FailureClass::Retry | FailureClass::Reject => retry.next_delay(),
             };
             self.log_failure(&unwritten, &error, delay, span);
-            self.wait_before_retry(&unwritten, delay).await;
+            sleep(delay).await;
             batch = unwritten;
         }
     }
@@ -161,21 +161,6 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
                 "batch failed, retrying"
             );
             self.check.fail(cause);
-        }
-    }
-
-    /// Waits before a retry. The quarantine of a quarantined entry is suspended meanwhile: the process survived the attempt,
-    /// and a crash during the wait is not caused by the entry.
-    async fn wait_before_retry(&self, batch: &Batch, delay: Duration) {
-        let Some(at) = batch.quarantined() else {
-            return sleep(delay).await;
-        };
-        if let Err(error) = self.acknowledger.streams.end_quarantine(at).await {
-            tracing::debug!(error = one_line(&error), "cannot record the end of a quarantine");
-        }
-        sleep(delay).await;
-        if let Err(error) = self.acknowledger.streams.begin_quarantine(at).await {
-            tracing::debug!(error = one_line(&error), "cannot record the start of a quarantine");
         }
     }
 }

@@ -19,7 +19,7 @@ pub enum Reason {
     InvalidLike,
     /// Postgres rejected the row.
     Rejected,
-    /// The entry exceeded the number of deliveries, and two processes did not survive its quarantine.
+    /// The entry exceeded the number of deliveries, and two processes died while they processed it alone.
     MaxDeliveries,
     /// An operator dropped the pending entry, and imported it later from the exported file.
     Dropped,

@@ -138,10 +138,10 @@ impl KeyPrefix {
         format!("{self}:{{{partition}}}:dead")
     }
 
-    /// Returns the hash of quarantined entries of a partition, `likes:{7}:quarantine`: entry id → number of quarantines that
+    /// Returns the hash of quarantined entries of a partition, `likes:{7}:quarantine:likes-writers`: entry id → tries that
     /// have begun and not ended.
-    pub fn quarantine(&self, partition: Partition) -> String {
-        format!("{self}:{{{partition}}}:quarantine")
+    pub fn quarantine(&self, partition: Partition, group: &str) -> String {
+        format!("{self}:{{{partition}}}:quarantine:{group}")
     }
 
     /// Returns the hash of the members of a consumer group, `likes:members:likes-writers`: consumer → last heartbeat.
@@ -222,7 +222,7 @@ mod tests {
         let seven = PartitionCount::new(8).unwrap().partitions().last().unwrap();
         assert_eq!(prefix.stream(seven), "likes:{7}");
         assert_eq!(prefix.dead_letters(seven), "likes:{7}:dead");
-        assert_eq!(prefix.quarantine(seven), "likes:{7}:quarantine");
+        assert_eq!(prefix.quarantine(seven, "g"), "likes:{7}:quarantine:g");
     }
 
     proptest! {

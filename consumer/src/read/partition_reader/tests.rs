@@ -1,12 +1,18 @@
 #![expect(clippy::unchecked_time_subtraction, reason = "of constants")]
 
 use futures_util::FutureExt;
-use shared::{runtime::admin::Health, wire::partition::PartitionCount};
+use shared::{
+    runtime::admin::Health,
+    wire::{
+        dead_letter::{DeadLetter, Reason},
+        partition::PartitionCount,
+    },
+};
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::{
-    group::assignment::Assignment,
+    group::{assignment::Assignment, ownership::Contact},
     stream::fake::{FakeGroup, Operation},
     testing::{self, Journal, LogCapture, failing, partition, pass, position, settle},
 };
@@ -14,6 +20,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 const CLAIM_MIN_IDLE: Duration = Duration::from_secs(30);
 const MAX_DELIVERIES: u64 = 5;
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(750);
 
 /// Running reader of a single partition, between a fake group and the channel to the writer.
 struct Running {
@@ -56,6 +63,8 @@ fn start_after(prepare: impl FnOnce(&FakeGroup, &InFlight)) -> Running {
     let ownership = watch::Sender::new(Ownership {
         assignment: Assignment { own: vec![partition()], orphans: Vec::new() },
         members: Arc::new(["a", "b"].map(str::to_owned).into()),
+        processes: Arc::new(["process of a", "process of b"].map(str::to_owned).into()),
+        contact: None,
         partitions: PartitionCount::new(1).unwrap(),
         paused: crate::stream::Paused::default(),
     });
@@ -68,7 +77,21 @@ fn start_after(prepare: impl FnOnce(&FakeGroup, &InFlight)) -> Running {
         false,
     );
     let run = tokio::spawn(reader.run());
+    tokio::spawn(send_heartbeats(ownership.clone()));
     Running { journal, group, in_flight, health, ownership, wanted, shutdown, entries, run }
+}
+
+/// Updates the contact, as the membership does.
+async fn send_heartbeats(ownership: watch::Sender<Ownership>) {
+    let since = Instant::now();
+    loop {
+        let last = Instant::now();
+        ownership.send_if_modified(|ownership| {
+            ownership.contact = Some(Contact { since, last });
+            false
+        });
+        sleep(HEARTBEAT_INTERVAL).await;
+    }
 }
 
 fn start() -> Running {
@@ -90,6 +113,13 @@ impl Running {
     /// Settles entries, as the writer does.
     fn release(&self, entries: &[u64]) {
         self.in_flight.release(entries.iter().map(|seq| (position(*seq), 1)));
+    }
+
+    /// Acknowledges entries and settles them.
+    async fn settle(&self, entries: &[u64]) {
+        let ids: Vec<EntryId> = entries.iter().map(|seq| position(*seq).id).collect();
+        self.group.forget_deleted(partition(), &ids).await.unwrap();
+        self.release(entries);
     }
 
     fn calls(&self, operation: Operation) -> Vec<Instant> {
@@ -439,7 +469,7 @@ async fn shutdown_while_waiting_for_a_quarantine_starts_none() {
     reader.shutdown.cancel();
     reader.assert_ended().await;
     assert_eq!(reader.received(), [0; 0]);
-    assert_eq!(reader.group.quarantines(2), 0);
+    assert_eq!(reader.group.own_quarantine(2), 0);
     assert!(reader.in_flight.read_permit(10).now_or_never().is_some(), "the exclusive permit is returned");
 }
 
@@ -454,7 +484,8 @@ async fn shutdown_during_a_quarantine_leaves_the_entry_with_the_writer() {
     reader.assert_ended().await;
     assert_eq!(reader.received(), [1]);
     assert!(reader.in_flight.contains(position(1)));
-    assert_eq!(reader.group.quarantines(2), 0, "no further quarantine begins");
+    assert_eq!(reader.group.own_quarantine(1), 0, "the writer drains it; a kill meanwhile is not its fault");
+    assert_eq!(reader.group.own_quarantine(2), 0, "no further quarantine begins");
 }
 
 #[tokio::test(start_paused = true)]
@@ -483,7 +514,7 @@ async fn an_entry_in_flight_is_not_delivered_twice() {
     reader.group.append(2);
     pass(SECOND).await;
     assert_eq!(reader.received(), [2], "reading does not wait for a quarantine");
-    assert_eq!(reader.group.quarantines(1), 0);
+    assert_eq!(reader.group.own_quarantine(1), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -579,48 +610,148 @@ async fn entries_that_a_replaced_server_did_not_acknowledge_are_recovered() {
 // Quarantine
 
 #[tokio::test(start_paused = true)]
-async fn suspect_entries_are_quarantined_last_and_one_at_a_time() {
+async fn a_few_suspects_are_quarantined_last_and_one_at_a_time() {
     let mut reader = start_after(|group, _| {
         group.append_pending(1, "departed", MAX_DELIVERIES);
         group.append_pending(2, "departed", MAX_DELIVERIES - 1);
         group.append_pending(3, "departed", MAX_DELIVERIES);
     });
-    pass(SECOND * 10).await;
+    pass(LIVENESS_TIMEOUT + SECOND * 2).await;
     assert_eq!(reader.received(), [2]);
-    assert_eq!(reader.group.quarantines(1), 0);
+    assert_eq!(reader.group.own_quarantine(1), 0);
     reader.release(&[2]);
     pass(SECOND).await;
     let suspect = reader.entries.try_recv().unwrap();
-    assert!(suspect.quarantined && suspect.at == position(1) && suspect.likes.len() == 1);
-    assert_eq!(reader.group.quarantines(1), 1, "recorded before the entry is sent");
+    assert!(suspect.at == position(1) && suspect.likes.len() == 1);
+    assert_eq!(reader.group.own_quarantine(1), 1, "recorded before the entry is sent");
     assert!(reader.in_flight.read_permit(100).now_or_never().is_none(), "no other entry is read");
     pass(SECOND * 10).await;
     assert_eq!(reader.received(), [0; 0]);
-    reader.release(&[1]);
+    reader.settle(&[1]).await;
     pass(SECOND).await;
+    assert_eq!(reader.group.quarantine(1), []);
     assert_eq!(reader.received(), [3]);
     reader.group.append(4);
     pass(SECOND).await;
     assert!(reader.in_flight.read_permit(100).now_or_never().is_none(), "no other entry is read");
-    reader.release(&[3]);
+    reader.settle(&[3]).await;
     pass(SECOND).await;
     assert_eq!(reader.received(), [4]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_whose_third_quarantine_begins_becomes_a_dead_letter() {
-    for (incomplete, is_dead) in [(1, false), (2, true)] {
+async fn many_suspects_are_tried_together_while_new_entries_are_read() {
+    let mut reader = start_after(|group, _| {
+        (1..=150).for_each(|seq| group.append_pending(seq, "departed", MAX_DELIVERIES));
+        group.append(151);
+    });
+    pass(LIVENESS_TIMEOUT + SECOND * 2).await;
+    let mut received = reader.received();
+    assert!(received.ends_with(&(1..=100).collect::<Vec<_>>()), "{received:?}");
+    assert_eq!((reader.group.own_quarantine(1), reader.group.own_quarantine(100)), (100, 100));
+    received.retain(|seq| *seq > 100);
+    assert_eq!(received, [151], "it was read before the suspects were claimed");
+    reader.group.append(152);
+    reader.release(&(50..=100).collect::<Vec<_>>());
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [152]);
+    assert_eq!(reader.group.own_quarantine(1), 100, "not all are settled");
+    reader.release(&(1..50).collect::<Vec<_>>());
+    pass(SECOND).await;
+    assert_eq!(reader.group.quarantine(1), []);
+    assert_eq!(reader.received(), (101..=150).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_becomes_a_dead_letter_after_two_processes_died_while_they_tried_it_alone() {
+    let dead = ["p1", "p2"];
+    for (tries, is_dead) in [
+        (vec![], false),
+        (vec![(dead[0], 1)], false),
+        (vec![(dead[0], 1), (dead[1], 1)], true),
+        (vec![(dead[0], 1), ("process of b", 1)], false),
+        (vec![(dead[0], 2), (dead[1], 2)], false),
+        (vec![("process of a", 1), ("process of b", 1)], false),
+    ] {
         let mut reader = start_after(|group, _| {
             group.append_pending(1, "departed", MAX_DELIVERIES);
-            group.set_quarantines(1, incomplete);
+            for (process, entries) in &tries {
+                group.set_quarantine(1, process, *entries);
+            }
         });
         pass(SECOND * 10).await;
         let entry = reader.entries.try_recv().unwrap();
-        assert!(entry.quarantined);
-        assert_eq!(entry.likes.is_empty(), is_dead);
+        assert_eq!(entry.likes.is_empty(), is_dead, "{tries:?}");
         let reasons: Vec<Reason> = entry.dead_letters.iter().map(DeadLetter::reason).collect();
         assert_eq!(reasons, if is_dead { vec![Reason::MaxDeliveries] } else { vec![] });
+        assert_eq!(reader.group.own_quarantine(1), usize::from(!is_dead));
         assert!(reader.in_flight.contains(position(1)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_not_known_yet_or_resigns_is_not_dead() {
+    for resigns in [true, false] {
+        let mut reader = start_after(|group, _| {
+            group.append_pending(1, "departed", MAX_DELIVERIES);
+            group.set_quarantine(1, "p1", 1);
+            group.set_quarantine(1, "p2", 1);
+        });
+        loop {
+            pass(Duration::from_millis(10)).await;
+            if !reader.calls(Operation::Quarantines).is_empty() {
+                break;
+            }
+        }
+        if resigns {
+            reader.group.remove_quarantine(1, "p2");
+        } else {
+            reader.ownership.send_modify(|ownership| {
+                let processes = ["process of a", "p2"].map(str::to_owned);
+                ownership.processes = Arc::new(processes.into());
+            });
+        }
+        pass(SECOND * 5).await;
+        let entry = reader.entries.try_recv().unwrap();
+        assert!(entry.dead_letters.is_empty(), "resigns: {resigns}");
+        let calls = reader.calls(Operation::Quarantines);
+        assert_eq!(calls.len(), 2);
+        assert!(calls[1] - calls[0] <= HEARTBEAT_INTERVAL + Duration::from_millis(64));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_quarantine_begins_while_heartbeats_fail() {
+    let mut reader = start_after(|group, _| group.append_pending(1, "departed", MAX_DELIVERIES));
+    for _ in 0..10_000 {
+        reader.ownership.send_if_modified(|ownership| ownership.contact.take().is_none());
+        pass(Duration::from_millis(1)).await;
+    }
+    assert_eq!(reader.group.own_pending(), [1]);
+    assert_eq!(reader.received(), [0; 0]);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_of_a_try_is_removed_when_writes_fail() {
+    for (suspects, together) in [(1, 1), (20, 20)] {
+        let mut reader = start_after(|group, _| {
+            (1..=suspects).for_each(|seq| group.append_pending(seq, "departed", MAX_DELIVERIES));
+        });
+        pass(SECOND * 10).await;
+        assert_eq!(reader.received().len(), together);
+        assert_eq!(reader.group.own_quarantine(1), together);
+        reader.in_flight.pause();
+        settle().await;
+        assert_eq!(
+            reader.group.own_quarantine(1),
+            0,
+            "a crash while the writer waits is not the entry's fault"
+        );
+        reader.in_flight.resume();
+        pass(SECOND).await;
+        assert_eq!(reader.group.own_quarantine(1), 0, "the process has survived an attempt");
     }
 }
 
@@ -629,12 +760,68 @@ async fn a_quarantine_that_cannot_be_recorded_does_not_begin() {
     let mut reader = start_after(|group, _| {
         group.append_pending(1, "departed", MAX_DELIVERIES);
         group.fail(Operation::BeginQuarantine);
+        group.lose_reply(Operation::BeginQuarantine);
     });
     pass(LIVENESS_TIMEOUT + SECOND * 3).await;
     let calls = reader.other_calls();
     let failed = calls.iter().position(|call| call == "BeginQuarantine 1: not executed").unwrap();
-    assert_eq!(calls[failed + 1..failed + 4], ["ReadOwnPending", "Deliveries 1", "BeginQuarantine 1"]);
+    let retries = ["EndQuarantine", "BeginQuarantine 1: reply lost", "EndQuarantine", "BeginQuarantine 1"];
+    assert_eq!(calls[failed + 1..failed + 5], retries);
     assert_eq!(reader.received(), [1]);
+    assert_eq!(reader.group.quarantine(1).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn removal_of_a_record_is_retried_after_a_failure() {
+    let mut reader = start_after(|group, _| {
+        group.append_pending(1, "departed", MAX_DELIVERIES);
+        group.fail(Operation::EndQuarantine);
+        group.lose_reply(Operation::EndQuarantine);
+    });
+    pass(SECOND * 10).await;
+    assert_eq!(reader.received(), [1]);
+    // The acknowledgement is lost, so that the entry stays pending.
+    reader.release(&[1]);
+    settle().await;
+    assert_eq!(reader.group.own_quarantine(1), 1);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1], "recovered after the errors");
+    assert_eq!(reader.calls(Operation::EndQuarantine).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_stays_in_flight_stops_reading_only_for_a_while() {
+    let mut reader = start_after(|group, in_flight| {
+        in_flight.admit(position(1), 1);
+        group.append_pending(2, "departed", MAX_DELIVERIES);
+    });
+    pass(LIVENESS_TIMEOUT + SECOND * 2).await;
+    reader.group.append(3);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [0; 0], "reading waits for the quarantine");
+    pass(SECOND * 5).await;
+    assert_eq!(reader.received(), [3]);
+    assert_eq!(reader.group.own_pending(), [2, 3]);
+    reader.release(&[1, 3]);
+    pass(CLAIM_MIN_IDLE + SECOND * 3).await;
+    assert_eq!(reader.received(), [2], "a later claim returns it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_without_ownership_ends_after_its_suspects_are_settled() {
+    let mut reader = start_after(|group, _| {
+        (1..=20).for_each(|seq| group.append_pending(seq, "departed", MAX_DELIVERIES));
+    });
+    pass(SECOND * 10).await;
+    reader.wanted.send_replace(false);
+    reader.group.append(21);
+    pass(SECOND).await;
+    assert!(!reader.run.is_finished());
+    reader.release(&(1..=20).collect::<Vec<_>>());
+    pass(SECOND).await;
+    reader.assert_ended().await;
+    assert_eq!(reader.received(), (1..=20).collect::<Vec<_>>());
+    assert_eq!(reader.group.quarantine(1), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -646,5 +833,5 @@ async fn a_suspect_that_was_deleted_is_lost_without_a_quarantine() {
     });
     pass(SECOND).await;
     assert_eq!(reader.group.own_pending(), [0; 0]);
-    assert_eq!(reader.group.quarantines(1), 0);
+    assert_eq!(reader.group.own_quarantine(1), 0);
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    entry::EntryId,
+    entry::{EntryId, Position},
     store::gathering::{BatchLimits, Flush, Gathering},
 };
 
@@ -19,15 +19,7 @@ fn entry(seq: u64, likes: Vec<Like>) -> Entry {
     let partition = PartitionCount::new(1).unwrap().of_user(1);
     let at = Position { partition, id: EntryId { ms: 1, seq }, incarnation: Incarnation::default() };
     let payload = codec::encode(&likes).into();
-    Entry {
-        at,
-        likes,
-        dead_letters: Vec::new(),
-        payload,
-        read_at: Instant::now(),
-        producer: None,
-        quarantined: false,
-    }
+    Entry { at, likes, dead_letters: Vec::new(), payload, read_at: Instant::now(), producer: None }
 }
 
 fn like(user: i64, post: i64, at: i64) -> Like {

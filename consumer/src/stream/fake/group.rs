@@ -18,12 +18,17 @@ use super::connection_lost;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::Committed,
-    stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream, REASSIGN_CONSUMER},
+    stream::{
+        AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream, QuarantineTry, REASSIGN_CONSUMER,
+    },
     testing::{Journal, like, numbers, position},
 };
 
 /// This consumer.
 const CONSUMER: &str = "a";
+
+/// Process of this consumer.
+const PROCESS: &str = "process of a";
 
 /// Command of the consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +40,7 @@ pub(crate) enum Operation {
     ClaimDeparted,
     Deliveries,
     ForgetDeleted,
+    Quarantines,
     BeginQuarantine,
     EndQuarantine,
     Ack,
@@ -64,7 +70,7 @@ struct State {
     incarnation: Incarnation,
     last_delivered: HashMap<Partition, EntryId>,
     pending: BTreeMap<Position, Pending>,
-    quarantines: HashMap<Position, u64>,
+    quarantines: HashMap<Position, Vec<QuarantineTry>>,
     faults: Vec<(Operation, Fault)>,
     latencies: HashMap<Operation, Duration>,
 }
@@ -120,9 +126,15 @@ impl FakeGroup {
         state.last_delivered.insert(lost.partition, last);
     }
 
-    /// Sets the number of quarantines of an entry that have started and not ended.
-    pub(crate) fn set_quarantines(&self, seq: u64, quarantines: u64) {
-        self.lock().quarantines.insert(position(seq), quarantines);
+    /// Records that a process tries an entry together with others, `entries` in all.
+    pub(crate) fn set_quarantine(&self, seq: u64, process: &str, entries: usize) {
+        let process = process.to_owned();
+        self.lock().quarantines.entry(position(seq)).or_default().push(QuarantineTry { process, entries });
+    }
+
+    /// Removes the try of a process, as its end does.
+    pub(crate) fn remove_quarantine(&self, seq: u64, process: &str) {
+        self.lock().quarantines.entry(position(seq)).or_default().retain(|one| one.process != process);
     }
 
     /// Makes the next call fail without being executed. Each call adds one failure.
@@ -152,8 +164,18 @@ impl FakeGroup {
         own.map(|(at, _)| at.id.seq).collect()
     }
 
-    pub(crate) fn quarantines(&self, seq: u64) -> u64 {
-        self.lock().quarantines.get(&position(seq)).copied().unwrap_or_default()
+    /// Returns the tries of an entry on record, each as process and number of entries.
+    pub(crate) fn quarantine(&self, seq: u64) -> Vec<(String, usize)> {
+        let state = self.lock();
+        let tries = state.quarantines.get(&position(seq)).into_iter().flatten();
+        tries.map(|one| (one.process.clone(), one.entries)).collect()
+    }
+
+    /// Returns the number of entries that this process tries together with an entry, itself included; 0 if it does not try
+    /// it.
+    pub(crate) fn own_quarantine(&self, seq: u64) -> usize {
+        let own = self.quarantine(seq).into_iter().find(|(process, _)| process == PROCESS);
+        own.map_or(0, |(_, entries)| entries)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -235,6 +257,10 @@ impl State {
             self.pending.iter().filter(|(at, pending)| at.partition == partition && predicate(pending));
         pending.map(|(at, _)| *at).collect()
     }
+}
+
+fn stored_at(partition: Partition, id: EntryId) -> Position {
+    Position { partition, id, incarnation: Incarnation::default() }
 }
 
 fn stored(at: Position) -> Position {
@@ -347,18 +373,42 @@ impl GroupStream for FakeGroup {
         forgotten.await
     }
 
-    async fn begin_quarantine(&self, at: Position) -> Result<u64, Error> {
-        let begun = self.call(Operation::BeginQuarantine, numbers([at.id.seq]), |state| {
-            let quarantines = state.quarantines.entry(stored(at)).or_default();
-            *quarantines += 1;
-            Ok(*quarantines)
+    async fn quarantines(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+    ) -> Result<Vec<Vec<QuarantineTry>>, Error> {
+        let records = self.call(Operation::Quarantines, String::new(), |state| {
+            let records = ids.iter().map(|id| state.quarantines.get(&stored_at(partition, *id)));
+            Ok(records.map(|record| record.cloned().unwrap_or_default()).collect())
+        });
+        records.await
+    }
+
+    async fn begin_quarantine(
+        &self,
+        partition: Partition,
+        ids: &[EntryId],
+        entries: usize,
+    ) -> Result<(), Error> {
+        let begun = self.call(Operation::BeginQuarantine, numbers(ids.iter().map(|id| id.seq)), |state| {
+            for id in ids {
+                let tries = state.quarantines.entry(stored_at(partition, *id)).or_default();
+                tries.retain(|one| one.process != PROCESS);
+                tries.push(QuarantineTry { process: PROCESS.to_owned(), entries });
+            }
+            Ok(())
         });
         begun.await
     }
 
-    async fn end_quarantine(&self, at: Position) -> Result<(), Error> {
-        let ended = self.call(Operation::EndQuarantine, numbers([at.id.seq]), |state| {
-            state.quarantines.remove(&stored(at));
+    async fn end_quarantine(&self, partition: Partition) -> Result<(), Error> {
+        let ended = self.call(Operation::EndQuarantine, String::new(), |state| {
+            let State { quarantines, pending, .. } = state;
+            quarantines.retain(|at, tries| {
+                tries.retain(|one| at.partition != partition || one.process != PROCESS);
+                !tries.is_empty() && pending.contains_key(at)
+            });
             Ok(())
         });
         ended.await
@@ -374,9 +424,6 @@ impl GroupStream for FakeGroup {
             }
             let pending: Vec<_> =
                 entries.iter().filter(|entry| state.pending.remove(&stored(entry.at)).is_some()).collect();
-            for entry in entries {
-                state.quarantines.remove(&stored(entry.at));
-            }
             Ok(pending.len() as u64)
         });
         match acked.await {

@@ -1,4 +1,4 @@
-//! In-memory fake of the membership records. As in `heartbeat.lua`, a name belongs to its first token while the record is
+//! In-memory fake of the membership records. As in `heartbeat.lua`, a name belongs to its first process while the record is
 //! fresh.
 
 use std::{
@@ -29,7 +29,7 @@ struct State {
 }
 
 struct Record {
-    token: String,
+    process: String,
     state: MemberState,
     static_assignment: String,
     at: Instant,
@@ -44,7 +44,7 @@ impl FakeMembers {
     /// Records a heartbeat of another process under this name.
     pub(crate) fn other(&self, name: &str) {
         let record = Record {
-            token: "another".to_owned(),
+            process: "another".to_owned(),
             state: MemberState::Active,
             static_assignment: String::new(),
             at: Instant::now(),
@@ -71,6 +71,10 @@ impl Heartbeats for FakeMembers {
         "group"
     }
 
+    fn process(&self) -> &'static str {
+        "process of a"
+    }
+
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
         let mut state = self.lock();
         if state.is_away {
@@ -79,11 +83,11 @@ impl Heartbeats for FakeMembers {
         }
         self.journal.record("heartbeat");
         let is_fresh = |record: &Record| record.at.elapsed() < LIVENESS_TIMEOUT;
-        if state.records.get("a").is_some_and(|record| record.token != heartbeat.token && is_fresh(record)) {
+        if state.records.get("a").is_some_and(|record| record.process != self.process() && is_fresh(record)) {
             return Ok(None);
         }
         let record = Record {
-            token: heartbeat.token.clone(),
+            process: self.process().to_owned(),
             state: heartbeat.state,
             static_assignment: heartbeat.static_assignment.clone(),
             at: Instant::now(),
@@ -91,6 +95,7 @@ impl Heartbeats for FakeMembers {
         state.records.insert("a".to_owned(), record);
         let members = state.records.iter().map(|(name, record)| Member {
             name: name.clone(),
+            process: record.process.clone(),
             state: record.state,
             static_assignment: record.static_assignment.clone(),
             is_alive: is_fresh(record),
@@ -98,13 +103,13 @@ impl Heartbeats for FakeMembers {
         Ok(Some(members.collect()))
     }
 
-    async fn resign(&self, token: &str) -> Result<(), Error> {
+    async fn resign(&self) -> Result<(), Error> {
         self.journal.record("resign");
         let mut state = self.lock();
         if state.is_away {
             return Err(connection_lost());
         }
-        state.records.retain(|name, record| name != "a" || record.token != token);
+        state.records.retain(|name, record| name != "a" || record.process != self.process());
         Ok(())
     }
 }

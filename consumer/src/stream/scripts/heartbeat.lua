@@ -29,7 +29,7 @@ for i = 1, #records, 2 do
     if not token or age >= tonumber(ARGV[6]) then
         redis.call('HDEL', KEYS[1], records[i])
     else
-        members[#members + 1] = {records[i], state, assignment, age < tonumber(ARGV[5]) and 1 or 0}
+        members[#members + 1] = {records[i], token, state, assignment, age < tonumber(ARGV[5]) and 1 or 0}
     end
 end
 return {1, members}

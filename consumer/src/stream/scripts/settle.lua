@@ -1,5 +1,4 @@
 #!lua flags=allow-oom
-redis.call('HDEL', KEYS[3], ARGV[2])
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
 if #pending == 0 then return 0 end
 local now = redis.call('TIME')

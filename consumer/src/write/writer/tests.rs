@@ -53,10 +53,6 @@ fn start(limits: BatchLimits) -> Running {
 impl Running {
     /// Delivers an entry with one like, as a partition reader does.
     fn send(&self, seq: u64) {
-        self.send_entry(seq, false);
-    }
-
-    fn send_entry(&self, seq: u64, quarantined: bool) {
         self.group.append_pending(seq, "a", 1);
         let entry = Entry {
             at: position(seq),
@@ -65,7 +61,6 @@ impl Running {
             payload: codec::encode(&[like(seq)]).into(),
             read_at: Instant::now(),
             producer: None,
-            quarantined,
         };
         assert!(self.in_flight.admit(entry.at, 1), "entry {seq} is in flight");
         self.entries.send(entry).unwrap();
@@ -271,30 +266,6 @@ async fn a_panic_during_the_last_acknowledgement_ends_the_writer() {
     pass(SECOND / 2).await;
     drop(writer.entries);
     assert!(writer.run.await.unwrap_err().is_panic());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_quarantine_is_suspended_during_the_delay_before_a_retry() {
-    let writer = start(LIMITS);
-    writer.group.set_quarantines(1, 1);
-    writer.store.fail(WriteError::SharedSession(None));
-    writer.send_entry(1, true);
-    pass(SECOND / 4).await;
-    assert_eq!(writer.group.quarantines(1), 0, "a crash during the wait is not the entry's fault");
-    let journal = writer.journal.clone();
-    let calls = ["Write 1: not stored", "EndQuarantine 1", "BeginQuarantine 1", "Write 1", "Ack 1"];
-    assert_eq!(writer.finish().await, calls);
-    assert!(journal.times("BeginQuarantine 1")[0] - journal.times("EndQuarantine 1")[0] >= SECOND / 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_quarantine_that_cannot_be_recorded_delays_no_batch() {
-    let writer = start(LIMITS);
-    writer.store.fail(WriteError::Timeout);
-    writer.group.fail(Operation::EndQuarantine);
-    writer.group.fail(Operation::BeginQuarantine);
-    writer.send_entry(1, true);
-    assert_eq!(writer.finish().await[3..], ["Write 1", "Ack 1"]);
 }
 
 #[tokio::test(start_paused = true)]
