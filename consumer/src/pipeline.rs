@@ -114,10 +114,15 @@ impl Pipeline {
         let shared = Shared::default();
         // No entry of a paused partition may be read.
         control::refresh_paused(&self.streams, &shared.paused).await;
-        let joining = self.candidate(&shared).join();
-        let Some(membership) = shutdown.run_until_cancelled(joining).await.transpose()? else {
-            return Ok(());
+        let drain_deadline = async |stop: CancellationToken| {
+            stop.cancelled().await;
+            sleep(self.settings.drain_timeout).await;
         };
+        let joined = tokio::select! {
+            joined = self.candidate(&shared).join(&shutdown) => joined?,
+            () = drain_deadline(shutdown.clone()) => None,
+        };
+        let Some(membership) = joined else { return Ok(()) };
         let ownership = membership.ownership();
         let stop = shutdown.child_token();
         let drained = CancellationToken::new();
@@ -127,13 +132,9 @@ impl Pipeline {
         let _control = task::spawn(Box::pin(control));
         let mut upkeep = self.spawn_upkeep(&ownership);
 
-        let drain_deadline = async {
-            stop.cancelled().await;
-            sleep(self.settings.drain_timeout).await;
-        };
         let ended = tokio::select! {
             done = self.move_entries(shared, ownership, stop.clone()) => done,
-            () = drain_deadline => Err(PipelineError::Drain(humantime::format_duration(self.settings.drain_timeout))),
+            () = drain_deadline(stop.clone()) => Err(PipelineError::Drain(humantime::format_duration(self.settings.drain_timeout))),
             crashed = upkeep.crashed() => Err(crashed.into()),
         };
         // From here on other consumers may claim the entries that are still pending.

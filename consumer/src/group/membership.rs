@@ -67,21 +67,27 @@ pub(crate) struct Membership<H> {
 }
 
 impl<H: Heartbeats> Candidate<H> {
-    /// Joins the group. If the name belongs to a process that did not resign, waits until its heartbeat expires.
+    /// Joins the group. If the name belongs to a process that did not resign, waits until its heartbeat expires. Returns `None`
+    /// if the shutdown begins first.
     ///
     /// # Errors
     /// Fails if another process keeps using the name. An unavailable Redis is not an error: until the first successful
     /// heartbeat this consumer knows no other member.
-    pub(crate) async fn join(self) -> Result<Membership<H>, NameTaken> {
+    pub(crate) async fn join(self, shutdown: &CancellationToken) -> Result<Option<Membership<H>>, NameTaken> {
         let mut membership = Membership::new(self);
         let deadline = Instant::now() + NAME_TIMEOUT;
-        while let Err(in_use) = membership.send_heartbeat().await {
-            if Instant::now() > deadline {
-                return Err(in_use);
+        while !shutdown.is_cancelled() {
+            // Not cancelled at shutdown: Redis may have recorded it, and others would leave a share to this consumer.
+            match membership.send_heartbeat().await {
+                Ok(()) if shutdown.is_cancelled() => membership.resign().await,
+                Ok(()) => return Ok(Some(membership)),
+                Err(in_use) if Instant::now() > deadline => return Err(in_use),
+                Err(_) => {
+                    shutdown.run_until_cancelled(sleep(HEARTBEAT_INTERVAL)).await;
+                }
             }
-            sleep(HEARTBEAT_INTERVAL).await;
         }
-        Ok(membership)
+        Ok(None)
     }
 }
 
@@ -146,13 +152,17 @@ impl<H: Heartbeats> Membership<H> {
             }
             self.send_heartbeat().await?;
         }
+        self.resign().await;
+        Ok(())
+    }
+
+    async fn resign(&self) {
         if let Err(error) = self.context.heartbeats.resign().await {
             tracing::warn!(
                 error = one_line(&error),
                 "could not resign from the group, membership expires after the liveness timeout"
             );
         }
-        Ok(())
     }
 
     fn is_leaving(&self) -> bool {

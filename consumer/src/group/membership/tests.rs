@@ -45,7 +45,7 @@ async fn start(members: FakeMembers) -> Member {
         check: health.check("membership"),
         ..candidate(&members)
     };
-    let membership = candidate.join().await.unwrap();
+    let membership = candidate.join(&CancellationToken::new()).await.unwrap().unwrap();
     let ownership = membership.ownership();
     let leaving = CancellationToken::new();
     let drained = CancellationToken::new();
@@ -130,7 +130,7 @@ async fn the_name_of_a_dead_process_is_free_after_the_liveness_timeout() {
     let members = FakeMembers::default();
     members.other("a");
     let started = Instant::now();
-    assert!(candidate(&members).join().await.is_ok());
+    assert!(candidate(&members).join(&CancellationToken::new()).await.is_ok());
     let waited = started.elapsed();
     assert!((LIVENESS_TIMEOUT..NAME_TIMEOUT).contains(&waited), "{waited:?}");
 }
@@ -147,7 +147,7 @@ async fn a_name_that_stays_in_use_is_refused_after_a_timeout() {
             sleep(HEARTBEAT_INTERVAL).await;
         }
     });
-    let taken = candidate(&members).join().await.err().unwrap();
+    let taken = candidate(&members).join(&CancellationToken::new()).await.err().unwrap();
     assert!(taken.to_string().starts_with("CONSUMER_NAME: 'a' is in use"), "{taken}");
     let waited = started.elapsed();
     assert!((NAME_TIMEOUT..NAME_TIMEOUT + 2 * HEARTBEAT_INTERVAL).contains(&waited), "{waited:?}");
@@ -159,6 +159,40 @@ async fn a_candidate_joins_alone_while_redis_is_unavailable() {
     members.set_away(true);
     let a = start(members).await;
     assert_eq!(a.owned(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_shuts_down_during_its_heartbeat_resigns_after_the_reply() {
+    for lost_reply in [false, true] {
+        let members = FakeMembers::default();
+        members.slow(Duration::from_secs(1), lost_reply);
+        let shutdown = CancellationToken::new();
+        let join = tokio::spawn({
+            let (candidate, shutdown) = (candidate(&members), shutdown.clone());
+            async move { candidate.join(&shutdown).await.unwrap().is_none() }
+        });
+        pass(Duration::from_millis(500)).await;
+        assert_eq!(members.announced(), Some(MemberState::Active), "the reply is on its way");
+        shutdown.cancel();
+        assert!(join.await.unwrap());
+        assert_eq!(members.announced(), None, "lost reply: {lost_reply}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_shuts_down_while_its_name_is_in_use_ends_immediately() {
+    let members = FakeMembers::default();
+    members.other("a");
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+    });
+    let started = Instant::now();
+    assert!(candidate(&members).join(&shutdown).await.unwrap().is_none());
+    assert_eq!(started.elapsed(), Duration::from_secs(1));
+    assert!(members.announced().is_some(), "the record belongs to another process");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,10 +4,11 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use fred::prelude::Error;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::connection_lost;
 use crate::{
@@ -26,6 +27,8 @@ pub(crate) struct FakeMembers {
 struct State {
     records: BTreeMap<String, Record>,
     is_away: bool,
+    latency: Duration,
+    loses_replies: bool,
 }
 
 struct Record {
@@ -39,6 +42,13 @@ impl FakeMembers {
     /// Makes heartbeats fail or succeed.
     pub(crate) fn set_away(&self, is_away: bool) {
         self.lock().is_away = is_away;
+    }
+
+    /// Sets the latency of heartbeats. They are recorded before the latency, and then the reply may be lost.
+    pub(crate) fn slow(&self, latency: Duration, loses_replies: bool) {
+        let mut state = self.lock();
+        state.latency = latency;
+        state.loses_replies = loses_replies;
     }
 
     /// Records a heartbeat of another process under this name.
@@ -57,25 +67,8 @@ impl FakeMembers {
         self.lock().records.get("a").map(|record| record.state)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
-    }
-}
-
-impl Heartbeats for FakeMembers {
-    fn consumer(&self) -> &'static str {
-        "a"
-    }
-
-    fn group(&self) -> &'static str {
-        "group"
-    }
-
-    fn process(&self) -> &'static str {
-        "process of a"
-    }
-
-    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
+    /// Records a heartbeat and returns the members.
+    fn record(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
         let mut state = self.lock();
         if state.is_away {
             self.journal.record("heartbeat failed");
@@ -101,6 +94,36 @@ impl Heartbeats for FakeMembers {
             is_alive: is_fresh(record),
         });
         Ok(Some(members.collect()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Heartbeats for FakeMembers {
+    fn consumer(&self) -> &'static str {
+        "a"
+    }
+
+    fn group(&self) -> &'static str {
+        "group"
+    }
+
+    fn process(&self) -> &'static str {
+        "process of a"
+    }
+
+    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
+        let (latency, loses_replies) = {
+            let state = self.lock();
+            (state.latency, state.loses_replies)
+        };
+        let reply = self.record(heartbeat);
+        if !latency.is_zero() {
+            sleep(latency).await;
+        }
+        if loses_replies { Err(connection_lost()) } else { reply }
     }
 
     async fn resign(&self) -> Result<(), Error> {
