@@ -9,7 +9,7 @@ use std::{
 use shared::wire::partition::Partition;
 use tokio::{sync::watch, time::Instant};
 
-use crate::entry::{Entry, Position};
+use crate::entry::{Entry, EntryId, Position};
 
 /// Set of in-flight entries. Partition readers admit entries; the acknowledger releases them.
 #[derive(Default)]
@@ -92,6 +92,11 @@ impl InFlight {
 
     pub(crate) fn contains(&self, at: Position) -> bool {
         self.state.borrow().entries.contains(&at)
+    }
+
+    /// Returns whether an entry with this id is in flight, in any incarnation of the server.
+    pub(crate) fn contains_id(&self, partition: Partition, id: EntryId) -> bool {
+        self.state.borrow().entries.iter().any(|at| at.partition == partition && at.id == id)
     }
 
     /// Returns whether none of these entries is in flight.

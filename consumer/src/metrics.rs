@@ -101,7 +101,7 @@ impl StreamOperation {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Read => "XREADGROUP",
-            Self::Claim => "XAUTOCLAIM",
+            Self::Claim => "XCLAIM",
             Self::Ack => "XACK",
         }
     }

@@ -95,7 +95,12 @@ impl LogCapture {
     }
 
     pub(crate) fn contains(&self, text: &str) -> bool {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).contains(text)
+        self.count(text) > 0
+    }
+
+    /// Returns how often a text was logged.
+    pub(crate) fn count(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).matches(text).count()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Crashes, outages and operator errors: every accepted like is stored exactly once.
 
-use devstack::http_client::HttpClient;
+use std::time::Duration;
+
+use devstack::{http_client::HttpClient, program::Program};
 use fred::{
     prelude::{Client, ClientLike, KeysInterface, StreamsInterface, Value},
     types::{ClusterHash, CustomCommand},
@@ -242,6 +244,72 @@ async fn deleted_entries_are_reported_as_lost() {
     eventually("nothing pending", async || pending(&redis).await == 0).await;
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 2.0);
     assert!(consumer.log_text().contains("data loss: entries were deleted"));
+}
+
+/// Locks the table until two consumers have all entries in flight, and deletes some of these. Returns the consumers, and the
+/// session that holds the lock.
+async fn delete_entries_in_flight(
+    setup: &Setup,
+    redis: &Client,
+    deleted: usize,
+) -> ([Program; 2], tokio_postgres::Client) {
+    let settings = [("CLAIM_MIN_IDLE", "1s"), ("WRITE_TIMEOUT", "400ms")];
+    let consumers = [setup.consumer(&settings), setup.consumer(&settings)];
+    let postgres = setup.postgres_client().await;
+    postgres.batch_execute("BEGIN; LOCK TABLE likes IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let mut ids = Vec::new();
+    for user in 1..=200 {
+        let partition = u16::try_from(user % u64::from(PARTITIONS)).unwrap();
+        let id = append_raw(redis, partition, &shared::wire::codec::encode(&[like(user, 42)])).await;
+        ids.push((partition, id));
+    }
+    // A paused consumer reads no more: the batch that waits for the lock is the first one that it has read.
+    eventually("entries are in flight", async || pending(redis).await > 0).await;
+    let mut left = deleted;
+    for (partition, id) in ids {
+        let held =
+            redis.xpending::<Vec<Value>, _, _, _>(stream(partition), GROUP, (0, &id, &id, 1)).await.unwrap();
+        if left > 0 && !held.is_empty() {
+            redis.xdel::<u64, _, _>(stream(partition), id).await.unwrap();
+            left -= 1;
+        }
+    }
+    assert_eq!(left, 0, "too few entries are pending");
+    (consumers, postgres)
+}
+
+fn lost(consumer: &Program) -> f64 {
+    consumer.metrics().unwrap().sum("likestream_entries_lost_total")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_entries_that_a_consumer_still_stores_are_not_lost() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let (consumers, postgres) = delete_entries_in_flight(&setup, &redis, 2).await;
+    // Longer than CLAIM_MIN_IDLE.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    postgres.batch_execute("COMMIT").await.unwrap();
+    setup.wait_for_rows(200).await;
+    setup.wait_until_drained().await;
+    for consumer in &consumers {
+        assert_eq!(lost(consumer), 0.0);
+        assert!(!consumer.log_text().contains("data loss"), "{}", consumer.log_text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_entries_of_a_killed_consumer_are_lost() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let (mut consumers, postgres) = delete_entries_in_flight(&setup, &redis, 2).await;
+    consumers.iter_mut().for_each(Program::kill);
+    postgres.batch_execute("COMMIT").await.unwrap();
+    let next = setup.consumer(&[]);
+    setup.wait_for_rows(198).await;
+    setup.wait_until_drained().await;
+    eventually("the loss is counted", async || lost(&next) == 2.0).await;
+    assert_eq!(setup.count().await, 198);
 }
 
 /// Consumers that receive the same rows in opposite order must not deadlock, because batches are sorted.

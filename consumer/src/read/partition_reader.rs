@@ -4,10 +4,10 @@
 //! A reader has one command in flight and never drops it midway. If Redis delivers an entry and the reply is lost, the
 //! entry stays pending until the reader recovers it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use fred::prelude::Error;
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use shared::{
     backoff::Backoff,
     error_chain::one_line,
@@ -76,6 +76,8 @@ pub(crate) struct PartitionReader<S> {
     /// Whether Redis may have delivered entries in a reply that was lost: then the id after which own pending entries are read.
     recovering: Option<EntryId>,
     quarantine: Quarantine,
+    /// Lost entries that are reported, and may still be in the pending entries list.
+    reported_lost: HashSet<EntryId>,
     expected_rows: RowsPerEntry,
     poll: PollInterval,
     claims: ClaimRound,
@@ -119,6 +121,7 @@ impl<S: GroupStream> PartitionReader<S> {
             wanted,
             recovering: must_recover_pending.then(EntryId::default),
             quarantine: Quarantine::default(),
+            reported_lost: HashSet::new(),
             expected_rows: RowsPerEntry::default(),
             poll,
             claims,
@@ -196,7 +199,8 @@ impl<S: GroupStream> PartitionReader<S> {
     /// Reads a page of the entries that were delivered to this consumer and never acknowledged. Waits until no entry of the
     /// partition is in flight, because in-flight entries are pending, too.
     async fn recover_own_pending(&mut self, after: EntryId) -> Result<(), ReadError> {
-        let ReadContext { streams, in_flight, metrics, shutdown, .. } = &*self.context;
+        let context = Arc::clone(&self.context);
+        let ReadContext { streams, in_flight, metrics, shutdown, .. } = &*context;
         if shutdown.run_until_cancelled(in_flight.drained(self.partition)).await.is_none() {
             return Ok(());
         }
@@ -216,7 +220,8 @@ impl<S: GroupStream> PartitionReader<S> {
 
     /// Claims pending entries of departed consumers; if there are none, a page of entries idle for `CLAIM_MIN_IDLE`.
     async fn claim(&mut self) -> Result<(), ReadError> {
-        let ReadContext { streams, limits, in_flight, metrics, .. } = &*self.context;
+        let context = Arc::clone(&self.context);
+        let ReadContext { streams, limits, in_flight, metrics, .. } = &*context;
         let permit = in_flight.read_permit(limits.rows_in_flight);
         let Some(permit) = self.while_wanted(permit).await else { return Ok(()) };
         drop(permit);
@@ -224,13 +229,15 @@ impl<S: GroupStream> PartitionReader<S> {
         let liveness_timeout_ms = milliseconds(LIVENESS_TIMEOUT);
         let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, CLAIM_COUNT);
         if let Some(ClaimedDeparted { from, entries, deleted }) = departed.await? {
-            self.record_claimed(entries.len(), &deleted, &from);
+            self.record_claimed(entries.len(), &from);
+            self.report_lost(deleted).await?;
             return self.send_redelivered(entries).await;
         }
         let min_idle_ms = milliseconds(limits.claim_min_idle);
         let claimed = streams.claim(self.partition, min_idle_ms, self.claims.cursor, CLAIM_COUNT);
         let Claimed { entries, deleted, cursor } = metrics.timed(StreamOperation::Claim, claimed).await?;
-        self.record_claimed(entries.len(), &deleted, "any member, idle for CLAIM_MIN_IDLE");
+        self.record_claimed(entries.len(), "any member, idle for CLAIM_MIN_IDLE");
+        self.report_lost(deleted).await?;
         self.claims.advance(cursor);
         self.send_redelivered(entries).await
     }
@@ -247,24 +254,24 @@ impl<S: GroupStream> PartitionReader<S> {
         }
     }
 
-    fn record_claimed(&self, entries: usize, deleted: &[EntryId], from: &str) {
+    fn record_claimed(&self, entries: usize, from: &str) {
         self.context.metrics.reclaimed(entries);
         if let Some(entries) = self.log_rates.claimed.record(entries) {
             tracing::info!(partition = %self.partition, entries, from, "reclaimed pending entries");
         }
-        // The claim has already removed them from the pending entries list.
-        self.record_lost(deleted);
     }
 
     /// Sends redelivered entries to the writer, except those already in flight. Those that were delivered more than
     /// `max_deliveries` times are suspects: they may have crashed consumers.
     async fn send_redelivered(&mut self, entries: Vec<RawEntry>) -> Result<(), ReadError> {
-        let ReadContext { streams, limits, in_flight, shutdown, .. } = &*self.context;
-        let deliveries = join_all(entries.iter().map(|entry| streams.deliveries(entry.at))).await;
+        let context = Arc::clone(&self.context);
+        let ReadContext { streams, limits, in_flight, shutdown, .. } = &*context;
+        let deliveries =
+            try_join_all(entries.iter().map(|entry| streams.deliveries(entry.at.partition, entry.at.id)))
+                .await?;
         let mut harmless = Vec::new();
         let mut suspects = Vec::new();
         for (entry, deliveries) in entries.into_iter().zip(deliveries) {
-            let deliveries = deliveries?;
             let is_suspect = deliveries > limits.max_deliveries && entry.fields.is_some();
             if is_suspect && !in_flight.contains(entry.at) {
                 suspects.push(Suspect { entry, deliveries });
@@ -281,8 +288,8 @@ impl<S: GroupStream> PartitionReader<S> {
     }
 
     /// Sends entries to the writer, except those already in flight. Returns the number of rows sent.
-    async fn send(&self, entries: Vec<RawEntry>) -> Result<usize, ReadError> {
-        let context = &self.context;
+    async fn send(&mut self, entries: Vec<RawEntry>) -> Result<usize, ReadError> {
+        let context = Arc::clone(&self.context);
         let read_at = Instant::now();
         let mut decoded = Vec::with_capacity(entries.len());
         let mut deleted = Vec::new();
@@ -294,10 +301,7 @@ impl<S: GroupStream> PartitionReader<S> {
                 deleted.push(at.id);
             }
         }
-        if !deleted.is_empty() {
-            self.record_lost(&deleted);
-            context.streams.forget_deleted(self.partition, &deleted).await?;
-        }
+        self.report_lost(deleted).await?;
         context.in_flight.admit_new(&mut decoded);
         let rows = decoded.iter().map(|entry| entry.likes.len()).sum();
         for entry in decoded {
@@ -306,15 +310,33 @@ impl<S: GroupStream> PartitionReader<S> {
         Ok(rows)
     }
 
-    fn record_lost(&self, ids: &[EntryId]) {
-        if let (Some(first), Some(last)) = (ids.first(), ids.last()) {
-            self.context.metrics.lost(ids.len());
+    /// Reports deleted entries that no consumer stores, then removes them from the pending entries list. In this order, so that
+    /// the loss is reported even if this process dies in between. An entry in flight is stored and acknowledged.
+    async fn report_lost(&mut self, mut deleted: Vec<EntryId>) -> Result<(), ReadError> {
+        let context = Arc::clone(&self.context);
+        let partition = self.partition;
+        deleted.retain(|id| !context.in_flight.contains_id(partition, *id));
+        // It may have been in flight until now, and acknowledged.
+        let deliveries = deleted.iter().map(|id| context.streams.deliveries(partition, *id));
+        let deliveries = try_join_all(deliveries).await?;
+        let lost = deleted.into_iter().zip(deliveries).filter(|(_, deliveries)| *deliveries > 0);
+        let lost: Vec<EntryId> = lost.map(|(id, _)| id).collect();
+        let unreported = lost.iter().filter(|id| !self.reported_lost.contains(id));
+        let unreported: Vec<EntryId> = unreported.copied().collect();
+        if let (Some(first), Some(last)) = (unreported.first(), unreported.last()) {
+            context.metrics.lost(unreported.len());
             // Not rate-limited: these ids are reported nowhere else.
             tracing::error!(
-                partition = %self.partition, entries = ids.len(), %first, %last,
+                %partition, entries = unreported.len(), %first, %last,
                 "data loss: entries were deleted from the stream before they were stored"
             );
         }
+        self.reported_lost.extend(unreported);
+        if !lost.is_empty() {
+            context.streams.forget_deleted(partition, &lost).await?;
+            self.reported_lost.clear();
+        }
+        Ok(())
     }
 
     async fn after_error(&self, error: &Error, backoff: &mut Backoff) {

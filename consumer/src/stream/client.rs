@@ -50,12 +50,24 @@ const BEGIN_QUARANTINE: &str = include_str!("scripts/begin_quarantine.lua");
 /// KEYS: stream, quarantine. ARGV: group, process.
 const END_QUARANTINE: &str = include_str!("scripts/end_quarantine.lua");
 
+/// Claims pending entries that have been idle for the minimum idle time. XAUTOCLAIM and XCLAIM remove entries that were deleted
+/// from the stream from the pending entries list: if the reply is lost, so is the loss. Such entries are not claimed here.
+///
+/// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, first id, maximum number of entries,
+/// maximum number of pending entries to visit. Returns `[last visited id or empty at the end of the list, entries, ids of
+/// deleted entries that are pending with the claiming consumer]`.
+const CLAIM: &str = include_str!("scripts/claim.lua");
+
+/// Number of pending entries that a claim visits.
+const CLAIM_VISITS: u64 = 1_000;
+
 /// Claims pending entries of a departed consumer: one that is not a member and has been idle for the minimum idle time. Also
 /// claims those of [`REASSIGN_CONSUMER`], which never reads, however recently entries were handed over to it. Removes departed consumers without pending entries from the group. XGROUP DELCONSUMER discards pending entries, so
 /// consumers that have some are kept.
 ///
 /// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, maximum number of entries,
-/// [`REASSIGN_CONSUMER`], then the members. Returns `[departed consumer, entries, ids of entries deleted from the stream]`.
+/// [`REASSIGN_CONSUMER`], then the members. Returns `[departed consumer, entries, ids of entries deleted from the stream]`. The deleted
+/// entries stay in the pending entries list.
 const CLAIM_DEPARTED: &str = include_str!("scripts/claim_departed.lua");
 
 /// Removes a consumer from the group unless it has pending entries, which XGROUP DELCONSUMER would discard.
@@ -85,7 +97,8 @@ pub struct Streams {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Claimed {
     pub entries: Vec<RawEntry>,
-    /// Pending entries that were deleted from the stream. They are lost: they cannot be stored any more.
+    /// Entries pending with this consumer that were deleted from the stream. They are lost unless they are in flight, and stay
+    /// pending.
     pub deleted: Vec<EntryId>,
     /// Start of the next page; zero after the last page.
     pub cursor: EntryId,
@@ -97,7 +110,7 @@ pub struct ClaimedDeparted {
     /// Departed consumer.
     pub from: String,
     pub entries: Vec<RawEntry>,
-    /// Pending entries that were deleted from the stream.
+    /// Entries pending with it that were deleted from the stream. They stay pending.
     pub deleted: Vec<EntryId>,
 }
 
@@ -300,13 +313,11 @@ impl GroupStream for Streams {
         cursor: EntryId,
         count: u64,
     ) -> Result<Claimed, Error> {
-        let stream = self.key(partition);
-        let min_idle_ms = min_idle_ms.to_string();
-        let cursor = cursor.to_string();
-        let count = count.to_string();
-        let args = [&stream, &self.group, &self.consumer, &min_idle_ms, &cursor, "COUNT", &count];
-        let args = args.map(Value::from).into();
-        let claimed = self.redis.run_identifying(&stream, Retry::NonIdempotent, "XAUTOCLAIM", args);
+        let args = [&self.group, &self.consumer].map(String::clone).into_iter();
+        let numbers =
+            [min_idle_ms.to_string(), cursor.to_string(), count.to_string(), CLAIM_VISITS.to_string()];
+        let keys = [self.key(partition)];
+        let claimed = self.redis.eval_identifying(CLAIM, &keys, Retry::NonIdempotent, args.chain(numbers));
         reply::claimed(partition, claimed.await?)
     }
 
@@ -391,9 +402,9 @@ impl GroupStream for Streams {
         self.redis.eval::<u64>(END_QUARANTINE, &keys, Retry::Idempotent, args).await.map(drop)
     }
 
-    async fn deliveries(&self, at: Position) -> Result<u64, Error> {
-        let stream = self.key(at.partition);
-        let id = at.id.to_string();
+    async fn deliveries(&self, partition: Partition, id: EntryId) -> Result<u64, Error> {
+        let stream = self.key(partition);
+        let id = id.to_string();
         let args = [&stream, &self.group, &id, &id, "1"].map(Value::from).into();
         reply::deliveries(self.redis.run(&stream, Retry::Idempotent, "XPENDING", args).await?)
     }

@@ -6,7 +6,7 @@ use fred::prelude::Error;
 use shared::wire::partition::Partition;
 
 use crate::{
-    entry::{EntryId, Position, RawEntry},
+    entry::{EntryId, RawEntry},
     store::proof::Committed,
     stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, Heartbeat, Member, QuarantineTry},
 };
@@ -33,7 +33,8 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         count: u64,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
-    /// Claims up to `count` pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`.
+    /// Claims up to `count` pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`. Entries that
+    /// were deleted from the stream stay pending.
     fn claim(
         &self,
         partition: Partition,
@@ -54,7 +55,11 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<ClaimedDeparted>, Error>> + Send;
 
     /// Returns the number of deliveries of an entry as counted by Redis; 0 if the entry is not pending.
-    fn deliveries(&self, at: Position) -> impl Future<Output = Result<u64, Error>> + Send;
+    fn deliveries(
+        &self,
+        partition: Partition,
+        id: EntryId,
+    ) -> impl Future<Output = Result<u64, Error>> + Send;
 
     /// Removes entries that were deleted from the stream from the pending entries list.
     fn forget_deleted(

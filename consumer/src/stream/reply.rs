@@ -43,14 +43,13 @@ pub(super) fn entries(partition: Partition, (rows, from): Reply) -> Result<Vec<R
     array(rows)?.into_iter().filter(|row| !row.is_null()).map(entry).collect()
 }
 
-/// Reply of XAUTOCLAIM: `[cursor, rows, deleted ids]`.
+/// Reply of `claim.lua`: `[last visited id or empty, rows, deleted ids]`.
 pub(super) fn claimed(partition: Partition, (reply, from): Reply) -> Result<Claimed, Error> {
-    let [cursor, rows, deleted] = parts(reply, "a claim of three parts")?;
-    Ok(Claimed {
-        entries: entries(partition, (rows, from))?,
-        deleted: ids(deleted)?,
-        cursor: entry_id(cursor)?,
-    })
+    let [visited, rows, deleted] = parts(reply, "a claim of three parts")?;
+    let visited = text(visited)?;
+    let next = if visited.is_empty() { None } else { entry_id(visited.into())?.after() };
+    let cursor = next.unwrap_or_default();
+    Ok(Claimed { entries: entries(partition, (rows, from))?, deleted: ids(deleted)?, cursor })
 }
 
 /// Reply of `claim_departed.lua`: `[consumer, rows, deleted ids]`. The consumer is empty if no entry was claimed.
@@ -313,7 +312,16 @@ mod tests {
         let claim = list(["7-0".into(), list([]), list(["3-1".into()])]);
         let claimed = claimed(partition(), reply(claim)).unwrap();
         assert_eq!(claimed.deleted, [EntryId { ms: 3, seq: 1 }]);
-        assert_eq!(claimed.cursor, EntryId { ms: 7, seq: 0 });
+        assert_eq!(claimed.cursor, EntryId { ms: 7, seq: 1 });
+    }
+
+    #[test]
+    fn a_claim_that_reaches_the_end_starts_again_at_the_first_entry() {
+        let claim = |visited: &str| list([visited.into(), list([]), list([])]);
+        let last = EntryId::MAX.to_string();
+        for visited in ["", &last] {
+            assert_eq!(claimed(partition(), reply(claim(visited))).unwrap().cursor, EntryId::default());
+        }
     }
 
     #[test]

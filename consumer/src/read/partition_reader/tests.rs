@@ -507,7 +507,7 @@ async fn an_entry_in_flight_is_not_delivered_twice() {
     reader.group.append(1);
     pass(CLAIM_MIN_IDLE * 10).await;
     assert!(
-        reader.group.deliveries(position(1)).await.unwrap() > 5,
+        reader.group.deliveries(partition(), position(1).id).await.unwrap() > 5,
         "it was claimed from this consumer itself"
     );
     assert_eq!(reader.received(), [1]);
@@ -545,34 +545,97 @@ async fn a_change_of_ownership_claims_immediately() {
     assert_eq!(reader.calls(Operation::ClaimDeparted).len(), claims + 1);
 }
 
+// Deleted entries
+
+const LOST: &str = "data loss: entries were deleted";
+
 #[tokio::test(start_paused = true)]
-async fn deleted_pending_entries_are_reported_as_lost_and_removed() {
-    for owner in ["a", "b", "departed"] {
+async fn deleted_entries_of_this_and_of_departed_consumers_are_reported_as_lost_and_removed() {
+    for owner in ["a", "departed"] {
         let (log, _guard) = LogCapture::start();
         let mut reader = start_after(|group, _| {
             group.append_pending(1, owner, 1);
             group.append_pending(2, owner, 1);
             group.delete(1);
-            group.fail(Operation::ClaimDeparted);
         });
         pass(CLAIM_MIN_IDLE + SECOND * 3).await;
         assert_eq!(reader.received(), [2], "{owner}");
         assert_eq!(reader.group.own_pending(), [2], "{owner}");
-        assert!(log.contains("data loss: entries were deleted"), "{owner}");
+        assert_eq!(reader.group.pending_with(owner), if owner == "a" { vec![2] } else { vec![] });
         assert!(log.contains("entries=1 first=1-1 last=1-1"), "{owner}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn removal_of_lost_entries_is_retried_after_a_failure() {
+async fn a_deleted_entry_of_another_member_is_left_to_it() {
+    let (log, _guard) = LogCapture::start();
+    let mut reader = start_after(|group, _| {
+        group.append_pending(1, "b", 1);
+        group.append_pending(2, "b", 1);
+        group.delete(1);
+    });
+    pass(CLAIM_MIN_IDLE * 3).await;
+    assert_eq!(reader.received(), [2]);
+    assert_eq!(reader.group.pending_with("b"), [1]);
+    assert!(!log.contains(LOST));
+    // The member leaves without having stored it.
+    reader.ownership.send_modify(|ownership| ownership.members = Arc::new(["a".to_owned()].into()));
+    pass(SECOND).await;
+    assert_eq!(reader.group.pending_with("b"), [0; 0]);
+    assert!(log.contains(LOST));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_entry_in_flight_is_not_lost() {
+    let (log, _guard) = LogCapture::start();
+    let mut reader = start();
+    reader.group.append(1);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1]);
+    reader.group.delete(1);
+    pass(CLAIM_MIN_IDLE * 3).await;
+    assert_eq!(reader.group.own_pending(), [1], "its acknowledgement removes it");
+    // It is acknowledged and settled while the reply of a claim is on its way.
+    reader.group.slow(Operation::Claim, SECOND);
+    let claims = reader.calls(Operation::Claim).len();
+    while reader.calls(Operation::Claim).len() == claims {
+        pass(Duration::from_millis(1)).await;
+    }
+    reader.settle(&[1]).await;
+    pass(CLAIM_MIN_IDLE).await;
+    assert!(!log.contains(LOST));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_is_reported_even_if_the_replies_of_claims_are_lost() {
+    for (owner, operation) in [("departed", Operation::ClaimDeparted), ("a", Operation::Claim)] {
+        let (log, _guard) = LogCapture::start();
+        let reader = start_after(|group, _| {
+            group.append_pending(1, owner, 1);
+            group.delete(1);
+        });
+        let own = operation == Operation::Claim;
+        pass(if own { CLAIM_MIN_IDLE - SECOND } else { LIVENESS_TIMEOUT - SECOND }).await;
+        reader.group.lose_reply(operation);
+        pass(SECOND * 5).await;
+        assert!(log.contains(LOST), "{owner}");
+        assert_eq!(reader.group.pending_with(owner), [0; 0], "{owner}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn removal_of_lost_entries_is_retried_after_a_failure_without_a_second_report() {
+    let (log, _guard) = LogCapture::start();
     let reader = start_after(|group, _| {
         group.append_pending(1, "a", 1);
         group.delete(1);
         group.fail(Operation::ClaimDeparted);
         group.fail(Operation::ForgetDeleted);
+        group.fail(Operation::ForgetDeleted);
     });
     pass(SECOND).await;
     assert_eq!(reader.group.own_pending(), [0; 0]);
+    assert_eq!(log.count(LOST), 1);
 }
 
 // Failover of Redis

@@ -159,9 +159,14 @@ impl FakeGroup {
 
     /// Returns the numbers of the entries pending with `a`.
     pub(crate) fn own_pending(&self) -> Vec<u64> {
+        self.pending_with(CONSUMER)
+    }
+
+    /// Returns the numbers of the entries pending with a consumer.
+    pub(crate) fn pending_with(&self, consumer: &str) -> Vec<u64> {
         let state = self.lock();
-        let own = state.pending.iter().filter(|(_, pending)| pending.consumer == CONSUMER);
-        own.map(|(at, _)| at.id.seq).collect()
+        let pending = state.pending.iter().filter(|(_, pending)| pending.consumer == consumer);
+        pending.map(|(at, _)| at.id.seq).collect()
     }
 
     /// Returns the tries of an entry on record, each as process and number of entries.
@@ -230,7 +235,7 @@ impl State {
         RawEntry { at: Position { incarnation: self.incarnation, ..at }, fields }
     }
 
-    /// Delivers entries to `a`. Deleted entries are removed from the pending entries list and returned separately.
+    /// Delivers entries to `a`. Deleted entries stay pending and are returned separately.
     fn claim(&mut self, claimed: &[Position]) -> (Vec<RawEntry>, Vec<EntryId>) {
         let mut entries = Vec::new();
         let mut deleted = Vec::new();
@@ -239,7 +244,6 @@ impl State {
                 self.deliver(*at);
                 entries.push(self.raw(*at));
             } else {
-                self.pending.remove(at);
                 deleted.push(at.id);
             }
         }
@@ -327,6 +331,7 @@ impl GroupStream for FakeGroup {
             let mut idle =
                 state.pending_where(partition, |pending| pending.delivered_at.elapsed() >= min_idle);
             idle.retain(|at| at.id >= cursor);
+            idle.retain(|at| state.entries.contains_key(at) || state.pending[at].consumer == CONSUMER);
             let rest = idle.split_off(idle.len().min(usize::try_from(count).unwrap()));
             let (entries, deleted) = state.claim(&idle);
             Ok(Claimed { entries, deleted, cursor: rest.first().map(|at| at.id).unwrap_or_default() })
@@ -358,9 +363,9 @@ impl GroupStream for FakeGroup {
         claimed.await
     }
 
-    async fn deliveries(&self, at: Position) -> Result<u64, Error> {
-        let deliveries = self.call(Operation::Deliveries, numbers([at.id.seq]), |state| {
-            Ok(state.pending.get(&stored(at)).map_or(0, |pending| pending.deliveries))
+    async fn deliveries(&self, partition: Partition, id: EntryId) -> Result<u64, Error> {
+        let deliveries = self.call(Operation::Deliveries, numbers([id.seq]), |state| {
+            Ok(state.pending.get(&stored_at(partition, id)).map_or(0, |pending| pending.deliveries))
         });
         deliveries.await
     }

@@ -7,20 +7,12 @@ for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local has_departed = not member[consumer.name] and consumer.idle >= tonumber(ARGV[3])
     if has_departed or consumer.name == ARGV[5] then
         if consumer.pending > 0 then
-            local ids = {}
+            local ids, deleted, claimed = {}, {}, {}
             for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], consumer.name)) do
-                ids[#ids + 1] = row[1]
+                local exists = #redis.call('XRANGE', KEYS[1], row[1], row[1]) > 0
+                table.insert(exists and ids or deleted, row[1])
             end
-            local claimed, in_stream, deleted = {}, {}, {}
-            for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(ids))) do
-                if entry then
-                    claimed[#claimed + 1] = entry
-                    in_stream[entry[1]] = true
-                end
-            end
-            for _, id in ipairs(ids) do
-                if not in_stream[id] then deleted[#deleted + 1] = id end
-            end
+            if #ids > 0 then claimed = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(ids)) end
             return {consumer.name, claimed, deleted}
         elseif has_departed then
             redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)

@@ -284,5 +284,5 @@ async fn entries_read_before_a_failover_of_redis_are_stored_and_not_acknowledged
         writer.in_flight.take_redelivery(partition()),
         "an entry that the replica has is recovered at once"
     );
-    assert_eq!(writer.group.deliveries(position(1)).await.unwrap(), 1, "still pending");
+    assert_eq!(writer.group.deliveries(partition(), position(1).id).await.unwrap(), 1, "still pending");
 }

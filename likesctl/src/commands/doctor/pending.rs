@@ -57,7 +57,7 @@ pub(super) async fn check(
         Some(entry) => {
             let deleted = many(extremes.deleted, "pending entry", "pending entries");
             let seen = format!("{deleted} deleted from the streams, first {entry}");
-            findings.fail("lost", seen, "their likes are lost; see docs/runbook.md#lost-entries")
+            findings.fail("lost", seen, "their likes are lost unless a live consumer has them in flight; see docs/runbook.md#lost-entries")
         }
         None => findings.ok("lost", format!("all pending entries are in their streams ({checked})")),
     }
