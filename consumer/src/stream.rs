@@ -19,5 +19,5 @@ pub use self::{
     admin_ops::REASSIGN_CONSUMER,
     client::{AckOutcome, Claimed, ClaimedDeparted, GroupError, QuarantineTry, Streams},
     inspect::*,
-    members::{Heartbeat, LIVENESS_TIMEOUT, Member, MemberState},
+    members::{Heartbeat, LIVENESS_TIMEOUT, Member, MemberName, MemberState},
 };

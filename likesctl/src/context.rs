@@ -149,7 +149,7 @@ impl Context {
 
     /// Returns whether a consumer has a recorded heartbeat, or is in the group on any partition.
     pub(crate) async fn has_consumer(&self, name: &str) -> Result<bool, Error> {
-        if self.streams.members().await?.iter().any(|info| info.member.name == name) {
+        if self.streams.members().await?.iter().any(|info| info.member.name == *name) {
             return Ok(true);
         }
         let in_group = try_join_all(self.partitions.partitions().map(|p| self.streams.consumers(p))).await?;

@@ -137,7 +137,7 @@ fn members(infos: &[MemberInfo], context: &Context) -> BTreeMap<String, Consumer
             (Vec::new(), "dead")
         };
         ConsumerOverview {
-            name: member.name.clone(),
+            name: member.name.to_string(),
             state,
             partitions,
             static_assignment: Some(member.static_assignment.clone()).filter(|fixed| !fixed.is_empty()),
@@ -146,7 +146,7 @@ fn members(infos: &[MemberInfo], context: &Context) -> BTreeMap<String, Consumer
             idle_ms: None,
         }
     };
-    infos.iter().map(|info| (info.member.name.clone(), overview(info))).collect()
+    infos.iter().map(|info| (info.member.name.to_string(), overview(info))).collect()
 }
 
 impl ConsumerOverview {

@@ -1,6 +1,6 @@
 //! Crashes, outages and operator errors: every accepted like is stored exactly once.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use devstack::{http_client::HttpClient, program::Program};
 use fred::{
@@ -49,6 +49,32 @@ async fn entries_of_a_dead_consumer_are_claimed() {
     setup.wait_for_rows(1_000).await;
     setup.wait_until_drained().await;
     assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_reclaimed_total"), 1_000.0);
+}
+
+/// Another program may read, or send heartbeats, under a name that is not valid UTF-8.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_not_utf8_do_not_stop_reading() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    setup.append(&likes(20), 1).await;
+    let name = Value::Bytes(b"gone\xff"[..].into());
+    let run = async |command, arguments: Vec<Value>| {
+        let command = CustomCommand::new_static(command, ClusterHash::Random, false);
+        redis.custom::<Value, _>(command, arguments).await.unwrap();
+    };
+    for partition in 0..PARTITIONS {
+        let reader = ["GROUP", GROUP].map(Value::from).into_iter().chain([name.clone()]);
+        let all = ["STREAMS".into(), stream(partition).into(), ">".into()];
+        run("XREADGROUP", reader.chain(all).collect()).await;
+    }
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let heartbeat = format!("test\u{e9} leaving  {now_ms}");
+    run("HSET", vec![format!("likes:members:{GROUP}").into(), name, heartbeat.into()]).await;
+    let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
+    setup.wait_for_rows(20).await;
+    setup.wait_until_drained().await;
+    assert!(consumer.log_text().contains("from=\"gone\u{fffd}\""), "{}", consumer.log_text());
 }
 
 /// Claimable entries can be far behind entries that are not idle: the cursor is kept from page to page.

@@ -27,7 +27,8 @@ pub struct Assignment {
 ///
 /// Sources: Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996; for the bound, Mirrokni, Thorup
 /// and Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018.
-pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Assignment {
+pub fn assign(partitions: PartitionCount, members: &[Member], name: impl AsRef<[u8]>) -> Assignment {
+    let name = name.as_ref();
     let mut free: Vec<Partition> = partitions.partitions().collect();
     let mut own = Vec::new();
     let mut sharing = Vec::new();
@@ -37,14 +38,14 @@ pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Ass
             Ok(assignment) if !member.static_assignment.is_empty() => {
                 let assigned = assignment.of(partitions);
                 free.retain(|partition| !assigned.contains(partition));
-                if member.name == name {
+                if member.name.as_ref() == name {
                     own = assigned;
                 }
             }
             // Also a member whose static assignment this version cannot parse. If two members read the same partition,
             // its entries are still stored once.
-            _ if member.state == MemberState::Stuck => stuck.push(member.name.as_str()),
-            _ => sharing.push(member.name.as_str()),
+            _ if member.state == MemberState::Stuck => stuck.push(member.name.as_ref()),
+            _ => sharing.push(member.name.as_ref()),
         }
     }
     if sharing.is_empty() {
@@ -59,7 +60,7 @@ pub fn assign(partitions: PartitionCount, members: &[Member], name: &str) -> Ass
 }
 
 /// Returns the share of member `name` in the partitions `free`.
-fn share(free: &[Partition], members: &mut [&str], name: &str) -> Vec<Partition> {
+fn share(free: &[Partition], members: &mut [&[u8]], name: &[u8]) -> Vec<Partition> {
     // The remainder of the division goes to the first members. Sorted by hash: by name, the same names would always get
     // the larger share.
     members.sort_unstable_by_key(|member| (hash(member), *member));
@@ -92,9 +93,9 @@ fn share(free: &[Partition], members: &mut [&str], name: &str) -> Vec<Partition>
 /// FNV-1a, 64 bits. Must stay the same in all versions of this program.
 ///
 /// Source: Fowler, Noll and Vo, "The FNV Non-Cryptographic Hash Algorithm".
-fn hash(name: &str) -> u64 {
-    name.bytes()
-        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+fn hash(name: &[u8]) -> u64 {
+    name.iter()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 #[cfg(test)]
@@ -107,7 +108,7 @@ mod tests {
 
     fn member(name: &str, static_assignment: &str) -> Member {
         Member {
-            name: name.to_owned(),
+            name: name.into(),
             process: String::new(),
             state: MemberState::Active,
             static_assignment: static_assignment.to_owned(),
@@ -128,7 +129,7 @@ mod tests {
         let mut owners = BTreeMap::new();
         for member in members {
             for partition in assign(count(partitions), members, &member.name).own {
-                let before = owners.insert(partition.number(), member.name.clone());
+                let before = owners.insert(partition.number(), member.name.to_string());
                 assert_eq!(before, None, "partition {partition} has two owners");
             }
         }
@@ -147,7 +148,7 @@ mod tests {
             let members = members(salt, n);
             let owners = owners(partitions, &members);
             prop_assert_eq!(owners.len(), usize::from(partitions));
-            let load = |member: &Member| owners.values().filter(|owner| **owner == member.name).count();
+            let load = |member: &Member| owners.values().filter(|owner| member.name == ***owner).count();
             let (least, most) = (members.iter().map(load).min(), members.iter().map(load).max());
             prop_assert!(most.unwrap() - least.unwrap() <= 1);
         }
@@ -223,7 +224,7 @@ mod tests {
     #[test]
     fn the_assignment_is_the_same_in_every_version() {
         let all = members(0xabc, 3);
-        let assigned: Vec<_> = all.iter().map(|member| own(8, &all, &member.name)).collect();
+        let assigned: Vec<_> = all.iter().map(|member| own(8, &all, &member.name.to_string())).collect();
         assert_eq!(assigned, [vec![4, 5, 7], vec![0, 1, 2], vec![3, 6]]);
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     },
     in_flight::InFlight,
     metrics::Metrics,
-    stream::{Heartbeat, Heartbeats, LIVENESS_TIMEOUT, Member, MemberState, Paused},
+    stream::{Heartbeat, Heartbeats, LIVENESS_TIMEOUT, Member, MemberName, MemberState, Paused},
 };
 
 /// Interval between two heartbeats.
@@ -96,7 +96,7 @@ impl<H: Heartbeats> Membership<H> {
         let state = MemberState::Active;
         let static_assignment = context.static_assignment.clone();
         let this_member = Member {
-            name: context.heartbeats.consumer().to_owned(),
+            name: context.heartbeats.consumer().into(),
             process: context.heartbeats.process().to_owned(),
             state,
             static_assignment: static_assignment.clone(),
@@ -206,7 +206,7 @@ impl<H: Heartbeats> Membership<H> {
         let since = self.contact.map_or_else(Instant::now, |contact| contact.since);
         self.contact = Some(Contact { since, last: sent_at });
         let is_early = since.elapsed() < LIVENESS_TIMEOUT;
-        let was_alive = |name: &str| self.members.iter().any(|member| member.name == name);
+        let was_alive = |name: &MemberName| self.members.iter().any(|member| member.name == *name);
         members.retain(|member| member.is_alive || (is_early && was_alive(&member.name)));
         self.members = members;
     }

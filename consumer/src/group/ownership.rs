@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     group::assignment::Assignment,
-    stream::{LIVENESS_TIMEOUT, Paused},
+    stream::{LIVENESS_TIMEOUT, MemberName, Paused},
 };
 
 /// Partitions assigned to this consumer, and the members of the group.
@@ -15,7 +15,7 @@ use crate::{
 pub(crate) struct Ownership {
     pub(crate) assignment: Assignment,
     /// Names of all members. Pending entries of any other consumer are claimed after the liveness timeout.
-    pub(crate) members: Arc<HashSet<String>>,
+    pub(crate) members: Arc<HashSet<MemberName>>,
     /// Tokens of the processes of all members.
     pub(crate) processes: Arc<HashSet<String>>,
     /// `None` while heartbeats fail.

@@ -18,7 +18,7 @@ use thiserror::Error as ThisError;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::{Committed, SettledEntry},
-    stream::{GroupStream, REASSIGN_CONSUMER, reply},
+    stream::{GroupStream, MemberName, REASSIGN_CONSUMER, reply},
 };
 
 /// Appends the dead letters of an entry and acknowledges the entry, atomically, so that a redelivered entry never writes its
@@ -207,7 +207,7 @@ impl Streams {
         partition: Partition,
         script: &'static str,
         retry: Retry,
-        args: Vec<String>,
+        args: impl IntoIterator<Item = impl Into<Value>>,
     ) -> Result<Value, Error> {
         self.redis.eval(script, &[self.key(partition)], retry, args).await
     }
@@ -324,14 +324,14 @@ impl GroupStream for Streams {
     async fn claim_departed(
         &self,
         partition: Partition,
-        members: &HashSet<String>,
+        members: &HashSet<MemberName>,
         idle_ms: u64,
         count: u64,
     ) -> Result<Option<ClaimedDeparted>, Error> {
         let (idle_ms, count) = (idle_ms.to_string(), count.to_string());
-        let mut args: Vec<String> =
-            [&self.group, &self.consumer, &idle_ms, &count, REASSIGN_CONSUMER].map(str::to_owned).into();
-        args.extend(members.iter().cloned());
+        let args = [&self.group, &self.consumer, &idle_ms, &count, REASSIGN_CONSUMER].map(Value::from);
+        let members = members.iter().map(|member| Value::Bytes(Bytes::copy_from_slice(member.as_ref())));
+        let args = args.into_iter().chain(members);
         let keys = [self.key(partition)];
         let claimed = self.redis.eval_identifying(CLAIM_DEPARTED, &keys, Retry::NonIdempotent, args);
         reply::claimed_departed(partition, claimed.await?)

@@ -8,7 +8,9 @@ use shared::wire::partition::Partition;
 use crate::{
     entry::{EntryId, RawEntry},
     store::proof::Committed,
-    stream::{AckOutcome, Claimed, ClaimedDeparted, GroupError, Heartbeat, Member, QuarantineTry},
+    stream::{
+        AckOutcome, Claimed, ClaimedDeparted, GroupError, Heartbeat, Member, MemberName, QuarantineTry,
+    },
 };
 
 /// Stream commands of one consumer. After an error, a command may have been executed.
@@ -49,7 +51,7 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
     fn claim_departed(
         &self,
         partition: Partition,
-        members: &HashSet<String>,
+        members: &HashSet<MemberName>,
         idle_ms: u64,
         count: u64,
     ) -> impl Future<Output = Result<Option<ClaimedDeparted>, Error>> + Send;

@@ -1,7 +1,8 @@
 //! Membership records: heartbeats of the members of a group. All ages are measured by Redis's clock.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
+use bytes::Bytes;
 use fred::prelude::Error;
 use shared::redis::Retry;
 
@@ -67,10 +68,45 @@ pub struct Heartbeat {
     pub liveness_timeout: Duration,
 }
 
+/// Name of a member, as recorded. Other programs choose their own names, which may not be valid UTF-8: such names are
+/// displayed with replacement characters, and compared by their bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberName(Bytes);
+
+impl AsRef<[u8]> for MemberName {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Bytes> for MemberName {
+    fn from(name: Bytes) -> Self {
+        Self(name)
+    }
+}
+
+impl From<&str> for MemberName {
+    fn from(name: &str) -> Self {
+        Self(Bytes::copy_from_slice(name.as_bytes()))
+    }
+}
+
+impl PartialEq<str> for MemberName {
+    fn eq(&self, name: &str) -> bool {
+        self.0 == name
+    }
+}
+
+impl fmt::Display for MemberName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
 /// Member of the group: a consumer that has not resigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    pub name: String,
+    pub name: MemberName,
     /// Token of the process.
     pub process: String,
     pub state: MemberState,

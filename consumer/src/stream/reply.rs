@@ -58,7 +58,7 @@ pub(super) fn claimed_departed(
     (reply, incarnation): Reply,
 ) -> Result<Option<ClaimedDeparted>, Error> {
     let [from, rows, deleted] = parts(reply, "a claim of three parts")?;
-    let from = text(from)?;
+    let from = lossy(from)?;
     let entries = entries(partition, (rows, incarnation))?;
     let claimed = ClaimedDeparted { from, entries, deleted: ids(deleted)? };
     Ok(Some(claimed).filter(|claimed| !claimed.from.is_empty()))
@@ -74,10 +74,10 @@ pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
     let member = |value| {
         let [name, process, state, static_assignment, is_alive] = parts(value, "a member of five parts")?;
         Ok(Member {
-            name: text(name)?,
+            name: bytes(name)?.into(),
             process: lossy(process)?,
-            state: MemberState::named(&text(state)?),
-            static_assignment: text(static_assignment)?,
+            state: MemberState::named(&lossy(state)?),
+            static_assignment: lossy(static_assignment)?,
             is_alive: count(&is_alive)? == 1,
         })
     };
@@ -89,10 +89,10 @@ pub(super) fn member_infos(reply: Value) -> Result<Vec<MemberInfo>, Error> {
     let member = |value| {
         let [name, process, state, static_assignment, age_ms] = parts(value, "a member of five parts")?;
         let member = Member {
-            name: lossy(name)?,
+            name: bytes(name)?.into(),
             process: lossy(process)?,
-            state: MemberState::named(&text(state)?),
-            static_assignment: text(static_assignment)?,
+            state: MemberState::named(&lossy(state)?),
+            static_assignment: lossy(static_assignment)?,
             is_alive: true,
         };
         Ok(MemberInfo { member, heartbeat_ms_ago: count(&age_ms)? })
@@ -322,6 +322,18 @@ mod tests {
         for visited in ["", &last] {
             assert_eq!(claimed(partition(), reply(claim(visited))).unwrap().cursor, EntryId::default());
         }
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_are_kept_for_members_and_displayed_for_departed_consumers() {
+        let name = || Value::Bytes(Bytes::from_static(b"a\xff"));
+        let claimed = claimed_departed(partition(), reply(list([name(), list([]), list([])])));
+        let claimed = claimed.unwrap().unwrap();
+        assert_eq!(claimed.from, "a\u{fffd}");
+        let member = list([name(), name(), "active".into(), name(), Value::Integer(1)]);
+        let members = members(list([Value::Integer(1), list([member])])).unwrap().unwrap();
+        assert_eq!(members[0].name.as_ref(), b"a\xff");
+        assert_eq!(members[0].name.to_string(), "a\u{fffd}");
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn start_after(prepare: impl FnOnce(&FakeGroup, &InFlight)) -> Running {
     };
     let ownership = watch::Sender::new(Ownership {
         assignment: Assignment { own: vec![partition()], orphans: Vec::new() },
-        members: Arc::new(["a", "b"].map(str::to_owned).into()),
+        members: Arc::new(["a", "b"].map(Into::into).into()),
         processes: Arc::new(["process of a", "process of b"].map(str::to_owned).into()),
         contact: None,
         partitions: PartitionCount::new(1).unwrap(),
@@ -579,7 +579,7 @@ async fn a_deleted_entry_of_another_member_is_left_to_it() {
     assert_eq!(reader.group.pending_with("b"), [1]);
     assert!(!log.contains(LOST));
     // The member leaves without having stored it.
-    reader.ownership.send_modify(|ownership| ownership.members = Arc::new(["a".to_owned()].into()));
+    reader.ownership.send_modify(|ownership| ownership.members = Arc::new(["a".into()].into()));
     pass(SECOND).await;
     assert_eq!(reader.group.pending_with("b"), [0; 0]);
     assert!(log.contains(LOST));

@@ -19,7 +19,8 @@ use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::Committed,
     stream::{
-        AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream, QuarantineTry, REASSIGN_CONSUMER,
+        AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream, MemberName, QuarantineTry,
+        REASSIGN_CONSUMER,
     },
     testing::{Journal, like, numbers, position},
 };
@@ -342,7 +343,7 @@ impl GroupStream for FakeGroup {
     async fn claim_departed(
         &self,
         partition: Partition,
-        members: &HashSet<String>,
+        members: &HashSet<MemberName>,
         idle_ms: u64,
         count: u64,
     ) -> Result<Option<ClaimedDeparted>, Error> {
@@ -350,8 +351,8 @@ impl GroupStream for FakeGroup {
             state.require_group()?;
             let idle = Duration::from_millis(idle_ms);
             let departed = state.pending.values().find(|pending| {
-                let has_departed =
-                    !members.contains(&pending.consumer) && pending.delivered_at.elapsed() >= idle;
+                let has_departed = !members.contains(&MemberName::from(pending.consumer.as_str()))
+                    && pending.delivered_at.elapsed() >= idle;
                 has_departed || pending.consumer == REASSIGN_CONSUMER
             });
             let Some(from) = departed.map(|pending| pending.consumer.clone()) else { return Ok(None) };

@@ -87,7 +87,7 @@ impl FakeMembers {
         };
         state.records.insert("a".to_owned(), record);
         let members = state.records.iter().map(|(name, record)| Member {
-            name: name.clone(),
+            name: name.as_str().into(),
             process: record.process.clone(),
             state: record.state,
             static_assignment: record.static_assignment.clone(),
