@@ -67,6 +67,13 @@ pub struct RawEntry {
     pub fields: Option<Vec<(Bytes, Bytes)>>,
 }
 
+impl RawEntry {
+    /// Returns the number of bytes of its fields.
+    pub fn bytes(&self) -> usize {
+        self.fields.iter().flatten().map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
 /// Decoded entry. It stays pending until each of its likes is stored or written as a dead letter.
 #[derive(Debug)]
 pub struct Entry {
@@ -100,12 +107,14 @@ impl Entry {
         entry.payload = payload.clone();
         match codec::decode(&payload) {
             Ok(decoded) => {
-                let bad = decoded.bad.into_iter().map(|BadLike { index, bytes, why }| DeadLike {
-                    index,
-                    why: why.to_string(),
-                    bytes: payload.get(bytes).unwrap_or_default(),
-                });
-                entry.dead_letters = DeadLetter::of_likes(Reason::InvalidLike, bad.collect());
+                if decoded.bad > 0 {
+                    let bad = codec::bad_likes(&payload).map(|BadLike { index, bytes, why }| DeadLike {
+                        index,
+                        why,
+                        bytes: payload.get(bytes).unwrap_or_default(),
+                    });
+                    entry.dead_letters = DeadLetter::of_likes(Reason::InvalidLike, bad);
+                }
                 entry.likes = decoded.likes;
             }
             Err(error) => {
@@ -179,8 +188,7 @@ mod tests {
         let at = Position { partition, id: EntryId::default(), incarnation: Incarnation::default() };
         let dead_letters = Entry::decode(at, &fields, Instant::now()).dead_letters;
         assert_eq!(dead_letters.len(), 1_001);
-        let likes: usize =
-            dead_letters.iter().map(|dead| codec::decode(dead.payload()).unwrap().bad.len()).sum();
+        let likes: usize = dead_letters.iter().map(|dead| codec::decode(dead.payload()).unwrap().bad).sum();
         assert_eq!(likes, 2_000);
     }
 

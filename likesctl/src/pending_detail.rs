@@ -84,13 +84,15 @@ impl PendingDetail {
 
     fn new(pending: &Pending, now_ms: u64) -> Self {
         let payload = pending.fields.as_deref().map(codec::payload);
-        let (likes, problem) = match payload.map(|payload| payload.map(|payload| codec::decode(&payload))) {
+        let decoded = payload.as_ref().map(|payload| payload.as_deref().map(codec::decode));
+        let bad = payload.iter().flatten().flat_map(|payload| codec::bad_likes(payload)).next();
+        let (likes, problem) = match decoded {
             None => (Vec::new(), Some("deleted from the stream: its likes are lost".to_owned())),
             Some(None) => (Vec::new(), Some(format!("it has no payload (field {})", codec::FIELD))),
             Some(Some(Err(error))) => (Vec::new(), Some(error.to_string())),
             Some(Some(Ok(decoded))) => {
                 let likes = decoded.likes.iter().map(LikeRecord::from).collect();
-                (likes, decoded.bad.first().map(|bad| format!("like {}: {}", bad.index, bad.why)))
+                (likes, bad.map(|bad| format!("like {}: {}", bad.index, bad.why)))
             }
         };
         Self {

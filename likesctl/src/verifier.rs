@@ -191,8 +191,7 @@ impl<'a> Verifier<'a> {
             self.verdict.entries += 1;
             let payload = raw.fields.as_deref().and_then(codec::payload);
             let decoded = payload.and_then(|payload| codec::decode(&payload).ok());
-            self.verdict.unreadable +=
-                u64::from(decoded.as_ref().is_none_or(|decoded| !decoded.bad.is_empty()));
+            self.verdict.unreadable += u64::from(decoded.as_ref().is_none_or(|decoded| decoded.bad > 0));
             likes.extend(decoded.into_iter().flat_map(|decoded| decoded.likes).map(|like| (raw.at.id, like)));
         }
         self.verdict.likes += likes.len() as u64;

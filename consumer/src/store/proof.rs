@@ -87,11 +87,10 @@ pub(super) fn row_key(like: Like) -> RowKey {
 impl SettledEntry {
     /// Adds dead letters for the likes of this entry that were rejected.
     pub(super) fn dead_letter_rejected(&mut self, rejected: &HashMap<RowKey, String>) {
-        let dead =
-            codec::locate(&self.payload).into_iter().filter_map(|LocatedLike { index, like, bytes }| {
-                let why = rejected.get(&row_key(like))?.clone();
-                Some(DeadLike { index, why, bytes: self.payload.get(bytes).unwrap_or_default() })
-            });
-        self.dead_letters.extend(DeadLetter::of_likes(Reason::Rejected, dead.collect()));
+        let dead = codec::locate(&self.payload).filter_map(|LocatedLike { index, like, bytes }| {
+            let why = rejected.get(&row_key(like))?;
+            Some(DeadLike { index, why, bytes: self.payload.get(bytes).unwrap_or_default() })
+        });
+        self.dead_letters.extend(DeadLetter::of_likes(Reason::Rejected, dead));
     }
 }

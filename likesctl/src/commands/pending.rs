@@ -266,7 +266,7 @@ async fn stored(client: &Client, entries: &[Pending]) -> Result<HashSet<EntryId>
     for pending in entries {
         let payload = pending.fields.as_deref().and_then(codec::payload);
         let Some(Ok(decoded)) = payload.map(|payload| codec::decode(&payload)) else { continue };
-        if decoded.bad.is_empty() && likes_table::missing(client, &decoded.likes).await?.is_empty() {
+        if decoded.bad == 0 && likes_table::missing(client, &decoded.likes).await?.is_empty() {
             stored.insert(pending.id());
         }
     }

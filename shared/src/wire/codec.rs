@@ -71,8 +71,8 @@ pub enum BadLikeReason {
 pub struct Decoded {
     /// Valid likes, in order.
     pub likes: Vec<Like>,
-    /// Invalid likes, in order.
-    pub bad: Vec<BadLike>,
+    /// Number of invalid likes. [`bad_likes`] returns them.
+    pub bad: usize,
 }
 
 /// Encodes likes as a payload of version [`VERSION`].
@@ -83,15 +83,13 @@ pub fn encode(likes: &[Like]) -> Vec<u8> {
     bytes
 }
 
-/// Returns a payload with the unchanged bytes of likes, so that invalid likes can be kept separately.
-pub fn frame(like_bytes: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(6 + like_bytes.iter().map(|like| like.len()).sum::<usize>());
+/// Returns a payload with the unchanged bytes of a number of likes, so that invalid likes can be kept separately.
+pub fn frame(likes: usize, like_bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(6 + like_bytes.len());
     // Writes to a Vec cannot fail.
-    let _ = rmp::encode::write_array_len(&mut bytes, u32::try_from(1 + like_bytes.len()).unwrap_or(u32::MAX));
+    let _ = rmp::encode::write_array_len(&mut bytes, u32::try_from(1 + likes).unwrap_or(u32::MAX));
     let _ = rmp::encode::write_uint(&mut bytes, VERSION);
-    for like in like_bytes {
-        bytes.extend_from_slice(like);
-    }
+    bytes.extend_from_slice(like_bytes);
     bytes
 }
 
@@ -109,14 +107,13 @@ pub fn pack_fields<'a>(fields: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8]
 /// Decodes a payload. The bytes are untrusted: nothing is allocated by a length that they claim.
 ///
 /// # Errors
-/// When the payload is malformed or has no like. Single invalid likes are in [`Decoded::bad`].
+/// When the payload is malformed or has no like. Single invalid likes are counted in [`Decoded::bad`].
 pub fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
     let mut decoded = Decoded::default();
     for element in Elements::of(payload)? {
-        let Element { index, bytes, like } = element?;
-        match like {
+        match element?.like {
             Ok(like) => decoded.likes.push(like),
-            Err(why) => decoded.bad.push(BadLike { index, bytes, why }),
+            Err(_) => decoded.bad += 1,
         }
     }
     Ok(decoded)
@@ -133,11 +130,21 @@ pub struct LocatedLike {
     pub bytes: Range<usize>,
 }
 
-/// Returns the valid likes of a payload with their positions, up to the first malformed element.
-pub fn locate(payload: &[u8]) -> Vec<LocatedLike> {
-    let elements = Elements::of(payload).into_iter().flatten().map_while(Result::ok);
-    let located = |Element { index, bytes, like }| Some(LocatedLike { index, like: like.ok()?, bytes });
-    elements.filter_map(located).collect()
+/// Iterates over the valid likes of a payload with their positions, up to the first malformed element. They are not
+/// collected, because an entry can have as many likes as bytes.
+pub fn locate(payload: &[u8]) -> impl Iterator<Item = LocatedLike> {
+    elements(payload)
+        .filter_map(|Element { index, bytes, like }| Some(LocatedLike { index, like: like.ok()?, bytes }))
+}
+
+/// Iterates over the invalid likes of a payload, as [`locate`] does over the valid ones.
+pub fn bad_likes(payload: &[u8]) -> impl Iterator<Item = BadLike> {
+    elements(payload)
+        .filter_map(|Element { index, bytes, like }| Some(BadLike { index, bytes, why: like.err()? }))
+}
+
+fn elements(payload: &[u8]) -> impl Iterator<Item = Element> {
+    Elements::of(payload).into_iter().flatten().map_while(Result::ok)
 }
 
 /// An element at the position of a like.

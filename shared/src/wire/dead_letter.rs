@@ -1,5 +1,7 @@
 //! Dead letters: entries and likes that cannot be stored, with the reason.
 
+use std::fmt::Display;
+
 use bytes::Bytes;
 
 use crate::wire::codec;
@@ -65,10 +67,10 @@ pub struct DeadLetter {
 }
 
 /// One like of an entry, with the reason why it cannot be stored.
-pub struct DeadLike<'a> {
+pub struct DeadLike<'a, W> {
     /// Index in the entry, from 0.
     pub index: usize,
-    pub why: String,
+    pub why: W,
     /// The original bytes.
     pub bytes: &'a [u8],
 }
@@ -88,17 +90,25 @@ impl DeadLetter {
         Self { original, ..Self::new(reason, detail, Bytes::new()) }
     }
 
-    /// Creates dead letters of the likes of one entry: one each for the first [`MAX_SEPARATE`], and one for all others.
-    pub fn of_likes(reason: Reason, mut likes: Vec<DeadLike<'_>>) -> Vec<Self> {
-        let rest = likes.split_off(likes.len().min(MAX_SEPARATE));
-        let separate = likes.iter().map(|DeadLike { index, why, bytes }| {
-            Self::new(reason, format!("like {index} of the entry: {why}"), codec::frame(&[bytes]).into())
+    /// Creates dead letters of the likes of one entry: one each for the first [`MAX_SEPARATE`], and one for all others, of
+    /// which only the bytes are kept.
+    pub fn of_likes<'a, W: Display>(
+        reason: Reason,
+        likes: impl IntoIterator<Item = DeadLike<'a, W>>,
+    ) -> Vec<Self> {
+        let mut likes = likes.into_iter();
+        let separate = likes.by_ref().take(MAX_SEPARATE).map(|DeadLike { index, why, bytes }| {
+            Self::new(reason, format!("like {index} of the entry: {why}"), codec::frame(1, bytes).into())
         });
         let mut dead_letters: Vec<Self> = separate.collect();
-        if let [first, .., last] | [first @ last] = &rest[..] {
-            let detail = format!("likes {} to {} of the entry: {}", first.index, last.index, first.why);
-            let bytes: Vec<&[u8]> = rest.iter().map(|like| like.bytes).collect();
-            dead_letters.push(Self::new(reason, detail, codec::frame(&bytes).into()));
+        if let Some(first) = likes.next() {
+            let (mut count, mut last, mut bytes) = (1, first.index, first.bytes.to_vec());
+            for like in likes {
+                (count, last) = (count + 1, like.index);
+                bytes.extend_from_slice(like.bytes);
+            }
+            let detail = format!("likes {} to {last} of the entry: {}", first.index, first.why);
+            dead_letters.push(Self::new(reason, detail, codec::frame(count, &bytes).into()));
         }
         dead_letters
     }

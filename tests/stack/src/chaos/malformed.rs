@@ -68,7 +68,7 @@ impl Entry {
         if let Some(array) = payload.first_mut() {
             *array += 1;
         }
-        let dead_letter = codec::frame(&[&invalid]).into();
+        let dead_letter = codec::frame(1, &invalid).into();
         Self { payload: payload.into(), dead_letter, neighbour: Some(number.into()) }
     }
 }
