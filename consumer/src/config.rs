@@ -6,7 +6,9 @@ use clap::Parser;
 use shared::{
     settings::{
         self, SettingError,
-        args::{PostgresArgs, RedisArgs, StreamArgs, address, duration, integer, positive_duration},
+        args::{
+            ByteCount, PostgresArgs, RedisArgs, StreamArgs, address, duration, integer, positive_duration,
+        },
         headings,
     },
     telemetry::TelemetryArgs,
@@ -75,6 +77,12 @@ pub struct Settings {
     #[arg(long, env = "BATCH_LINGER", default_value = "10ms", value_name = "DURATION", value_parser = duration,
           help_heading = headings::BATCHES)]
     pub(crate) batch_linger: Duration,
+
+    /// Maximum encoded size of the entries in flight: read and not yet acknowledged
+    ///
+    /// A larger entry is processed alone. Decoding and writing an entry takes up to 20 times its size in memory.
+    #[arg(long, env = "IN_FLIGHT_BYTES", default_value = "16MiB", value_name = "SIZE", help_heading = headings::BATCHES)]
+    pub(crate) in_flight_bytes: ByteCount,
 
     /// Maximum duration of a transaction, after which it is retried
     #[arg(long, env = "WRITE_TIMEOUT", default_value = "10s", value_name = "DURATION", value_parser = write_timeout,

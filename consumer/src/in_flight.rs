@@ -1,4 +1,4 @@
-//! In-flight entries: read by this process and not yet settled. The in-flight limit bounds memory, and an entry that is in
+//! In-flight entries: read by this process and not yet settled. The in-flight limits bound memory, and an entry that is in
 //! flight is not processed twice.
 
 use std::{
@@ -9,7 +9,27 @@ use std::{
 use shared::wire::partition::Partition;
 use tokio::{sync::watch, time::Instant};
 
-use crate::entry::{Entry, EntryId, Position};
+use crate::entry::Position;
+
+/// In-flight limits. Reading stops when one of them is reached. An entry that exceeds a limit by itself is processed alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InFlightLimits {
+    pub(crate) rows: usize,
+    /// Encoded bytes. Decoding and writing take a multiple of them.
+    pub(crate) bytes: usize,
+}
+
+impl InFlightLimits {
+    /// For entries that must not wait.
+    pub(crate) const NONE: Self = Self { rows: usize::MAX, bytes: usize::MAX };
+}
+
+/// What an entry takes of the limits.
+#[derive(Clone, Copy, Debug)]
+struct Weight {
+    rows: usize,
+    bytes: usize,
+}
 
 /// Set of in-flight entries. Partition readers admit entries; the acknowledger releases them.
 #[derive(Default)]
@@ -19,8 +39,11 @@ pub(crate) struct InFlight {
 
 #[derive(Default)]
 struct State {
-    entries: HashSet<Position>,
+    entries: HashMap<Position, Weight>,
     rows: usize,
+    bytes: usize,
+    /// Bytes that are being read under permits.
+    reserved: usize,
     entries_of: HashMap<Partition, usize>,
     /// Number of read permits held. Entries that are being read under a permit are not in flight yet.
     reading: usize,
@@ -33,30 +56,60 @@ struct State {
 }
 
 impl State {
-    fn admit(&mut self, at: Position, rows: usize) -> bool {
-        let new = self.entries.insert(at);
-        if new {
-            self.rows += rows.max(1);
+    fn admit(&mut self, at: Position, bytes: usize) -> bool {
+        let is_new = !self.entries.contains_key(&at);
+        if is_new {
+            self.entries.insert(at, Weight { rows: 1, bytes });
+            self.rows += 1;
+            self.bytes += bytes;
             *self.entries_of.entry(at.partition).or_default() += 1;
         }
-        new
+        is_new
     }
 
-    fn available(&self, limit: usize) -> usize {
-        if self.paused_since.is_some() || self.exclusive { 0 } else { limit.saturating_sub(self.rows) }
+    /// Returns whether an entry may be decoded.
+    fn has_room(&self, limits: InFlightLimits, bytes: usize) -> bool {
+        let fits = self.rows < limits.rows && self.bytes.saturating_add(bytes) <= limits.bytes;
+        fits || self.entries.is_empty()
+    }
+
+    /// Returns what may be read; `None` while a limit is reached or no permit is granted.
+    fn available(&self, limits: InFlightLimits) -> Option<InFlightLimits> {
+        if self.paused_since.is_some() || self.exclusive {
+            return None;
+        }
+        let rows = limits.rows.saturating_sub(self.rows);
+        let bytes = limits.bytes.saturating_sub(self.bytes + self.reserved);
+        (rows > 0 && bytes > 0).then_some(InFlightLimits { rows, bytes })
     }
 }
 
 /// RAII read permit.
 pub(crate) struct ReadPermit<'a> {
     in_flight: &'a InFlight,
-    /// Number of rows left below the in-flight limit when the permit was granted.
-    pub(crate) rows: usize,
+    /// What was left below the in-flight limits when the permit was granted.
+    pub(crate) left: InFlightLimits,
+    reserved: usize,
+}
+
+impl ReadPermit<'_> {
+    /// Sets the number of bytes that are being read, or have been read and are not admitted yet. They count until the permit
+    /// is dropped.
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        self.in_flight.state.send_if_modified(|state| {
+            state.reserved = state.reserved - self.reserved + bytes;
+            bytes < self.reserved
+        });
+        self.reserved = bytes;
+    }
 }
 
 impl Drop for ReadPermit<'_> {
     fn drop(&mut self) {
-        self.in_flight.state.send_modify(|state| state.reading -= 1);
+        self.in_flight.state.send_modify(|state| {
+            state.reading -= 1;
+            state.reserved -= self.reserved;
+        });
     }
 }
 
@@ -70,47 +123,64 @@ impl Drop for ExclusivePermit<'_> {
 }
 
 impl InFlight {
-    /// Admits an entry unless it is already in flight. Returns whether it was admitted. The entry counts towards the limit
-    /// until it is released; an entry without rows counts as one row.
-    pub(crate) fn admit(&self, at: Position, rows: usize) -> bool {
-        let mut new = false;
+    /// Admits an entry, regardless of the limits, unless it is already in flight. Returns whether it was admitted. The entry
+    /// counts towards the limits until it is released; before it is decoded it counts as one row.
+    pub(crate) fn admit(&self, at: Position, bytes: usize) -> bool {
+        let mut is_new = false;
         self.state.send_if_modified(|state| {
-            new = state.admit(at, rows);
-            // Waiters need no notification: more rows in flight never end a wait.
+            is_new = state.admit(at, bytes);
+            // Waiters need no notification: more entries in flight never end a wait.
             false
         });
-        new
+        is_new
     }
 
-    /// Admits entries and removes those that are already in flight from `entries`.
-    pub(crate) fn admit_new(&self, entries: &mut Vec<Entry>) {
+    /// Waits until the limits allow an entry to be decoded, and admits it as [`InFlight::admit`] does. Returns `false` at once
+    /// if it is already in flight.
+    pub(crate) async fn admit_within(&self, limits: InFlightLimits, at: Position, bytes: usize) -> bool {
+        loop {
+            let mut admitted = None;
+            self.state.send_if_modified(|state| {
+                if state.entries.contains_key(&at) || state.has_room(limits, bytes) {
+                    admitted = Some(state.admit(at, bytes));
+                }
+                false
+            });
+            if let Some(admitted) = admitted {
+                return admitted;
+            }
+            self.when(|state| state.has_room(limits, bytes)).await;
+        }
+    }
+
+    /// Sets the number of rows of an admitted entry. An entry without rows counts as one row.
+    pub(crate) fn decoded(&self, at: Position, rows: usize) {
         self.state.send_if_modified(|state| {
-            entries.retain(|entry| state.admit(entry.at, entry.likes.len()));
+            if let Some(weight) = state.entries.get_mut(&at) {
+                state.rows = state.rows - weight.rows + rows.max(1);
+                weight.rows = rows.max(1);
+            }
             false
         });
     }
 
     pub(crate) fn contains(&self, at: Position) -> bool {
-        self.state.borrow().entries.contains(&at)
-    }
-
-    /// Returns whether an entry with this id is in flight, in any incarnation of the server.
-    pub(crate) fn contains_id(&self, partition: Partition, id: EntryId) -> bool {
-        self.state.borrow().entries.iter().any(|at| at.partition == partition && at.id == id)
+        self.state.borrow().entries.contains_key(&at)
     }
 
     /// Returns whether none of these entries is in flight.
     pub(crate) fn contains_none(&self, entries: &[Position]) -> bool {
         let state = self.state.borrow();
-        entries.iter().all(|at| !state.entries.contains(at))
+        entries.iter().all(|at| !state.entries.contains_key(at))
     }
 
-    /// Releases entries, given with their number of rows: they are settled, or stay pending for redelivery.
-    pub(crate) fn release(&self, entries: impl IntoIterator<Item = (Position, usize)>) {
+    /// Releases entries: they are settled, or stay pending for redelivery.
+    pub(crate) fn release(&self, entries: impl IntoIterator<Item = Position>) {
         self.state.send_modify(|state| {
-            for (at, rows) in entries {
-                if state.entries.remove(&at) {
-                    state.rows -= rows.max(1);
+            for at in entries {
+                if let Some(weight) = state.entries.remove(&at) {
+                    state.rows -= weight.rows;
+                    state.bytes -= weight.bytes;
                     if let Some(count) = state.entries_of.get_mut(&at.partition) {
                         *count -= 1;
                     }
@@ -160,19 +230,19 @@ impl InFlight {
         self.state.send_if_modified(|state| state.paused_since.take().is_some());
     }
 
-    /// Waits for a read permit: fewer than `limit` rows in flight, reading not paused, exclusive permit free.
-    pub(crate) async fn read_permit(&self, limit: usize) -> ReadPermit<'_> {
+    /// Waits for a read permit: less in flight than the limits, reading not paused, exclusive permit free.
+    pub(crate) async fn read_permit(&self, limits: InFlightLimits) -> ReadPermit<'_> {
         loop {
-            let mut rows = 0;
+            let mut available = None;
             self.state.send_if_modified(|state| {
-                rows = state.available(limit);
-                state.reading += usize::from(rows > 0);
+                available = state.available(limits);
+                state.reading += usize::from(available.is_some());
                 false
             });
-            if rows > 0 {
-                return ReadPermit { in_flight: self, rows };
+            if let Some(left) = available {
+                return ReadPermit { in_flight: self, left, reserved: 0 };
             }
-            self.when(|state| state.available(limit) > 0).await;
+            self.when(|state| state.available(limits).is_some()).await;
         }
     }
 
@@ -210,7 +280,7 @@ impl InFlight {
 
     /// Waits until none of these entries is in flight.
     pub(crate) async fn settled(&self, entries: &[Position]) {
-        self.when(|state| entries.iter().all(|at| !state.entries.contains(at))).await;
+        self.when(|state| entries.iter().all(|at| !state.entries.contains_key(at))).await;
     }
 
     /// Waits until reading is paused.
@@ -231,25 +301,65 @@ mod tests {
     use super::*;
     use crate::testing::position;
 
-    fn permit(in_flight: &InFlight, limit: usize) -> Option<usize> {
-        in_flight.read_permit(limit).now_or_never().map(|permit| permit.rows)
+    const LIMITS: InFlightLimits = InFlightLimits { rows: 10, bytes: 1_000 };
+
+    fn permit(in_flight: &InFlight, rows: usize) -> Option<usize> {
+        let permit = in_flight.read_permit(InFlightLimits { rows, ..LIMITS }).now_or_never();
+        permit.map(|permit| permit.left.rows)
+    }
+
+    fn admitted(in_flight: &InFlight, seq: u64, bytes: usize) -> Option<bool> {
+        in_flight.admit_within(LIMITS, position(seq), bytes).now_or_never()
     }
 
     #[test]
     fn rows_are_bounded_and_an_entry_is_admitted_once() {
         let in_flight = InFlight::default();
-        assert!(in_flight.admit(position(1), 5));
-        assert!(!in_flight.admit(position(1), 5));
-        assert!(in_flight.admit(position(2), 0));
+        assert!(in_flight.admit(position(1), 100));
+        assert!(!in_flight.admit(position(1), 100));
+        in_flight.decoded(position(1), 5);
+        assert!(in_flight.admit(position(2), 100));
+        in_flight.decoded(position(2), 0);
         assert_eq!(permit(&in_flight, 10), Some(4));
         assert_eq!(permit(&in_flight, 6), None);
 
-        in_flight.release([(position(1), 5), (position(1), 5)]);
+        in_flight.release([position(1), position(1)]);
         assert_eq!(permit(&in_flight, 6), Some(5));
         let mut drained = Box::pin(in_flight.drained(position(2).partition));
         assert_eq!(drained.as_mut().now_or_never(), None);
-        in_flight.release([(position(2), 0)]);
+        in_flight.release([position(2)]);
         assert_eq!(drained.as_mut().now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_a_large_entry_is_decoded_alone() {
+        let in_flight = InFlight::default();
+        assert_eq!(admitted(&in_flight, 1, 600), Some(true));
+        assert_eq!(admitted(&in_flight, 1, 600), Some(false), "already in flight");
+        assert_eq!(admitted(&in_flight, 2, 401), None);
+        assert_eq!(admitted(&in_flight, 3, 400), Some(true));
+        assert_eq!(permit(&in_flight, 10), None, "nothing more is read");
+        in_flight.release([position(1), position(3)]);
+        assert_eq!(admitted(&in_flight, 4, 1_000_000), Some(true));
+        assert_eq!(admitted(&in_flight, 2, 1), None);
+        in_flight.release([position(4)]);
+        assert_eq!(admitted(&in_flight, 2, 1), Some(true));
+        in_flight.decoded(position(2), 10);
+        assert_eq!(admitted(&in_flight, 5, 1), None, "the rows of decoded entries count, too");
+    }
+
+    #[test]
+    fn bytes_that_are_being_read_count() {
+        let in_flight = InFlight::default();
+        let mut reading = in_flight.read_permit(LIMITS).now_or_never().unwrap();
+        assert_eq!(reading.left.bytes, 1_000);
+        reading.reserve(400);
+        assert_eq!(in_flight.read_permit(LIMITS).now_or_never().unwrap().left.bytes, 600);
+        reading.reserve(1_000);
+        assert_eq!(permit(&in_flight, 10), None);
+        reading.reserve(2_000);
+        drop(reading);
+        assert_eq!(permit(&in_flight, 10), Some(10));
     }
 
     #[test]
@@ -264,12 +374,12 @@ mod tests {
     #[test]
     fn no_read_permit_is_granted_during_an_exclusive_permit() {
         let in_flight = InFlight::default();
-        let reading = in_flight.read_permit(10).now_or_never().unwrap();
+        let reading = in_flight.read_permit(LIMITS).now_or_never().unwrap();
         in_flight.admit(position(1), 1);
         let mut exclusive = Box::pin(in_flight.exclusive_permit());
         assert!(exclusive.as_mut().now_or_never().is_none(), "an entry is in flight");
         assert_eq!(permit(&in_flight, 10), None);
-        in_flight.release([(position(1), 1)]);
+        in_flight.release([position(1)]);
         assert!(exclusive.as_mut().now_or_never().is_none(), "a read permit is held");
         drop(reading);
         let guard = exclusive.as_mut().now_or_never().unwrap();

@@ -25,7 +25,7 @@ use crate::{
         ownership::Ownership,
         static_assignment::StaticAssignment,
     },
-    in_flight::InFlight,
+    in_flight::{InFlight, InFlightLimits},
     metrics::Metrics,
     read::{
         health::ReadHealth,
@@ -249,7 +249,11 @@ impl Pipeline {
     ) -> Supervisor<Streams> {
         let settings = &self.settings;
         let limits = ReadLimits {
-            rows_in_flight: BATCHES_IN_FLIGHT * settings.batch_rows.get(),
+            in_flight: InFlightLimits {
+                rows: BATCHES_IN_FLIGHT * settings.batch_rows.get(),
+                bytes: settings.in_flight_bytes.0,
+            },
+            redis_timeout: settings.redis.redis_timeout,
             poll_min: pacing::poll_min(settings.batch_linger),
             claim_min_idle: settings.claim_min_idle,
             max_deliveries: settings.max_deliveries,

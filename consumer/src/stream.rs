@@ -14,7 +14,7 @@ mod inspect;
 mod members;
 mod reply;
 
-pub(crate) use self::group_stream::{GroupStream, Heartbeats};
+pub(crate) use self::group_stream::{GroupStream, Heartbeats, Page};
 pub use self::{
     admin_ops::REASSIGN_CONSUMER,
     client::{AckOutcome, Claimed, ClaimedDeparted, GroupError, QuarantineTry, Streams},

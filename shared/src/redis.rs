@@ -25,7 +25,7 @@ use secrecy::ExposeSecret;
 pub use self::{
     connection::Connection,
     connections::{Connections, Retry},
-    errors::{error_code, error_type, is_away, is_refusal, is_replaced},
+    errors::{error_code, error_type, is_away, is_refusal, is_replaced, is_unanswered},
     incarnation::Incarnation,
 };
 use self::{connection::address, tls::Files};

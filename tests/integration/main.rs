@@ -26,6 +26,7 @@ mod harness;
 mod hash_partitions;
 mod http;
 mod ingest_tls;
+mod large_entries;
 mod least_privilege;
 mod likesctl;
 mod likesctl_foreign_data;

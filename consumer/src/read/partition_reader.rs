@@ -22,16 +22,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    entry::{Entry, EntryId, RawEntry},
+    entry::{Entry, EntryId, Position, RawEntry},
     group::ownership::Ownership,
-    in_flight::InFlight,
+    in_flight::{InFlight, InFlightLimits},
     metrics::{Metrics, StreamOperation},
     read::{
         health::ReadHealth,
-        pacing::{ClaimRound, PollInterval, RowsPerEntry},
+        pacing::{ClaimRound, PageSize, PollInterval},
         quarantine::{Quarantine, Suspect},
     },
-    stream::{Claimed, ClaimedDeparted, GroupStream, LIVENESS_TIMEOUT},
+    stream::{Claimed, ClaimedDeparted, GroupStream, LIVENESS_TIMEOUT, Page},
     trace,
 };
 
@@ -41,8 +41,9 @@ const CLAIM_COUNT: u64 = 100;
 /// Limits shared by all partition readers.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadLimits {
-    /// In-flight limit in rows. Reading stops when it is reached.
-    pub(crate) rows_in_flight: usize,
+    pub(crate) in_flight: InFlightLimits,
+    /// Time limit of a command.
+    pub(crate) redis_timeout: Duration,
     /// Minimum poll interval, see [`crate::read::pacing::poll_min`].
     pub(crate) poll_min: Duration,
     /// Minimum idle time before an entry that is pending with a live member is claimed.
@@ -78,7 +79,7 @@ pub(crate) struct PartitionReader<S> {
     quarantine: Quarantine,
     /// Lost entries that are reported, and may still be in the pending entries list.
     reported_lost: HashSet<EntryId>,
-    expected_rows: RowsPerEntry,
+    page_size: PageSize,
     poll: PollInterval,
     claims: ClaimRound,
     log_rates: LogRates,
@@ -114,6 +115,7 @@ impl<S: GroupStream> PartitionReader<S> {
     ) -> Self {
         let poll = PollInterval::new(context.limits.poll_min);
         let claims = ClaimRound::new(context.limits.claim_min_idle);
+        let page_size = PageSize::new(context.limits.redis_timeout);
         Self {
             partition,
             context,
@@ -122,7 +124,7 @@ impl<S: GroupStream> PartitionReader<S> {
             recovering: must_recover_pending.then(EntryId::default),
             quarantine: Quarantine::default(),
             reported_lost: HashSet::new(),
-            expected_rows: RowsPerEntry::default(),
+            page_size,
             poll,
             claims,
             log_rates: LogRates::default(),
@@ -178,19 +180,23 @@ impl<S: GroupStream> PartitionReader<S> {
 
     async fn read_new(&mut self) -> Result<(), ReadError> {
         let context = Arc::clone(&self.context);
-        let permit = context.in_flight.read_permit(context.limits.rows_in_flight);
-        let Some(permit) = self.while_wanted(permit).await else { return Ok(()) };
+        let permit = context.in_flight.read_permit(context.limits.in_flight);
+        let Some(mut permit) = self.while_wanted(permit).await else { return Ok(()) };
         let readers = self.ownership.borrow().to_read().count();
-        let count = self.expected_rows.read_count(permit.rows, readers);
-        let read = context.streams.read_new(self.partition, count as u64);
+        let page = self.page_size.page_of_new(permit.left, readers);
+        permit.reserve(self.page_size.expected_bytes(page));
+        let started = Instant::now();
+        let read = context.streams.read_new(self.partition, page);
         let entries = context.metrics.timed(StreamOperation::Read, read).await?;
+        permit.reserve(entries.iter().map(RawEntry::bytes).sum());
+        self.page_size.arrived(page, &entries, started.elapsed());
         let read = entries.len();
         context.metrics.read(read);
-        let rows = self.send(entries).await?;
+        let rows = self.send(entries, context.limits.in_flight).await?;
         drop(permit);
-        self.expected_rows.observed(read, rows);
+        self.page_size.decoded(read, rows);
         let next_read = self.poll.next_read(context.limits.started, read);
-        if read < count {
+        if (read as u64) < page.count {
             self.while_wanted(sleep_until(next_read)).await;
         }
         Ok(())
@@ -204,7 +210,10 @@ impl<S: GroupStream> PartitionReader<S> {
         if shutdown.run_until_cancelled(in_flight.drained(self.partition)).await.is_none() {
             return Ok(());
         }
-        let entries = streams.read_own_pending(self.partition, after, CLAIM_COUNT).await?;
+        let page = self.page_of_redelivered();
+        let started = Instant::now();
+        let entries = streams.read_own_pending(self.partition, after, page).await?;
+        self.page_size.arrived(page, &entries, started.elapsed());
         let Some(last) = entries.last().map(|last| last.at.id) else {
             self.recovering = None;
             return Ok(());
@@ -222,24 +231,36 @@ impl<S: GroupStream> PartitionReader<S> {
     async fn claim(&mut self) -> Result<(), ReadError> {
         let context = Arc::clone(&self.context);
         let ReadContext { streams, limits, in_flight, metrics, .. } = &*context;
-        let permit = in_flight.read_permit(limits.rows_in_flight);
+        let permit = in_flight.read_permit(limits.in_flight);
         let Some(permit) = self.while_wanted(permit).await else { return Ok(()) };
         drop(permit);
+        let page = self.page_of_redelivered();
+        let started = Instant::now();
         let members = Arc::clone(&self.ownership.borrow().members);
         let liveness_timeout_ms = milliseconds(LIVENESS_TIMEOUT);
-        let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, CLAIM_COUNT);
+        let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, page.count);
         if let Some(ClaimedDeparted { from, entries, deleted }) = departed.await? {
+            self.page_size.arrived(page, &entries, started.elapsed());
             self.record_claimed(entries.len(), &from);
             self.report_lost(deleted).await?;
             return self.send_redelivered(entries).await;
         }
         let min_idle_ms = milliseconds(limits.claim_min_idle);
-        let claimed = streams.claim(self.partition, min_idle_ms, self.claims.cursor, CLAIM_COUNT);
+        let started = Instant::now();
+        let claimed = streams.claim(self.partition, min_idle_ms, self.claims.cursor, page.count);
         let Claimed { entries, deleted, cursor } = metrics.timed(StreamOperation::Claim, claimed).await?;
+        self.page_size.arrived(page, &entries, started.elapsed());
         self.record_claimed(entries.len(), "any member, idle for CLAIM_MIN_IDLE");
         self.report_lost(deleted).await?;
         self.claims.advance(cursor);
         self.send_redelivered(entries).await
+    }
+
+    /// Returns the page for redelivered entries: pending entries of this consumer, or claimed ones.
+    fn page_of_redelivered(&self) -> Page {
+        let limits = InFlightLimits { rows: usize::MAX, ..self.context.limits.in_flight };
+        let readers = self.ownership.borrow().to_read().count();
+        self.page_size.page(limits, readers).at_most(CLAIM_COUNT)
     }
 
     /// Waits for `wait`. Returns `None` if the partition becomes unwanted, the quarantine can advance, or the shutdown begins
@@ -266,9 +287,7 @@ impl<S: GroupStream> PartitionReader<S> {
     async fn send_redelivered(&mut self, entries: Vec<RawEntry>) -> Result<(), ReadError> {
         let context = Arc::clone(&self.context);
         let ReadContext { streams, limits, in_flight, shutdown, .. } = &*context;
-        let deliveries =
-            try_join_all(entries.iter().map(|entry| streams.deliveries(entry.at.partition, entry.at.id)))
-                .await?;
+        let deliveries = try_join_all(entries.iter().map(|entry| streams.deliveries(entry.at))).await?;
         let mut harmless = Vec::new();
         let mut suspects = Vec::new();
         for (entry, deliveries) in entries.into_iter().zip(deliveries) {
@@ -279,50 +298,56 @@ impl<S: GroupStream> PartitionReader<S> {
                 harmless.push(entry);
             }
         }
-        let permit = in_flight.read_permit(limits.rows_in_flight);
-        let Some(permit) = shutdown.run_until_cancelled(permit).await else { return Ok(()) };
-        self.send(harmless).await?;
+        let permit = in_flight.read_permit(limits.in_flight);
+        let Some(mut permit) = shutdown.run_until_cancelled(permit).await else { return Ok(()) };
+        permit.reserve(harmless.iter().map(RawEntry::bytes).sum());
+        self.send(harmless, limits.in_flight).await?;
         drop(permit);
         self.quarantine.add(suspects);
         Ok(())
     }
 
-    /// Sends entries to the writer, except those already in flight. Returns the number of rows sent.
-    async fn send(&mut self, entries: Vec<RawEntry>) -> Result<usize, ReadError> {
+    /// Decodes entries and sends them to the writer, except those already in flight, each as soon as the limits allow.
+    /// At shutdown, the others stay pending. Returns the number of rows sent.
+    async fn send(&mut self, entries: Vec<RawEntry>, limits: InFlightLimits) -> Result<usize, ReadError> {
         let context = Arc::clone(&self.context);
+        let ReadContext { in_flight, entries: writer, tracing, shutdown, .. } = &*context;
         let read_at = Instant::now();
-        let mut decoded = Vec::with_capacity(entries.len());
-        let mut deleted = Vec::new();
-        for RawEntry { at, fields } in entries {
-            if let Some(fields) = fields {
-                let producer = trace::producer(&context.tracing, &fields);
-                decoded.push(Entry { producer, ..Entry::decode(at, &fields, read_at) });
-            } else {
-                deleted.push(at.id);
+        let deleted = entries.iter().filter(|entry| entry.fields.is_none());
+        self.report_lost(deleted.map(|entry| entry.at).collect()).await?;
+        let mut rows = 0;
+        for entry in entries {
+            let bytes = entry.bytes();
+            let RawEntry { at, fields: Some(fields) } = entry else { continue };
+            let is_new = tokio::select! {
+                biased;
+                is_new = in_flight.admit_within(limits, at, bytes) => is_new,
+                () = shutdown.cancelled() => break,
+            };
+            if is_new {
+                let producer = trace::producer(tracing, &fields);
+                let entry = Entry { producer, ..Entry::decode(at, &fields, read_at) };
+                in_flight.decoded(at, entry.likes.len());
+                rows += entry.likes.len();
+                writer.send(entry).map_err(|_| ReadError::WriterGone)?;
             }
-        }
-        self.report_lost(deleted).await?;
-        context.in_flight.admit_new(&mut decoded);
-        let rows = decoded.iter().map(|entry| entry.likes.len()).sum();
-        for entry in decoded {
-            context.entries.send(entry).map_err(|_| ReadError::WriterGone)?;
         }
         Ok(rows)
     }
 
     /// Reports deleted entries that no consumer stores, then removes them from the pending entries list. In this order, so that
     /// the loss is reported even if this process dies in between. An entry in flight is stored and acknowledged.
-    async fn report_lost(&mut self, mut deleted: Vec<EntryId>) -> Result<(), ReadError> {
+    async fn report_lost(&mut self, mut deleted: Vec<Position>) -> Result<(), ReadError> {
         let context = Arc::clone(&self.context);
         let partition = self.partition;
-        deleted.retain(|id| !context.in_flight.contains_id(partition, *id));
+        deleted.retain(|at| !context.in_flight.contains(*at));
         // It may have been in flight until now, and acknowledged.
-        let deliveries = deleted.iter().map(|id| context.streams.deliveries(partition, *id));
+        let deliveries = deleted.iter().map(|at| context.streams.deliveries(*at));
         let deliveries = try_join_all(deliveries).await?;
         let lost = deleted.into_iter().zip(deliveries).filter(|(_, deliveries)| *deliveries > 0);
-        let lost: Vec<EntryId> = lost.map(|(id, _)| id).collect();
-        let unreported = lost.iter().filter(|id| !self.reported_lost.contains(id));
-        let unreported: Vec<EntryId> = unreported.copied().collect();
+        let lost: Vec<Position> = lost.map(|(at, _)| at).collect();
+        let unreported = lost.iter().map(|at| at.id).filter(|id| !self.reported_lost.contains(id));
+        let unreported: Vec<EntryId> = unreported.collect();
         if let (Some(first), Some(last)) = (unreported.first(), unreported.last()) {
             context.metrics.lost(unreported.len());
             // Not rate-limited: these ids are reported nowhere else.
@@ -333,15 +358,32 @@ impl<S: GroupStream> PartitionReader<S> {
         }
         self.reported_lost.extend(unreported);
         if !lost.is_empty() {
-            context.streams.forget_deleted(partition, &lost).await?;
+            context.streams.forget_deleted(&lost).await?;
             self.reported_lost.clear();
         }
         Ok(())
     }
 
-    async fn after_error(&self, error: &Error, backoff: &mut Backoff) {
-        let ReadContext { streams, health, shutdown, .. } = &*self.context;
+    fn after_lost_reply(&mut self, is_unanswered: bool) {
+        let before = self.page_size.patience();
+        self.page_size.lost(is_unanswered);
+        // The first extension may be for a server that is away.
+        if let (Some(before), Some(time_limit)) = (before, self.page_size.patience()) {
+            let time_limit = humantime::format_duration(time_limit);
+            tracing::warn!(
+                partition = %self.partition, waited = %humantime::format_duration(before), %time_limit,
+                "no reply to a read of one entry, reading it again with more time"
+            );
+        }
+    }
+
+    async fn after_error(&mut self, error: &Error, backoff: &mut Backoff) {
+        let context = Arc::clone(&self.context);
+        let ReadContext { streams, health, shutdown, .. } = &*context;
         health.failed(self.partition, error);
+        if redis::is_away(error) {
+            self.after_lost_reply(redis::is_unanswered(error));
+        }
         if redis::error_code(error) == Some("NOGROUP") {
             match streams.ensure_group(self.partition).await {
                 Ok(()) => return,

@@ -18,7 +18,7 @@ use thiserror::Error as ThisError;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::{Committed, SettledEntry},
-    stream::{GroupStream, MemberName, REASSIGN_CONSUMER, reply},
+    stream::{GroupStream, MemberName, Page, REASSIGN_CONSUMER, reply},
 };
 
 /// Appends the dead letters of an entry and acknowledges the entry, atomically, so that a redelivered entry never writes its
@@ -29,6 +29,13 @@ use crate::{
 ///
 /// Also runs when Redis is out of memory: an unsettled entry prevents all later entries from being trimmed.
 const SETTLE: &str = include_str!("scripts/settle.lua");
+
+/// Reads entries, a few at a time, until a number of entries or of bytes is reached. XREADGROUP has no limit of bytes, and
+/// large entries may follow any number of small ones.
+///
+/// KEYS: stream. ARGV: group, consumer, `>` or the id after which own pending entries are read, maximum number of entries,
+/// number of bytes, number of entries at a time. Returns the entries.
+const READ_WITHIN: &str = include_str!("scripts/read_within.lua");
 
 /// Trims entries that every group of the stream has acknowledged and that are older than the retention. Atomic, so that no
 /// entry can be delivered, and no group created, between the checks and the trim.
@@ -99,7 +106,7 @@ pub struct Claimed {
     pub entries: Vec<RawEntry>,
     /// Entries pending with this consumer that were deleted from the stream. They are lost unless they are in flight, and stay
     /// pending.
-    pub deleted: Vec<EntryId>,
+    pub deleted: Vec<Position>,
     /// Start of the next page; zero after the last page.
     pub cursor: EntryId,
 }
@@ -111,7 +118,7 @@ pub struct ClaimedDeparted {
     pub from: String,
     pub entries: Vec<RawEntry>,
     /// Entries pending with it that were deleted from the stream. They stay pending.
-    pub deleted: Vec<EntryId>,
+    pub deleted: Vec<Position>,
 }
 
 /// Try of an entry in quarantine that has begun and not ended.
@@ -192,13 +199,25 @@ impl Streams {
         }
     }
 
-    async fn read(&self, partition: Partition, from: String, count: u64) -> Result<Vec<RawEntry>, Error> {
+    async fn read(&self, partition: Partition, from: String, page: Page) -> Result<Vec<RawEntry>, Error> {
         let stream = self.key(partition);
-        let count = count.to_string();
+        let count = page.count.to_string();
+        if page.count > page.unmeasured && page.patience.is_none() {
+            let (bytes, unmeasured) = (page.bytes.to_string(), page.unmeasured.to_string());
+            let args = [&self.group, &self.consumer, &from, &count, &bytes, &unmeasured].map(String::clone);
+            let keys = [stream];
+            let read = self.redis.eval_identifying(READ_WITHIN, &keys, Retry::NonIdempotent, args);
+            return reply::entries(partition, read.await?);
+        }
         let args = ["GROUP", &self.group, &self.consumer, "COUNT", &count, "STREAMS", &stream, &from];
         let args = args.map(Value::from).into();
-        let read = self.redis.run_identifying(&stream, Retry::NonIdempotent, "XREADGROUP", args);
-        reply::read(partition, read.await?)
+        reply::read(
+            partition,
+            match page.patience {
+                None => self.redis.run_identifying(&stream, Retry::NonIdempotent, "XREADGROUP", args).await?,
+                Some(limit) => self.redis.run_patiently(&stream, limit, "XREADGROUP", args).await?,
+            },
+        )
     }
 
     /// Runs a script whose only key is the stream of a partition.
@@ -293,17 +312,17 @@ impl GroupStream for Streams {
         Err(GroupError { stream, source: failed })
     }
 
-    async fn read_new(&self, partition: Partition, count: u64) -> Result<Vec<RawEntry>, Error> {
-        self.read(partition, ">".to_owned(), count).await
+    async fn read_new(&self, partition: Partition, page: Page) -> Result<Vec<RawEntry>, Error> {
+        self.read(partition, ">".to_owned(), page).await
     }
 
     async fn read_own_pending(
         &self,
         partition: Partition,
         after: EntryId,
-        count: u64,
+        page: Page,
     ) -> Result<Vec<RawEntry>, Error> {
-        self.read(partition, after.to_string(), count).await
+        self.read(partition, after.to_string(), page).await
     }
 
     async fn claim(
@@ -316,8 +335,8 @@ impl GroupStream for Streams {
         let args = [&self.group, &self.consumer].map(String::clone).into_iter();
         let numbers =
             [min_idle_ms.to_string(), cursor.to_string(), count.to_string(), CLAIM_VISITS.to_string()];
-        let keys = [self.key(partition)];
-        let claimed = self.redis.eval_identifying(CLAIM, &keys, Retry::NonIdempotent, args.chain(numbers));
+        let (keys, args) = ([self.key(partition)], args.chain(numbers));
+        let claimed = self.redis.eval_identifying(CLAIM, &keys, Retry::NonIdempotent, args);
         reply::claimed(partition, claimed.await?)
     }
 
@@ -337,8 +356,10 @@ impl GroupStream for Streams {
         reply::claimed_departed(partition, claimed.await?)
     }
 
-    async fn forget_deleted(&self, partition: Partition, ids: &[EntryId]) -> Result<(), Error> {
-        self.xack(&self.redis, partition, ids).await.map(drop)
+    async fn forget_deleted(&self, entries: &[Position]) -> Result<(), Error> {
+        let Some(Position { partition, incarnation, .. }) = entries.first() else { return Ok(()) };
+        let ids: Vec<EntryId> = entries.iter().map(|at| at.id).collect();
+        self.xack(&self.redis.only(*incarnation), *partition, &ids).await.map(drop)
     }
 
     async fn ack(&self, committed: Committed) -> AckOutcome {
@@ -402,9 +423,9 @@ impl GroupStream for Streams {
         self.redis.eval::<u64>(END_QUARANTINE, &keys, Retry::Idempotent, args).await.map(drop)
     }
 
-    async fn deliveries(&self, partition: Partition, id: EntryId) -> Result<u64, Error> {
-        let stream = self.key(partition);
-        let id = id.to_string();
+    async fn deliveries(&self, at: Position) -> Result<u64, Error> {
+        let stream = self.key(at.partition);
+        let id = at.id.to_string();
         let args = [&stream, &self.group, &id, &id, "1"].map(Value::from).into();
         reply::deliveries(self.redis.run(&stream, Retry::Idempotent, "XPENDING", args).await?)
     }

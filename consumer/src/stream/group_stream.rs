@@ -1,17 +1,36 @@
 //! Traits for the Redis commands of a consumer. Unit tests replace Redis with fakes in memory.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use fred::prelude::Error;
 use shared::wire::partition::Partition;
 
 use crate::{
-    entry::{EntryId, RawEntry},
+    entry::{EntryId, Position, RawEntry},
     store::proof::Committed,
     stream::{
         AckOutcome, Claimed, ClaimedDeparted, GroupError, Heartbeat, Member, MemberName, QuarantineTry,
     },
 };
+
+/// Size of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    /// Maximum number of entries.
+    pub(crate) count: u64,
+    /// Number of bytes at which the page ends. Entries that Redis reads unmeasured may exceed it.
+    pub(crate) bytes: u64,
+    /// Number of entries that Redis reads at a time, and whose bytes it does not measure.
+    pub(crate) unmeasured: u64,
+    /// Time limit of a read on a connection of its own; `None` for a read on the shared connection.
+    pub(crate) patience: Option<Duration>,
+}
+
+impl Page {
+    pub(crate) fn at_most(self, count: u64) -> Self {
+        Self { count: self.count.min(count), ..self }
+    }
+}
 
 /// Stream commands of one consumer. After an error, a command may have been executed.
 pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
@@ -19,20 +38,20 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
     /// stream: entries already in the stream were accepted and must be stored.
     fn ensure_group(&self, partition: Partition) -> impl Future<Output = Result<(), GroupError>> + Send;
 
-    /// Reads up to `count` new entries of a partition. After an error, Redis may have delivered entries in a lost reply. They
+    /// Reads a page of new entries of a partition. After an error, Redis may have delivered entries in a lost reply. They
     /// are pending then.
     fn read_new(
         &self,
         partition: Partition,
-        count: u64,
+        page: Page,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
-    /// Reads up to `count` pending entries of this consumer in a partition, with ids greater than `after`.
+    /// Reads a page of pending entries of this consumer in a partition, with ids greater than `after`.
     fn read_own_pending(
         &self,
         partition: Partition,
         after: EntryId,
-        count: u64,
+        page: Page,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
     /// Claims up to `count` pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`. Entries that
@@ -57,18 +76,10 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<ClaimedDeparted>, Error>> + Send;
 
     /// Returns the number of deliveries of an entry as counted by Redis; 0 if the entry is not pending.
-    fn deliveries(
-        &self,
-        partition: Partition,
-        id: EntryId,
-    ) -> impl Future<Output = Result<u64, Error>> + Send;
+    fn deliveries(&self, at: Position) -> impl Future<Output = Result<u64, Error>> + Send;
 
-    /// Removes entries that were deleted from the stream from the pending entries list.
-    fn forget_deleted(
-        &self,
-        partition: Partition,
-        ids: &[EntryId],
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Removes entries of one reply that were deleted from the stream from the pending entries list.
+    fn forget_deleted(&self, entries: &[Position]) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Returns the tries on record of each of these entries: those that have begun and not ended.
     fn quarantines(

@@ -49,7 +49,8 @@ pub(super) fn claimed(partition: Partition, (reply, from): Reply) -> Result<Clai
     let visited = text(visited)?;
     let next = if visited.is_empty() { None } else { entry_id(visited.into())?.after() };
     let cursor = next.unwrap_or_default();
-    Ok(Claimed { entries: entries(partition, (rows, from))?, deleted: ids(deleted)?, cursor })
+    let deleted = positions(partition, (deleted, from))?;
+    Ok(Claimed { entries: entries(partition, (rows, from))?, deleted, cursor })
 }
 
 /// Reply of `claim_departed.lua`: `[consumer, rows, deleted ids]`. The consumer is empty if no entry was claimed.
@@ -60,7 +61,8 @@ pub(super) fn claimed_departed(
     let [from, rows, deleted] = parts(reply, "a claim of three parts")?;
     let from = lossy(from)?;
     let entries = entries(partition, (rows, incarnation))?;
-    let claimed = ClaimedDeparted { from, entries, deleted: ids(deleted)? };
+    let deleted = positions(partition, (deleted, incarnation))?;
+    let claimed = ClaimedDeparted { from, entries, deleted };
     Ok(Some(claimed).filter(|claimed| !claimed.from.is_empty()))
 }
 
@@ -239,6 +241,11 @@ pub(super) fn count(value: &Value) -> Result<u64, Error> {
     value.as_u64().ok_or_else(|| unexpected("a non-negative integer"))
 }
 
+fn positions(partition: Partition, (value, incarnation): Reply) -> Result<Vec<Position>, Error> {
+    let position = |id| Position { partition, id, incarnation };
+    Ok(ids(value)?.into_iter().map(position).collect())
+}
+
 fn ids(value: Value) -> Result<Vec<EntryId>, Error> {
     array(value)?.into_iter().map(entry_id).collect()
 }
@@ -311,24 +318,24 @@ mod tests {
     fn a_claim_reports_deleted_entries() {
         let claim = list(["7-0".into(), list([]), list(["3-1".into()])]);
         let claimed = claimed(partition(), reply(claim)).unwrap();
-        assert_eq!(claimed.deleted, [EntryId { ms: 3, seq: 1 }]);
+        assert_eq!(claimed.deleted[0].id, EntryId { ms: 3, seq: 1 });
         assert_eq!(claimed.cursor, EntryId { ms: 7, seq: 1 });
     }
 
     #[test]
     fn a_claim_that_reaches_the_end_starts_again_at_the_first_entry() {
-        let claim = |visited: &str| list([visited.into(), list([]), list([])]);
+        let claim = |visited: &str| reply(list([visited.into(), list([]), list([])]));
         let last = EntryId::MAX.to_string();
         for visited in ["", &last] {
-            assert_eq!(claimed(partition(), reply(claim(visited))).unwrap().cursor, EntryId::default());
+            assert_eq!(claimed(partition(), claim(visited)).unwrap().cursor, EntryId::default());
         }
     }
 
     #[test]
     fn names_that_are_not_utf8_are_kept_for_members_and_displayed_for_departed_consumers() {
         let name = || Value::Bytes(Bytes::from_static(b"a\xff"));
-        let claimed = claimed_departed(partition(), reply(list([name(), list([]), list([])])));
-        let claimed = claimed.unwrap().unwrap();
+        let claimed =
+            claimed_departed(partition(), reply(list([name(), list([]), list([])]))).unwrap().unwrap();
         assert_eq!(claimed.from, "a\u{fffd}");
         let member = list([name(), name(), "active".into(), name(), Value::Integer(1)]);
         let members = members(list([Value::Integer(1), list([member])])).unwrap().unwrap();
@@ -340,7 +347,7 @@ mod tests {
     fn a_claim_from_a_departed_consumer_is_parsed() {
         let claim = |from: &str| reply(list([from.into(), list([]), list(["3-1".into()])]));
         let claimed = |from| claimed_departed(partition(), claim(from)).unwrap();
-        assert_eq!(claimed("gone").unwrap().deleted, [EntryId { ms: 3, seq: 1 }]);
+        assert_eq!(claimed("gone").unwrap().deleted[0].id, EntryId { ms: 3, seq: 1 });
         assert_eq!(claimed(""), None);
     }
 

@@ -65,7 +65,7 @@ impl<S: GroupStream> Acknowledger<S> {
                 "entries stored but not acknowledged, they will be redelivered"
             );
         }
-        self.in_flight.release(acked.entries.iter().map(|entry| (entry.at, entry.likes)));
+        self.in_flight.release(acked.entries.iter().map(|entry| entry.at));
         self.in_flight.redeliver(acked.replaced);
     }
 

@@ -243,6 +243,31 @@ impl Connections {
         }
     }
 
+    /// Sends a command once, with its own time limit, on a connection of its own: a slow reply delays no other command.
+    ///
+    /// # Errors
+    /// As [`Connections::run`]. After any error the command may have been executed.
+    pub fn run_patiently<'a>(
+        &'a self,
+        key: &str,
+        limit: Duration,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> BoxFuture<'a, Result<(Value, Incarnation), Error>> {
+        let slot = redis_keyslot(key.as_bytes());
+        Box::pin(async move {
+            let server = self.shared.state.borrow().topology.server_of(slot).cloned();
+            let server = server
+                .ok_or_else(|| Error::new(ErrorKind::Cluster, "no server of the cluster owns the slot"))?;
+            let redis = Redis { timeout: limit, ..self.shared.redis.clone() };
+            let answered = async {
+                let connection = redis.open(&server).await?;
+                Ok((connection.send_value(name, args).await?, connection.incarnation))
+            };
+            answered.await.inspect_err(|error| self.report_error(error))
+        })
+    }
+
     /// Returns a dedicated connection to the server that owns the key, with twice the usual time limit. Reuses `before`
     /// where it is open and still leads to that server.
     ///

@@ -59,6 +59,9 @@ pub fn is_away(error: &Error) -> bool {
     outcome(error) != Outcome::Refused
 }
 
+/// Text of a timeout.
+const UNANSWERED: &str = "no reply within the time limit (REDIS_TIMEOUT)";
+
 /// Start of the text of the error of [`replaced`].
 const REPLACED: &str = "another incarnation of the Redis server has the partition";
 
@@ -71,6 +74,11 @@ pub(super) fn replaced(owner: &Server) -> Error {
 /// Whether a command was not sent because the incarnation that it is bound to no longer serves the key.
 pub fn is_replaced(error: &Error) -> bool {
     error.details().starts_with(REPLACED)
+}
+
+/// Whether a reply did not arrive within the time limit, from a server that was connected.
+pub fn is_unanswered(error: &Error) -> bool {
+    *error.kind() == ErrorKind::Timeout && error.details().starts_with(UNANSWERED)
 }
 
 /// Returns the code at the start of a server error, like `NOGROUP` or `OOM`.
@@ -116,9 +124,7 @@ pub(super) fn readable(error: &Error) -> Error {
     let details = error.details();
     let text = match io_text(details) {
         Some(text) => text,
-        None if *error.kind() == ErrorKind::Timeout && details == "Request timed out." => {
-            "no reply within the time limit (REDIS_TIMEOUT)".into()
-        }
+        None if *error.kind() == ErrorKind::Timeout && details == "Request timed out." => UNANSWERED.into(),
         None => without_script(details),
     };
     let text = text.trim_end_matches('.').to_owned();

@@ -18,7 +18,7 @@ use tokio::{
 use super::{PartitionReader, ReadContext, ReadError};
 use crate::{
     entry::{Entry, EntryId, Position, RawEntry},
-    in_flight::ExclusivePermit,
+    in_flight::{ExclusivePermit, InFlightLimits},
     read::{
         pacing::POLL_MAX,
         quarantine::{Planned, Suspect},
@@ -104,8 +104,9 @@ impl<S: GroupStream> PartitionReader<S> {
     /// Sends entries to the writer like any others. Their record tells them from the others if the process dies.
     async fn try_together(&mut self, suspects: Vec<Suspect>) -> Result<(), ReadError> {
         let context = Arc::clone(&self.context);
-        let permit = context.in_flight.read_permit(context.limits.rows_in_flight);
-        let Some(_permit) = context.shutdown.run_until_cancelled(permit).await else { return Ok(()) };
+        let permit = context.in_flight.read_permit(context.limits.in_flight);
+        let Some(mut permit) = context.shutdown.run_until_cancelled(permit).await else { return Ok(()) };
+        permit.reserve(suspects.iter().map(|suspect| suspect.entry.bytes()).sum());
         self.begin(suspects).await
     }
 
@@ -133,7 +134,8 @@ impl<S: GroupStream> PartitionReader<S> {
         }
         log(self.partition, &suspects);
         let entries = suspects.into_iter().map(|suspect| suspect.entry).collect();
-        self.send(entries).await.map(drop)
+        // The try is on record, and a process that waits is not killed by its entries.
+        self.send(entries, InFlightLimits::NONE).await.map(drop)
     }
 
     /// Waits until no other entry is in flight. Gives up if that takes long and writes do not fail: entries that wait in

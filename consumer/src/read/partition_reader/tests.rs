@@ -21,6 +21,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const CLAIM_MIN_IDLE: Duration = Duration::from_secs(30);
 const MAX_DELIVERIES: u64 = 5;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(750);
+const LIMITS: InFlightLimits = InFlightLimits { rows: 100, bytes: 16 << 20 };
 
 /// Running reader of a single partition, between a fake group and the channel to the writer.
 struct Running {
@@ -47,7 +48,8 @@ fn start_after(prepare: impl FnOnce(&FakeGroup, &InFlight)) -> Running {
     let context = ReadContext {
         streams: group.clone(),
         limits: ReadLimits {
-            rows_in_flight: 100,
+            in_flight: LIMITS,
+            redis_timeout: SECOND * 2,
             poll_min: Duration::from_millis(4),
             claim_min_idle: CLAIM_MIN_IDLE,
             max_deliveries: MAX_DELIVERIES,
@@ -112,13 +114,13 @@ impl Running {
 
     /// Settles entries, as the writer does.
     fn release(&self, entries: &[u64]) {
-        self.in_flight.release(entries.iter().map(|seq| (position(*seq), 1)));
+        self.in_flight.release(entries.iter().map(|seq| position(*seq)));
     }
 
     /// Acknowledges entries and settles them.
     async fn settle(&self, entries: &[u64]) {
-        let ids: Vec<EntryId> = entries.iter().map(|seq| position(*seq).id).collect();
-        self.group.forget_deleted(partition(), &ids).await.unwrap();
+        let settled: Vec<Position> = entries.iter().map(|seq| position(*seq)).collect();
+        self.group.forget_deleted(&settled).await.unwrap();
         self.release(entries);
     }
 
@@ -470,7 +472,10 @@ async fn shutdown_while_waiting_for_a_quarantine_starts_none() {
     reader.assert_ended().await;
     assert_eq!(reader.received(), [0; 0]);
     assert_eq!(reader.group.own_quarantine(2), 0);
-    assert!(reader.in_flight.read_permit(10).now_or_never().is_some(), "the exclusive permit is returned");
+    assert!(
+        reader.in_flight.read_permit(LIMITS).now_or_never().is_some(),
+        "the exclusive permit is returned"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -507,7 +512,7 @@ async fn an_entry_in_flight_is_not_delivered_twice() {
     reader.group.append(1);
     pass(CLAIM_MIN_IDLE * 10).await;
     assert!(
-        reader.group.deliveries(partition(), position(1).id).await.unwrap() > 5,
+        reader.group.deliveries(position(1)).await.unwrap() > 5,
         "it was claimed from this consumer itself"
     );
     assert_eq!(reader.received(), [1]);
@@ -687,7 +692,7 @@ async fn a_few_suspects_are_quarantined_last_and_one_at_a_time() {
     let suspect = reader.entries.try_recv().unwrap();
     assert!(suspect.at == position(1) && suspect.likes.len() == 1);
     assert_eq!(reader.group.own_quarantine(1), 1, "recorded before the entry is sent");
-    assert!(reader.in_flight.read_permit(100).now_or_never().is_none(), "no other entry is read");
+    assert!(reader.in_flight.read_permit(LIMITS).now_or_never().is_none(), "no other entry is read");
     pass(SECOND * 10).await;
     assert_eq!(reader.received(), [0; 0]);
     reader.settle(&[1]).await;
@@ -696,7 +701,7 @@ async fn a_few_suspects_are_quarantined_last_and_one_at_a_time() {
     assert_eq!(reader.received(), [3]);
     reader.group.append(4);
     pass(SECOND).await;
-    assert!(reader.in_flight.read_permit(100).now_or_never().is_none(), "no other entry is read");
+    assert!(reader.in_flight.read_permit(LIMITS).now_or_never().is_none(), "no other entry is read");
     reader.settle(&[3]).await;
     pass(SECOND).await;
     assert_eq!(reader.received(), [4]);

@@ -19,7 +19,7 @@ use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::Committed,
     stream::{
-        AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream, MemberName, QuarantineTry,
+        AckOutcome, Claimed, ClaimedDeparted, GroupError, GroupStream, MemberName, Page, QuarantineTry,
         REASSIGN_CONSUMER,
     },
     testing::{Journal, like, numbers, position},
@@ -116,17 +116,6 @@ impl FakeGroup {
         state.pending.clear();
     }
 
-    /// Replaces the server by a replica that has not received this entry and all later ones.
-    pub(crate) fn fail_over_without(&self, seq: u64) {
-        let lost = position(seq);
-        let mut state = self.lock();
-        state.incarnation = Incarnation::numbered(1);
-        state.entries.retain(|at, _| *at < lost);
-        state.pending.retain(|at, _| *at < lost);
-        let last = EntryId { seq: seq - 1, ..lost.id };
-        state.last_delivered.insert(lost.partition, last);
-    }
-
     /// Records that a process tries an entry together with others, `entries` in all.
     pub(crate) fn set_quarantine(&self, seq: u64, process: &str, entries: usize) {
         let process = process.to_owned();
@@ -136,6 +125,17 @@ impl FakeGroup {
     /// Removes the try of a process, as its end does.
     pub(crate) fn remove_quarantine(&self, seq: u64, process: &str) {
         self.lock().quarantines.entry(position(seq)).or_default().retain(|one| one.process != process);
+    }
+
+    /// Replaces the server by a replica that has not received this entry and all later ones.
+    pub(crate) fn fail_over_without(&self, seq: u64) {
+        let first = position(seq);
+        let mut state = self.lock();
+        state.incarnation = Incarnation::numbered(1);
+        state.entries.retain(|at, _| *at < first);
+        state.pending.retain(|at, _| *at < first);
+        let delivered = EntryId { seq: seq - 1, ..first.id };
+        state.last_delivered.insert(first.partition, delivered);
     }
 
     /// Makes the next call fail without being executed. Each call adds one failure.
@@ -237,7 +237,7 @@ impl State {
     }
 
     /// Delivers entries to `a`. Deleted entries stay pending and are returned separately.
-    fn claim(&mut self, claimed: &[Position]) -> (Vec<RawEntry>, Vec<EntryId>) {
+    fn claim(&mut self, claimed: &[Position]) -> (Vec<RawEntry>, Vec<Position>) {
         let mut entries = Vec::new();
         let mut deleted = Vec::new();
         for at in claimed {
@@ -245,7 +245,7 @@ impl State {
                 self.deliver(*at);
                 entries.push(self.raw(*at));
             } else {
-                deleted.push(at.id);
+                deleted.push(Position { incarnation: self.incarnation, ..*at });
             }
         }
         (entries, deleted)
@@ -264,12 +264,12 @@ impl State {
     }
 }
 
-fn stored_at(partition: Partition, id: EntryId) -> Position {
-    Position { partition, id, incarnation: Incarnation::default() }
+fn stored(at: Position) -> Position {
+    stored_at(at.partition, at.id)
 }
 
-fn stored(at: Position) -> Position {
-    Position { incarnation: Incarnation::default(), ..at }
+fn stored_at(partition: Partition, id: EntryId) -> Position {
+    Position { partition, id, incarnation: Incarnation::default() }
 }
 
 impl GroupStream for FakeGroup {
@@ -281,12 +281,12 @@ impl GroupStream for FakeGroup {
         ensured.await.map_err(|source| GroupError { stream: partition.to_string(), source })
     }
 
-    async fn read_new(&self, partition: Partition, count: u64) -> Result<Vec<RawEntry>, Error> {
+    async fn read_new(&self, partition: Partition, page: Page) -> Result<Vec<RawEntry>, Error> {
         let read = self.call(Operation::ReadNew, String::new(), |state| {
             state.require_group()?;
             let last = state.last_delivered.get(&partition).copied().unwrap_or_default();
             let new = state.entries.keys().filter(|at| at.partition == partition && at.id > last);
-            let new: Vec<Position> = new.copied().take(usize::try_from(count).unwrap()).collect();
+            let new: Vec<Position> = new.copied().take(usize::try_from(page.count).unwrap()).collect();
             if let Some(last) = new.last() {
                 state.last_delivered.insert(partition, last.id);
             }
@@ -302,13 +302,13 @@ impl GroupStream for FakeGroup {
         &self,
         partition: Partition,
         after: EntryId,
-        count: u64,
+        page: Page,
     ) -> Result<Vec<RawEntry>, Error> {
         let read = self.call(Operation::ReadOwnPending, String::new(), |state| {
             state.require_group()?;
             let mut own = state.pending_where(partition, |pending| pending.consumer == CONSUMER);
             own.retain(|at| at.id > after);
-            own.truncate(usize::try_from(count).unwrap());
+            own.truncate(usize::try_from(page.count).unwrap());
             for at in &own {
                 if state.entries.contains_key(at) {
                     state.deliver(*at);
@@ -364,16 +364,19 @@ impl GroupStream for FakeGroup {
         claimed.await
     }
 
-    async fn deliveries(&self, partition: Partition, id: EntryId) -> Result<u64, Error> {
-        let deliveries = self.call(Operation::Deliveries, numbers([id.seq]), |state| {
-            Ok(state.pending.get(&stored_at(partition, id)).map_or(0, |pending| pending.deliveries))
+    async fn deliveries(&self, at: Position) -> Result<u64, Error> {
+        let deliveries = self.call(Operation::Deliveries, numbers([at.id.seq]), |state| {
+            Ok(state.pending.get(&stored(at)).map_or(0, |pending| pending.deliveries))
         });
         deliveries.await
     }
 
-    async fn forget_deleted(&self, partition: Partition, ids: &[EntryId]) -> Result<(), Error> {
-        let forgotten = self.call(Operation::ForgetDeleted, numbers(ids.iter().map(|id| id.seq)), |state| {
-            state.pending.retain(|at, _| at.partition != partition || !ids.contains(&at.id));
+    async fn forget_deleted(&self, entries: &[Position]) -> Result<(), Error> {
+        let ids = numbers(entries.iter().map(|at| at.id.seq));
+        let forgotten = self.call(Operation::ForgetDeleted, ids, |state| {
+            for at in entries {
+                state.pending.remove(&stored(*at));
+            }
             Ok(())
         });
         forgotten.await

@@ -4,13 +4,14 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
 use crate::{
-    in_flight::InFlight,
+    in_flight::{InFlight, InFlightLimits},
     store::fake::FakeStore,
     stream::fake::{FakeGroup, Operation},
     testing::{self, Journal, failing, like, partition, pass, position, settle},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const IN_FLIGHT: InFlightLimits = InFlightLimits { rows: 10, bytes: 1_000 };
 const LIMITS: BatchLimits = BatchLimits { rows: 2, linger: Duration::from_millis(10) };
 
 /// Running writer between its channel, a fake store and a fake group.
@@ -76,7 +77,7 @@ impl Running {
     }
 
     fn has_permit(&self) -> bool {
-        self.in_flight.read_permit(100).now_or_never().is_some()
+        self.in_flight.read_permit(IN_FLIGHT).now_or_never().is_some()
     }
 }
 
@@ -88,7 +89,11 @@ async fn a_batch_whose_commit_reply_was_lost_is_written_again_before_ack() {
     writer.send(2);
     pass(SECOND).await;
     assert_eq!(writer.store.stored(), [1, 2]);
-    assert_eq!(writer.in_flight.read_permit(10).now_or_never().unwrap().rows, 10, "released once");
+    assert_eq!(
+        writer.in_flight.read_permit(IN_FLIGHT).now_or_never().unwrap().left.rows,
+        10,
+        "released once"
+    );
     assert_eq!(writer.finish().await, ["Write 1 2: reply lost", "Write 1 2", "Ack 1 2"]);
 }
 
@@ -284,5 +289,5 @@ async fn entries_read_before_a_failover_of_redis_are_stored_and_not_acknowledged
         writer.in_flight.take_redelivery(partition()),
         "an entry that the replica has is recovered at once"
     );
-    assert_eq!(writer.group.deliveries(partition(), position(1).id).await.unwrap(), 1, "still pending");
+    assert_eq!(writer.group.deliveries(position(1)).await.unwrap(), 1, "still pending");
 }
