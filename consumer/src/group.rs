@@ -6,6 +6,7 @@
 
 pub mod assignment;
 pub(crate) mod control;
+mod liveness;
 pub(crate) mod membership;
 pub(crate) mod ownership;
 pub mod static_assignment;

@@ -14,10 +14,13 @@ mod inspect;
 mod members;
 mod reply;
 
-pub(crate) use self::group_stream::{GroupStream, Heartbeats, Page};
 pub use self::{
     admin_ops::REASSIGN_CONSUMER,
     client::{AckOutcome, Claimed, ClaimedDeparted, GroupError, QuarantineTry, Streams},
     inspect::*,
-    members::{Heartbeat, LIVENESS_TIMEOUT, Member, MemberName, MemberState},
+    members::{Heartbeat, LIVENESS_TIMEOUT, Member, MemberName, MemberState, Silent},
+};
+pub(crate) use self::{
+    group_stream::{GroupStream, Heartbeats, Page},
+    members::HEARTBEAT_INTERVAL,
 };

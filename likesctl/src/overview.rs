@@ -124,7 +124,7 @@ impl Context {
 fn members(infos: &[MemberInfo], context: &Context) -> BTreeMap<String, ConsumerOverview> {
     let alive: Vec<Member> =
         infos.iter().filter(|info| info.member.is_alive).map(|info| info.member.clone()).collect();
-    let overview = |MemberInfo { member, heartbeat_ms_ago }: &MemberInfo| {
+    let overview = |MemberInfo { member, heartbeat_ms_ago, .. }: &MemberInfo| {
         let (partitions, state) = if member.is_alive {
             let own = assign(context.partitions, &alive, &member.name).own;
             let state = match member.state {

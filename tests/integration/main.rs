@@ -10,6 +10,7 @@ mod authentication;
 mod batch;
 mod bench;
 mod certificates;
+mod clocks;
 mod cluster;
 mod collector;
 mod configuration;

@@ -112,6 +112,7 @@ mod tests {
             process: String::new(),
             state: MemberState::Active,
             static_assignment: static_assignment.to_owned(),
+            heartbeat_at: 0,
             is_alive: true,
         }
     }

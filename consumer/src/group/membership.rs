@@ -18,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     group::{
         assignment::{Assignment, assign},
+        liveness::Liveness,
         ownership::{Contact, Ownership},
     },
     in_flight::InFlight,
     metrics::Metrics,
-    stream::{Heartbeat, Heartbeats, LIVENESS_TIMEOUT, Member, MemberName, MemberState, Paused},
+    stream::{
+        HEARTBEAT_INTERVAL, Heartbeat, Heartbeats, LIVENESS_TIMEOUT, Member, MemberName, MemberState, Paused,
+    },
 };
-
-/// Interval between two heartbeats.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(750);
 
 /// Time without a successful write after which a consumer reports itself as stuck and gives its partitions to other members.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -61,6 +61,7 @@ pub(crate) struct Membership<H> {
     context: Candidate<H>,
     heartbeat: Heartbeat,
     members: Vec<Member>,
+    liveness: Liveness,
     /// `None` before the first heartbeat and after a failed one.
     contact: Option<Contact>,
     ownership: watch::Sender<Ownership>,
@@ -100,6 +101,7 @@ impl<H: Heartbeats> Membership<H> {
             process: context.heartbeats.process().to_owned(),
             state,
             static_assignment: static_assignment.clone(),
+            heartbeat_at: 0,
             is_alive: true,
         };
         let ownership = watch::Sender::new(Ownership {
@@ -112,7 +114,8 @@ impl<H: Heartbeats> Membership<H> {
         });
         Self {
             context,
-            heartbeat: Heartbeat { state, static_assignment, liveness_timeout: LIVENESS_TIMEOUT },
+            heartbeat: Heartbeat { state, static_assignment, silent: Vec::new() },
+            liveness: Liveness::default(),
             members: vec![this_member],
             contact: None,
             ownership,
@@ -205,6 +208,8 @@ impl<H: Heartbeats> Membership<H> {
     fn update_members(&mut self, mut members: Vec<Member>, sent_at: Instant) {
         let since = self.contact.map_or_else(Instant::now, |contact| contact.since);
         self.contact = Some(Contact { since, last: sent_at });
+        self.liveness.observe(&mut members);
+        self.heartbeat.silent = self.liveness.silent();
         let is_early = since.elapsed() < LIVENESS_TIMEOUT;
         let was_alive = |name: &MemberName| self.members.iter().any(|member| member.name == *name);
         members.retain(|member| member.is_alive || (is_early && was_alive(&member.name)));

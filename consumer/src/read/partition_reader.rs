@@ -237,6 +237,7 @@ impl<S: GroupStream> PartitionReader<S> {
         let page = self.page_of_redelivered();
         let started = Instant::now();
         let members = Arc::clone(&self.ownership.borrow().members);
+        streams.restamp(self.partition, &members, self.claims.cursor).await?;
         let liveness_timeout_ms = milliseconds(LIVENESS_TIMEOUT);
         let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, page.count);
         if let Some(ClaimedDeparted { from, entries, deleted }) = departed.await? {

@@ -14,7 +14,7 @@ use shared::{
 
 use crate::{
     entry::EntryId,
-    stream::{LIVENESS_TIMEOUT, Streams, reply},
+    stream::{Streams, reply},
 };
 
 /// Consumer to which `likesctl` hands over entries. It reads nothing, so that partition readers claim its pending entries
@@ -55,9 +55,9 @@ const RETRY_DEAD_LETTERS: &str = include_str!("scripts/retry_dead_letters.lua");
 /// KEYS: audit. ARGV: approximate maximum number of records, then fields and values. Returns the id of the record.
 const AUDIT: &str = include_str!("scripts/audit.lua");
 
-/// Removes the record of a dead member. Keeps it if the member is alive again.
+/// Removes the record of a dead member. Keeps it if the member has sent another heartbeat.
 ///
-/// KEYS: members. ARGV: name, liveness timeout in milliseconds. Returns 0 if the member is alive, 1 otherwise.
+/// KEYS: members. ARGV: name, time of the last heartbeat in milliseconds. Returns 0 if the record is kept, 1 otherwise.
 const FORGET_MEMBER: &str = include_str!("scripts/forget_member.lua");
 
 /// Pauses or resumes partitions. Also runs when Redis is out of memory.
@@ -184,8 +184,13 @@ impl Streams {
 
     /// Removes the record of a member, unless the member is alive. Returns `false` if it is alive.
     pub async fn forget_member(&self, name: &str) -> Result<bool, Error> {
+        let members = self.members().await?;
+        let Some(info) = members.into_iter().find(|info| info.member.name == *name) else { return Ok(true) };
+        if info.member.is_alive {
+            return Ok(false);
+        }
         let keys = [self.keys.members(&self.group)];
-        let args = [name.to_owned(), LIVENESS_TIMEOUT.as_millis().to_string()];
+        let args = [name.to_owned(), info.member.heartbeat_at.to_string()];
         Ok(self.redis.eval::<u64>(FORGET_MEMBER, &keys, Retry::Idempotent, args).await? == 1)
     }
 

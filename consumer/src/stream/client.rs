@@ -68,6 +68,16 @@ const CLAIM: &str = include_str!("scripts/claim.lua");
 /// Number of pending entries that a claim visits.
 const CLAIM_VISITS: u64 = 1_000;
 
+/// Sets idle times of zero to the current time: those of consumers that are no members, and of a page of pending entries. When
+/// Redis's clock is set back, times in the future have an idle time of zero until the clock has caught up, and no claim
+/// finds them. For an entry that was just delivered, nothing changes.
+///
+/// KEYS: stream. ARGV: group, start of the page, maximum number of entries, then the members. Returns the number of entries.
+const RESTAMP: &str = include_str!("scripts/restamp.lua");
+
+/// Maximum number of pending entries per page of [`RESTAMP`].
+const RESTAMPED: u64 = 1_000;
+
 /// Claims pending entries of a departed consumer: one that is not a member and has been idle for the minimum idle time. Also
 /// claims those of [`REASSIGN_CONSUMER`], which never reads, however recently entries were handed over to it. Removes departed consumers without pending entries from the group. XGROUP DELCONSUMER discards pending entries, so
 /// consumers that have some are kept.
@@ -349,11 +359,21 @@ impl GroupStream for Streams {
     ) -> Result<Option<ClaimedDeparted>, Error> {
         let (idle_ms, count) = (idle_ms.to_string(), count.to_string());
         let args = [&self.group, &self.consumer, &idle_ms, &count, REASSIGN_CONSUMER].map(Value::from);
-        let members = members.iter().map(|member| Value::Bytes(Bytes::copy_from_slice(member.as_ref())));
-        let args = args.into_iter().chain(members);
+        let args = args.into_iter().chain(members.iter().map(MemberName::to_value));
         let keys = [self.key(partition)];
         let claimed = self.redis.eval_identifying(CLAIM_DEPARTED, &keys, Retry::NonIdempotent, args);
         reply::claimed_departed(partition, claimed.await?)
+    }
+
+    async fn restamp(
+        &self,
+        partition: Partition,
+        members: &HashSet<MemberName>,
+        cursor: EntryId,
+    ) -> Result<(), Error> {
+        let args = [self.group.as_str(), &cursor.to_string(), &RESTAMPED.to_string()].map(Value::from);
+        let args = args.into_iter().chain(members.iter().map(MemberName::to_value));
+        self.eval(partition, RESTAMP, Retry::Idempotent, args).await.map(drop)
     }
 
     async fn forget_deleted(&self, entries: &[Position]) -> Result<(), Error> {

@@ -75,6 +75,14 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         count: u64,
     ) -> impl Future<Output = Result<Option<ClaimedDeparted>, Error>> + Send;
 
+    /// Makes entries claimable again, from `cursor` on, whose idle time stands still after Redis's clock was set back.
+    fn restamp(
+        &self,
+        partition: Partition,
+        members: &HashSet<MemberName>,
+        cursor: EntryId,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
     /// Returns the number of deliveries of an entry as counted by Redis; 0 if the entry is not pending.
     fn deliveries(&self, at: Position) -> impl Future<Output = Result<u64, Error>> + Send;
 

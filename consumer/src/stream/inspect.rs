@@ -1,6 +1,6 @@
 //! Read-only views of the streams, for `likesctl`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use fred::prelude::{Error, Value};
@@ -8,10 +8,11 @@ use shared::{
     redis::{self, Retry},
     wire::partition::Partition,
 };
+use tokio::time::sleep;
 
 use crate::{
     entry::{EntryId, RawEntry},
-    stream::{LIVENESS_TIMEOUT, Member, Streams, reply},
+    stream::{HEARTBEAT_INTERVAL, Member, MemberName, Streams, reply},
 };
 
 /// Inspects a partition atomically.
@@ -23,9 +24,9 @@ const INSPECT: &str = include_str!("scripts/inspect.lua");
 /// Maximum number of undelivered entries to count instead of using Redis's lag. With steady traffic there are rarely more.
 const MAX_COUNTED_UNDELIVERED: u64 = 20;
 
-/// Returns the records of all members with the ages of their heartbeats.
+/// Returns the records of all members.
 ///
-/// KEYS: members. Returns `[[name, state, assignment, age in milliseconds] …]`.
+/// KEYS: members. Returns `[[name, token, state, assignment, time of the heartbeat, current time] …]`, both in milliseconds.
 const MEMBERS: &str = include_str!("scripts/members.lua");
 
 /// Summarizes a page of the pending entries list and finds entries that were deleted from the stream.
@@ -103,6 +104,8 @@ pub struct ConsumerInfo {
 pub struct MemberInfo {
     pub member: Member,
     pub heartbeat_ms_ago: u64,
+    /// Whether the time of the heartbeat is in the future: Redis's clock was set back, or another server has taken over.
+    pub is_ahead: bool,
 }
 
 /// Entry of the pending entries list.
@@ -199,17 +202,28 @@ impl Streams {
         }
     }
 
-    /// Returns all members with a record, dead or alive.
+    /// Returns all members with a record, dead or alive. The age of a heartbeat that Redis's clock places in the future says
+    /// nothing: then the records are read a second time, after every live member has sent a heartbeat.
     pub async fn members(&self) -> Result<Vec<MemberInfo>, Error> {
-        let members = [self.keys.members(&self.group)];
-        let reply = self.redis.eval(MEMBERS, &members, Retry::Idempotent, [""; 0]).await;
-        let reply = reply.map_err(|error| of_keys(&members, error))?;
-        let mut infos = reply::member_infos(reply)?;
-        for MemberInfo { member, heartbeat_ms_ago } in &mut infos {
-            member.is_alive = u128::from(*heartbeat_ms_ago) < LIVENESS_TIMEOUT.as_millis();
+        let mut infos = self.member_records().await?;
+        let ahead: HashSet<(MemberName, u64)> =
+            infos.iter().filter(|info| info.is_ahead).map(|info| heartbeat_of(&info.member)).collect();
+        if !ahead.is_empty() {
+            sleep(HEARTBEAT_INTERVAL * 2).await;
+            infos = self.member_records().await?;
+            for MemberInfo { member, .. } in infos.iter_mut().filter(|info| info.is_ahead) {
+                member.is_alive = !ahead.contains(&heartbeat_of(member));
+            }
         }
         infos.sort_by(|one, other| one.member.name.cmp(&other.member.name));
         Ok(infos)
+    }
+
+    async fn member_records(&self) -> Result<Vec<MemberInfo>, Error> {
+        let members = [self.keys.members(&self.group)];
+        let reply = self.redis.eval(MEMBERS, &members, Retry::Idempotent, [""; 0]).await;
+        let reply = reply.map_err(|error| of_keys(&members, error))?;
+        reply::member_infos(reply)
     }
 
     /// Returns the time of the last commit of each partition, in Unix milliseconds by Redis's clock.
@@ -359,6 +373,10 @@ impl Streams {
         let args = [&key, &end, "-", "COUNT", &count.to_string()].map(Value::from).into();
         self.redis.run(&key, Retry::Idempotent, "XREVRANGE", args).await
     }
+}
+
+fn heartbeat_of(member: &Member) -> (MemberName, u64) {
+    (member.name.clone(), member.heartbeat_at)
 }
 
 /// Adds the keys and the action to take to a WRONGTYPE error.

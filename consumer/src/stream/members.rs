@@ -1,22 +1,23 @@
-//! Membership records: heartbeats of the members of a group. All ages are measured by Redis's clock.
+//! Membership records: heartbeats of the members of a group. The time in a record is that of Redis's clock, which may be
+//! stepped: members compare it for equality only.
 
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
-use fred::prelude::Error;
+use fred::prelude::{Error, Value};
 use shared::redis::Retry;
 
 use crate::stream::{Heartbeats, Streams, reply};
 
-/// Records a heartbeat and returns the records of all members, each with its liveness. Removes very old records. Does not
-/// take over a name that a live process uses.
+/// Records a heartbeat and returns the records of all members. Removes records that have not changed for long. Does not take
+/// over a name that a live process uses.
 ///
 /// Also runs when Redis is out of memory, to avoid a rebalance at that moment; the record of a member is small.
 ///
 /// KEYS: members, a hash of name → "token state assignment milliseconds". ARGV: name, token (unique per process), state,
-/// static assignment or empty, liveness timeout in milliseconds, age at which records are removed in milliseconds.
-/// Returns `[0 or 1, [[name, token, state, assignment, 0 or 1] …]]`: whether the heartbeat was recorded, and the
-/// members with whether they are alive.
+/// static assignment or empty, liveness timeout in milliseconds; then the name and time of each record to remove. Returns
+/// `[0 or 1, [[name, token, state, assignment, milliseconds, 0 or 1] …]]`: whether the heartbeat was recorded, and the members
+/// with whether their records are younger than the liveness timeout by Redis's clock.
 const HEARTBEAT: &str = include_str!("scripts/heartbeat.lua");
 
 /// Removes the record of a member, unless it belongs to another process.
@@ -24,12 +25,12 @@ const HEARTBEAT: &str = include_str!("scripts/heartbeat.lua");
 /// KEYS: members. ARGV: name, token.
 const RESIGN: &str = include_str!("scripts/resign.lua");
 
+/// Interval between two heartbeats.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(750);
+
 /// Time without a heartbeat after which a member counts as dead. Its partitions are reassigned, and its pending entries are
 /// claimed by the new owners.
 pub const LIVENESS_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Age at which the record of a member is removed, in liveness timeouts.
-const FORGOTTEN_AFTER: u32 = 20;
 
 /// State that a member announces in its heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +65,28 @@ pub struct Heartbeat {
     pub state: MemberState,
     /// Static assignment in the syntax of `CONSUMER_PARTITIONS`; empty for an automatic assignment.
     pub static_assignment: String,
-    /// Time without a heartbeat after which a member counts as dead.
-    pub liveness_timeout: Duration,
+    /// Records to remove.
+    pub silent: Vec<Silent>,
+}
+
+/// Record that has not changed for long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silent {
+    pub name: MemberName,
+    pub heartbeat_at: u64,
 }
 
 /// Name of a member, as recorded. Other programs choose their own names, which may not be valid UTF-8: such names are
 /// displayed with replacement characters, and compared by their bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberName(Bytes);
+
+impl MemberName {
+    /// Returns the name as an argument of a command.
+    pub(super) fn to_value(&self) -> Value {
+        Value::Bytes(self.0.clone())
+    }
+}
 
 impl AsRef<[u8]> for MemberName {
     fn as_ref(&self) -> &[u8] {
@@ -112,6 +127,8 @@ pub struct Member {
     pub state: MemberState,
     /// Static assignment from its heartbeat.
     pub static_assignment: String,
+    /// Time of the last heartbeat in milliseconds, by the clock that Redis had then.
+    pub heartbeat_at: u64,
     /// Whether the last heartbeat is younger than the liveness timeout.
     pub is_alive: bool,
 }
@@ -143,13 +160,15 @@ impl Heartbeats for Streams {
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
         let args = [
-            self.consumer.clone(),
-            self.process.clone(),
-            heartbeat.state.name().to_owned(),
-            heartbeat.static_assignment.clone(),
-            heartbeat.liveness_timeout.as_millis().to_string(),
-            (heartbeat.liveness_timeout * FORGOTTEN_AFTER).as_millis().to_string(),
+            &self.consumer,
+            &self.process,
+            heartbeat.state.name(),
+            &heartbeat.static_assignment,
+            &LIVENESS_TIMEOUT.as_millis().to_string(),
         ];
+        let silent = heartbeat.silent.iter();
+        let silent = silent.flat_map(|one| [one.name.to_value(), one.heartbeat_at.to_string().into()]);
+        let args = args.map(Value::from).into_iter().chain(silent);
         let members = [self.keys.members(&self.group)];
         reply::members(self.redis.eval(HEARTBEAT, &members, Retry::Idempotent, args).await?)
     }

@@ -9,7 +9,8 @@ use shared::{redis::Incarnation, wire::partition::Partition};
 use crate::{
     entry::{EntryId, Position, RawEntry},
     stream::{
-        Claimed, ClaimedDeparted, Fate, Member, MemberInfo, MemberState, PendingEntry, QuarantineTry,
+        Claimed, ClaimedDeparted, Fate, LIVENESS_TIMEOUT, Member, MemberInfo, MemberState, PendingEntry,
+        QuarantineTry,
         inspect::{ConsumerInfo, PendingSummary},
     },
 };
@@ -74,30 +75,37 @@ pub(super) fn members(reply: Value) -> Result<Option<Vec<Member>>, Error> {
         return Ok(None);
     }
     let member = |value| {
-        let [name, process, state, static_assignment, is_alive] = parts(value, "a member of five parts")?;
+        let [name, process, state, static_assignment, heartbeat_at, is_young] =
+            parts(value, "a member of six parts")?;
         Ok(Member {
             name: bytes(name)?.into(),
             process: lossy(process)?,
             state: MemberState::named(&lossy(state)?),
             static_assignment: lossy(static_assignment)?,
-            is_alive: count(&is_alive)? == 1,
+            heartbeat_at: time(&heartbeat_at),
+            is_alive: count(&is_young)? == 1,
         })
     };
     array(members)?.into_iter().map(member).collect::<Result<_, Error>>().map(Some)
 }
 
-/// Reply of `members.lua`: `[[name, process, state, assignment, age in milliseconds] …]`.
+/// Reply of `members.lua`: `[[name, process, state, assignment, time of the heartbeat, current time] …]`, both in milliseconds.
 pub(super) fn member_infos(reply: Value) -> Result<Vec<MemberInfo>, Error> {
     let member = |value| {
-        let [name, process, state, static_assignment, age_ms] = parts(value, "a member of five parts")?;
+        let [name, process, state, static_assignment, heartbeat_at, now] =
+            parts(value, "a member of six parts")?;
+        let (heartbeat_at, now) = (time(&heartbeat_at), count(&now)?);
+        let is_ahead = heartbeat_at > now;
+        let heartbeat_ms_ago = now.saturating_sub(heartbeat_at);
         let member = Member {
             name: bytes(name)?.into(),
             process: lossy(process)?,
             state: MemberState::named(&lossy(state)?),
             static_assignment: lossy(static_assignment)?,
-            is_alive: true,
+            heartbeat_at,
+            is_alive: !is_ahead && u128::from(heartbeat_ms_ago) < LIVENESS_TIMEOUT.as_millis(),
         };
-        Ok(MemberInfo { member, heartbeat_ms_ago: count(&age_ms)? })
+        Ok(MemberInfo { member, heartbeat_ms_ago, is_ahead })
     };
     array(reply)?.into_iter().map(member).collect()
 }
@@ -236,6 +244,11 @@ fn pairs(values: Vec<Value>) -> Result<Vec<(Value, Value)>, Error> {
     Ok(pairs)
 }
 
+/// Time in milliseconds, which another program may have written.
+fn time(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(u64::MAX)
+}
+
 /// Non-negative integer.
 pub(super) fn count(value: &Value) -> Result<u64, Error> {
     value.as_u64().ok_or_else(|| unexpected("a non-negative integer"))
@@ -337,7 +350,7 @@ mod tests {
         let claimed =
             claimed_departed(partition(), reply(list([name(), list([]), list([])]))).unwrap().unwrap();
         assert_eq!(claimed.from, "a\u{fffd}");
-        let member = list([name(), name(), "active".into(), name(), Value::Integer(1)]);
+        let member = list([name(), name(), "active".into(), name(), "1".into(), Value::Integer(1)]);
         let members = members(list([Value::Integer(1), list([member])])).unwrap().unwrap();
         assert_eq!(members[0].name.as_ref(), b"a\xff");
         assert_eq!(members[0].name.to_string(), "a\u{fffd}");

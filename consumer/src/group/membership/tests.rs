@@ -100,6 +100,37 @@ async fn ownership_is_kept_and_the_check_fails_while_heartbeats_fail() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn steps_of_the_clock_of_redis_do_not_affect_liveness() {
+    let a = start(FakeMembers::default()).await;
+    for step_ms in [600_000, -1_200_000] {
+        a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
+        a.members.step_clock(step_ms);
+        let mut changes = a.ownership.clone();
+        changes.mark_unchanged();
+        a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;
+        assert_eq!(a.owned(), 2, "{step_ms}");
+        assert!(!changes.has_changed().unwrap(), "{step_ms}");
+    }
+    a.members.step_clock(-600_000);
+    pass(LIVENESS_TIMEOUT + HEARTBEAT_INTERVAL * 2).await;
+    assert_eq!(a.owned(), 4, "b is dead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_record_of_a_dead_member_is_removed_later() {
+    let members = FakeMembers::default();
+    members.other("dead");
+    members.step_clock(3_600_000);
+    let a = start(members).await;
+    assert_eq!(a.owned(), 4, "its record is old at first sight");
+    a.members.step_clock(-7_200_000);
+    pass(LIVENESS_TIMEOUT * 19).await;
+    assert_eq!((a.owned(), a.members.records().len()), (4, 2));
+    pass(LIVENESS_TIMEOUT * 2).await;
+    assert_eq!(a.members.records(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_an_outage_every_member_has_a_full_liveness_timeout() {
     let a = start(FakeMembers::default()).await;
     a.pass_with_heartbeats_of("b", Duration::from_secs(6)).await;

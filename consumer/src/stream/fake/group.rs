@@ -364,6 +364,11 @@ impl GroupStream for FakeGroup {
         claimed.await
     }
 
+    /// Idle times never stand still here.
+    async fn restamp(&self, _: Partition, _: &HashSet<MemberName>, _: EntryId) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn deliveries(&self, at: Position) -> Result<u64, Error> {
         let deliveries = self.call(Operation::Deliveries, numbers([at.id.seq]), |state| {
             Ok(state.pending.get(&stored(at)).map_or(0, |pending| pending.deliveries))

@@ -17,8 +17,9 @@ use crate::{
 };
 
 /// Members of a group, for member `a`.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct FakeMembers {
+    started: Instant,
     state: Arc<Mutex<State>>,
     pub(crate) journal: Journal,
 }
@@ -27,6 +28,7 @@ pub(crate) struct FakeMembers {
 struct State {
     records: BTreeMap<String, Record>,
     is_away: bool,
+    stepped_ms: i64,
     latency: Duration,
     loses_replies: bool,
 }
@@ -35,7 +37,13 @@ struct Record {
     process: String,
     state: MemberState,
     static_assignment: String,
-    at: Instant,
+    heartbeat_at: u64,
+}
+
+impl Default for FakeMembers {
+    fn default() -> Self {
+        Self { started: Instant::now(), state: Arc::default(), journal: Journal::default() }
+    }
 }
 
 impl FakeMembers {
@@ -57,7 +65,7 @@ impl FakeMembers {
             process: "another".to_owned(),
             state: MemberState::Active,
             static_assignment: String::new(),
-            at: Instant::now(),
+            heartbeat_at: self.now_ms(),
         };
         self.lock().records.insert(name.to_owned(), record);
     }
@@ -69,13 +77,20 @@ impl FakeMembers {
 
     /// Records a heartbeat and returns the members.
     fn record(&self, heartbeat: &Heartbeat) -> Result<Option<Vec<Member>>, Error> {
+        let now_ms = self.now_ms();
+        let liveness_timeout_ms = u64::try_from(LIVENESS_TIMEOUT.as_millis()).unwrap();
         let mut state = self.lock();
         if state.is_away {
             self.journal.record("heartbeat failed");
             return Err(connection_lost());
         }
         self.journal.record("heartbeat");
-        let is_fresh = |record: &Record| record.at.elapsed() < LIVENESS_TIMEOUT;
+        let is_fresh = |record: &Record| record.heartbeat_at + liveness_timeout_ms > now_ms;
+        for silent in &heartbeat.silent {
+            state
+                .records
+                .retain(|name, record| silent.name != **name || record.heartbeat_at != silent.heartbeat_at);
+        }
         if state.records.get("a").is_some_and(|record| record.process != self.process() && is_fresh(record)) {
             return Ok(None);
         }
@@ -83,7 +98,7 @@ impl FakeMembers {
             process: self.process().to_owned(),
             state: heartbeat.state,
             static_assignment: heartbeat.static_assignment.clone(),
-            at: Instant::now(),
+            heartbeat_at: now_ms,
         };
         state.records.insert("a".to_owned(), record);
         let members = state.records.iter().map(|(name, record)| Member {
@@ -91,9 +106,26 @@ impl FakeMembers {
             process: record.process.clone(),
             state: record.state,
             static_assignment: record.static_assignment.clone(),
-            is_alive: is_fresh(record),
+            heartbeat_at: record.heartbeat_at,
+            is_alive: record.heartbeat_at + liveness_timeout_ms > now_ms,
         });
         Ok(Some(members.collect()))
+    }
+
+    /// Steps the clock of Redis.
+    pub(crate) fn step_clock(&self, ms: i64) {
+        self.lock().stepped_ms += ms;
+    }
+
+    /// Returns the names with a record.
+    pub(crate) fn records(&self) -> Vec<String> {
+        self.lock().records.keys().cloned().collect()
+    }
+
+    fn now_ms(&self) -> u64 {
+        let elapsed = Instant::now().duration_since(self.started);
+        let elapsed = i64::try_from(elapsed.as_millis()).unwrap();
+        u64::try_from(1_700_000_000_000 + elapsed + self.lock().stepped_ms).unwrap()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

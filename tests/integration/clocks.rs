@@ -1,0 +1,92 @@
+//! Redis's clock was set back: the times in its data are in the future. Redis accepts no such times from commands, so that the
+//! tests change them in a serialized stream.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fred::prelude::{Client, ClientLike, HashesInterface, StreamsInterface, Value};
+use fred::types::{ClusterHash, CustomCommand};
+
+use crate::harness::{
+    GROUP, PARTITIONS, Setup, create_groups, eventually, likes, pending, run, send_heartbeats_as, stream,
+};
+
+/// Ten minutes.
+const STEP_MS: u64 = 600_000;
+
+fn now_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// CRC-64 as in Redis. Source: `crc64.c`, the Jones polynomial, reflected.
+fn crc64(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ u64::from(*byte), |crc, _| {
+            if crc & 1 == 1 { (crc >> 1) ^ 0x95ac_9329_ac4b_c9b5 } else { crc >> 1 }
+        })
+    })
+}
+
+async fn command(client: &Client, name: &'static str, arguments: Vec<Value>) -> Value {
+    client.custom(CustomCommand::new_static(name, ClusterHash::Random, false), arguments).await.unwrap()
+}
+
+/// Moves the delivery times of a stream, and the times of its consumers' last commands, into the future. They are little-endian
+/// milliseconds in the serialized stream; its entry ids are not.
+async fn set_back_clock_of(client: &Client, key: &str) {
+    let dump = command(client, "DUMP", vec![key.into()]).await.into_bytes().unwrap();
+    let mut dump = dump.to_vec();
+    dump.truncate(dump.len() - 8);
+    let recent = now_ms() - 60_000..=now_ms();
+    let mut changed = 0;
+    for at in 0..dump.len() - 8 {
+        let ms = u64::from_le_bytes(dump[at..at + 8].try_into().unwrap());
+        if recent.contains(&ms) {
+            dump[at..at + 8].copy_from_slice(&(ms + STEP_MS).to_le_bytes());
+            changed += 1;
+        }
+    }
+    assert!(changed > 1, "a consumer and its entries");
+    dump.extend(crc64(&dump).to_le_bytes());
+    let restore = vec![key.into(), 0.into(), bytes::Bytes::from(dump).into(), "REPLACE".into()];
+    command(client, "RESTORE", restore).await;
+}
+
+async fn deliver_to(client: &Client, consumer: &str) {
+    for partition in 0..PARTITIONS {
+        client
+            .xreadgroup::<Value, _, _, _, _>(GROUP, consumer, None, None, false, stream(partition), ">")
+            .await
+            .unwrap();
+        set_back_clock_of(client, &stream(partition)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_a_dead_consumer_are_claimed_after_the_clock_was_set_back() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    setup.append(&likes(100), 1).await;
+    deliver_to(&redis, "gone").await;
+    let record = format!("token active  {}", now_ms() + STEP_MS);
+    redis.hset::<u64, _, _>(format!("likes:members:{GROUP}"), ("gone", record)).await.unwrap();
+
+    let _consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
+    setup.wait_for_rows(100).await;
+    eventually("all entries are acknowledged", async || pending(&redis).await == 0).await;
+    let listed = run("likesctl", &["consumers", "list", "-o", "json"], &[("REDIS_URL", &setup.redis.url())]);
+    assert!(listed.stdout.contains("dead"), "{}", listed.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_a_live_consumer_are_claimed_after_the_clock_was_set_back() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    setup.append(&likes(100), 1).await;
+    deliver_to(&redis, "slow").await;
+    let _heartbeats = send_heartbeats_as(setup.redis_client().await, "slow");
+    let _consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "3s"), ("WRITE_TIMEOUT", "1s")]);
+    setup.wait_for_rows(100).await;
+    eventually("all entries are acknowledged", async || pending(&redis).await == 0).await;
+}
