@@ -239,7 +239,7 @@ impl<S: GroupStream> PartitionReader<S> {
         let members = Arc::clone(&self.ownership.borrow().members);
         streams.restamp(self.partition, &members, self.claims.cursor).await?;
         let liveness_timeout_ms = milliseconds(LIVENESS_TIMEOUT);
-        let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, page.count);
+        let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, page);
         if let Some(ClaimedDeparted { from, entries, deleted }) = departed.await? {
             self.page_size.arrived(page, &entries, started.elapsed());
             self.record_claimed(entries.len(), &from);
@@ -248,7 +248,7 @@ impl<S: GroupStream> PartitionReader<S> {
         }
         let min_idle_ms = milliseconds(limits.claim_min_idle);
         let started = Instant::now();
-        let claimed = streams.claim(self.partition, min_idle_ms, self.claims.cursor, page.count);
+        let claimed = streams.claim(self.partition, min_idle_ms, self.claims.cursor, page);
         let Claimed { entries, deleted, cursor } = metrics.timed(StreamOperation::Claim, claimed).await?;
         self.page_size.arrived(page, &entries, started.elapsed());
         self.record_claimed(entries.len(), "any member, idle for CLAIM_MIN_IDLE");

@@ -61,7 +61,7 @@ const END_QUARANTINE: &str = include_str!("scripts/end_quarantine.lua");
 /// from the stream from the pending entries list: if the reply is lost, so is the loss. Such entries are not claimed here.
 ///
 /// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, first id, maximum number of entries,
-/// maximum number of pending entries to visit. Returns `[last visited id or empty at the end of the list, entries, ids of
+/// maximum number of pending entries to visit, number of bytes at which the claim ends. Returns `[last visited id or empty at the end of the list, entries, ids of
 /// deleted entries that are pending with the claiming consumer]`.
 const CLAIM: &str = include_str!("scripts/claim.lua");
 
@@ -83,7 +83,7 @@ const RESTAMPED: u64 = 1_000;
 /// consumers that have some are kept.
 ///
 /// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, maximum number of entries,
-/// [`REASSIGN_CONSUMER`], then the members. Returns `[departed consumer, entries, ids of entries deleted from the stream]`. The deleted
+/// [`REASSIGN_CONSUMER`], number of bytes at which the claim ends, then the members. Returns `[departed consumer, entries, ids of entries deleted from the stream]`. The deleted
 /// entries stay in the pending entries list.
 const CLAIM_DEPARTED: &str = include_str!("scripts/claim_departed.lua");
 
@@ -340,12 +340,13 @@ impl GroupStream for Streams {
         partition: Partition,
         min_idle_ms: u64,
         cursor: EntryId,
-        count: u64,
+        page: Page,
     ) -> Result<Claimed, Error> {
-        let args = [&self.group, &self.consumer].map(String::clone).into_iter();
-        let numbers =
-            [min_idle_ms.to_string(), cursor.to_string(), count.to_string(), CLAIM_VISITS.to_string()];
-        let (keys, args) = ([self.key(partition)], args.chain(numbers));
+        let [min_idle_ms, count, visits, bytes] =
+            [min_idle_ms, page.count, CLAIM_VISITS, page.bytes].map(|number| number.to_string());
+        let cursor = cursor.to_string();
+        let args = [&self.group, &self.consumer, &min_idle_ms, &cursor, &count, &visits, &bytes];
+        let (keys, args) = ([self.key(partition)], args.map(String::clone));
         let claimed = self.redis.eval_identifying(CLAIM, &keys, Retry::NonIdempotent, args);
         reply::claimed(partition, claimed.await?)
     }
@@ -355,10 +356,11 @@ impl GroupStream for Streams {
         partition: Partition,
         members: &HashSet<MemberName>,
         idle_ms: u64,
-        count: u64,
+        page: Page,
     ) -> Result<Option<ClaimedDeparted>, Error> {
-        let (idle_ms, count) = (idle_ms.to_string(), count.to_string());
-        let args = [&self.group, &self.consumer, &idle_ms, &count, REASSIGN_CONSUMER].map(Value::from);
+        let [idle_ms, count, bytes] = [idle_ms, page.count, page.bytes].map(|number| number.to_string());
+        let args =
+            [&self.group, &self.consumer, &idle_ms, &count, REASSIGN_CONSUMER, &bytes].map(Value::from);
         let args = args.into_iter().chain(members.iter().map(MemberName::to_value));
         let keys = [self.key(partition)];
         let claimed = self.redis.eval_identifying(CLAIM_DEPARTED, &keys, Retry::NonIdempotent, args);

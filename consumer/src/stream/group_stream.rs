@@ -54,17 +54,17 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         page: Page,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
-    /// Claims up to `count` pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`. Entries that
+    /// Claims a page of pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`. Entries that
     /// were deleted from the stream stay pending.
     fn claim(
         &self,
         partition: Partition,
         min_idle_ms: u64,
         cursor: EntryId,
-        count: u64,
+        page: Page,
     ) -> impl Future<Output = Result<Claimed, Error>> + Send;
 
-    /// Claims up to `count` pending entries of a departed consumer: one that is not among `members` and has been idle for at
+    /// Claims a page of pending entries of a departed consumer: one that is not among `members` and has been idle for at
     /// least `idle_ms`, or the one to which operators hand over entries. Returns `None` if no departed consumer has pending
     /// entries.
     fn claim_departed(
@@ -72,7 +72,7 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         partition: Partition,
         members: &HashSet<MemberName>,
         idle_ms: u64,
-        count: u64,
+        page: Page,
     ) -> impl Future<Output = Result<Option<ClaimedDeparted>, Error>> + Send;
 
     /// Makes entries claimable again, from `cursor` on, whose idle time stands still after Redis's clock was set back.

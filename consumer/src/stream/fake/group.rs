@@ -324,7 +324,7 @@ impl GroupStream for FakeGroup {
         partition: Partition,
         min_idle_ms: u64,
         cursor: EntryId,
-        count: u64,
+        page: Page,
     ) -> Result<Claimed, Error> {
         let claimed = self.call(Operation::Claim, String::new(), |state| {
             state.require_group()?;
@@ -333,7 +333,7 @@ impl GroupStream for FakeGroup {
                 state.pending_where(partition, |pending| pending.delivered_at.elapsed() >= min_idle);
             idle.retain(|at| at.id >= cursor);
             idle.retain(|at| state.entries.contains_key(at) || state.pending[at].consumer == CONSUMER);
-            let rest = idle.split_off(idle.len().min(usize::try_from(count).unwrap()));
+            let rest = idle.split_off(idle.len().min(usize::try_from(page.count).unwrap()));
             let (entries, deleted) = state.claim(&idle);
             Ok(Claimed { entries, deleted, cursor: rest.first().map(|at| at.id).unwrap_or_default() })
         });
@@ -345,7 +345,7 @@ impl GroupStream for FakeGroup {
         partition: Partition,
         members: &HashSet<MemberName>,
         idle_ms: u64,
-        count: u64,
+        page: Page,
     ) -> Result<Option<ClaimedDeparted>, Error> {
         let claimed = self.call(Operation::ClaimDeparted, String::new(), |state| {
             state.require_group()?;
@@ -357,7 +357,7 @@ impl GroupStream for FakeGroup {
             });
             let Some(from) = departed.map(|pending| pending.consumer.clone()) else { return Ok(None) };
             let mut left = state.pending_where(partition, |pending| pending.consumer == from);
-            left.truncate(usize::try_from(count).unwrap());
+            left.truncate(usize::try_from(page.count).unwrap());
             let (entries, deleted) = state.claim(&left);
             Ok(Some(ClaimedDeparted { from, entries, deleted }))
         });
