@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use consumer::{
+    entry::EntryId,
     group::assignment::assign,
     stream::{Member, MemberInfo, MemberState, PartitionInfo},
 };
@@ -48,6 +49,12 @@ pub(crate) struct PartitionOverview {
     pub(crate) last_commit_ms_ago: Option<u64>,
     pub(crate) last_delivered_id: Option<String>,
     pub(crate) last_generated_id: String,
+    /// Time by which the last id is ahead of Redis's clock.
+    #[serde(skip)]
+    pub(crate) ids_ahead_ms: u64,
+    /// Whether no id is left, so that Redis rejects further entries.
+    #[serde(skip)]
+    pub(crate) ids_exhausted: bool,
     pub(crate) dead: u64,
 }
 
@@ -196,6 +203,8 @@ impl PartitionOverview {
             last_commit_ms_ago,
             last_delivered_id: group.map(|group| group.last_delivered.to_string()),
             last_generated_id: info.last_generated.to_string(),
+            ids_ahead_ms: info.last_generated.ms.saturating_sub(info.now_ms),
+            ids_exhausted: info.last_generated == EntryId::MAX,
             dead: info.dead,
         }
     }

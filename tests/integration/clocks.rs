@@ -6,8 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fred::prelude::{Client, ClientLike, HashesInterface, StreamsInterface, Value};
 use fred::types::{ClusterHash, CustomCommand};
 
+use shared::wire::codec;
+
 use crate::harness::{
-    GROUP, PARTITIONS, Setup, create_groups, eventually, likes, pending, run, send_heartbeats_as, stream,
+    GROUP, PARTITIONS, Setup, append_raw, create_groups, eventually, like, likes, pending, run,
+    send_heartbeats_as, stream,
 };
 
 /// Ten minutes.
@@ -89,4 +92,28 @@ async fn entries_of_a_live_consumer_are_claimed_after_the_clock_was_set_back() {
     let _consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "3s"), ("WRITE_TIMEOUT", "1s")]);
     setup.wait_for_rows(100).await;
     eventually("all entries are acknowledged", async || pending(&redis).await == 0).await;
+}
+
+/// Another program has appended an entry with an id of its own choice.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_from_the_future_are_named_and_other_partitions_continue() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    create_groups(&redis).await;
+    for (partition, id) in [(0, "18446744073709551615-18446744073709551615"), (1, "9000000000000-1")] {
+        let payload = codec::encode(&[like(u64::from(partition) + 1, 42)]);
+        let fields = vec![("l", bytes::Bytes::from(payload))];
+        redis.xadd::<String, _, _, _, _>(stream(partition), false, None::<()>, id, fields).await.unwrap();
+    }
+    let _consumer = setup.consumer(&[]);
+    for partition in 1..PARTITIONS {
+        append_raw(&redis, partition, &codec::encode(&[like(u64::from(partition) + 10, 42)])).await;
+    }
+    setup.wait_for_rows(1 + usize::from(PARTITIONS)).await;
+    eventually("all entries are acknowledged", async || pending(&redis).await == 0).await;
+    let settings = [("REDIS_URL", setup.redis.url()), ("DATABASE_URL", setup.database_url())];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let doctor = run("likesctl", &["doctor"], &settings);
+    assert!(doctor.stdout.contains("partitions 0 have an entry with the largest id"), "{}", doctor.stdout);
+    assert!(doctor.stdout.contains("the last ids of partitions 1 are up to"), "{}", doctor.stdout);
 }

@@ -27,7 +27,11 @@ for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
             add('oldest-pending-id', oldest[1])
             add('oldest-pending-idle-ms', oldest[3])
         end
-        local undelivered = redis.call('XRANGE', KEYS[1], '(' .. group['last-delivered-id'], '+', 'COUNT', ARGV[2])
+        local undelivered = {}
+        -- XRANGE refuses to start after the largest id.
+        if group['last-delivered-id'] ~= '18446744073709551615-18446744073709551615' then
+            undelivered = redis.call('XRANGE', KEYS[1], '(' .. group['last-delivered-id'], '+', 'COUNT', ARGV[2])
+        end
         if undelivered[1] then add('oldest-undelivered-id', undelivered[1][1]) end
         add('undelivered', #undelivered)
     end

@@ -9,6 +9,9 @@ use crate::{
     overview::{ConsumerOverview, Overview, PartitionOverview},
 };
 
+/// Time by which an id may be ahead of Redis's clock: a clock is corrected by a little at times.
+const MAX_AHEAD_MS: u64 = 60_000;
+
 pub(super) fn check(findings: &mut Findings, overview: &Overview) -> Result<(), CliError> {
     existence(findings, overview)?;
     let alive = overview.consumers.iter().filter(|consumer| consumer.is_alive()).count();
@@ -24,6 +27,7 @@ pub(super) fn check(findings: &mut Findings, overview: &Overview) -> Result<(), 
     for consumer in &overview.consumers {
         consumer_state(findings, consumer)?;
     }
+    entry_ids(findings, overview)?;
     paused(findings, overview)?;
     if alive > 0 {
         owners(findings, overview)?;
@@ -63,6 +67,26 @@ fn consumer_state(findings: &mut Findings, consumer: &ConsumerOverview) -> Resul
         }
         _ => Ok(()),
     }
+}
+
+/// Redis continues from the last id, even if another program or an earlier clock has set it.
+fn entry_ids(findings: &mut Findings, overview: &Overview) -> Result<(), CliError> {
+    let exhausted = numbers(overview, |row| row.ids_exhausted);
+    if !exhausted.is_empty() {
+        let seen = format!(
+            "partitions {exhausted} have an entry with the largest id: Redis rejects further entries"
+        );
+        let advice = "stop ingest; when the backlog of these partitions is 0, delete their streams, which ingest creates again";
+        findings.fail("entry ids", seen, advice)?;
+    }
+    let is_ahead = |row: &&PartitionOverview| row.ids_ahead_ms > MAX_AHEAD_MS && !row.ids_exhausted;
+    if let Some(most) = overview.partitions.iter().filter(is_ahead).map(|row| row.ids_ahead_ms).max() {
+        let ahead = numbers(overview, |row| is_ahead(&row));
+        let seen = format!("the last ids of partitions {ahead} are up to {} in the future", age(most));
+        let advice = "their ages and latencies show as 0, and STREAM_RETENTION keeps their entries until that time; check the clock of Redis, and other programs that append entries";
+        findings.warn("entry ids", seen, advice)?;
+    }
+    Ok(())
 }
 
 fn paused(findings: &mut Findings, overview: &Overview) -> Result<(), CliError> {

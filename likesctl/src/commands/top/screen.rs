@@ -193,6 +193,8 @@ pub(super) mod tests {
             last_commit_ms_ago: None,
             last_delivered_id: None,
             last_generated_id: "0-0".to_owned(),
+            ids_ahead_ms: 0,
+            ids_exhausted: false,
             dead: 0,
         }
     }
