@@ -74,7 +74,7 @@ async fn names_that_are_not_utf8_do_not_stop_reading() {
     let consumer = setup.consumer(&[("CLAIM_MIN_IDLE", "1h")]);
     setup.wait_for_rows(20).await;
     setup.wait_until_drained().await;
-    assert!(consumer.log_text().contains("from=\"gone\u{fffd}\""), "{}", consumer.log_text());
+    assert!(consumer.log_text().contains("gone\u{fffd}"), "{}", consumer.log_text());
 }
 
 /// Claimable entries can be far behind entries that are not idle: the cursor is kept from page to page.

@@ -243,8 +243,11 @@ impl<S: GroupStream> PartitionReader<S> {
         if let Some(ClaimedDeparted { from, entries, deleted }) = departed.await? {
             self.page_size.arrived(page, &entries, started.elapsed());
             self.record_claimed(entries.len(), &from);
-            self.report_lost(deleted).await?;
-            return self.send_redelivered(entries).await;
+            let removed = self.report_lost(deleted).await?;
+            // Nothing is left of this consumer but deleted entries that are in flight here: they must not stop all other claims.
+            if removed > 0 || !entries.is_empty() {
+                return self.send_redelivered(entries).await;
+            }
         }
         let min_idle_ms = milliseconds(limits.claim_min_idle);
         let started = Instant::now();
@@ -337,8 +340,9 @@ impl<S: GroupStream> PartitionReader<S> {
     }
 
     /// Reports deleted entries that no consumer stores, then removes them from the pending entries list. In this order, so that
-    /// the loss is reported even if this process dies in between. An entry in flight is stored and acknowledged.
-    async fn report_lost(&mut self, mut deleted: Vec<Position>) -> Result<(), ReadError> {
+    /// the loss is reported even if this process dies in between. An entry in flight is stored and acknowledged. Returns the
+    /// number of removed entries.
+    async fn report_lost(&mut self, mut deleted: Vec<Position>) -> Result<usize, ReadError> {
         let context = Arc::clone(&self.context);
         let partition = self.partition;
         deleted.retain(|at| !context.in_flight.contains(*at));
@@ -362,7 +366,7 @@ impl<S: GroupStream> PartitionReader<S> {
             context.streams.forget_deleted(&lost).await?;
             self.reported_lost.clear();
         }
-        Ok(())
+        Ok(lost.len())
     }
 
     fn after_lost_reply(&mut self, is_unanswered: bool) {

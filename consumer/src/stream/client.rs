@@ -236,7 +236,7 @@ impl Streams {
         partition: Partition,
         script: &'static str,
         retry: Retry,
-        args: impl IntoIterator<Item = impl Into<Value>>,
+        args: Vec<String>,
     ) -> Result<Value, Error> {
         self.redis.eval(script, &[self.key(partition)], retry, args).await
     }

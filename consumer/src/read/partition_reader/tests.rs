@@ -612,6 +612,20 @@ async fn a_deleted_entry_in_flight_is_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deleted_entry_in_flight_of_a_departed_consumer_does_not_stop_reading() {
+    let mut reader = start_after(|group, in_flight| {
+        group.append_pending(1, "departed", 1);
+        group.delete(1);
+        in_flight.admit(position(1), 1);
+    });
+    pass(LIVENESS_TIMEOUT + SECOND * 3).await;
+    reader.group.append(2);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [2]);
+    assert_eq!(reader.group.pending_with("departed"), [1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_loss_is_reported_even_if_the_replies_of_claims_are_lost() {
     for (owner, operation) in [("departed", Operation::ClaimDeparted), ("a", Operation::Claim)] {
         let (log, _guard) = LogCapture::start();
