@@ -12,6 +12,8 @@ mod pace;
 mod preview;
 mod report;
 
+use std::path::Path;
+
 use clap::Args;
 use fred::prelude::Error;
 use futures_util::future::LocalBoxFuture;
@@ -21,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::{chunks::Chunks, export::Export, preview::preview};
 pub(crate) use self::{
-    export::{ExportArgs, ExportTarget},
+    export::{ExportArgs, Exported},
     pace::{Pace, PaceArgs},
     report::Report,
 };
 use crate::{
     audit::{self, Intent},
     context::Context,
+    dead_letter_record::DeadLetterRecord,
     exit::{CliError, Exit},
     output::{OutputArgs, count},
     scan::{Item, Scan, ScanBound},
@@ -73,10 +76,21 @@ pub(crate) struct Action<'a> {
 pub(crate) struct Change<'a, T> {
     /// Starts the scan.
     pub(crate) scan: &'a dyn Fn(Option<ScanBound>) -> Box<dyn Scan<Item = T> + 'a>,
-    /// Changes a chunk of one partition.
-    pub(crate) apply: &'a dyn Fn(Partition, Vec<T>) -> LocalBoxFuture<'a, Result<ActionResult, CliError>>,
-    /// Destination of entries that are removed.
-    pub(crate) export: Option<ExportTarget<'a, T>>,
+    pub(crate) apply: Apply<'a, T>,
+}
+
+type Applied<'a> = LocalBoxFuture<'a, Result<ActionResult, CliError>>;
+
+/// Applies a change to a chunk of one partition.
+pub(crate) enum Apply<'a, T> {
+    /// Keeps the entries, or moves them.
+    Change(&'a dyn Fn(Partition, Vec<T>) -> Applied<'a>),
+    /// Removes the entries after they are exported.
+    Remove {
+        export: &'a ExportArgs,
+        record: &'a dyn Fn(&T) -> DeadLetterRecord,
+        remove: &'a dyn Fn(Partition, Exported<T>) -> Applied<'a>,
+    },
 }
 
 /// Result of a chunk. Entries that are neither done nor skipped no longer matched when the change was applied.
@@ -127,9 +141,11 @@ impl Action<'_> {
             return Ok(report);
         }
         self.confirm(preview.count).await?;
-        let export = change.export.as_ref().map(|(args, _)| Export::create(args, self.command));
-        let export = export.transpose()?.flatten();
-        report.export = export.as_ref().map(|export| export.path.clone());
+        let export = match &change.apply {
+            Apply::Change(_) => Export::Nowhere,
+            Apply::Remove { export, .. } => Export::create(export, self.command)?,
+        };
+        report.export = export.path().map(Path::to_owned);
         let audit_id = self.begin_audit(context, preview.count).await?;
         let mut chunks = Chunks::new(self, &change, export, report);
         let applied = chunks.apply_all((change.scan)(Some(preview.bound))).await;

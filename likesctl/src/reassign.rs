@@ -4,7 +4,7 @@ use consumer::entry::EntryId;
 use futures_util::FutureExt;
 
 use crate::{
-    action::{Action, ActionResult, Change, Report},
+    action::{Action, ActionResult, Apply, Change, Report},
     context::Context,
     exit::CliError,
     scan::{Item, Pending, PendingScan},
@@ -21,7 +21,7 @@ pub(crate) async fn reassign(
 ) -> Result<Report, CliError> {
     let change = Change {
         scan: &|bound| Box::new(PendingScan::new(context, filter, bound, false)),
-        apply: &|partition, entries| {
+        apply: Apply::Change(&|partition, entries| {
             async move {
                 let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
                 let (reassigned, deleted) =
@@ -31,8 +31,7 @@ pub(crate) async fn reassign(
                 Ok(ActionResult::with_skipped(reassigned.len(), &entries, is_deleted, reason))
             }
             .boxed_local()
-        },
-        export: None,
+        }),
     };
     action.apply(context, change).await
 }

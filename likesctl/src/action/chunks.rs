@@ -3,7 +3,7 @@
 use indicatif::ProgressBar;
 use shared::stderr::eprint_line;
 
-use super::{Action, Change, Export, Pace, Report};
+use super::{Action, Apply, Change, Export, Pace, Report};
 use crate::{
     exit::CliError,
     scan::{Item, Scan},
@@ -18,7 +18,7 @@ const LISTED_SKIPS: u64 = 20;
 pub(super) struct Chunks<'a, 'c, T> {
     action: &'a Action<'a>,
     change: &'a Change<'c, T>,
-    export: Option<Export>,
+    export: Export,
     pace: Pace,
     progress: ProgressBar,
     report: Report,
@@ -30,7 +30,7 @@ impl<'a, 'c, T: Item> Chunks<'a, 'c, T> {
     pub(super) fn new(
         action: &'a Action<'a>,
         change: &'a Change<'c, T>,
-        export: Option<Export>,
+        export: Export,
         report: Report,
     ) -> Self {
         let progress = action.progress(report.matched);
@@ -57,12 +57,14 @@ impl<'a, 'c, T: Item> Chunks<'a, 'c, T> {
 
     async fn apply(&mut self, chunk: Vec<T>) -> Result<(), CliError> {
         let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { return Ok(()) };
-        if let (Some(export), Some((_, record))) = (&mut self.export, &self.change.export) {
-            export.write(chunk.iter().map(record))?;
-        }
         let size = chunk.len() as u64;
-        let last = last.entry();
-        let result = (self.change.apply)(first.partition(), chunk).await?;
+        let (partition, last) = (first.partition(), last.entry());
+        let result = match &self.change.apply {
+            Apply::Change(change) => change(partition, chunk).await?,
+            Apply::Remove { record, remove, .. } => {
+                remove(partition, self.export.save(chunk, record)?).await?
+            }
+        };
         self.remaining -= size;
         self.report.done += result.done;
         self.report.last = Some(last);

@@ -13,7 +13,7 @@ use shared::{stderr::eprint_line, wire::codec};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    action::{Action, ActionArgs, ActionResult, Change, ExportArgs, PaceArgs},
+    action::{Action, ActionArgs, ActionResult, Apply, Change, ExportArgs, Exported, PaceArgs},
     context::{Context, RedisAccess},
     dead_letter_record::DeadLetterRecord,
     exit::{CliError, Exit},
@@ -255,7 +255,7 @@ async fn retry(options: ChangeOptions, interrupt: &CancellationToken) -> Result<
     let context = &context;
     let change = Change {
         scan: &|bound| Box::new(DeadScan::new(context, &filter, bound)),
-        apply: &|partition, dead_letters| {
+        apply: Apply::Change(&|partition, dead_letters| {
             async move {
                 let ids: Vec<EntryId> = dead_letters.iter().map(Item::id).collect();
                 let retried = context.streams.retry_dead_letters(partition, &ids).await?;
@@ -266,8 +266,7 @@ async fn retry(options: ChangeOptions, interrupt: &CancellationToken) -> Result<
                 Ok(ActionResult::with_skipped(retried.len(), &dead_letters, has_no_payload, reason))
             }
             .boxed_local()
-        },
-        export: None,
+        }),
     };
     action.run(context, change).await
 }
@@ -281,15 +280,18 @@ async fn purge(
     let context = &context;
     let change = Change {
         scan: &|bound| Box::new(DeadScan::new(context, &filter, bound)),
-        apply: &|partition, dead_letters: Vec<DeadLetterEntry>| {
-            async move {
-                let ids: Vec<EntryId> = dead_letters.iter().map(Item::id).collect();
-                let purged = context.streams.purge_dead_letters(partition, &ids).await?;
-                Ok(ActionResult { done: purged.len() as u64, skipped: Vec::new() })
-            }
-            .boxed_local()
+        apply: Apply::Remove {
+            export: &export,
+            record: &|dead_letter| DeadLetterRecord::from(dead_letter),
+            remove: &|partition, dead_letters: Exported<DeadLetterEntry>| {
+                async move {
+                    let ids: Vec<EntryId> = dead_letters.into_entries().iter().map(Item::id).collect();
+                    let purged = context.streams.purge_dead_letters(partition, &ids).await?;
+                    Ok(ActionResult { done: purged.len() as u64, skipped: Vec::new() })
+                }
+                .boxed_local()
+            },
         },
-        export: Some((&export, &|dead_letter| DeadLetterRecord::from(dead_letter))),
     };
     action.run(context, change).await
 }

@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    action::{Action, ActionArgs, ActionResult, Change, ExportArgs, PaceArgs},
+    action::{Action, ActionArgs, ActionResult, Apply, Change, ExportArgs, Exported, PaceArgs},
     context::{self, Context, RedisAccess},
     dead_letter_record::dropped,
     exit::{CliError, Exit},
@@ -240,7 +240,7 @@ async fn ack(
     let client = &client;
     let change = Change {
         scan: &|bound| Box::new(PendingScan::new(context, &filter, bound, true)),
-        apply: &|partition, entries| {
+        apply: Apply::Change(&|partition, entries| {
             async move {
                 let stored = stored(client, &entries).await?;
                 let ids: Vec<EntryId> = stored.iter().copied().collect();
@@ -254,8 +254,7 @@ async fn ack(
                 Ok(ActionResult::with_skipped(acked, &entries, is_skipped, reason))
             }
             .boxed_local()
-        },
-        export: None,
+        }),
     };
     action.run(context, change).await
 }
@@ -282,15 +281,18 @@ async fn drop_entries(
     let context = &context;
     let change = Change {
         scan: &|bound| Box::new(PendingScan::new(context, &filter, bound, true)),
-        apply: &|partition, entries: Vec<Pending>| {
-            async move {
-                let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
-                let dropped = context.streams.drop_pending(partition, &ids).await?;
-                Ok(ActionResult { done: dropped.len() as u64, skipped: Vec::new() })
-            }
-            .boxed_local()
+        apply: Apply::Remove {
+            export: &export,
+            record: &|pending| dropped(context, pending),
+            remove: &|partition, entries: Exported<Pending>| {
+                async move {
+                    let ids: Vec<EntryId> = entries.into_entries().iter().map(Item::id).collect();
+                    let dropped = context.streams.drop_pending(partition, &ids).await?;
+                    Ok(ActionResult { done: dropped.len() as u64, skipped: Vec::new() })
+                }
+                .boxed_local()
+            },
         },
-        export: Some((&export, &|pending| dropped(context, pending))),
     };
     action.run(context, change).await
 }

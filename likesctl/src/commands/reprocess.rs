@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    action::{Action, ActionArgs, ActionResult, Change, PaceArgs},
+    action::{Action, ActionArgs, ActionResult, Apply, Change, PaceArgs},
     context::{self, Context, RedisAccess},
     exit::{CliError, Exit},
     output::count,
@@ -85,8 +85,7 @@ pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
     let written = Written::default();
     let change = Change {
         scan: &|bound| Box::new(StreamScan::new(&context, &filter, bound)),
-        apply: &|_, entries| write_entries(&pool, entries, &written).boxed_local(),
-        export: None,
+        apply: Apply::Change(&|_, entries| write_entries(&pool, entries, &written).boxed_local()),
     };
     let exit = action.run(&context, change).await?;
     if !options.action.dry_run {
