@@ -22,6 +22,7 @@ MINUTES ?= 10
 REDIS ?= one
 ROWS ?=
 RUNS ?= 3
+SERVERS ?=
 IMAGE ?= likestream:local
 FUZZ_SECONDS ?= 60
 
@@ -62,10 +63,10 @@ check: install ## Check formatting, run clippy and unit tests (under a minute wi
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(UNIT_TESTS)
 
-.PHONY: test-valkey
-test-valkey: build ## Run the integration tests with Valkey 8 instead of Redis
-	server=$$(tests/stack/valkey.sh $(abspath $(TARGET))/valkey) && \
-	REDIS_SERVER=$$server $(CARGO) test --locked --release --package likestream-tests --test integration
+.PHONY: test-matrix
+test-matrix: build ## Run the core of the integration tests with each supported Redis, Valkey and Postgres (SERVERS=valkey-9.1)
+	@SERVERS=$(SERVERS) tests/stack/matrix/run.sh $(abspath $(TARGET))/matrix \
+		$(CARGO) test --locked --release --package likestream-tests --test integration --
 
 .PHONY: chaos
 chaos: build-stack ## Inject faults under load and verify every like (SEED=7 MINUTES=10 REDIS=one|cluster)

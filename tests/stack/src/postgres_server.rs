@@ -220,8 +220,11 @@ fn write_private_file(path: &Path, text: &str, user: Option<&User>) -> Result<()
     written.map_err(StackError::io("cannot write a file for Postgres"))
 }
 
-/// Folder of the newest `postgres` and `initdb`.
+/// Folder of `postgres` and `initdb`: the one named by `POSTGRES_BIN` [default: that of the newest version].
 fn programs() -> Result<PathBuf, StackError> {
+    if let Some(folder) = env::var_os("POSTGRES_BIN") {
+        return Ok(folder.into());
+    }
     let has_server = |folder: &PathBuf| folder.join("initdb").is_file() && folder.join("postgres").is_file();
     let version = |folder: &PathBuf| -> u32 {
         let digits = folder.iter().rev().nth(1).map(|name| name.to_string_lossy().replace("pgsql-", ""));
