@@ -1,12 +1,17 @@
 //! `devstack chaos`: fault injection under load, reproducible by a seed, followed by a check of every like.
 //!
-//! Purpose: prove that no fault loses or duplicates an accepted like. May depend on `stack`, `load`, `verify` and the
+//! Purpose: prove that no fault loses or duplicates an accepted like. `plan` chooses the faults and `injector` runs them; one
+//! file has the faults of one family: `programs`, `redis`, `postgres`, `table`, `malformed`. May depend on `stack`, `load`, `verify` and the
 //! library. Must not depend on how the programs recover: it sees only their processes, Redis and the table.
 
 mod check;
 mod injector;
 mod malformed;
 mod plan;
+mod postgres;
+mod programs;
+mod redis;
+mod table;
 
 use std::{
     error::Error,
@@ -59,6 +64,10 @@ pub(crate) struct ChaosOptions {
     json: PathBuf,
 }
 
+/// Role of the consumers: a superuser would keep revoked rights.
+const CONSUMER_ROLE: &str = "likestream_consumer";
+const ROLES: &str = include_str!("../../../sql/roles.sql");
+
 const CONSUMERS: usize = 3;
 const CONNECTIONS: u16 = 16;
 const DUPLICATE_PERCENT: u8 = 10;
@@ -74,12 +83,15 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     eprint_line(format_args!(
         "chaos run with SEED={seed}: starting private servers, ingest and {CONSUMERS} consumers"
     ));
-    let stack = Stack::start(stack_options(options.redis), Lifetime::Attached)?;
+    let mut stack = Stack::start(stack_options(options.redis), Lifetime::Attached)?;
     let ingest = stack.ingest.listen();
     let database_url = stack.postgres.url("postgres");
     let redis = backlog::connect(&stack.redis.url()).await?;
     let check = format!("ALTER TABLE likes ADD CHECK (post_id <> {REJECTED_POST})");
-    postgres_server::connect(&database_url).await?.batch_execute(&check).await?;
+    let admin = postgres_server::connect(&database_url).await?;
+    admin.batch_execute(ROLES).await?;
+    admin.batch_execute(&check).await?;
+    stack.restart_consumers_as(CONSUMER_ROLE)?;
 
     let until = Instant::now() + options.duration;
     let load = Load {
@@ -97,6 +109,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
         runtime: Handle::current(),
         stop,
         malformed: Malformed::default(),
+        load,
         injected: std::collections::BTreeMap::new(),
     };
     let plan = Plan::new(seed, FaultKind::all(options.redis));

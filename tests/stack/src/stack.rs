@@ -97,6 +97,17 @@ impl Stack {
         Ok(())
     }
 
+    /// Restarts the consumers one after another with another Postgres role.
+    pub(crate) fn restart_consumers_as(&mut self, role: &str) -> Result<(), StackError> {
+        let url = self.postgres.url("postgres").replacen("//postgres@", &format!("//{role}@"), 1);
+        self.consumer_settings.push(("DATABASE_URL", url));
+        for number in 0..self.consumers.len() {
+            self.consumers[number].stop()?;
+            self.replace_consumer(number)?;
+        }
+        Ok(())
+    }
+
     /// Replaces an ingest that has exited. The new one uses the same ports.
     pub(crate) fn replace_ingest(&mut self) -> Result<(), StackError> {
         let ports = [self.ingest.listen().port(), self.ingest.admin().port()];

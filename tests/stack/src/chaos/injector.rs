@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::{StackError, backlog::Keys, postgres_server};
-use fred::prelude::Value;
+use devstack::StackError;
 use shared::{redis::Connections, stderr::eprint_line};
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -18,6 +17,7 @@ use crate::{
         malformed::Malformed,
         plan::{Fault, FaultKind, Plan},
     },
+    load::Load,
     stack::Stack,
 };
 
@@ -44,6 +44,7 @@ pub(crate) struct Injector {
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     pub(crate) malformed: Malformed,
+    pub(crate) load: Load,
     /// Number of faults of each kind.
     pub(crate) injected: BTreeMap<FaultKind, u32>,
 }
@@ -71,7 +72,7 @@ impl Injector {
     }
 
     /// Sleeps for a duration, or until the run is stopped.
-    fn pause(&self, length: Duration) {
+    pub(super) fn pause(&self, length: Duration) {
         let until = Instant::now() + length;
         while Instant::now() < until && !self.stop.is_cancelled() {
             thread::sleep(PAUSE_SLICE.min(until.saturating_duration_since(Instant::now())));
@@ -97,153 +98,12 @@ impl Injector {
             FaultKind::CutPostgresConnections => self.cut_postgres_connections()?,
             FaultKind::FillRedis => self.fill_redis(fault)?,
             FaultKind::Malformed => self.append_malformed(fault),
+            FaultKind::AddColumn => self.add_column(fault)?,
+            FaultKind::RebuildKey => self.rebuild_key()?,
+            FaultKind::RevokeRights => self.revoke_rights(fault)?,
+            FaultKind::SlowRows => self.slow_rows(fault)?,
+            FaultKind::LockKey => self.lock_key(fault)?,
         }
         Ok(())
     }
-
-    /// Index of the consumer that a fault affects.
-    fn consumer_of(&self, fault: Fault) -> usize {
-        fault.target % self.stack.consumers.len()
-    }
-
-    fn kill_consumer(&mut self, fault: Fault) -> Result<(), StackError> {
-        let consumer = self.consumer_of(fault);
-        self.stack.consumers[consumer].kill();
-        self.pause(fault.outage);
-        self.stack.replace_consumer(consumer)
-    }
-
-    fn kill_ingest(&mut self) -> Result<(), StackError> {
-        self.stack.ingest.kill();
-        self.stack.replace_ingest()
-    }
-
-    fn roll_out_consumers(&mut self) -> Result<(), StackError> {
-        for consumer in 0..self.stack.consumers.len() {
-            self.stack.consumers[consumer].stop()?;
-            self.stack.replace_consumer(consumer)?;
-        }
-        Ok(())
-    }
-
-    fn roll_out_ingest(&mut self) -> Result<(), StackError> {
-        self.stack.ingest.stop()?;
-        self.stack.replace_ingest()
-    }
-
-    fn restart_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
-        self.stack.postgres.stop();
-        self.pause(fault.outage);
-        self.stack.postgres.start_again()
-    }
-
-    fn kill_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
-        self.stack.postgres.kill();
-        self.pause(fault.outage);
-        self.stack.postgres.start_again()
-    }
-
-    fn freeze_postgres(&self, fault: Fault) {
-        self.stack.postgres.pause();
-        self.pause(fault.outage);
-        self.stack.postgres.resume();
-    }
-
-    fn restart_redis(&mut self, fault: Fault) -> Result<(), StackError> {
-        let server = self.stack.redis.server_of(&stream_of(fault))?;
-        server.stop();
-        let port = server.port();
-        self.start_redis_again(port, fault)
-    }
-
-    fn kill_redis(&mut self, fault: Fault) -> Result<(), StackError> {
-        let server = self.stack.redis.server_of(&stream_of(fault))?;
-        server.kill();
-        let port = server.port();
-        self.start_redis_again(port, fault)
-    }
-
-    /// Starts a server after the outage and waits until Redis is healthy.
-    fn start_redis_again(&mut self, port: u16, fault: Fault) -> Result<(), StackError> {
-        self.pause(fault.outage);
-        self.stack.redis.server_at(port)?.start_again()?;
-        self.stack.redis.wait_healthy()
-    }
-
-    /// Freezes the server of a partition and calls `before_resume` just before it resumes.
-    fn freeze_redis(
-        &mut self,
-        fault: Fault,
-        before_resume: impl FnOnce(&mut Self),
-    ) -> Result<(), StackError> {
-        let server = self.stack.redis.server_of(&stream_of(fault))?;
-        server.pause();
-        let port = server.port();
-        self.pause(fault.outage);
-        before_resume(self);
-        self.stack.redis.server_at(port)?.resume();
-        self.stack.redis.wait_healthy()
-    }
-
-    fn kill_consumer_at_frozen_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
-        let consumer = self.consumer_of(fault);
-        self.stack.postgres.pause();
-        self.pause(fault.outage);
-        self.stack.consumers[consumer].kill();
-        self.stack.postgres.resume();
-        self.stack.replace_consumer(consumer)
-    }
-
-    fn kill_consumer_at_frozen_redis(&mut self, fault: Fault) -> Result<(), StackError> {
-        let consumer = self.consumer_of(fault);
-        self.freeze_redis(fault, |injector| injector.stack.consumers[consumer].kill())?;
-        self.stack.replace_consumer(consumer)
-    }
-
-    fn move_slot(&self, fault: Fault) -> Result<(), StackError> {
-        self.stack.redis.move_slot(&stream_of(fault), fault.outage / 4)
-    }
-
-    fn cut_redis_connections(&self) -> Result<(), fred::error::Error> {
-        self.redis_command("CLIENT", &["KILL", "TYPE", "normal", "SKIPME", "yes"])
-    }
-
-    fn cut_postgres_connections(&self) -> Result<(), tokio_postgres::Error> {
-        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                   WHERE application_name LIKE 'likestream%' AND pid <> pg_backend_pid()";
-        let url = self.stack.postgres.url("postgres");
-        self.runtime
-            .block_on(async { postgres_server::connect(&url).await?.execute(sql, &[]).await.map(drop) })
-    }
-
-    fn fill_redis(&self, fault: Fault) -> Result<(), fred::error::Error> {
-        self.redis_command("CONFIG", &["SET", "maxmemory", "1"])?;
-        self.pause(fault.outage);
-        self.redis_command("CONFIG", &["SET", "maxmemory", "0"])
-    }
-
-    fn append_malformed(&mut self, fault: Fault) {
-        let keys = Keys::default();
-        let Self { runtime, redis, malformed, .. } = self;
-        runtime.block_on(async {
-            for _ in 0..fault.malformed {
-                malformed.append(redis, &keys).await;
-            }
-        });
-    }
-
-    /// Sends a command to all servers.
-    fn redis_command(&self, name: &'static str, arguments: &[&str]) -> Result<(), fred::error::Error> {
-        for server in self.redis.servers() {
-            let arguments = arguments.iter().map(|argument| Value::from(*argument)).collect();
-            self.runtime.block_on(server.send::<Value>(name, arguments))?;
-        }
-        Ok(())
-    }
-}
-
-/// Stream of the partition that a fault affects.
-fn stream_of(fault: Fault) -> String {
-    let streams: Vec<String> = Keys::default().streams().collect();
-    streams[fault.target % streams.len()].clone()
 }

@@ -40,13 +40,23 @@ pub(crate) enum FaultKind {
     FillRedis,
     /// Entries that must become dead letters.
     Malformed,
+    /// A nullable column that likestream does not know.
+    AddColumn,
+    /// The primary key is dropped and created again in one transaction.
+    RebuildKey,
+    /// Consumers may not insert.
+    RevokeRights,
+    /// A trigger that takes a millisecond per row.
+    SlowRows,
+    /// A transaction of another application holds a key that is sent soon, and ends without it.
+    LockKey,
     /// Migration of the slot of a partition to another primary.
     MoveSlot,
 }
 
 impl FaultKind {
     /// Kinds that need no Redis Cluster.
-    pub(crate) const COMMON: [Self; 16] = [
+    pub(crate) const COMMON: [Self; 21] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -63,6 +73,11 @@ impl FaultKind {
         Self::KillConsumerAtFrozenRedis,
         Self::FillRedis,
         Self::Malformed,
+        Self::AddColumn,
+        Self::RebuildKey,
+        Self::RevokeRights,
+        Self::SlowRows,
+        Self::LockKey,
     ];
 
     /// Kinds for a deployment of Redis.
@@ -91,6 +106,11 @@ impl fmt::Display for FaultKind {
             Self::KillConsumerAtFrozenRedis => "kill -9 of a consumer while Redis is frozen",
             Self::FillRedis => "Redis out of memory",
             Self::Malformed => "malformed entries",
+            Self::AddColumn => "another column",
+            Self::RebuildKey => "rebuilt key",
+            Self::RevokeRights => "revoked rights",
+            Self::SlowRows => "slow rows",
+            Self::LockKey => "locked key",
             Self::MoveSlot => "slot migration",
         };
         f.pad(name)

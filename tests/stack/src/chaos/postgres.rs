@@ -1,0 +1,38 @@
+//! Faults of the Postgres server and its connections.
+
+use devstack::{StackError, postgres_server};
+
+use crate::chaos::{injector::Injector, plan::Fault};
+
+impl Injector {
+    pub(super) fn restart_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
+        self.stack.postgres.stop();
+        self.pause(fault.outage);
+        self.stack.postgres.start_again()
+    }
+
+    pub(super) fn kill_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
+        self.stack.postgres.kill();
+        self.pause(fault.outage);
+        self.stack.postgres.start_again()
+    }
+
+    pub(super) fn freeze_postgres(&self, fault: Fault) {
+        self.stack.postgres.pause();
+        self.pause(fault.outage);
+        self.stack.postgres.resume();
+    }
+
+    pub(super) fn cut_postgres_connections(&self) -> Result<(), tokio_postgres::Error> {
+        self.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE application_name LIKE 'likestream%' AND pid <> pg_backend_pid()",
+        )
+    }
+
+    /// Runs statements in one transaction as superuser.
+    pub(super) fn sql(&self, statements: &str) -> Result<(), tokio_postgres::Error> {
+        let url = self.stack.postgres.url("postgres");
+        self.runtime.block_on(async { postgres_server::connect(&url).await?.batch_execute(statements).await })
+    }
+}
