@@ -1,8 +1,8 @@
 //! `devstack chaos`: fault injection under load, reproducible by a seed, followed by a check of every like.
 //!
-//! Purpose: prove that no fault loses or duplicates an accepted like. `plan` chooses the faults and `injector` runs them; one
-//! file has the faults of one family: `programs`, `redis`, `postgres`, `table`, `malformed`. May depend on `stack`, `load`, `verify` and the
-//! library. Must not depend on how the programs recover: it sees only their processes, Redis and the table.
+//! Purpose: prove that no fault loses or duplicates an accepted like. `plan` chooses the faults, and `injector` runs them. Each
+//! family of faults has a file: `programs`, `redis`, `postgres`, `table`, `malformed`. May depend on `stack`, `load`, `verify`
+//! and the library. Must not depend on how the programs recover: it sees only their processes, Redis and the table.
 
 mod check;
 mod injector;
@@ -21,7 +21,7 @@ use std::{
 
 use devstack::{
     backlog::{self, Keys},
-    postgres_server,
+    postgres_server::{self, PostgresServer},
     process::Lifetime,
 };
 use shared::{redis::Connections, settings::args::positive_duration, stderr::eprint_line};
@@ -85,13 +85,17 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     ));
     let mut stack = Stack::start(stack_options(options.redis), Lifetime::Attached)?;
     let ingest = stack.ingest.listen();
-    let database_url = stack.postgres.url("postgres");
     let redis = backlog::connect(&stack.redis.url()).await?;
     let check = format!("ALTER TABLE likes ADD CHECK (post_id <> {REJECTED_POST})");
-    let admin = postgres_server::connect(&database_url).await?;
+    let admin = postgres_server::connect(&stack.postgres.url("postgres")).await?;
     admin.batch_execute(ROLES).await?;
     admin.batch_execute(&check).await?;
-    stack.restart_consumers_as(CONSUMER_ROLE)?;
+    let standby = PostgresServer::standby_of(&stack.postgres, None)?;
+    stack.restart_consumers(format!(
+        "postgres://{CONSUMER_ROLE}@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=read-write",
+        stack.postgres.port(),
+        standby.port()
+    ))?;
 
     let until = Instant::now() + options.duration;
     let load = Load {
@@ -105,6 +109,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let _stop_on_drop = stop.clone().drop_guard();
     let injector = Injector {
         stack,
+        standby,
         redis: redis.clone(),
         runtime: Handle::current(),
         stop,
@@ -119,7 +124,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let (injector, sent) = tokio::try_join!(injected, async { Ok(sending.await?) })?;
 
     let backlog = wait_until_drained(&redis).await?;
-    let table = postgres_server::connect(&database_url).await?;
+    let table = postgres_server::connect(&injector.stack.postgres.url("postgres")).await?;
     let check = Check { load, sent: &sent, malformed: &injector.malformed, redis: &redis, table: &table };
     let findings = check.run().await?;
     let faults = injector.injected.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
@@ -138,11 +143,16 @@ fn stack_options(redis: Deployment) -> StackOptions {
         // A failover loses entries that the replica has not received.
         Deployment::Cluster => "replicas:1",
     };
+    // A standby reconnects at once, and misses nothing while it was away.
+    let postgres_settings = [("wal_retrieve_retry_interval", "200ms"), ("wal_keep_size", "1GB")];
     let consumer_settings = [("BATCH_LINGER", "20ms"), ("WRITE_TIMEOUT", "900ms"), ("CLAIM_MIN_IDLE", "2s")];
     StackOptions {
         consumer_admin_ports: vec![0; CONSUMERS],
         redis_arguments: ["--appendfsync", "always"].map(str::to_owned).to_vec(),
         redis,
+        postgres_settings: postgres_settings
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec(),
         ingest_settings: vec![("REDIS_ACK", acks.to_owned())],
         consumer_settings: consumer_settings.map(|(name, value)| (name, value.to_owned())).to_vec(),
         ..StackOptions::default()

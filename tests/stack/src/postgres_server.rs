@@ -63,6 +63,27 @@ impl PostgresServer {
         Ok(Self { process, options, programs, user, port, folder })
     }
 
+    /// Starts a standby that streams from a primary. It uses the port of the primary's former standby, if there is one.
+    pub fn standby_of(primary: &Self, port: Option<u16>) -> Result<Self, StackError> {
+        let (programs, user) = (primary.programs.clone(), primary.user.clone());
+        let folder = ServerFolder::make("likestream-postgres-", user.as_ref())?;
+        let source = format!("--port={}", primary.port);
+        let arguments = ["--pgdata=data", "--host=127.0.0.1", &source, "--username=postgres", "--no-sync"];
+        let arguments = [&arguments[..], &["--checkpoint=fast", "--write-recovery-conf"]].concat();
+        run(&programs, "pg_basebackup", &arguments, folder.path(), user.as_ref())?;
+        let options = PostgresOptions { port, ..primary.options.clone() };
+        let launch =
+            |port| launch(&options, port, &programs, folder.path(), user.as_ref(), Lifetime::Attached);
+        let (process, port) = start_on_port(options.port, launch)?;
+        Ok(Self { process, options, programs, user, port, folder })
+    }
+
+    /// Promotes a standby to a primary and waits until it is one.
+    pub fn promote(&self) -> Result<(), StackError> {
+        let arguments = ["promote", "--wait", "--pgdata=data"];
+        run(&self.programs, "pg_ctl", &arguments, self.folder.path(), self.user.as_ref())
+    }
+
     /// Connection string of a database. It uses the Unix socket if the options contain a `pg_hba.conf`.
     pub fn url(&self, database: &str) -> String {
         if self.options.files.iter().any(|(name, _)| name == "pg_hba.conf") {
@@ -190,17 +211,25 @@ fn launch(
 }
 
 fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), StackError> {
-    let mut command = Command::new(programs.join("initdb"));
-    command
-        .args(["--pgdata=data", "--auth=trust", "--username=postgres", "--no-sync"])
-        .args(["--encoding=UTF8", "--locale=C"])
-        .current_dir(folder)
-        .stdin(Stdio::null());
+    let arguments = ["--pgdata=data", "--auth=trust", "--username=postgres", "--no-sync"];
+    let arguments = [&arguments[..], &["--encoding=UTF8", "--locale=C"]].concat();
+    run(programs, "initdb", &arguments, folder, user)
+}
+
+/// Runs a program of Postgres in a folder as another user.
+fn run(
+    programs: &Path,
+    name: &str,
+    arguments: &[&str],
+    folder: &Path,
+    user: Option<&User>,
+) -> Result<(), StackError> {
+    let mut command = Command::new(programs.join(name));
+    command.args(arguments).current_dir(folder).stdin(Stdio::null());
     if let Some(user) = user {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
-    let output =
-        command.output().map_err(|source| StackError::Spawn { program: "initdb".to_owned(), source })?;
+    let output = command.output().map_err(|source| StackError::Spawn { program: name.to_owned(), source })?;
     if output.status.success() {
         return Ok(());
     }
@@ -208,7 +237,7 @@ fn init(programs: &Path, folder: &Path, user: Option<&User>) -> Result<(), Stack
     let is_error = |line: &&str| ["error:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
     let last = || stderr.lines().rfind(|line| !line.is_empty());
     let last_output = stderr.lines().find(is_error).or_else(last).unwrap_or_default().to_owned();
-    Err(StackError::Ended { program: "initdb".to_owned(), last_output })
+    Err(StackError::Ended { program: name.to_owned(), last_output })
 }
 
 /// Writes a file that only the server's user can read, as Postgres requires of private keys.

@@ -31,6 +31,8 @@ pub(crate) struct StackOptions {
     pub(crate) redis: Deployment,
     /// Additional arguments of `redis-server`.
     pub(crate) redis_arguments: Vec<String>,
+    /// Settings of Postgres.
+    pub(crate) postgres_settings: Vec<(String, String)>,
     /// Additional settings of ingest and of the consumers, which override the defaults.
     pub(crate) ingest_settings: Vec<(&'static str, String)>,
     pub(crate) consumer_settings: Vec<(&'static str, String)>,
@@ -57,7 +59,9 @@ impl Stack {
         arguments.extend(options.redis_arguments);
         let redis = RedisOptions { port: options.redis_port, arguments, ..RedisOptions::default() };
         let redis = StackRedis::start(options.redis, redis, lifetime)?;
-        let postgres = PostgresOptions { port: options.postgres_port, ..PostgresOptions::default() };
+        let settings = options.postgres_settings;
+        let postgres =
+            PostgresOptions { port: options.postgres_port, settings, ..PostgresOptions::default() };
         let postgres = PostgresServer::start(postgres, lifetime)?;
         program::run("likesctl", &["migrate"], &[("DATABASE_URL", postgres.url("postgres"))])?;
 
@@ -97,10 +101,9 @@ impl Stack {
         Ok(())
     }
 
-    /// Restarts the consumers one after another with another Postgres role.
-    pub(crate) fn restart_consumers_as(&mut self, role: &str) -> Result<(), StackError> {
-        let url = self.postgres.url("postgres").replacen("//postgres@", &format!("//{role}@"), 1);
-        self.consumer_settings.push(("DATABASE_URL", url));
+    /// Restarts the consumers one after another with another database.
+    pub(crate) fn restart_consumers(&mut self, database_url: String) -> Result<(), StackError> {
+        self.consumer_settings.push(("DATABASE_URL", database_url));
         for number in 0..self.consumers.len() {
             self.consumers[number].stop()?;
             self.replace_consumer(number)?;

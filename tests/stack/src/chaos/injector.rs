@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::StackError;
+use devstack::{StackError, postgres_server::PostgresServer};
 use shared::{redis::Connections, stderr::eprint_line};
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -40,6 +40,7 @@ pub(crate) enum InjectorError {
 /// Stack and the faults that were injected into it.
 pub(crate) struct Injector {
     pub(crate) stack: Stack,
+    pub(crate) standby: PostgresServer,
     pub(crate) redis: Connections,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
@@ -55,6 +56,7 @@ impl Injector {
     /// # Errors
     /// When a program does not recover, or does not shut down gracefully.
     pub(crate) fn run(mut self, plan: Plan, until: Instant) -> Result<Self, InjectorError> {
+        self.make_commits_wait_for_the_standby()?;
         let started = Instant::now();
         for fault in plan {
             self.pause(fault.after);
@@ -88,6 +90,7 @@ impl Injector {
             FaultKind::RestartPostgres => self.restart_postgres(fault)?,
             FaultKind::KillPostgres => self.kill_postgres(fault)?,
             FaultKind::FreezePostgres => self.freeze_postgres(fault),
+            FaultKind::FailOverPostgres => self.fail_over_postgres(fault)?,
             FaultKind::RestartRedis => self.restart_redis(fault)?,
             FaultKind::KillRedis => self.kill_redis(fault)?,
             FaultKind::FreezeRedis => self.freeze_redis(fault, |_| ())?,

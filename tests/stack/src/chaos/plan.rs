@@ -28,6 +28,8 @@ pub(crate) enum FaultKind {
     /// SIGKILL of all processes at once.
     KillPostgres,
     FreezePostgres,
+    /// The primary dies, and its synchronous standby takes over.
+    FailOverPostgres,
     RestartRedis,
     KillRedis,
     FreezeRedis,
@@ -56,7 +58,7 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// Kinds that need no Redis Cluster.
-    pub(crate) const COMMON: [Self; 21] = [
+    pub(crate) const COMMON: [Self; 22] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -64,6 +66,7 @@ impl FaultKind {
         Self::RestartPostgres,
         Self::KillPostgres,
         Self::FreezePostgres,
+        Self::FailOverPostgres,
         Self::RestartRedis,
         Self::KillRedis,
         Self::FreezeRedis,
@@ -97,6 +100,7 @@ impl fmt::Display for FaultKind {
             Self::RestartPostgres => "restart of Postgres",
             Self::KillPostgres => "kill -9 of Postgres",
             Self::FreezePostgres => "frozen Postgres",
+            Self::FailOverPostgres => "failover of Postgres",
             Self::RestartRedis => "restart of Redis",
             Self::KillRedis => "kill -9 of Redis",
             Self::FreezeRedis => "frozen Redis",

@@ -1,8 +1,16 @@
 //! Faults of the Postgres server and its connections.
 
-use devstack::{StackError, postgres_server};
+use std::mem;
 
-use crate::chaos::{injector::Injector, plan::Fault};
+use devstack::{
+    StackError,
+    postgres_server::{self, PostgresServer},
+};
+
+use crate::chaos::{
+    injector::{Injector, InjectorError},
+    plan::Fault,
+};
 
 impl Injector {
     pub(super) fn restart_postgres(&mut self, fault: Fault) -> Result<(), StackError> {
@@ -21,6 +29,24 @@ impl Injector {
         self.stack.postgres.pause();
         self.pause(fault.outage);
         self.stack.postgres.resume();
+    }
+
+    pub(super) fn fail_over_postgres(&mut self, fault: Fault) -> Result<(), InjectorError> {
+        let Self { stack, standby, .. } = self;
+        stack.postgres.kill();
+        let port = stack.postgres.port();
+        standby.promote()?;
+        mem::swap(&mut stack.postgres, standby);
+        // Commits wait for a standby from the second failover on.
+        self.pause(fault.outage);
+        self.standby = PostgresServer::standby_of(&self.stack.postgres, Some(port))?;
+        Ok(self.make_commits_wait_for_the_standby()?)
+    }
+
+    /// Makes replication synchronous, so that a failover loses nothing.
+    pub(super) fn make_commits_wait_for_the_standby(&self) -> Result<(), tokio_postgres::Error> {
+        self.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")?;
+        self.sql("SELECT pg_reload_conf()")
     }
 
     pub(super) fn cut_postgres_connections(&self) -> Result<(), tokio_postgres::Error> {
