@@ -75,8 +75,11 @@ fn the_demo_passes_and_writes_its_report() {
 /// Short version of `make chaos`.
 #[test]
 fn chaos_causes_no_loss_and_no_duplicates() {
-    let faults = chaos("one", "24745", "40s");
-    assert!(faults.contains_key("failover of Postgres") && faults.contains_key("rebuilt key"), "{faults:?}");
+    let faults = chaos("one", "3427", "40s");
+    assert!(
+        faults.contains_key("failover of Postgres") && faults.contains_key("slow link to Redis"),
+        "{faults:?}"
+    );
 }
 
 #[test]

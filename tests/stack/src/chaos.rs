@@ -1,11 +1,12 @@
 //! `devstack chaos`: fault injection under load, reproducible by a seed, followed by a check of every like.
 //!
 //! Purpose: prove that no fault loses or duplicates an accepted like. `plan` chooses the faults, and `injector` runs them. Each
-//! family of faults has a file: `programs`, `redis`, `postgres`, `table`, `malformed`. May depend on `stack`, `load`, `verify`
+//! family of faults has a file: `programs`, `redis` (with `link`), `postgres`, `table`, `malformed`. May depend on `stack`, `load`, `verify`
 //! and the library. Must not depend on how the programs recover: it sees only their processes, Redis and the table.
 
 mod check;
 mod injector;
+mod link;
 mod malformed;
 mod plan;
 mod postgres;
@@ -32,6 +33,7 @@ use crate::{
     chaos::{
         check::{ChaosReport, Check},
         injector::Injector,
+        link::Link,
         malformed::Malformed,
         plan::{FaultKind, Plan},
     },
@@ -91,11 +93,17 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     admin.batch_execute(ROLES).await?;
     admin.batch_execute(&check).await?;
     let standby = PostgresServer::standby_of(&stack.postgres, None)?;
-    stack.restart_consumers(format!(
+    let link = match (options.redis, stack.redis.servers()) {
+        (Deployment::One, [server]) => Some(Link::start(server.port()).await?),
+        _ => None,
+    };
+    let database_url = format!(
         "postgres://{CONSUMER_ROLE}@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=read-write",
         stack.postgres.port(),
         standby.port()
-    ))?;
+    );
+    let redis_url = link.iter().map(|link| ("REDIS_URL", link.redis_url()));
+    stack.restart_consumers(redis_url.chain([("DATABASE_URL", database_url)]))?;
 
     let until = Instant::now() + options.duration;
     let load = Load {
@@ -110,6 +118,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let injector = Injector {
         stack,
         standby,
+        link,
         redis: redis.clone(),
         runtime: Handle::current(),
         stop,

@@ -101,9 +101,12 @@ impl Stack {
         Ok(())
     }
 
-    /// Restarts the consumers one after another with another database.
-    pub(crate) fn restart_consumers(&mut self, database_url: String) -> Result<(), StackError> {
-        self.consumer_settings.push(("DATABASE_URL", database_url));
+    /// Restarts the consumers one after another with further settings.
+    pub(crate) fn restart_consumers(
+        &mut self,
+        settings: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<(), StackError> {
+        self.consumer_settings.extend(settings);
         for number in 0..self.consumers.len() {
             self.consumers[number].stop()?;
             self.replace_consumer(number)?;

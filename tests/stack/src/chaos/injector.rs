@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     chaos::{
+        link::Link,
         malformed::Malformed,
         plan::{Fault, FaultKind, Plan},
     },
@@ -41,6 +42,8 @@ pub(crate) enum InjectorError {
 pub(crate) struct Injector {
     pub(crate) stack: Stack,
     pub(crate) standby: PostgresServer,
+    /// Link between Redis and the consumers, unless Redis is a cluster.
+    pub(crate) link: Option<Link>,
     pub(crate) redis: Connections,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
@@ -96,6 +99,7 @@ impl Injector {
             FaultKind::FreezeRedis => self.freeze_redis(fault, |_| ())?,
             FaultKind::KillConsumerAtFrozenPostgres => self.kill_consumer_at_frozen_postgres(fault)?,
             FaultKind::KillConsumerAtFrozenRedis => self.kill_consumer_at_frozen_redis(fault)?,
+            FaultKind::SlowLink => self.slow_link(fault),
             FaultKind::MoveSlot => self.move_slot(fault)?,
             FaultKind::CutRedisConnections => self.cut_redis_connections()?,
             FaultKind::CutPostgresConnections => self.cut_postgres_connections()?,

@@ -12,6 +12,9 @@ use shared::{
 /// Valid likes that share an entry with an invalid one are for this post.
 pub(crate) const NEIGHBOUR_POST: u64 = 2_000_000_012;
 
+/// Size of a large entry.
+const LARGE_BYTES: usize = 128 << 10;
+
 /// All malformed entries whose append succeeded or may have succeeded.
 #[derive(Default)]
 pub(crate) struct Malformed {
@@ -54,6 +57,13 @@ impl Entry {
         }
     }
 
+    /// Builds a large malformed entry with a unique payload.
+    fn large(number: u32) -> Self {
+        let mut garbage = [b"\xc1 large ".as_slice(), &number.to_be_bytes()].concat();
+        garbage.resize(LARGE_BYTES, b'x');
+        Self::rejected_as_a_whole(garbage)
+    }
+
     fn rejected_as_a_whole(payload: Vec<u8>) -> Self {
         let payload = Bytes::from(payload);
         Self { dead_letter: payload.clone(), payload, neighbour: None }
@@ -77,10 +87,19 @@ impl Malformed {
     /// Appends a malformed entry.
     pub(crate) async fn append(&mut self, redis: &Connections, keys: &Keys) {
         self.count += 1;
-        let entry = Entry::new(self.count);
         let streams: Vec<String> = keys.streams().collect();
         let stream = &streams[self.count as usize % streams.len()];
-        let args = vec![stream.as_str().into(), "*".into(), codec::FIELD.into(), entry.payload.into()];
+        self.append_entry(redis, stream, Entry::new(self.count)).await;
+    }
+
+    /// Appends a large malformed entry to a stream.
+    pub(crate) async fn append_large(&mut self, redis: &Connections, stream: &str) {
+        self.count += 1;
+        self.append_entry(redis, stream, Entry::large(self.count)).await;
+    }
+
+    async fn append_entry(&mut self, redis: &Connections, stream: &str, entry: Entry) {
+        let args = vec![stream.into(), "*".into(), codec::FIELD.into(), entry.payload.into()];
         let appended = redis.run::<String>(stream, Retry::NonIdempotent, "XADD", args).await;
         let certainty = if appended.is_ok() { Certainty::Appended } else { Certainty::Indeterminate };
         self.dead_letters.insert(entry.dead_letter, certainty);

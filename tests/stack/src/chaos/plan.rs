@@ -52,12 +52,14 @@ pub(crate) enum FaultKind {
     SlowRows,
     /// A transaction of another application holds a key that is sent soon, and ends without it.
     LockKey,
+    /// Large entries have to pass a slow link between Redis and the consumers.
+    SlowLink,
     /// Migration of the slot of a partition to another primary.
     MoveSlot,
 }
 
 impl FaultKind {
-    /// Kinds that need no Redis Cluster.
+    /// Kinds for every deployment of Redis.
     pub(crate) const COMMON: [Self; 22] = [
         Self::KillConsumer,
         Self::KillIngest,
@@ -85,8 +87,12 @@ impl FaultKind {
 
     /// Kinds for a deployment of Redis.
     pub(crate) fn all(redis: Deployment) -> Vec<Self> {
-        let cluster_kinds = [Self::MoveSlot].into_iter().filter(|_| redis == Deployment::Cluster);
-        Self::COMMON.into_iter().chain(cluster_kinds).collect()
+        let special = match redis {
+            // The nodes of a cluster name their own addresses, so no link can be in between.
+            Deployment::One => Self::SlowLink,
+            Deployment::Cluster => Self::MoveSlot,
+        };
+        Self::COMMON.into_iter().chain([special]).collect()
     }
 }
 
@@ -115,6 +121,7 @@ impl fmt::Display for FaultKind {
             Self::RevokeRights => "revoked rights",
             Self::SlowRows => "slow rows",
             Self::LockKey => "locked key",
+            Self::SlowLink => "slow link to Redis",
             Self::MoveSlot => "slot migration",
         };
         f.pad(name)

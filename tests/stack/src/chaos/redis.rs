@@ -5,6 +5,11 @@ use fred::prelude::Value;
 
 use crate::chaos::{injector::Injector, plan::Fault};
 
+const SLOW_BYTES_PER_SECOND: u32 = 4_000_000;
+
+/// Number of large entries that have to pass a slow link: half a second.
+const LARGE_ENTRIES: u32 = 16;
+
 impl Injector {
     pub(super) fn restart_redis(&mut self, fault: Fault) -> Result<(), StackError> {
         let server = self.stack.redis.server_of(&stream_of(fault))?;
@@ -64,6 +69,22 @@ impl Injector {
                 malformed.append(redis, &keys).await;
             }
         });
+    }
+
+    pub(super) fn slow_link(&mut self, fault: Fault) {
+        let Some(link) = &self.link else { return };
+        link.limit(Some(SLOW_BYTES_PER_SECOND));
+        let stream = stream_of(fault);
+        let Self { runtime, redis, malformed, .. } = self;
+        runtime.block_on(async {
+            for _ in 0..LARGE_ENTRIES {
+                malformed.append_large(redis, &stream).await;
+            }
+        });
+        self.pause(fault.outage);
+        if let Some(link) = &self.link {
+            link.limit(None);
+        }
     }
 
     /// Sends a command to all servers.
