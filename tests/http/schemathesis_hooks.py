@@ -48,6 +48,7 @@ def every_like_of_a_batch_is_accounted_for(ctx, response, case):
     indices = [error["index"] for error in batch["errors"]]
     total = batch["accepted"] + batch["rejected"]
     assert total == len(sent), "accepted + rejected is not the size of the batch"
-    assert len(indices) + batch.get("errors_omitted", 0) == batch["rejected"], "number of errors differs from rejected"
+    errors = len(indices) + batch.get("errors_omitted", 0)
+    assert errors == batch["rejected"], "number of errors differs from rejected"
     assert indices == sorted(set(indices)), "indices are not in ascending order"
     assert set(indices) <= set(range(len(sent))), "an index is out of range"
