@@ -61,7 +61,7 @@ enum Deployment {
 impl Redis {
     /// Reads the URL and the certificate files. Nothing is connected yet.
     pub fn new(args: &RedisArgs) -> Result<Self, SettingError> {
-        Self::with(args.url()?.expose_secret(), args.redis_timeout, Files::of(args))
+        Self::with(args.url().read()?.expose_secret(), args.redis_timeout, Files::of(args))
     }
 
     /// Parses a URL. `timeout` is the time limit of a command.

@@ -1,11 +1,12 @@
 //! Settings from the command line and the environment.
 //!
 //! Purpose: parse flags and variables with clap, and report an invalid one in one line that names it. `args` has the groups
-//! of options that several programs share, `server_url` the checks of URLs with a password. May depend on `wire`. Must not
-//! know Redis, Postgres or the services.
+//! of options that several programs share, `secret_source` the secrets that files can hold, `server_url` the checks of URLs
+//! with a password. May depend on `wire`. Must not know Redis, Postgres or the services.
 
 pub mod args;
 pub mod headings;
+pub mod secret_source;
 pub(crate) mod server_url;
 
 use std::{borrow::Cow, fmt, process};

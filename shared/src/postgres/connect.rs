@@ -32,7 +32,7 @@ pub struct Postgres {
 impl Postgres {
     /// Parses the URL and reads the certificate files. Nothing is connected yet.
     pub fn new(args: &PostgresArgs, application_name: &str) -> Result<Self, SettingError> {
-        let url = args.url()?;
+        let url = args.url().read()?;
         let (parameters, mut config) =
             url::parse(url.expose_secret()).map_err(|problem| SettingError::new("DATABASE_URL", problem))?;
         let tls = parameters.apply(&mut config)?;

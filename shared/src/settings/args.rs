@@ -5,8 +5,7 @@
 
 use std::{
     convert::Infallible,
-    fmt::{self, Display},
-    fs,
+    fmt::Display,
     net::SocketAddr,
     ops::{Bound, RangeBounds},
     path::PathBuf,
@@ -16,11 +15,11 @@ use std::{
 
 use bytesize::ByteSize;
 use clap::Args;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use thiserror::Error;
 
 use crate::{
-    settings::SettingError,
+    settings::secret_source::SecretSource,
     wire::partition::{KeyPrefix, PartitionCount},
 };
 
@@ -64,9 +63,9 @@ pub struct RedisArgs {
 }
 
 impl RedisArgs {
-    /// Returns the URL, from the file if one is set.
-    pub fn url(&self) -> Result<SecretString, SettingError> {
-        secret("REDIS_URL_FILE", &self.redis_url, self.redis_url_file.as_ref())
+    /// Returns the source of the URL.
+    pub fn url(&self) -> SecretSource {
+        SecretSource::new(("REDIS_URL", &self.redis_url), ("REDIS_URL_FILE", self.redis_url_file.as_ref()))
     }
 }
 
@@ -92,9 +91,10 @@ pub struct PostgresArgs {
 }
 
 impl PostgresArgs {
-    /// Returns the URL, from the file if one is set.
-    pub fn url(&self) -> Result<SecretString, SettingError> {
-        secret("DATABASE_URL_FILE", &self.database_url, self.database_url_file.as_ref())
+    /// Returns the source of the URL.
+    pub fn url(&self) -> SecretSource {
+        let file = ("DATABASE_URL_FILE", self.database_url_file.as_ref());
+        SecretSource::new(("DATABASE_URL", &self.database_url), file)
     }
 }
 
@@ -221,26 +221,10 @@ pub fn trimmed(text: &str) -> Result<String, Infallible> {
     Ok(text.trim().to_owned())
 }
 
-/// Returns the contents of the file if one is set, else the value. Both without white space around them.
-fn secret(
-    file_setting: &'static str,
-    value: &SecretString,
-    file: Option<&PathBuf>,
-) -> Result<SecretString, SettingError> {
-    let Some(file) = file else { return Ok(value.expose_secret().trim().into()) };
-    let failed = |problem: &dyn fmt::Display| SettingError::new(file_setting, problem);
-    let text = fs::read_to_string(file)
-        .map_err(|error| failed(&format_args!("cannot read {}: {error}", file.display())))?;
-    let text = SecretString::from(text.trim());
-    if text.expose_secret().is_empty() {
-        return Err(failed(&format_args!("{} is empty; expected a URL in this file", file.display())));
-    }
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use secrecy::ExposeSecret;
 
     use super::*;
 
@@ -261,7 +245,7 @@ mod tests {
         ])
         .unwrap();
         assert!(!format!("{flags:?}").contains("hunter2"));
-        assert!(flags.redis.url().unwrap().expose_secret().contains("hunter2"));
+        assert!(flags.redis.url().read().unwrap().expose_secret().contains("hunter2"));
     }
 
     #[test]
@@ -272,8 +256,8 @@ mod tests {
             "--database-url=postgres://u@127.0.0.1/d\r\n",
         ])
         .unwrap();
-        assert_eq!(flags.redis.url().unwrap().expose_secret(), "redis://127.0.0.1:1");
-        assert_eq!(flags.postgres.url().unwrap().expose_secret(), "postgres://u@127.0.0.1/d");
+        assert_eq!(flags.redis.url().read().unwrap().expose_secret(), "redis://127.0.0.1:1");
+        assert_eq!(flags.postgres.url().read().unwrap().expose_secret(), "postgres://u@127.0.0.1/d");
     }
 
     #[test]
