@@ -2,14 +2,13 @@
 
 use std::{future::Future, time::Duration};
 
-use deadpool_postgres::Pool;
 use fred::prelude::Error;
 use opentelemetry::{
     KeyValue,
     metrics::{AsyncInstrument, Counter, Gauge, Histogram, Meter},
 };
 use shared::{
-    postgres::FailureClass,
+    postgres::{FailureClass, Pool},
     redis,
     telemetry::{
         counting,

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use deadpool_postgres::Pool;
 use shared::{
     error_chain::one_line,
+    postgres::Pool,
     runtime::admin::{Check, Health},
     telemetry::Telemetry,
     wire::partition::PartitionCount,

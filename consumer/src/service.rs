@@ -2,10 +2,9 @@
 
 use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
 
-use deadpool_postgres::BuildError;
 use shared::{
     cluster_settings::{self, ClusterSettingsError},
-    postgres::{self, Postgres},
+    postgres::{BuildError, ConnectError, Postgres},
     redis::{Connections, Redis, is_refusal},
     runtime::{
         admin::{self, Health},
@@ -47,7 +46,7 @@ pub(crate) enum ConsumerError {
     #[error(transparent)]
     Redis(#[from] Unreachable<fred::error::Error>),
     #[error(transparent)]
-    Postgres(#[from] Unreachable<tokio_postgres::Error>),
+    Postgres(#[from] Unreachable<ConnectError>),
     #[error(transparent)]
     Schema(#[from] SchemaError),
     #[error(transparent)]
@@ -140,15 +139,19 @@ async fn connect(
     cluster_settings::warn_of_eviction(&connections).await;
 
     let client =
-        wait_for(postgres.address(), "DATABASE_URL", limit, postgres::is_refusal, || postgres.connect())
+        wait_for(postgres.address(), "DATABASE_URL", limit, ConnectError::is_refusal, || postgres.connect())
             .await?;
     if settings.postgres_pooling == Pooling::Session && session::shares_sessions(postgres, &client).await {
         return Err(session::wrong_setting().into());
     }
-    let checked = timeout(limit, schema::check(&client)).await;
+    let checked = timeout(limit, schema::check(&*client)).await;
     checked.map_err(|_| {
         let waited = humantime::format_duration(limit);
-        ConsumerError::Postgres(Unreachable::Silent { server: postgres.address(), waited, source: None })
+        ConsumerError::Postgres(Unreachable::Silent {
+            server: postgres.address().to_owned(),
+            waited,
+            source: None,
+        })
     })??;
     Ok((connections, partitions))
 }

@@ -9,9 +9,8 @@ mod trim;
 
 use std::{sync::Arc, time::Duration};
 
-use deadpool_postgres::Pool;
 use opentelemetry::metrics::Meter;
-use shared::{runtime::admin::Check, wire::partition::PartitionCount};
+use shared::{postgres::Pool, runtime::admin::Check, wire::partition::PartitionCount};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 

@@ -13,7 +13,7 @@ use futures_util::future::try_join_all;
 use shared::{
     cluster_settings,
     error_chain::one_line,
-    postgres::{self, Postgres},
+    postgres::{ConnectError, Postgres, Session},
     redis::{Connections, Redis, is_refusal},
     runtime::service::wait_for,
     settings::args::{PostgresArgs, RedisArgs, StreamArgs, positive_duration},
@@ -194,10 +194,10 @@ pub(crate) async fn postgres(
     args: &PostgresArgs,
     command: &str,
     limit: Duration,
-) -> Result<(tokio_postgres::Client, Postgres), CliError> {
+) -> Result<(Session, Postgres), CliError> {
     let postgres = Postgres::new(args, command).map_err(|error| CliError::Usage(error.to_string()))?;
     let client =
-        wait_for(postgres.address(), "DATABASE_URL", limit, postgres::is_refusal, || postgres.connect())
+        wait_for(postgres.address(), "DATABASE_URL", limit, ConnectError::is_refusal, || postgres.connect())
             .await?;
     Ok((client, postgres))
 }

@@ -84,7 +84,7 @@ macro_rules! impl_from {
 impl_from!(
     Box<dyn Error>,
     shared::runtime::service::Unreachable<fred::error::Error>,
-    shared::runtime::service::Unreachable<tokio_postgres::Error>,
+    shared::runtime::service::Unreachable<shared::postgres::ConnectError>,
     serde_json::Error
 );
 

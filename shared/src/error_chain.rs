@@ -5,7 +5,6 @@
 
 use std::{error::Error, io};
 
-use deadpool_postgres::{HookError, PoolError, TimeoutType};
 use rustls::{CertificateError, InvalidMessage, PeerIncompatible};
 
 /// Returns an error and its sources in one line, joined by colons.
@@ -33,12 +32,6 @@ fn text(error: &(dyn Error + 'static)) -> String {
         // Without the kind, as in `IO Error: …`.
         return error.details().to_owned();
     }
-    if let Some(error) = error.downcast_ref::<PoolError>() {
-        return pool_text(error).to_owned();
-    }
-    if let Some(HookError::Backend(_)) = error.downcast_ref() {
-        return String::new();
-    }
     if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
         return postgres_text(error);
     }
@@ -48,17 +41,6 @@ fn text(error: &(dyn Error + 'static)) -> String {
     // The source of an I/O error is the source of the error that it wraps, and not that error itself.
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     wrapped.and_then(|wrapped| wrapped.downcast_ref()).map_or_else(|| error.to_string(), tls_text)
-}
-
-fn pool_text(error: &PoolError) -> &'static str {
-    match error {
-        PoolError::Timeout(TimeoutType::Wait) => "timed out waiting for a free connection of the pool",
-        PoolError::Timeout(TimeoutType::Create) => "no reply within the time limit",
-        PoolError::Timeout(TimeoutType::Recycle) => "no reply to the check of a pooled connection",
-        PoolError::Closed => "the connection pool is closed",
-        PoolError::NoRuntimeSpecified => "the connection pool has no runtime for its timeouts",
-        PoolError::Backend(_) | PoolError::PostCreateHook(_) => "",
-    }
 }
 
 fn postgres_text(error: &tokio_postgres::Error) -> String {
@@ -152,14 +134,6 @@ mod tests {
         let refused = || io::Error::from_raw_os_error(111);
         assert_eq!(one_line(&Outer(refused())), "cannot read the file: Connection refused (os error 111)");
         assert_eq!(one_line(&Repeating(refused())), "cannot connect: Connection refused (os error 111)");
-    }
-
-    #[test]
-    fn pool_errors_have_no_words_of_the_pool() {
-        let timeout = PoolError::Timeout(TimeoutType::Wait);
-        assert_eq!(one_line(&timeout), "timed out waiting for a free connection of the pool");
-        let hook = PoolError::PostCreateHook(HookError::message("no reply within 5 s"));
-        assert_eq!(one_line(&hook), "no reply within 5 s");
     }
 
     #[test]

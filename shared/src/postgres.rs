@@ -3,13 +3,22 @@
 //! Purpose: connect with libpq's TLS parameters, classify failures, and encode rows for a binary COPY. May depend on
 //! `settings`, `tls` and `wire`. Must not know any statement of the pipeline: those are in the consumer's `store`.
 
+mod backends;
 mod classify;
 mod connect;
 pub mod copy_format;
+mod error;
+mod pool;
+mod socket;
+mod target;
 mod tls;
 mod url;
 
+pub use deadpool::managed::BuildError;
+
 pub use self::{
-    classify::{FailureClass, classify, is_refusal},
+    classify::{FailureClass, classify},
     connect::Postgres,
+    error::ConnectError,
+    pool::{Pool, PooledSession, Session},
 };

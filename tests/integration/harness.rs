@@ -167,7 +167,7 @@ impl Setup {
         self.folder.path()
     }
 
-    fn migrate(&self) {
+    pub(crate) fn migrate(&self) {
         let migrated = run("likesctl", &["migrate"], &[("DATABASE_URL", &self.database_url())]);
         assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
     }
@@ -192,7 +192,13 @@ impl Setup {
 
     /// Starts a program without waiting until it is ready.
     pub(crate) fn start(&self, name: &str, over: Settings<'_>) -> Program {
-        let settings = self.settings(over);
+        self.start_without("", name, over)
+    }
+
+    /// Starts a program as [`Self::start`] does, without a setting that the setup has.
+    pub(crate) fn start_without(&self, setting: &str, name: &str, over: Settings<'_>) -> Program {
+        let mut settings = self.settings(over);
+        settings.retain(|(name, _)| name != setting);
         let settings: Vec<(&str, String)> =
             settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         let log = self.log(name, self.logs.fetch_add(1, Ordering::Relaxed));

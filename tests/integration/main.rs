@@ -40,6 +40,7 @@ mod overload;
 mod ownership;
 mod pgbouncer;
 mod pipeline;
+mod postgres_connections;
 mod proxy;
 mod quotas;
 mod recovery;

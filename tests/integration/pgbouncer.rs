@@ -169,7 +169,7 @@ async fn a_pooler_without_a_free_session_is_retried_with_a_timeout() {
     hog.batch_execute("BEGIN").await.unwrap();
     setup.append(&likes(50), 1).await;
     eventually("attempts fail, new connections too", async || failed(&consumer) >= 3.0).await;
-    assert!(consumer.log_text().contains("no reply within 5 s"), "{}", consumer.log_text());
+    assert!(consumer.log_text().contains("no reply within 5s"), "{}", consumer.log_text());
 
     let redis = setup.redis.url();
     let late =

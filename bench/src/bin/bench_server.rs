@@ -1,14 +1,13 @@
 //! The HTTP service of ingest with another sink, for comparison.
 
-use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, process::ExitCode, sync::Arc};
 
 use clap::{Parser, ValueEnum};
-use deadpool_postgres::{BuildError, Pool};
 use ingest::{Accepted, LikeSink, PublishError, RequestSpan, config::default_threads};
 use mimalloc::MiMalloc;
 use shared::{
     error_chain::one_line,
-    postgres::Postgres,
+    postgres::{BuildError, Pool, Postgres},
     runtime::{
         admin::{self, Health},
         service::{self, Failure},
@@ -154,7 +153,6 @@ async fn run(
         Sink::Insert => {
             let postgres = Postgres::new(&settings.postgres, "likestream bench")?;
             let pool = postgres.pool(settings.connections, String::new())?;
-            pool.timeouts().wait.get_or_insert(Duration::from_secs(30));
             ingest::serve_with(listener, InsertEach { pool, entry_id }, &telemetry, shutdown).await;
         }
     }

@@ -1,6 +1,6 @@
 //! The writer's interface to Postgres. Unit tests replace it with a table in memory.
 
-use deadpool_postgres::Pool;
+use shared::postgres::Pool;
 
 use crate::store::{
     batch::Batch,

@@ -1,10 +1,9 @@
 //! Bisection of a batch in savepoints of one transaction, to find rejected rows.
 
-use deadpool_postgres::Object;
 use futures_util::future;
 use shared::{
     error_chain::one_line,
-    postgres::{self, FailureClass},
+    postgres::{self, FailureClass, PooledSession},
 };
 use tokio::time::Instant;
 
@@ -20,7 +19,7 @@ use crate::store::{
 /// A rejected piece costs a savepoint, not a separate transaction. Deferred constraints are checked with each piece,
 /// because a failed COMMIT does not identify the piece.
 pub(super) async fn bisect(
-    connection: &Object,
+    connection: &PooledSession,
     transactions: Transactions,
     batch: &Batch,
     deadline: Instant,

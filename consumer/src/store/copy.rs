@@ -1,8 +1,10 @@
 //! COPY of rows: direct copy (fast path) for rows predicted to be new, staged copy (safe path) for all others.
 
-use deadpool_postgres::Object;
 use futures_util::{SinkExt, future};
-use shared::{postgres::copy_format, wire::like::Like};
+use shared::{
+    postgres::{PooledSession, copy_format},
+    wire::like::Like,
+};
 use tokio::pin;
 use tokio_postgres::SimpleQueryMessage;
 
@@ -25,7 +27,7 @@ COMMIT";
 /// trips, and one more if a statement must be prepared. A step fails if the step before it failed, so COMMIT is executed,
 /// and a row count returned, only if every step succeeded.
 pub(super) async fn staged_copy(
-    connection: &Object,
+    connection: &PooledSession,
     transactions: Transactions,
     rows: &[Like],
 ) -> Result<u64, WriteError> {
@@ -50,7 +52,7 @@ pub(super) async fn staged_copy(
 /// Statements are sent together as in [`staged_copy`]. COMMIT after a failed step rolls back without an error, so replies
 /// are checked in order: the reply to COMMIT counts only if every step before it succeeded.
 pub(super) async fn direct_copy(
-    connection: &Object,
+    connection: &PooledSession,
     transactions: Transactions,
     Split { fresh, known }: &Split,
 ) -> Result<u64, WriteError> {
@@ -74,7 +76,7 @@ pub(super) async fn direct_copy(
 /// Runs COPY, sent together with the statements before and after it. Returns the number of copied rows, which is lower than
 /// the number of rows if a trigger skips some.
 async fn copy<A>(
-    connection: &Object,
+    connection: &PooledSession,
     transactions: Transactions,
     sql: &str,
     rows: &[Like],

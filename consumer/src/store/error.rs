@@ -1,7 +1,6 @@
 //! Errors of batch writes.
 
-use deadpool_postgres::{HookError, PoolError};
-use shared::postgres::{self, FailureClass};
+use shared::postgres::{self, ConnectError, FailureClass};
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
@@ -11,7 +10,7 @@ use crate::store::session;
 #[derive(Debug, Error)]
 pub enum WriteError {
     #[error("cannot connect to Postgres")]
-    Connect(#[source] PoolError),
+    Connect(#[source] ConnectError),
     #[error("Postgres transaction failed")]
     Postgres(#[source] tokio_postgres::Error),
     #[error("a connection pooler shares the sessions of Postgres")]
@@ -24,10 +23,10 @@ pub enum WriteError {
     Answer,
 }
 
-impl From<PoolError> for WriteError {
-    fn from(error: PoolError) -> Self {
+impl From<ConnectError> for WriteError {
+    fn from(error: ConnectError) -> Self {
         match error {
-            PoolError::PostCreateHook(HookError::Backend(error)) if session::is_of_shared_session(&error) => {
+            ConnectError::Session(error) if session::is_of_shared_session(&error) => {
                 Self::SharedSession(Some(error))
             }
             error => Self::Connect(error),
@@ -51,13 +50,8 @@ impl WriteError {
         match self {
             Self::Postgres(error) => postgres::classify(error),
             Self::SharedSession(_) => FailureClass::Halt,
-            Self::Connect(
-                PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)),
-            ) => match postgres::classify(error) {
-                FailureClass::Halt => FailureClass::Halt,
-                FailureClass::Retry | FailureClass::Reject => FailureClass::Retry,
-            },
-            Self::Connect(_) | Self::Timeout | Self::Staged { .. } | Self::Answer => FailureClass::Retry,
+            Self::Connect(error) => error.class(),
+            Self::Timeout | Self::Staged { .. } | Self::Answer => FailureClass::Retry,
         }
     }
 }
@@ -85,11 +79,8 @@ impl WriteError {
     /// Returns the SQLSTATE. Postgres has about two hundred of them.
     pub(super) fn sqlstate(&self) -> Option<&str> {
         match self {
-            Self::Postgres(error)
-            | Self::SharedSession(Some(error))
-            | Self::Connect(
-                PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)),
-            ) => error.code().map(SqlState::code),
+            Self::Postgres(error) | Self::SharedSession(Some(error)) => error.code().map(SqlState::code),
+            Self::Connect(error) => error.sqlstate(),
             _ => None,
         }
     }

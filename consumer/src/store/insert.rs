@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use deadpool_postgres::Object;
-use shared::wire::like::Like;
+use shared::{postgres::PooledSession, wire::like::Like};
 use tokio_postgres::{Error, types::Type};
 
 const INSERT: &str = "
@@ -12,7 +11,7 @@ SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[])
 ON CONFLICT (user_id, post_id) DO NOTHING";
 
 /// Inserts rows. Returns the number of new rows.
-pub(crate) async fn insert(connection: &Object, rows: &[Like]) -> Result<u64, Error> {
+pub(crate) async fn insert(connection: &PooledSession, rows: &[Like]) -> Result<u64, Error> {
     let user_ids: Vec<i64> = rows.iter().map(Like::user_id).collect();
     let post_ids: Vec<i64> = rows.iter().map(Like::post_id).collect();
     let created_at: Vec<SystemTime> = rows.iter().map(created_at).collect();

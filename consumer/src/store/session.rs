@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
-use deadpool_postgres::Object;
-use shared::{postgres::Postgres, settings::SettingError};
+use shared::{
+    postgres::{ConnectError, PooledSession, Postgres},
+    settings::SettingError,
+};
 use tokio::time::timeout;
 use tokio_postgres::{Client, Error, Statement, error::SqlState};
 
@@ -14,6 +16,23 @@ fn staging_table(on_commit: &str) -> String {
     let columns = "user_id bigint, post_id bigint, created_at timestamptz";
     format!("CREATE TEMPORARY TABLE likes_batch ({columns}) ON COMMIT {on_commit};")
 }
+
+/// Lets the end of the session, which removes the staging table, wait for no synchronous standby: Postgres does not cancel
+/// that wait, and such backends would accumulate. Keeps the setting for transactions.
+const WAIT_FOR_NO_STANDBY: &str = "
+SELECT set_config('likestream.synchronous_commit', current_setting('synchronous_commit'), false);
+SET SESSION synchronous_commit = local;
+";
+
+/// Restores the setting for a transaction.
+const WAIT_FOR_STANDBY: &str =
+    "SELECT set_config('synchronous_commit', current_setting('likestream.synchronous_commit'), true);";
+
+/// Lets a transaction that finds all its rows in the table wait for a synchronous standby, too. An earlier transaction whose
+/// wait was cancelled may have stored the rows on the primary only. A commit waits only if its transaction has written to the
+/// log, and then also for everything before it.
+const REPLICATE_EARLIER_COMMITS: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'likestream', '') \
+     WHERE current_setting('synchronous_standby_names') <> '';";
 
 /// Number of comparisons in [`shares_sessions`].
 const COMPARISONS: usize = 3;
@@ -42,7 +61,9 @@ impl Transactions {
     /// Returns the SQL to run on a new connection.
     pub fn connected(self) -> String {
         match self.pooling {
-            Pooling::Session => self.bounds("SESSION", false) + &staging_table("DELETE ROWS"),
+            Pooling::Session => {
+                self.bounds("SESSION", false) + WAIT_FOR_NO_STANDBY + &staging_table("DELETE ROWS")
+            }
             Pooling::Transaction => String::new(),
         }
     }
@@ -50,10 +71,10 @@ impl Transactions {
     /// Returns the SQL that starts a transaction, with or without the staging table.
     pub fn begin(self, stages: bool) -> String {
         match self.pooling {
-            Pooling::Session => "BEGIN;".to_owned(),
+            Pooling::Session => format!("BEGIN;{WAIT_FOR_STANDBY}{REPLICATE_EARLIER_COMMITS}"),
             Pooling::Transaction => {
                 let staging_table = if stages { staging_table("DROP") } else { String::new() };
-                format!("BEGIN;{}{staging_table}", self.bounds("LOCAL", true))
+                format!("BEGIN;{}{REPLICATE_EARLIER_COMMITS}{staging_table}", self.bounds("LOCAL", true))
             }
         }
     }
@@ -85,7 +106,7 @@ SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting(
 
     /// Prepares a statement within a transaction. The statement must be dropped before COMMIT is sent: in a shared session,
     /// dropping closes it, so that the next client of the session does not find its name in use.
-    pub async fn prepare(self, connection: &Object, sql: &str) -> Result<Statement, Error> {
+    pub async fn prepare(self, connection: &PooledSession, sql: &str) -> Result<Statement, Error> {
         match self.pooling {
             Pooling::Session => connection.prepare_cached(sql).await,
             Pooling::Transaction => connection.prepare(sql).await,
@@ -108,12 +129,16 @@ pub fn wrong_setting() -> SettingError {
     )
 }
 
-async fn meets_another_session(postgres: &Postgres, client: &Client) -> Result<bool, Error> {
+async fn meets_another_session(postgres: &Postgres, client: &Client) -> Result<bool, ConnectError> {
     let other = postgres.connect().await?;
+    compare(client, &other).await.map_err(ConnectError::Session)
+}
+
+async fn compare(client: &Client, other: &Client) -> Result<bool, Error> {
     for _ in 0..COMPARISONS {
         let before = session_of(client).await?;
         let after = session_of(client).await?;
-        if before != after || after == session_of(&other).await? {
+        if before != after || after == session_of(other).await? {
             return Ok(true);
         }
     }

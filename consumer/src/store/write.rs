@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool};
 use opentelemetry::KeyValue;
 use shared::{
     error_chain::one_line,
-    postgres::{self, FailureClass},
+    postgres::{self, FailureClass, Pool, PooledSession},
     telemetry::names,
     wire::like::Like,
 };
@@ -169,7 +168,7 @@ async fn transact(
     let done = time::timeout(limit, work).await.unwrap_or(Err(WriteError::Timeout));
     if done.is_err() {
         // Must not return to the pool in the middle of its transaction.
-        drop(Object::take(connection));
+        drop(PooledSession::take(connection));
     }
     done
 }

@@ -1,9 +1,12 @@
 //! Probes Redis and Postgres for `/readyz`.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
-use deadpool_postgres::{Object, Pool, PoolError};
-use shared::{error_chain::one_line, runtime::admin::Check};
+use shared::{
+    error_chain::one_line,
+    postgres::{ConnectError, Pool, PooledSession},
+    runtime::admin::Check,
+};
 use thiserror::Error;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
@@ -14,17 +17,20 @@ use crate::{
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Timeout for a connection from the pool, and for the response of Postgres.
+/// Time after which Postgres counts as unavailable. The probe waits on: another one would need another connection.
 const LIMIT: Duration = Duration::from_secs(3);
+
+/// Time after which the probe closes its connection.
+const GIVE_UP: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Error)]
 enum ProbeError {
     #[error("cannot connect to Postgres")]
-    Connect(#[from] PoolError),
+    Connect(#[from] ConnectError),
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    #[error("no response within {} s", LIMIT.as_secs())]
-    Timeout,
+    #[error("no response within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
 }
 
 /// Probes both servers periodically until dropped.
@@ -44,7 +50,13 @@ async fn watch_postgres(pool: Pool, check: Check) {
     let mut ticks = ticks();
     loop {
         ticks.tick().await;
-        report(&check, probe_postgres(&pool).await, "Postgres");
+        let mut probing = pin!(probe_postgres(&pool));
+        if let Ok(answer) = timeout(LIMIT, &mut probing).await {
+            report(&check, answer, "Postgres");
+            continue;
+        }
+        report(&check, Err(ProbeError::Timeout(LIMIT)), "Postgres");
+        report(&check, probing.await, "Postgres");
     }
 }
 
@@ -55,13 +67,13 @@ fn ticks() -> Interval {
 }
 
 async fn probe_postgres(pool: &Pool) -> Result<(), ProbeError> {
-    let connection = timeout(LIMIT, pool.get()).await.map_err(|_| ProbeError::Timeout)??;
-    let answer = timeout(LIMIT, schema::check(&**connection)).await;
+    let connection = pool.get().await?;
+    let answer = timeout(GIVE_UP, schema::check(&**connection)).await;
     if answer.is_err() {
         // The response is still outstanding, so the connection cannot be reused.
-        drop(Object::take(connection));
+        drop(PooledSession::take(connection));
     }
-    Ok(answer.map_err(|_| ProbeError::Timeout)??)
+    Ok(answer.map_err(|_| ProbeError::Timeout(GIVE_UP))??)
 }
 
 fn report<E: std::error::Error + 'static>(check: &Check, answer: Result<(), E>, server: &str) {

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use shared::{
+    postgres::Session,
     settings::args::{PostgresArgs, partition_count},
     wire::partition::PartitionCount,
 };
@@ -59,7 +60,7 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
         let checked = redis::check(&mut findings, context).await;
         findings.record_failure("redis", checked)?;
         partitions(&mut findings, context, options.likes_partitions)?;
-        let checked = clocks(&mut findings, context, client.as_ref()).await;
+        let checked = clocks(&mut findings, context, client.as_deref()).await;
         findings.record_failure("clocks", checked)?;
         match context.overview(&context.partitions_of(None)?).await {
             Ok(overview) => {
@@ -92,7 +93,10 @@ async fn connect_to_redis(findings: &mut Findings, options: &Options) -> Result<
     }
 }
 
-async fn connect_to_postgres(findings: &mut Findings, options: &Options) -> Result<Option<Client>, CliError> {
+async fn connect_to_postgres(
+    findings: &mut Findings,
+    options: &Options,
+) -> Result<Option<Session>, CliError> {
     let limit = options.redis.startup_timeout;
     match context::postgres(&options.postgres, "likesctl doctor", limit).await {
         Ok((client, _)) => Ok(Some(client)),

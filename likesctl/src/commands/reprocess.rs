@@ -13,9 +13,8 @@ use consumer::{
         write,
     },
 };
-use deadpool_postgres::Pool;
 use futures_util::FutureExt;
-use shared::{error_chain::one_line, settings::args::PostgresArgs, stderr::eprint_line};
+use shared::{error_chain::one_line, postgres::Pool, settings::args::PostgresArgs, stderr::eprint_line};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -114,7 +113,7 @@ impl Options {
     async fn pool(&self) -> Result<Pool, CliError> {
         let limit = self.redis.startup_timeout;
         let (client, postgres) = context::postgres(&self.postgres, "likesctl reprocess", limit).await?;
-        let check = async { schema::check(&client).await.map_err(|error| CliError::Failed(error.into())) };
+        let check = async { schema::check(&*client).await.map_err(|error| CliError::Failed(error.into())) };
         context::answer(check).await?;
         let pool = postgres.pool(1, TRANSACTIONS.connected());
         pool.map_err(|error| CliError::Failed(error.into()))

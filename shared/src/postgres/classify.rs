@@ -4,10 +4,9 @@ use tokio_postgres::error::SqlState;
 
 use super::tls;
 
-/// Whether an operator has to act before a connection can succeed: unknown user or database, wrong password, a certificate
-/// that one side rejects.
-pub fn is_refusal(error: &tokio_postgres::Error) -> bool {
-    classify(error) == FailureClass::Halt
+/// Whether the server refuses the login: unknown user, wrong password, no line in `pg_hba.conf`.
+pub(super) fn is_login_refusal(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|state| state.code().starts_with("28"))
 }
 
 /// Class of a failed statement.

@@ -1,98 +1,83 @@
-//! Connections to Postgres, and the pool.
+//! Access to Postgres: single connections and the pool.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use deadpool_postgres::{
-    BuildError, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
-};
+use deadpool::managed::BuildError;
 use futures_util::future::BoxFuture;
-use secrecy::ExposeSecret;
-use tokio::time::timeout;
-use tokio_postgres::{Client, Config, config::Host};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::task::spawn_blocking;
 
-use super::{tls::Tls, url};
-use crate::settings::{SettingError, args::PostgresArgs};
+use super::{
+    backends::Backends,
+    error::ConnectError,
+    pool::{Pool, Session},
+    target::Target,
+};
+use crate::settings::{SettingError, args::PostgresArgs, secret_source::SecretSource};
 
-/// Time limit for connecting, and for waiting for a free connection of the pool.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that a program without a pool has open at a time.
+const CONNECTIONS: usize = 2;
 
-/// Time after which the kernel closes a connection with unacknowledged data.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Backends of closed connections that may still be ending, on each server.
+const ENDING_BACKENDS: usize = 2;
 
-/// Idle time before the first TCP keepalive probe.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-
-/// Parameters of connections to Postgres or to a pooler.
+/// How to connect to Postgres or to a pooler.
 #[derive(Clone)]
 pub struct Postgres {
-    config: Config,
-    tls: Tls,
+    url: SecretSource,
+    application_name: Arc<str>,
+    address: Arc<str>,
+    backends: Arc<Backends>,
 }
 
 impl Postgres {
-    /// Parses the URL and reads the certificate files. Nothing is connected yet.
+    /// Checks the URL and the certificate files. Nothing is connected yet.
     pub fn new(args: &PostgresArgs, application_name: &str) -> Result<Self, SettingError> {
-        let url = args.url().read()?;
-        let (parameters, mut config) =
-            url::parse(url.expose_secret()).map_err(|problem| SettingError::new("DATABASE_URL", problem))?;
-        let tls = parameters.apply(&mut config)?;
-        config.application_name(application_name);
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIMEOUT);
-        }
-        // The default is two hours, too long to notice a connection that was cut silently.
-        if config.get_keepalives_idle() == Duration::from_hours(2) {
-            config.keepalives_idle(KEEPALIVE_IDLE);
-        }
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(TCP_USER_TIMEOUT);
-        }
-        Ok(Self { config, tls })
+        let source = args.url();
+        let target = target(&source, &source.read()?, application_name)?;
+        Ok(Self {
+            url: source,
+            application_name: application_name.into(),
+            address: format!("Postgres at {}", target.hosts()).into(),
+            backends: Arc::new(Backends::new(CONNECTIONS + ENDING_BACKENDS)),
+        })
     }
 
-    /// Opens a connection, which closes when the client is dropped.
+    /// Opens a connection. Reads the URL and the certificates again if they come from files: they may have been replaced.
     ///
     /// # Errors
-    /// When the connection fails.
-    pub fn connect(&self) -> BoxFuture<'_, Result<Client, tokio_postgres::Error>> {
-        Box::pin(async { self.tls.connect(&self.config).await.map(|(client, _)| client) })
+    /// When a file cannot be used, or no host accepts the connection.
+    pub fn connect(&self) -> BoxFuture<'_, Result<Session, ConnectError>> {
+        Box::pin(async { self.target().await?.connect(&self.backends).await })
     }
 
-    /// Returns the hosts and ports.
-    pub fn address(&self) -> String {
-        let config = &self.config;
-        let hosts = config.get_hosts().iter().zip(config.get_ports().iter().chain(std::iter::repeat(&5432)));
-        let hosts = hosts.map(|(host, port)| match host {
-            Host::Tcp(name) => format!("{name}:{port}"),
-            Host::Unix(folder) => format!("{}:{port}", folder.display()),
-        });
-        format!("Postgres at {}", hosts.collect::<Vec<_>>().join(", "))
+    async fn target(&self) -> Result<Target, SettingError> {
+        let url = self.url.read_settled().await?;
+        let (source, name) = (self.url.clone(), Arc::clone(&self.application_name));
+        let read = spawn_blocking(move || target(&source, &url, &name)).await;
+        read.unwrap_or_else(|_| Err(self.url.error("cannot be read: the program is ending")))
     }
 
-    /// Returns a pool of at most `connections`. Nothing is connected yet, and waiting for a connection is bounded. `session` is
+    /// Returns the hosts and ports at the start of the program.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Returns a pool of at most `connections`. Nothing is connected yet, and waiting for a connection is bounded. `setup` is
     /// SQL that every new connection starts with.
     ///
     /// # Errors
     /// When deadpool rejects the configuration, which would be a bug.
-    pub fn pool(self, connections: usize, session: String) -> Result<Pool, BuildError> {
-        let recycling_method = RecyclingMethod::Fast;
-        let manager = Manager::from_connect(self.config, self.tls, ManagerConfig { recycling_method });
-        Pool::builder(manager)
-            .max_size(connections)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(CONNECT_TIMEOUT))
-            .create_timeout(Some(CONNECT_TIMEOUT))
-            .post_create(Hook::async_fn(move |client, _| {
-                let session = session.clone();
-                Box::pin(async move {
-                    // A pooler may accept a connection before it has a free session. The pool's limits do not cover hooks.
-                    let begun = timeout(CONNECT_TIMEOUT, client.batch_execute(&session)).await;
-                    let silent = || format!("no reply within {} s", CONNECT_TIMEOUT.as_secs());
-                    begun.map_err(|_| HookError::message(silent()))?.map_err(HookError::Backend)
-                })
-            }))
-            .build()
+    pub fn pool(mut self, connections: usize, setup: String) -> Result<Pool, BuildError> {
+        if connections > CONNECTIONS {
+            self.backends = Arc::new(Backends::new(connections + ENDING_BACKENDS));
+        }
+        Pool::new(self, connections, setup)
     }
+}
+
+fn target(source: &SecretSource, url: &SecretString, application_name: &str) -> Result<Target, SettingError> {
+    Target::parse(url.expose_secret(), application_name).map_err(|problem| source.error(problem))
 }
 
 #[cfg(test)]
@@ -104,7 +89,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::error_chain::one_line;
 
     #[derive(Parser)]
     struct Flags {
@@ -113,8 +97,11 @@ mod tests {
     }
 
     fn postgres(port: u16) -> Postgres {
-        let url = format!("postgres://u:p@127.0.0.1:{port}/x?sslmode=disable");
-        let flags = Flags::try_parse_from(["program", "--database-url", &url]).unwrap();
+        at(&format!("postgres://u:p@127.0.0.1:{port}/x?sslmode=disable"))
+    }
+
+    fn at(url: &str) -> Postgres {
+        let flags = Flags::try_parse_from(["program", "--database-url", url]).unwrap();
         Postgres::new(&flags.postgres, "test").unwrap()
     }
 
@@ -131,9 +118,12 @@ mod tests {
 
     /// Accepts one connection, and rejects it or its first query.
     async fn rejecting_server(accepts: bool) -> u16 {
+        server(accepts, b"SFATAL\0VFATAL\0C42501\0Mpermission denied\0\0").await
+    }
+
+    async fn server(accepts: bool, error: &'static [u8]) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let error = b"SFATAL\0VFATAL\0C42501\0Mpermission denied\0\0";
         tokio::spawn(async move {
             let (mut client, _) = listener.accept().await.unwrap();
             skip_message(&mut client).await;
@@ -156,15 +146,15 @@ mod tests {
 
     async fn pool_error(port: u16) -> String {
         let pool = postgres(port).pool(1, "SELECT 1".to_owned()).unwrap();
-        one_line(&pool.get().await.err().unwrap())
+        pool.get().await.err().unwrap().to_string()
     }
 
     #[tokio::test]
     async fn failed_connections_name_the_cause_once() {
         let refused = postgres(closed_port().await).connect().await.err().unwrap();
-        assert_eq!(one_line(&refused), "Connection refused (os error 111)");
+        assert_eq!(refused.to_string(), "Connection refused (os error 111)");
         let rejected = postgres(rejecting_server(false).await).connect().await.err().unwrap();
-        assert_eq!(one_line(&rejected), "FATAL: permission denied");
+        assert_eq!(rejected.to_string(), "FATAL: permission denied");
     }
 
     #[tokio::test]
@@ -173,5 +163,25 @@ mod tests {
         assert_eq!(pool_error(rejecting_server(false).await).await, "FATAL: permission denied");
         // The error of the session's SQL.
         assert_eq!(pool_error(rejecting_server(true).await).await, "FATAL: permission denied");
+    }
+
+    #[tokio::test]
+    async fn the_next_host_is_tried_unless_a_login_is_refused() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let first = silent.local_addr().unwrap().port();
+        let second = rejecting_server(false).await;
+        let url =
+            format!("postgres://u@127.0.0.1:{first},127.0.0.1:{second}/x?sslmode=disable&connect_timeout=1");
+        let failed = at(&url).connect().await.err().unwrap();
+        assert_eq!(
+            failed.to_string(),
+            format!("127.0.0.1:{first}: no reply within 1s, 127.0.0.1:{second}: FATAL: permission denied")
+        );
+        assert!(failed.is_refusal() && failed.sqlstate() == Some("42501"));
+
+        let refusing = server(false, b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0\0").await;
+        let url = format!("postgres://u@127.0.0.1:{refusing},127.0.0.1:{first}/x?sslmode=disable");
+        let failed = at(&url).connect().await.err().unwrap();
+        assert_eq!(failed.to_string(), "FATAL: password authentication failed");
     }
 }

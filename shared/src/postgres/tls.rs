@@ -4,21 +4,15 @@
 
 use std::path::Path;
 
-use deadpool_postgres::Connect;
-use futures_util::{FutureExt, future::BoxFuture};
 use percent_encoding::percent_decode_str;
-use tokio::task::JoinHandle;
 use tokio_postgres::{
-    Client, Config, Error, NoTls,
+    Config, Error,
     config::{Host, SslMode},
     error::SqlState,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::{
-    settings::SettingError,
-    tls::{self, Identity, Trust},
-};
+use crate::tls::{self, Identity, Trust};
 
 /// ALPN protocol, by which a server or a proxy recognises Postgres.
 const PROTOCOL: &[u8] = b"postgresql";
@@ -67,7 +61,7 @@ impl Parameters {
     }
 
     /// Reads the certificate files, and sets the mode of tokio-postgres.
-    pub(super) fn apply(&self, config: &mut Config) -> Result<Tls, SettingError> {
+    pub(super) fn apply(&self, config: &mut Config) -> Result<Tls, String> {
         let mode = self.mode(config)?;
         // Unix sockets have no TLS.
         let is_local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
@@ -77,12 +71,12 @@ impl Parameters {
         }
         config.ssl_mode(if mode == Mode::Prefer { SslMode::Prefer } else { SslMode::Require });
         let client = tls::client(self.trust(mode)?, self.identity()?);
-        let mut client = client.map_err(|error| bad(format!("cannot set up TLS: {error}")))?;
+        let mut client = client.map_err(|error| format!("cannot set up TLS: {error}"))?;
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
         Ok(Tls::On(MakeRustlsConnect::new(client)))
     }
 
-    fn mode(&self, config: &Config) -> Result<Mode, SettingError> {
+    fn mode(&self, config: &Config) -> Result<Mode, String> {
         let from_system = self.root.as_deref() == Some("system");
         let mode = match self.mode.as_deref() {
             None if from_system => Mode::VerifyFull,
@@ -99,7 +93,7 @@ impl Parameters {
                 // The end of a password can be here, after a question mark that was not escaped.
                 let is_word = other.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
                 let value = if is_word { format!(" '{other}'") } else { String::new() };
-                return Err(bad(format!("sslmode{value} is not valid; expected {expected}")));
+                return Err(format!("sslmode{value} is not valid; expected {expected}"));
             }
         };
         // A parameter that is silently ignored would give a false sense of security.
@@ -116,17 +110,17 @@ impl Parameters {
         } else {
             return Ok(mode);
         };
-        Err(bad(problem))
+        Err(problem.to_owned())
     }
 
-    fn trust(&self, mode: Mode) -> Result<Trust, SettingError> {
+    fn trust(&self, mode: Mode) -> Result<Trust, String> {
         let roots = match self.root.as_deref().filter(|root| *root != "system") {
             Some(file) => {
                 let roots = tls::roots_of_file("sslrootcert", Path::new(file));
-                Some(roots.map_err(|error| bad(format!("{}: {error}", error.setting)))?)
+                Some(roots.map_err(|error| format!("{}: {error}", error.setting))?)
             }
             None if mode == Mode::VerifyFull => {
-                Some(tls::roots_of_system().map_err(|problem| bad(format!("{problem}; set sslrootcert")))?)
+                Some(tls::roots_of_system().map_err(|problem| format!("{problem}; set sslrootcert"))?)
             }
             None => None,
         };
@@ -137,46 +131,15 @@ impl Parameters {
         })
     }
 
-    fn identity(&self) -> Result<Option<Identity>, SettingError> {
+    fn identity(&self) -> Result<Option<Identity>, String> {
         let (Some(certificate), Some(key)) = (&self.certificate, &self.key) else { return Ok(None) };
         let read = Identity::of_files(("sslcert", Path::new(certificate)), ("sslkey", Path::new(key)));
-        read.map(Some).map_err(|error| bad(format!("{}: {error}", error.setting)))
-    }
-}
-
-fn bad(problem: impl std::fmt::Display) -> SettingError {
-    SettingError::new("DATABASE_URL", problem)
-}
-
-impl Tls {
-    /// Connects, and serves the connection until the client is dropped.
-    pub(super) async fn connect(&self, config: &Config) -> Result<(Client, JoinHandle<()>), Error> {
-        let Self::On(tls) = self else {
-            let (client, connection) = config.connect(NoTls).await?;
-            // The reason for its end is the error of the statement in flight.
-            return Ok((client, tokio::spawn(connection.map(drop))));
-        };
-        match config.connect(tls.clone()).await {
-            Ok((client, connection)) => Ok((client, tokio::spawn(connection.map(drop)))),
-            Err(error) if config.get_ssl_mode() == SslMode::Prefer && may_do_without(&error) => {
-                let mut plain = config.clone();
-                let (client, connection) = plain.ssl_mode(SslMode::Disable).connect(NoTls).await?;
-                Ok((client, tokio::spawn(connection.map(drop))))
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-impl Connect for Tls {
-    fn connect(&self, config: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
-        let config = config.clone();
-        async move { Tls::connect(self, &config).await }.boxed()
+        read.map(Some).map_err(|error| format!("{}: {error}", error.setting))
     }
 }
 
 /// Whether the server may accept the same connection without TLS.
-fn may_do_without(error: &Error) -> bool {
+pub(super) fn may_do_without(error: &Error) -> bool {
     error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) || tls::error_behind(error).is_some()
 }
 

@@ -74,8 +74,10 @@ impl RedisArgs {
 pub struct PostgresArgs {
     /// URL of Postgres
     ///
-    /// Form: postgres://user[:password]@host:port/database. Parameters of TLS are those of libpq: sslmode (disable,
-    /// prefer, require, verify-ca or verify-full), sslrootcert, sslcert and sslkey (paths of PEM files).
+    /// Form: postgres://user[:password]@host:port[,host:port…]/database. Parameters are those of libpq: sslmode (disable,
+    /// prefer, require, verify-ca or verify-full), sslrootcert, sslcert and sslkey (paths of PEM files);
+    /// target_session_attrs (any, read-write, read-only, primary or standby); connect_timeout (seconds for each host, login
+    /// included, 5 by default).
     #[arg(
         long,
         env = "DATABASE_URL",
@@ -86,6 +88,8 @@ pub struct PostgresArgs {
     database_url: SecretString,
 
     /// Path of a file with the URL of Postgres, instead of DATABASE_URL
+    ///
+    /// Read again for each connection.
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", conflicts_with = "database_url")]
     database_url_file: Option<PathBuf>,
 }
