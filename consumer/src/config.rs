@@ -109,11 +109,6 @@ pub struct Settings {
           help_heading = headings::RECLAIM)]
     pub(crate) stream_retention: Duration,
 
-    /// Maximum time to wait for Redis, and then for Postgres, at startup
-    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION",
-          value_parser = positive_duration, help_heading = headings::LIFECYCLE)]
-    pub(crate) startup_timeout: Duration,
-
     /// Maximum time to store and acknowledge the entries in flight after SIGTERM
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION",
           value_parser = positive_duration, help_heading = headings::LIFECYCLE)]

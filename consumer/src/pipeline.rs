@@ -68,8 +68,8 @@ impl From<UpkeepCrashed> for PipelineError {
 
 /// Readiness checks of the consumer.
 pub(crate) struct Checks {
-    redis: Check,
-    postgres: Check,
+    pub(crate) redis: Check,
+    pub(crate) postgres: Check,
     membership: Check,
     reader: Check,
     writer: Check,

@@ -5,10 +5,10 @@ use std::{io, net::SocketAddr, process, sync::Arc, time::Duration};
 use shared::{
     cluster_settings::{self, ClusterSettingsError},
     postgres::{BuildError, ConnectError, Postgres},
-    redis::{Connections, Redis, is_refusal},
+    redis::{Connections, Redis},
     runtime::{
-        admin::{self, Health},
-        service::{Failure, Unreachable, wait_for},
+        admin::{self, Check, Health},
+        service::{Failure, wait_until_available},
     },
     settings::SettingError,
     telemetry::Telemetry,
@@ -26,12 +26,15 @@ use crate::{
         schema::{self, SchemaError},
         session::{self, Pooling},
     },
-    stream::{GroupError, Streams},
+    stream::Streams,
     task,
 };
 
 /// Size of the connection pool: one connection for the writer, one for the readiness probe.
 const CONNECTIONS: usize = 2;
+
+/// Timeout for reading the schema version at start.
+const SCHEMA_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout for leaving the group. It delays the exit: all other tasks have ended by then.
 const LEAVE_GRACE: Duration = Duration::from_secs(1);
@@ -43,16 +46,11 @@ pub(crate) enum ConsumerError {
     Setting(#[from] SettingError),
     #[error("CONSUMER_ADMIN_LISTEN: cannot listen on {address}")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error(transparent)]
-    Redis(#[from] Unreachable<fred::error::Error>),
-    #[error(transparent)]
-    Postgres(#[from] Unreachable<ConnectError>),
+    /// The schema is too new for this program.
     #[error(transparent)]
     Schema(#[from] SchemaError),
     #[error(transparent)]
     ClusterSettings(#[from] ClusterSettingsError),
-    #[error(transparent)]
-    Group(#[from] GroupError),
     #[error("cannot create the Postgres connection pool")]
     Pool(#[from] BuildError),
     #[error(transparent)]
@@ -62,11 +60,24 @@ pub(crate) enum ConsumerError {
 impl Failure for ConsumerError {
     fn is_over_a_setting(&self) -> bool {
         match self {
-            Self::Setting(_) | Self::Pipeline(PipelineError::NameTaken(_)) => true,
+            Self::Setting(_) | Self::Schema(_) | Self::Pipeline(PipelineError::NameTaken(_)) => true,
             Self::ClusterSettings(error) => error.is_over_a_setting(),
             _ => false,
         }
     }
+}
+
+/// Reason why Postgres cannot be used yet.
+#[derive(Debug, Error)]
+enum PostgresError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error("no reply within {}", humantime::format_duration(SCHEMA_TIMEOUT))]
+    Silent,
+    #[error(transparent)]
+    Setting(#[from] SettingError),
 }
 
 /// Runs the consumer until `shutdown`, then drains: entries that were read are stored and acknowledged.
@@ -87,14 +98,11 @@ pub(crate) async fn run(
     let _admin_ends_with_this = stop_admin.clone().drop_guard();
     tokio::spawn(admin::serve(listener, health, telemetry.clone(), stop_admin));
 
-    let connect = Box::pin(connect(&redis, &postgres, &settings));
-    let Some((redis, partitions)) = shutdown.run_until_cancelled(connect).await.transpose()? else {
-        return Ok(());
-    };
+    let start = Box::pin(start(&redis, &postgres, &settings, consumer, &checks));
+    let Some(started) = shutdown.run_until_cancelled(start).await.transpose()? else { return Ok(()) };
+    let Started { redis, partitions, streams } = started;
     let pool = postgres.pool(CONNECTIONS, settings.transactions().connected())?;
     let keys = settings.streams.likes_stream.clone();
-    let streams = Streams::new(redis.clone(), keys.clone(), settings.likes_group.clone(), consumer);
-    streams.ensure_groups(partitions).await?;
 
     let metrics = Arc::new(Metrics::new(&telemetry.meter(), &keys));
     Metrics::observe_connections(&telemetry.meter(), pool.clone());
@@ -125,35 +133,67 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Consum
     Ok((listener, bound))
 }
 
-/// Connects to Redis, then to Postgres. Checks the cluster settings and the schema version before anything is changed.
-async fn connect(
+/// Everything that the pipeline needs of Redis.
+struct Started {
+    redis: Connections,
+    partitions: PartitionCount,
+    streams: Streams,
+}
+
+/// Waits until Redis and Postgres can be used, however long that takes. Changes nothing before both have been checked.
+async fn start(
     redis: &Redis,
     postgres: &Postgres,
     settings: &Settings,
-) -> Result<(Connections, PartitionCount), ConsumerError> {
-    let limit = settings.startup_timeout;
+    consumer: String,
+    checks: &Checks,
+) -> Result<Started, ConsumerError> {
+    let (connections, partitions) = connect_to_redis(redis, settings, &checks.redis).await?;
+    wait_for_postgres(postgres, settings, &checks.postgres).await?;
+    let (keys, group) = (settings.streams.likes_stream.clone(), settings.likes_group.clone());
+    let streams = Streams::new(connections.clone(), keys, group, consumer);
     let server = format!("Redis at {}", redis.address());
-    let connections = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
-    let partitions =
-        cluster_settings::negotiate_within(limit, &server, &connections, &settings.streams).await??;
-    cluster_settings::warn_of_eviction(&connections).await;
+    wait_until_available(&server, &checks.redis, async || streams.ensure_groups(partitions).await).await;
+    Ok(Started { redis: connections, partitions, streams })
+}
 
-    let client =
-        wait_for(postgres.address(), "DATABASE_URL", limit, ConnectError::is_refusal, || postgres.connect())
-            .await?;
-    if settings.postgres_pooling == Pooling::Session && session::shares_sessions(postgres, &client).await {
+/// Waits for Redis, and checks the cluster settings.
+async fn connect_to_redis(
+    redis: &Redis,
+    settings: &Settings,
+    check: &Check,
+) -> Result<(Connections, PartitionCount), ConsumerError> {
+    let server = format!("Redis at {}", redis.address());
+    let connections = wait_until_available(&server, check, || redis.connect_or_refuse()).await?;
+    let partitions =
+        cluster_settings::negotiate_when_available(&server, check, &connections, &settings.streams).await?;
+    cluster_settings::warn_of_eviction(&connections).await;
+    Ok((connections, partitions))
+}
+
+/// Waits for Postgres, for the permission to read the schema, and for a schema that this program supports: a migration may be
+/// running.
+async fn wait_for_postgres(
+    postgres: &Postgres,
+    settings: &Settings,
+    check: &Check,
+) -> Result<(), ConsumerError> {
+    wait_until_available(postgres.address(), check, async || match check_postgres(postgres, settings).await {
+        Err(PostgresError::Schema(error @ SchemaError::TooNew { .. })) => Ok(Err(error.into())),
+        Err(PostgresError::Setting(error)) => Ok(Err(error.into())),
+        checked => checked.map(Ok),
+    })
+    .await
+}
+
+async fn check_postgres(postgres: &Postgres, settings: &Settings) -> Result<(), PostgresError> {
+    let session = postgres.connect().await?;
+    if settings.postgres_pooling == Pooling::Session && session::shares_sessions(postgres, &session).await {
         return Err(session::wrong_setting().into());
     }
-    let checked = timeout(limit, schema::check(&*client)).await;
-    checked.map_err(|_| {
-        let waited = humantime::format_duration(limit);
-        ConsumerError::Postgres(Unreachable::Silent {
-            server: postgres.address().to_owned(),
-            waited,
-            source: None,
-        })
-    })??;
-    Ok((connections, partitions))
+    // A pooler may accept a connection before it has a free session.
+    let checked = timeout(SCHEMA_TIMEOUT, schema::check(&*session)).await;
+    Ok(checked.map_err(|_| PostgresError::Silent)??)
 }
 
 /// Returns the host name with a suffix that is unique to this process.

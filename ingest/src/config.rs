@@ -143,11 +143,6 @@ pub struct Settings {
           value_parser = integer(1..=10_000_u16), help_heading = headings::BACKPRESSURE)]
     ingest_entry_likes: u16,
 
-    /// Maximum time to wait for Redis at startup
-    #[arg(long, env = "STARTUP_TIMEOUT", default_value = "10s", value_name = "DURATION",
-          value_parser = positive_duration, help_heading = headings::LIFECYCLE)]
-    pub(crate) startup_timeout: Duration,
-
     /// Maximum time to finish the requests in flight after SIGTERM
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION",
           value_parser = positive_duration, help_heading = headings::LIFECYCLE)]

@@ -10,3 +10,4 @@ mod entry_span;
 pub(crate) mod group_commit;
 mod partition_queue;
 pub(crate) mod sink;
+pub(crate) mod starting;

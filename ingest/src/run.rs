@@ -1,14 +1,14 @@
 //! Life cycle of ingest: start, serve, graceful shutdown.
 
-use std::{io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 use shared::{
     cluster_settings::{self, ClusterSettingsError},
-    redis::{Connections, Redis, is_refusal},
+    redis::{Connections, Redis},
     runtime::{
         admin::{self, Check, Health},
-        service::{self, Failure, Signals, Unreachable, wait_for},
+        service::{self, Failure, Signals, wait_until_available},
     },
     settings::{self, SettingError},
     telemetry::{Telemetry, spans::Tracing},
@@ -39,6 +39,7 @@ use crate::{
         append::RedisStreams,
         group_commit::{GroupCommit, Publisher},
         sink::LikeSink,
+        starting::StartingSink,
     },
 };
 
@@ -49,9 +50,6 @@ enum IngestError {
     Setting(#[from] SettingError),
     #[error("{setting}: cannot listen on {address}")]
     Listen { setting: &'static str, address: SocketAddr, source: io::Error },
-    /// Redis was not reachable within `STARTUP_TIMEOUT`.
-    #[error(transparent)]
-    Redis(#[from] Unreachable<fred::error::Error>),
     #[error(transparent)]
     Auth(#[from] SetupError),
     /// The settings differ from the cluster settings in Redis.
@@ -96,19 +94,16 @@ async fn run(
     let auth = shutdown.run_until_cancelled(Authenticator::new(&settings.auth, &reload)).await;
     let Some(auth) = auth.transpose()? else { return Ok(()) };
     let (listener, redis_check, _admin) = listen(&settings, &telemetry, shutdown.clone()).await?;
-    let connected = shutdown.run_until_cancelled(connect(&redis, &settings)).await;
-    let Some(connected) = connected.transpose()? else { return Ok(()) };
 
     let scheme = if tls.is_some() { "https" } else { "http" };
     let metrics = Arc::new(metrics(&telemetry, &settings, scheme));
     let backlog = Arc::new(Backlog::new(settings.ingest_backlog_limit));
     Metrics::observe_backlog(&telemetry.meter(), &backlog);
-    let (publisher, tasks) =
-        start_tasks(connected, &settings, telemetry.tracing(), &metrics, &backlog, redis_check);
+    let sink = StartingSink::default();
     let requests = TaskTracker::new();
     let service = Service {
-        sink: publisher,
-        backlog,
+        sink: sink.clone(),
+        backlog: Arc::clone(&backlog),
         metrics: Arc::clone(&metrics),
         tracing: telemetry.tracing(),
         auth,
@@ -120,9 +115,16 @@ async fn run(
         limits: settings.connection_limits(),
         tls,
         requests,
-        metrics,
+        metrics: Arc::clone(&metrics),
     };
-    serve(server, listener, tasks, settings.drain_timeout, shutdown).await
+    let start = async {
+        let connected = connect(&redis, &settings, &redis_check).await?;
+        let (publisher, tasks) =
+            start_tasks(connected, &settings, telemetry.tracing(), &metrics, &backlog, redis_check);
+        sink.open(publisher);
+        Ok(tasks)
+    };
+    serve(server, listener, start, settings.drain_timeout, shutdown).await
 }
 
 /// Serves HTTP as the program does, with limits from the environment and a sink other than Redis. Benchmarks use it for
@@ -193,11 +195,12 @@ struct Connected {
     streams: RedisStreams,
 }
 
-async fn connect(redis: &Redis, settings: &Settings) -> Result<Connected, IngestError> {
+/// Connects to Redis, however long that takes, and checks the cluster settings.
+async fn connect(redis: &Redis, settings: &Settings, check: &Check) -> Result<Connected, IngestError> {
     let server = format!("Redis at {}", redis.address());
-    let limit = settings.startup_timeout;
-    let redis = wait_for(&server, "REDIS_URL", limit, is_refusal, || redis.connect()).await?;
-    let partitions = cluster_settings::negotiate_within(limit, &server, &redis, &settings.streams).await??;
+    let redis = wait_until_available(&server, check, || redis.connect_or_refuse()).await?;
+    let partitions =
+        cluster_settings::negotiate_when_available(&server, check, &redis, &settings.streams).await?;
     cluster_settings::warn_of_eviction(&redis).await;
     let timeout = settings.redis.redis_timeout;
     let streams = RedisStreams::new(redis.clone(), settings.redis_ack, timeout).await?;
@@ -248,19 +251,25 @@ fn start_tasks(
     (publisher, tasks)
 }
 
-/// Serves until `shutdown`, then drains for at most `drain_timeout`.
+/// Serves until `shutdown`, then drains for at most `drain_timeout`. Likes are accepted once `start` has reached Redis.
 async fn serve(
     server: Server,
     listener: TcpListener,
-    mut tasks: Tasks,
+    start: impl Future<Output = Result<Tasks, IngestError>>,
     drain_timeout: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), IngestError> {
     let deadline = shutdown.clone();
     let work = async {
+        let mut serving = pin!(server.run(listener, shutdown));
+        let mut tasks = tokio::select! {
+            () = &mut serving => return Ok(()),
+            started = start => started?,
+        };
         tokio::select! {
-            () = server.run(listener, shutdown) => {}
+            () = serving => {}
             _ = &mut tasks.group_commit => return Err(IngestError::Crashed("group commit")),
+            _ = &mut tasks.backlog => return Err(IngestError::Crashed("backlog sampling")),
         }
         // The connections owned the publisher. Now that they have ended, group commit completes the queued likes and ends.
         tasks.group_commit.await.map_err(|_| IngestError::Crashed("group commit"))
@@ -272,6 +281,5 @@ async fn serve(
     tokio::select! {
         done = work => done,
         () = deadline => Err(IngestError::Drain(humantime::format_duration(drain_timeout))),
-        _ = &mut tasks.backlog => Err(IngestError::Crashed("backlog sampling")),
     }
 }

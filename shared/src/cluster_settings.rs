@@ -12,7 +12,10 @@ use tokio::{
 use crate::{
     error_chain::one_line,
     redis::{self, Connections, Retry, is_refusal},
-    runtime::service::{Unreachable, wait_for},
+    runtime::{
+        admin::Check,
+        service::{Unreachable, wait_for, wait_until_available},
+    },
     settings::args::StreamArgs,
     wire::partition::{KeyPrefix, PartitionCount},
 };
@@ -140,11 +143,32 @@ pub async fn negotiate_within(
     redis: &Connections,
     streams: &StreamArgs,
 ) -> Result<Result<PartitionCount, ClusterSettingsError>, Unreachable<Error>> {
-    let settled = async || match negotiate(redis, streams).await {
+    wait_for(server, "REDIS_URL", limit, is_refusal, async || settle(redis, streams).await).await
+}
+
+/// Does the same as [`negotiate_within`] for a service: retries failures of Redis however long they take, and reports them by
+/// `check`.
+///
+/// # Errors
+/// When the configured count conflicts with the recorded one.
+pub async fn negotiate_when_available(
+    server: &str,
+    check: &Check,
+    redis: &Connections,
+    streams: &StreamArgs,
+) -> Result<PartitionCount, ClusterSettingsError> {
+    wait_until_available(server, check, async || settle(redis, streams).await).await
+}
+
+/// Separates a conflict, which a retry does not fix, from a failure of Redis.
+async fn settle(
+    redis: &Connections,
+    streams: &StreamArgs,
+) -> Result<Result<PartitionCount, ClusterSettingsError>, Error> {
+    match negotiate(redis, streams).await {
         Err(ClusterSettingsError::Redis(error)) => Err(error),
         settled => Ok(settled),
-    };
-    wait_for(server, "REDIS_URL", limit, is_refusal, settled).await
+    }
 }
 
 /// Returns whether a partition count is recorded, valid or not.

@@ -126,6 +126,19 @@ impl Redis {
         Box::pin(Connections::open(self))
     }
 
+    /// Connects as [`Self::connect`] does. Separates an invalid setting, which a retry does not fix, from other failures.
+    ///
+    /// # Errors
+    /// As [`Self::connect`]. The inner error is that of the setting.
+    pub async fn connect_or_refuse(&self) -> Result<Result<Connections, SettingError>, Error> {
+        match self.connect().await {
+            Err(error) if errors::is_over_the_url(&error) => {
+                Ok(Err(SettingError::new("REDIS_URL", error.details())))
+            }
+            connected => connected.map(Ok),
+        }
+    }
+
     async fn open(&self, server: &Server) -> Result<Connection, Error> {
         connection::open(&self.login, server, self.timeout).await
     }

@@ -77,7 +77,6 @@ def admin_status(programs, tmp_path_factory):
         if (program, path) not in known:
             port = free_port()
             environment = {**admin(program, port), "REDIS_URL": f"redis://{UNREACHABLE}"}
-            environment["STARTUP_TIMEOUT"] = "1m"
             command, log = programs.folder / program, logs / program
             with running(command, env=environment, log=log) as process:
                 wait_until(

@@ -154,14 +154,14 @@ def test_trusts_only_the_certificate_authorities_of_the_image(
     tls_redis, container, storage, image, password
 ):
     (port, authority), admin = tls_redis, free_port()
+    url = {"REDIS_URL": f"rediss://:{password}@localhost:{port}/0"}
+    ended = container.run(["likesctl", "status"], url)
+    assert ended.returncode == 1 and "trusted authority" in ended.stderr, ended
     environment = {
-        "REDIS_URL": f"rediss://:{password}@localhost:{port}/0",
-        "STARTUP_TIMEOUT": "5s",
+        **url,
         "INGEST_LISTEN": "127.0.0.1:0",
         "INGEST_ADMIN_LISTEN": f"127.0.0.1:{admin}",
     }
-    ended = container.run(["ingest"], environment)
-    assert ended.returncode == 1, ended
     trusted = storage.scratch / "trusted.crt"
     with storage.mounted(image) as files:
         trusted.write_text((files / BUNDLE).read_text() + authority.read_text())

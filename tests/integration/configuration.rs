@@ -93,7 +93,11 @@ fn collect(program: &'static str, command: &Command, settings: &mut Vec<Setting>
         };
         let details = details(arg);
         let Some(known) = settings.iter_mut().find(|known| known.name == name) else {
-            let heading = arg.get_help_heading().unwrap_or_else(|| panic!("{name} has no heading"));
+            // Commands of likesctl have headings of their own. What only they have is how long they wait.
+            let heading = match program {
+                "likesctl" => headings::LIFECYCLE,
+                _ => arg.get_help_heading().unwrap_or_else(|| panic!("{name} has no heading")),
+            };
             let heading = headings::ALL.into_iter().find(|known| *known == heading);
             settings.push(Setting {
                 name: name.to_owned(),

@@ -51,6 +51,7 @@ mod sentinels;
 mod settings;
 mod shutdown;
 mod slow_connections;
+mod start;
 mod telemetry;
 mod tls;
 mod tracing;

@@ -215,7 +215,7 @@ async fn a_redis_key_of_the_wrong_type_is_a_clear_error() {
         }
     }
     let ingest = setup.start("ingest", &[]);
-    assert!(refused_as(&ingest, "redis-refused").await);
+    eventually("the entry is refused", async || refused_as(&ingest, "redis-refused").await).await;
     eventually("the cause is logged", async || ingest.log_text().contains("WRONGTYPE")).await;
 }
 

@@ -54,16 +54,8 @@ async fn an_unknown_sentinel_service_name_is_reported() {
         connections(&url).await.run("x", Retry::Idempotent, "TYPE", vec!["x".into()]).await.unwrap();
     assert_eq!(answer.as_str().as_deref(), Some("none"));
     let wrong = url.replace("sentinelServiceName=likestream", "sentinelServiceName=other");
-    let ended = crate::harness::run(
-        "ingest",
-        &[],
-        &[
-            ("REDIS_URL", &wrong),
-            ("STARTUP_TIMEOUT", "3s"),
-            ("INGEST_LISTEN", "127.0.0.1:0"),
-            ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
-        ],
-    );
+    let settings = [("REDIS_URL", wrong.as_str()), ("STARTUP_TIMEOUT", "3s")];
+    let ended = crate::harness::run("likesctl", &["status"], &settings);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("monitors no primary named 'other'"), "{}", ended.stderr);
 }

@@ -37,7 +37,7 @@ fn invalid_settings_are_refused_in_one_line_with_exit_code_2() {
         assert_refused(program, "RUST_LOG", "info,consumer=loud", directives);
         assert_refused(program, "RUST_LOG", "loud", directives);
         assert_refused(program, "RUST_LOG", "info,", directives);
-        assert_refused(program, "STARTUP_TIMEOUT", "584542046090y", duration);
+        assert_refused(program, "DRAIN_TIMEOUT", "584542046090y", duration);
         assert_refused(program, "DRAIN_TIMEOUT", "0s", zero);
     }
     assert_refused("ingest", "INGEST_LISTEN", "localhost:8080", address);
@@ -164,39 +164,28 @@ fn unsupported_parameters_of_urls_are_named_without_their_values() {
     }
 }
 
-fn without_servers(program: &str, arguments: &[&str]) -> Ended {
+fn without_servers(arguments: &[&str]) -> Ended {
     let settings = [
         ("REDIS_URL", "redis://:hunter2@127.0.0.1:1"),
         ("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/x"),
         ("STARTUP_TIMEOUT", "300ms"),
-        ("INGEST_LISTEN", "127.0.0.1:0"),
-        ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
-        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0"),
-        ("RUST_LOG", "trace"),
     ];
-    run(program, arguments, &settings)
+    run("likesctl", arguments, &settings)
 }
 
 #[test]
-fn unreachable_servers_are_reported_in_one_line_with_exit_code_1() {
-    for (program, arguments, server) in [
+fn likesctl_reports_unreachable_servers_in_one_line_with_exit_code_1() {
+    for (arguments, server) in [
         (
-            "ingest",
-            &[][..],
+            &["status"],
             "cannot reach Redis at 127.0.0.1:1 within 300ms: Connection refused (os error 111); start it or check REDIS_URL",
         ),
         (
-            "consumer",
-            &[],
-            "cannot reach Redis at 127.0.0.1:1 within 300ms: Connection refused (os error 111); start it or check REDIS_URL",
-        ),
-        (
-            "likesctl",
             &["migrate"],
             "cannot reach Postgres at 127.0.0.1:1 within 300ms: Connection refused (os error 111); start it or check DATABASE_URL",
         ),
     ] {
-        let ended = without_servers(program, arguments);
+        let ended = without_servers(arguments);
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let last = ended.stderr.lines().last().unwrap();
         assert_eq!(last, format!("error: {server}"));
@@ -207,23 +196,17 @@ fn unreachable_servers_are_reported_in_one_line_with_exit_code_1() {
 
 /// A rejected login is not retried, because waiting would not help.
 #[tokio::test(flavor = "multi_thread")]
-async fn rejected_logins_fail_immediately() {
+async fn likesctl_does_not_retry_rejected_logins() {
     let setup = Setup::with_redis(&["--requirepass", "hunter2"]).await;
     let redis = setup.redis.url();
     let wrong_password = redis.replace("redis://", "redis://:hunter3@");
     let no_database = setup.database_url().replace("test_", "nothing_");
-    for (program, arguments, setting, url) in [
-        ("ingest", &[][..], "REDIS_URL", &redis),
-        ("ingest", &[], "REDIS_URL", &wrong_password),
-        ("likesctl", &["migrate"], "DATABASE_URL", &no_database),
+    for (command, setting, url) in [
+        ("status", "REDIS_URL", &redis),
+        ("status", "REDIS_URL", &wrong_password),
+        ("migrate", "DATABASE_URL", &no_database),
     ] {
-        let settings = [
-            (setting, url.as_str()),
-            ("STARTUP_TIMEOUT", "1h"),
-            ("INGEST_LISTEN", "127.0.0.1:0"),
-            ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
-        ];
-        let ended = run(program, arguments, &settings);
+        let ended = run("likesctl", &[command], &[(setting, url.as_str()), ("STARTUP_TIMEOUT", "1h")]);
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let last = ended.stderr.lines().last().unwrap();
         assert!(last.starts_with("error: cannot connect to "), "{last}");
@@ -237,21 +220,14 @@ async fn rejected_logins_fail_immediately() {
 async fn a_frozen_server_at_start_is_reported_within_the_timeout() {
     let setup = Setup::with_own_postgres(&[]);
     let (redis, database) = (setup.redis.url(), setup.database_url());
-    let settings = [
-        ("REDIS_URL", redis.as_str()),
-        ("DATABASE_URL", &database),
-        ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0"),
-        ("STARTUP_TIMEOUT", "500ms"),
-    ];
+    let settings = [("REDIS_URL", redis.as_str()), ("DATABASE_URL", &database), ("STARTUP_TIMEOUT", "500ms")];
     setup
         .frozen_postgres(async || {
-            for (program, arguments) in [("likesctl", &["migrate"][..]), ("consumer", &[])] {
-                let ended = run(program, arguments, &settings);
-                assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-                let last = ended.stderr.lines().last().unwrap();
-                assert!(last.starts_with("error: no reply from Postgres at "), "{last}");
-                assert!(last.ends_with(" within 500ms; check the server and the network"), "{last}");
-            }
+            let ended = run("likesctl", &["migrate"], &settings);
+            assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+            let last = ended.stderr.lines().last().unwrap();
+            assert!(last.starts_with("error: no reply from Postgres at "), "{last}");
+            assert!(last.ends_with(" within 500ms; check the server and the network"), "{last}");
         })
         .await;
 }

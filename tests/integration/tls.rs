@@ -70,15 +70,9 @@ async fn the_pipeline_runs_with_mutual_tls() {
     }
 }
 
-/// Starts ingest with settings under which it must fail, and returns the last line of standard error.
+/// Runs likesctl with settings under which it must fail, and returns the last line of standard error.
 fn last_line(settings: Settings<'_>) -> String {
-    let own = [
-        ("STARTUP_TIMEOUT", "2s"),
-        ("RUST_LOG", "trace"),
-        ("INGEST_LISTEN", "127.0.0.1:0"),
-        ("INGEST_ADMIN_LISTEN", "127.0.0.1:0"),
-    ];
-    let ended = run("ingest", &[], &[&own, settings].concat());
+    let ended = run("likesctl", &["status"], &[&[("STARTUP_TIMEOUT", "2s")], settings].concat());
     failed_in_words(&ended)
 }
 

@@ -49,9 +49,14 @@ pub(super) fn redirected(error: &Error, code: &str) -> Option<(u16, Server)> {
 /// Whether an operator has to act before a connection can succeed: wrong credentials, missing permissions, TLS, or a URL of
 /// the wrong kind.
 pub fn is_refusal(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Auth | ErrorKind::Config | ErrorKind::Tls)
+    matches!(error.kind(), ErrorKind::Auth | ErrorKind::Tls)
         || matches!(error_code(error), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
-        || error.details().contains("DB index is out of range")
+        || is_over_the_url(error)
+}
+
+/// Whether the URL does not fit the server: its kind or its database.
+pub(super) fn is_over_the_url(error: &Error) -> bool {
+    *error.kind() == ErrorKind::Config || error.details().contains("DB index is out of range")
 }
 
 /// Whether the server is unavailable: no reply, a lost connection, or a failover.

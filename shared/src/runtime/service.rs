@@ -9,8 +9,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backoff::Backoff,
     error_chain::one_line,
     runtime::{
+        admin::Check,
         reload::{self, ReloadRequests},
         shutdown,
     },
@@ -78,7 +80,7 @@ pub enum Unreachable<E: Error + 'static> {
         server: String,
         /// The setting to check.
         setting: &'static str,
-        /// `STARTUP_TIMEOUT`.
+        /// Time limit.
         waited: humantime::FormattedDuration,
         /// The last failure.
         source: E,
@@ -87,7 +89,7 @@ pub enum Unreachable<E: Error + 'static> {
     Silent {
         /// Name and address.
         server: String,
-        /// `STARTUP_TIMEOUT`.
+        /// Time limit.
         waited: humantime::FormattedDuration,
         /// The last failure before that.
         source: Option<E>,
@@ -132,7 +134,37 @@ impl<E: Error + 'static> fmt::Display for Unreachable<E> {
 /// Without a source: the text contains the cause, followed by the advice.
 impl<E: Error + 'static> Error for Unreachable<E> {}
 
-/// Retries `attempt` until it succeeds, at most for `limit`: a program may start before its servers. The wait is logged
+/// Retries `attempt` until it succeeds, however long that takes: a service may start before its servers, or before an operator
+/// has prepared them. The last failure is the reason of `check`; a failure is logged when it differs from the one before.
+/// `server` is its name and address. An attempt must end by itself.
+pub async fn wait_until_available<T, E, F, R>(server: &str, check: &Check, mut attempt: F) -> T
+where
+    F: FnMut() -> R,
+    R: Future<Output = Result<T, E>>,
+    E: Error + 'static,
+{
+    let mut backoff = Backoff::retry();
+    let mut reported = None;
+    loop {
+        let failure = match attempt().await {
+            Ok(value) => {
+                if reported.is_some() {
+                    tracing::info!(server, "server is available");
+                }
+                return value;
+            }
+            Err(error) => one_line(&error),
+        };
+        check.fail(failure.as_str());
+        if reported.as_deref() != Some(&*failure) {
+            tracing::warn!(server, error = failure, "server is unavailable at start, retrying");
+        }
+        reported = Some(failure);
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Retries `attempt` until it succeeds, at most for `limit`: a command may start before its servers. The wait is logged
 /// once. `server` is its name and address, `setting` the one to check; `is_refusal` recognises a failure that a retry does
 /// not fix.
 ///
