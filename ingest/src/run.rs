@@ -203,7 +203,8 @@ async fn connect(redis: &Redis, settings: &Settings, check: &Check) -> Result<Co
         cluster_settings::negotiate_when_available(&server, check, &redis, &settings.streams).await?;
     cluster_settings::warn_of_eviction(&redis).await;
     let timeout = settings.redis.redis_timeout;
-    let streams = RedisStreams::new(redis.clone(), settings.redis_ack, timeout).await?;
+    let choose = async || RedisStreams::new(redis.clone(), settings.redis_ack, timeout).await;
+    let streams = wait_until_available(&server, check, choose).await?;
     Ok(Connected { redis, partitions, streams })
 }
 

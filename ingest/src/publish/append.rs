@@ -129,26 +129,28 @@ impl RedisStreams {
     /// Chooses the confirmation for `ack` by the version and settings of every Redis server.
     ///
     /// # Errors
-    /// Returns an error if Redis does not support `ack`.
+    /// Returns an error if a server is unavailable. The inner error is that Redis does not support `ack`.
     pub(crate) async fn new(
         redis: Connections,
         ack: RedisAck,
         confirm_timeout: Duration,
-    ) -> Result<Self, SettingError> {
+    ) -> Result<Result<Self, SettingError>, Error> {
         let confirmation = match ack {
             RedisAck::Memory => None,
             RedisAck::Replicas(count) => Some(Confirmation::Replicas(count.get())),
-            RedisAck::Fsync if on_every_server(&redis, knows_waitaof).await => Some(Confirmation::LocalFsync),
+            RedisAck::Fsync if on_every_server(&redis, knows_waitaof).await? => {
+                Some(Confirmation::LocalFsync)
+            }
             // With `appendfsync always`, Redis replies to XADD after the entry is on disk.
-            RedisAck::Fsync if on_every_server(&redis, syncs_always).await => None,
+            RedisAck::Fsync if on_every_server(&redis, syncs_always).await? => None,
             RedisAck::Fsync => {
-                return Err(SettingError::new(
+                return Ok(Err(SettingError::new(
                     "REDIS_ACK",
                     "'fsync' is not supported by this Redis; expected Redis 7.2 or newer, or appendonly yes and appendfsync always",
-                ));
+                )));
             }
         };
-        Ok(Self { redis, confirmation, confirm_timeout })
+        Ok(Ok(Self { redis, confirmation, confirm_timeout }))
     }
 
     pub(crate) fn open(&self, stream: String) -> RedisStream {
@@ -246,26 +248,32 @@ impl RedisStream {
     }
 }
 
-async fn on_every_server(redis: &Connections, check: impl AsyncFn(&Connection) -> bool) -> bool {
+/// Returns whether the check passes on every server. A server that rejects the commands of the check does not pass it.
+async fn on_every_server(
+    redis: &Connections,
+    check: impl AsyncFn(&Connection) -> Result<bool, Error>,
+) -> Result<bool, Error> {
     for server in redis.servers() {
-        if !check(&server).await {
-            return false;
+        match check(&server).await {
+            Ok(true) => {}
+            Err(error) if redis::is_away(&error) => return Err(error),
+            Ok(false) | Err(_) => return Ok(false),
         }
     }
-    true
+    Ok(true)
 }
 
-async fn knows_waitaof(server: &Connection) -> bool {
-    let info: Result<Vec<Value>, _> = server.send("COMMAND", vec!["INFO".into(), "WAITAOF".into()]).await;
-    info.is_ok_and(|info| info.first().is_some_and(|about| !about.is_null()))
+async fn knows_waitaof(server: &Connection) -> Result<bool, Error> {
+    let info: Vec<Value> = server.send("COMMAND", vec!["INFO".into(), "WAITAOF".into()]).await?;
+    Ok(info.first().is_some_and(|about| !about.is_null()))
 }
 
-async fn syncs_always(server: &Connection) -> bool {
+async fn syncs_always(server: &Connection) -> Result<bool, Error> {
     let set_to = async |name: &str, value: &str| {
-        let settings: Result<Vec<String>, _> = server.send("CONFIG", vec!["GET".into(), name.into()]).await;
-        settings.is_ok_and(|settings| settings.get(1).is_some_and(|set| set == value))
+        let settings: Vec<String> = server.send("CONFIG", vec!["GET".into(), name.into()]).await?;
+        Ok::<_, Error>(settings.get(1).is_some_and(|set| set == value))
     };
-    set_to("appendonly", "yes").await && set_to("appendfsync", "always").await
+    Ok(set_to("appendonly", "yes").await? && set_to("appendfsync", "always").await?)
 }
 
 #[cfg(test)]
