@@ -49,6 +49,8 @@ struct State {
     reading: usize,
     /// Start of the current pause; `None` while the writer can write.
     paused_since: Option<Instant>,
+    /// Whether the writer holds rows that Postgres does not take, while it stores others.
+    is_holding: bool,
     /// Whether the exclusive permit is held or awaited.
     exclusive: bool,
     /// Partitions with settled entries that could not be acknowledged, because the Redis server was replaced.
@@ -56,6 +58,10 @@ struct State {
 }
 
 impl State {
+    fn is_waiting(&self) -> bool {
+        self.paused_since.is_some() || self.is_holding
+    }
+
     fn admit(&mut self, at: Position, bytes: usize) -> bool {
         let is_new = !self.entries.contains_key(&at);
         if is_new {
@@ -221,6 +227,20 @@ impl InFlight {
         self.state.borrow().paused_since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
+    /// Records whether the writer holds rows that Postgres does not take, while it stores others.
+    pub(crate) fn set_holding(&self, is_holding: bool) {
+        self.state.send_if_modified(|state| {
+            let was_holding = state.is_holding;
+            state.is_holding = is_holding;
+            was_holding != is_holding
+        });
+    }
+
+    /// Returns whether entries in flight wait for Postgres: writes fail, or rows are held.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.state.borrow().is_waiting()
+    }
+
     pub(crate) fn is_paused(&self) -> bool {
         self.state.borrow().paused_since.is_some()
     }
@@ -283,9 +303,14 @@ impl InFlight {
         self.when(|state| entries.iter().all(|at| !state.entries.contains_key(at))).await;
     }
 
-    /// Waits until reading is paused.
-    pub(crate) async fn paused(&self) {
-        self.when(|state| state.paused_since.is_some()).await;
+    /// Waits until no entry is in flight, or the writer holds rows.
+    pub(crate) async fn empty_or_held(&self) {
+        self.when(|state| state.entries.is_empty() || state.is_holding).await;
+    }
+
+    /// Waits until entries in flight wait for Postgres.
+    pub(crate) async fn waiting(&self) {
+        self.when(State::is_waiting).await;
     }
 
     async fn when(&self, is_so: impl FnMut(&State) -> bool) {

@@ -18,7 +18,7 @@ use shared::{
 };
 use tokio::time::Instant;
 
-use crate::store::{gathering::Flush, write::Attempt};
+use crate::store::{gathering::Flush, proof::Tally, write::Attempt};
 
 /// Bucket boundaries in seconds.
 const REDIS_BOUNDARIES: [f64; 12] =
@@ -62,6 +62,7 @@ struct BatchMetrics {
     failed: Counter<u64>,
     rows_inserted: Counter<u64>,
     likes_deduplicated: Counter<u64>,
+    likes_discarded: Counter<u64>,
     rows: Histogram<u64>,
     end_to_end_latency: Histogram<f64>,
     transaction_duration: Histogram<f64>,
@@ -76,12 +77,10 @@ struct PartitionMetrics {
 
 /// Result of a committed batch.
 pub(crate) struct CommittedBatch {
-    pub(crate) flush: Flush,
-    pub(crate) likes: usize,
+    /// `None` for a further pass over held rows.
+    pub(crate) flush: Option<Flush>,
     pub(crate) rows: usize,
-    pub(crate) inserted: u64,
-    /// Number of rejected rows.
-    pub(crate) rejected: usize,
+    pub(crate) tally: Tally,
     /// Whether a direct copy failed and the batch was staged.
     pub(crate) fell_back: bool,
     /// End-to-end latency of the oldest entry of each partition.
@@ -181,6 +180,10 @@ impl BatchMetrics {
             likes_deduplicated: counter(
                 metric::LIKES_DEDUPLICATED,
                 "Likes that were already in the batch or in the table",
+            ),
+            likes_discarded: counter(
+                metric::LIKES_DISCARDED,
+                "Likes that a trigger of the table discarded: they are neither stored nor dead letters",
             ),
             rows: meter
                 .u64_histogram(metric::BATCH_ROWS)
@@ -320,12 +323,14 @@ impl Metrics {
     }
 
     pub(crate) fn committed(&self, batch: &CommittedBatch) {
-        self.batches.committed.add(1, &[KeyValue::new(names::FLUSH_LABEL, batch.flush.name())]);
+        if let Some(flush) = batch.flush {
+            self.batches.committed.add(1, &[KeyValue::new(names::FLUSH_LABEL, flush.name())]);
+            self.batches.rows.record(batch.rows as u64, &[]);
+        }
         self.batches.direct_copy_fallbacks.add(batch.fell_back.into(), &[]);
-        self.batches.rows_inserted.add(batch.inserted, &[]);
-        let distinct = batch.inserted.saturating_add(batch.rejected as u64);
-        self.batches.likes_deduplicated.add((batch.likes as u64).saturating_sub(distinct), &[]);
-        self.batches.rows.record(batch.rows as u64, &[]);
+        self.batches.rows_inserted.add(batch.tally.inserted, &[]);
+        self.batches.likes_deduplicated.add(batch.tally.deduplicated, &[]);
+        self.batches.likes_discarded.add(batch.tally.discarded, &[]);
         for latency in &batch.end_to_end_latencies {
             self.batches.end_to_end_latency.record(latency.as_secs_f64(), &[]);
         }

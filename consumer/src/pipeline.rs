@@ -33,7 +33,7 @@ use crate::{
         partition_reader::{ReadContext, ReadLimits},
         supervisor::{ReaderCrashed, Supervisor},
     },
-    store::{batch_store::PostgresStore, gathering::BatchLimits},
+    store::{gathering::BatchLimits, predictor::InsertPredictor, write::TableWriter},
     stream::{Paused, Streams},
     task,
     trace::BatchTracing,
@@ -216,12 +216,14 @@ impl Pipeline {
         tokio::try_join!(read, written).map(drop)
     }
 
-    fn writer(&self, shared: &Shared) -> Writer<PostgresStore, Streams> {
+    fn writer(&self, shared: &Shared) -> Writer<TableWriter, Streams> {
         let settings = &self.settings;
         let check = self.checks.writer.clone();
         check.pass();
+        let predictor = InsertPredictor::default();
         Writer {
-            store: PostgresStore::new(self.pool.clone(), settings.transactions()),
+            store: TableWriter::new(self.pool.clone(), settings.transactions(), Some(predictor)),
+            stalled: false,
             limits: BatchLimits { rows: settings.batch_rows.get(), linger: settings.batch_linger },
             acknowledger: Acknowledger {
                 streams: self.streams.clone(),

@@ -16,6 +16,7 @@ use shared::{
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
     store::{
         schema::{self, SchemaError},
         session::{self, Pooling},
+        table::{self, TableError, TableFault},
     },
     stream::Streams,
     task,
@@ -49,6 +51,8 @@ pub(crate) enum ConsumerError {
     /// The schema is too new for this program.
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    #[error("the table must not be written to")]
+    Table(#[source] TableFault),
     #[error(transparent)]
     ClusterSettings(#[from] ClusterSettingsError),
     #[error("cannot create the Postgres connection pool")]
@@ -60,7 +64,10 @@ pub(crate) enum ConsumerError {
 impl Failure for ConsumerError {
     fn is_over_a_setting(&self) -> bool {
         match self {
-            Self::Setting(_) | Self::Schema(_) | Self::Pipeline(PipelineError::NameTaken(_)) => true,
+            Self::Setting(_)
+            | Self::Schema(_)
+            | Self::Table(_)
+            | Self::Pipeline(PipelineError::NameTaken(_)) => true,
             Self::ClusterSettings(error) => error.is_over_a_setting(),
             _ => false,
         }
@@ -74,6 +81,8 @@ enum PostgresError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    #[error("the table must not be written to")]
+    Table(#[source] TableFault),
     #[error("no reply within {}", humantime::format_duration(SCHEMA_TIMEOUT))]
     Silent,
     #[error(transparent)]
@@ -181,6 +190,7 @@ async fn wait_for_postgres(
     wait_until_available(postgres.address(), check, async || match check_postgres(postgres, settings).await {
         Err(PostgresError::Schema(error @ SchemaError::TooNew { .. })) => Ok(Err(error.into())),
         Err(PostgresError::Setting(error)) => Ok(Err(error.into())),
+        Err(PostgresError::Table(fault)) => Ok(Err(ConsumerError::Table(fault))),
         checked => checked.map(Ok),
     })
     .await
@@ -192,8 +202,18 @@ async fn check_postgres(postgres: &Postgres, settings: &Settings) -> Result<(), 
         return Err(session::wrong_setting().into());
     }
     // A pooler may accept a connection before it has a free session.
-    let checked = timeout(SCHEMA_TIMEOUT, schema::check(&*session)).await;
-    Ok(checked.map_err(|_| PostgresError::Silent)??)
+    let checked = timeout(SCHEMA_TIMEOUT, check_database(&session)).await;
+    checked.map_err(|_| PostgresError::Silent)?
+}
+
+/// Checks the schema version and that the table may be written to. Any other error of the table may end by itself, and each
+/// transaction verifies the table again.
+async fn check_database(client: &Client) -> Result<(), PostgresError> {
+    schema::check(client).await?;
+    match table::inspect(client).await {
+        Err(TableError::Fault(fault)) if fault != TableFault::Missing => Err(PostgresError::Table(fault)),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the host name with a suffix that is unique to this process.

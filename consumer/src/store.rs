@@ -1,22 +1,27 @@
 //! The Postgres transaction that stores a batch.
 //!
-//! Purpose: the rows of a batch, the write path (direct copy, staged copy, bisection), the insert predictor, the session,
-//! the schema, and the proof of commit, which only this module can create. May depend on `entry`, `shared::postgres`,
-//! `shared::wire` and the attribute names of telemetry. Must not know Redis commands, retries or acknowledgements.
+//! Purpose: the rows of a batch and their states, the write paths (direct copy, staged copy, piecewise write), the insert
+//! predictor, the session, the schema, the verification of the table, the evidence that rejections are verdicts about rows,
+//! and the proof of commit, which only this module can create. May depend on `entry`, `shared::postgres`, `shared::wire` and
+//! the attribute names of telemetry. Must not know Redis commands, retries or acknowledgements.
 
 pub mod batch;
 pub(crate) mod batch_store;
-mod bisect;
-mod bisection;
 mod copy;
 pub mod error;
+mod evidence;
 #[cfg(test)]
 pub(crate) mod fake;
 pub(crate) mod gathering;
 mod insert;
+mod piece_size;
+mod pieces;
+mod piecewise;
 pub mod predictor;
 mod privileges;
 pub mod proof;
 pub mod schema;
 pub mod session;
+pub mod table;
+mod transaction;
 pub mod write;

@@ -87,7 +87,7 @@ impl BatchTracing {
     /// Records the result of a batch on its span.
     pub(crate) fn committed(batch: Option<&Span>, committed: &CommittedBatch) {
         if let Some(span) = batch {
-            span.set(names::ROWS_INSERTED, i64::try_from(committed.inserted).unwrap_or(i64::MAX));
+            span.set(names::ROWS_INSERTED, i64::try_from(committed.tally.inserted).unwrap_or(i64::MAX));
             span.set(names::FELL_BACK, committed.fell_back);
         }
     }

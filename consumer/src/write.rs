@@ -1,8 +1,9 @@
 //! Writing batches to Postgres and acknowledging their entries.
 //!
-//! Purpose: gather entries into batches, write one batch at a time and retry it until it is stored, and acknowledge its
-//! entries with the proof of commit. May depend on `store`, `stream`, `in_flight`, `group::control`, `metrics` and `trace`.
+//! Purpose: gather entries into batches, write one batch at a time, hold rows that Postgres does not take yet, and
+//! acknowledge entries with the proof of commit. May depend on `store`, `stream`, `in_flight`, `group::control`, `metrics` and `trace`.
 //! Must not know how entries are read.
 
 pub(crate) mod acknowledger;
+mod held;
 pub(crate) mod writer;

@@ -17,7 +17,7 @@ mod url;
 pub use deadpool::managed::BuildError;
 
 pub use self::{
-    classify::{FailureClass, classify},
+    classify::{FailureClass, RowsFailure, classify, classify_rows},
     connect::Postgres,
     error::ConnectError,
     pool::{Pool, PooledSession, Session},

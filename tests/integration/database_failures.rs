@@ -8,7 +8,7 @@ use crate::{
     harness::{Setup, append_raw, eventually, like, likes, pending},
 };
 
-fn ready(consumer: &Program) -> (u16, String) {
+pub(crate) fn ready(consumer: &Program) -> (u16, String) {
     devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap()
 }
 
@@ -138,7 +138,7 @@ async fn halting_errors_stop_writing_and_report_the_reason() {
             80,
             "ALTER TABLE likes DROP CONSTRAINT likes_pkey",
             "ALTER TABLE likes ADD PRIMARY KEY (post_id, user_id)",
-            "no unique or exclusion constraint",
+            "has no unique index on (user_id, post_id)",
         ),
     ] {
         postgres.batch_execute(breaking).await.unwrap();

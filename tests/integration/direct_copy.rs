@@ -56,7 +56,7 @@ async fn known_and_new_likes_share_a_transaction() {
         assert_eq!(total(&consumer, "likestream_batches_committed_total"), transactions);
     }
     assert_eq!(total(&consumer, "likestream_direct_copy_fallbacks_total"), 0);
-    let direct = "SELECT count(*) FROM statements WHERE query LIKE 'COPY likes (%'";
+    let direct = "SELECT count(*) FROM statements WHERE query LIKE 'COPY %'";
     assert_eq!(postgres.query_one(direct, &[]).await.unwrap().get::<_, i64>(0), 2);
     assert_eq!(total(&consumer, "likestream_rows_inserted_total"), 2_000);
     assert_eq!(total(&consumer, "likestream_likes_deduplicated_total"), 3_000);

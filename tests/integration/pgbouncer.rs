@@ -127,6 +127,36 @@ async fn a_pooler_crash_during_a_transaction_is_retried() {
     assert!(dead_letters(&setup.redis_client().await).await.is_empty());
 }
 
+/// With transaction pooling, the staging table is created in the transaction that writes: its failure is no fault of rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_before_rows_are_sent_halts_without_dead_letters() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let postgres = setup.postgres_client().await;
+    let pooler = Pooler::start(&setup, PoolMode::Transaction, 2);
+    let consumer = pooler.consumer(&setup, "transaction");
+    setup.append(&likes(20), 1).await;
+    setup.wait_for_rows(20).await;
+    setup.wait_until_drained().await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+                  $$ BEGIN RAISE 'no changes today'; END $$;
+                  CREATE EVENT TRIGGER refuse ON ddl_command_start EXECUTE FUNCTION refuse()";
+    postgres.batch_execute(refuse).await.unwrap();
+    setup.append(&likes(20), 1).await;
+    eventually("halted", async || {
+        let (status, checks) = devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
+        status == 503
+            && checks.contains("writes to Postgres are halted: ")
+            && checks.contains("no changes today")
+    })
+    .await;
+    assert!(dead_letters(&redis).await.is_empty() && pending(&redis).await > 0);
+    postgres.batch_execute("ALTER EVENT TRIGGER refuse DISABLE").await.unwrap();
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
+    assert_eq!(setup.count().await, 20);
+}
+
 /// Each process numbers its prepared statements from 0, in sessions that other processes have used.
 #[tokio::test(flavor = "multi_thread")]
 async fn ended_and_killed_consumers_leave_no_prepared_statements() {

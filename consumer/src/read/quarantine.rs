@@ -147,7 +147,7 @@ impl Quarantine {
     /// or shuts down.
     pub(super) fn must_end(&self, in_flight: &InFlight, is_shutdown: bool) -> bool {
         self.current.as_ref().is_some_and(|current| {
-            let is_over = is_shutdown || in_flight.is_paused() || in_flight.contains_none(&current.entries);
+            let is_over = is_shutdown || in_flight.is_waiting() || in_flight.contains_none(&current.entries);
             current.is_on_record && is_over
         })
     }
@@ -170,7 +170,7 @@ impl Quarantine {
         let Some(current) = &self.current else { return std::future::pending().await };
         tokio::select! {
             () = in_flight.settled(&current.entries) => {}
-            () = in_flight.paused(), if current.is_on_record => {}
+            () = in_flight.waiting(), if current.is_on_record => {}
         }
     }
 }

@@ -1,48 +1,38 @@
 //! The writer's interface to Postgres. Unit tests replace it with a table in memory.
 
-use shared::postgres::Pool;
-
 use crate::store::{
-    batch::Batch,
+    batch::{Batch, Written},
     error::WriteError,
-    predictor::InsertPredictor,
-    proof::Committed,
-    session::Transactions,
-    write::{self, Attempt},
+    write::{Attempt, TableWriter},
 };
 
 /// Stores batches.
 pub(crate) trait BatchStore: Send + 'static {
-    /// Stores a batch. Calls `ended` for each transaction.
+    /// Makes one pass over a batch. Calls `ended` for each transaction.
     ///
     /// # Errors
-    /// Returns the batch with the error. The batch may be stored despite the error, if only the reply to COMMIT was lost.
+    /// Returns the batch with an error that says nothing about its rows. The batch may be stored despite the error, if only
+    /// the reply to COMMIT was lost.
     fn write(
         &mut self,
         batch: Batch,
         ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> impl Future<Output = Result<Committed, (Batch, WriteError)>> + Send;
+    ) -> impl Future<Output = Result<Written, (Batch, WriteError)>> + Send;
+
+    /// Returns properties of the table that an operator should know.
+    fn warnings(&self) -> &[String];
 }
 
-/// Stores batches in Postgres.
-pub(crate) struct PostgresStore {
-    pool: Pool,
-    transactions: Transactions,
-    predictor: InsertPredictor,
-}
-
-impl PostgresStore {
-    pub(crate) fn new(pool: Pool, transactions: Transactions) -> Self {
-        Self { pool, transactions, predictor: InsertPredictor::default() }
-    }
-}
-
-impl BatchStore for PostgresStore {
+impl BatchStore for TableWriter {
     async fn write(
         &mut self,
         batch: Batch,
         ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> Result<Committed, (Batch, WriteError)> {
-        write::write(&self.pool, self.transactions, Some(&mut self.predictor), batch, ended).await
+    ) -> Result<Written, (Batch, WriteError)> {
+        Self::write(self, batch, ended).await
+    }
+
+    fn warnings(&self) -> &[String] {
+        Self::warnings(self)
     }
 }

@@ -1,19 +1,21 @@
 //! In-memory fake of the table in Postgres, for unit tests.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use shared::{postgres::FailureClass, wire::like::Like};
 use tokio::time::sleep;
 
 use crate::{
     store::{
-        batch::{Batch, PieceOutcome},
+        batch::{Batch, Obstacle, Outcome, Rejections, Stored, Written},
         batch_store::BatchStore,
-        error::WriteError,
-        proof::{Committed, RowKey, row_key},
+        error::{Phase, WriteError},
+        evidence::Evidence,
+        proof::{RowKey, row_key},
         write::Attempt,
     },
     testing::{Journal, numbers},
@@ -31,6 +33,9 @@ struct State {
     rows: BTreeSet<RowKey>,
     faults: VecDeque<Fault>,
     latency: Duration,
+    /// Users whose rows are not stored, with the class of the obstacle.
+    obstacles: HashMap<i64, FailureClass>,
+    evidence: Evidence,
 }
 
 enum Fault {
@@ -54,6 +59,16 @@ impl FakeStore {
         self.lock().faults.push_back(Fault::ReplyLost);
     }
 
+    /// Makes the table not take the rows of a user until [`FakeStore::take`].
+    pub(crate) fn obstruct(&self, user: i64, class: FailureClass) {
+        self.lock().obstacles.insert(user, class);
+    }
+
+    /// Makes the table take the rows of a user again.
+    pub(crate) fn take(&self, user: i64) {
+        self.lock().obstacles.remove(&user);
+    }
+
     /// Sets the latency of all later writes.
     pub(crate) fn slow(&self, latency: Duration) {
         self.lock().latency = latency;
@@ -69,32 +84,61 @@ impl FakeStore {
     }
 }
 
+impl State {
+    /// Tries a piece as Postgres does: all of its rows are stored, or none.
+    fn try_piece(&mut self, piece: &[Like]) -> Outcome {
+        let obstacle = piece.iter().find_map(|like| self.obstacles.get(&like.user_id()).copied());
+        let result = if let Some(class) = obstacle {
+            Err(Obstacle { class, why: "obstructed".to_owned() })
+        } else {
+            let inserted = piece.iter().filter(|like| self.rows.insert(row_key(**like))).count() as u64;
+            self.evidence.inserted(inserted);
+            Ok(Stored { inserted, discarded: 0 })
+        };
+        Outcome { rows: piece.len(), result }
+    }
+
+    /// Makes a pass over a batch.
+    fn pass(&mut self, batch: &mut Batch) {
+        while let Some(piece) = batch.next_rows(usize::MAX) {
+            let outcome = self.try_piece(piece);
+            batch.record([outcome], 0);
+        }
+    }
+}
+
 impl BatchStore for FakeStore {
     async fn write(
         &mut self,
         mut batch: Batch,
         _ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> Result<Committed, (Batch, WriteError)> {
+    ) -> Result<Written, (Batch, WriteError)> {
         let latency = self.lock().latency;
         if !latency.is_zero() {
             sleep(latency).await;
         }
-        let rows: Vec<_> = batch.next_rows().unwrap_or_default().iter().map(|like| row_key(*like)).collect();
-        let users = numbers(rows.iter().map(|(_, user)| user.unsigned_abs()));
-        let fault = self.lock().faults.pop_front();
+        let users = batch.next_rows(usize::MAX).unwrap_or_default().iter().map(Like::user_id);
+        let users = numbers(users.map(i64::unsigned_abs));
+        let mut state = self.lock();
+        let fault = state.faults.pop_front();
         if let Some(Fault::NotStored(error)) = fault {
             self.journal.record(format!("Write{users}: not stored"));
             return Err((batch, error));
         }
-        let inserted = rows.iter().filter(|row| self.lock().rows.insert(**row)).count() as u64;
         if fault.is_some() {
+            let rows = batch.next_rows(usize::MAX).unwrap_or_default();
+            state.try_piece(rows);
             self.journal.record(format!("Write{users}: reply lost"));
-            return Err((batch, WriteError::Timeout));
+            return Err((batch, WriteError::Timeout(Phase::Commit)));
         }
         self.journal.record(format!("Write{users}"));
-        if !rows.is_empty() {
-            batch.record([PieceOutcome::Stored { inserted }]);
-        }
-        Ok(batch.into_committed(false).expect("every row is stored"))
+        state.pass(&mut batch);
+        let allows = |rejections: Rejections| state.evidence.allows(rejections.rows, rejections.definition);
+        let rejections_count = batch.rejections().is_none_or(allows);
+        Ok(batch.settle(rejections_count, false))
+    }
+
+    fn warnings(&self) -> &[String] {
+        &[]
     }
 }

@@ -1,7 +1,7 @@
 //! Proof of commit. Entries cannot be acknowledged without it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,29 +15,45 @@ use shared::wire::{
 
 use crate::entry::Position;
 
-/// Proof that every row of a batch is in the table or was rejected by it. Only `store` can create it, after the commit. The
-/// entries of a batch can be acknowledged only with this proof.
+/// Proof that every row of its entries is in the table, was rejected by it, or was discarded by one of its triggers. Only
+/// `store` can create it, after the commit. The entries of a batch can be acknowledged only with this proof.
 #[derive(Debug)]
 pub struct Committed {
     entries: Vec<SettledEntry>,
-    inserted: u64,
-    rejected: usize,
+    tally: Tally,
     fell_back: bool,
 }
 
+/// Number of likes by what became of them. Rows of entries that are not settled yet are included once they are committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Rows that were not in the table before.
+    pub inserted: u64,
+    /// Likes that were in the batch or in the table already.
+    pub deduplicated: u64,
+    /// Rows that triggers of the table discarded.
+    pub discarded: u64,
+    /// Rows that the table rejected.
+    pub rejected: u64,
+}
+
 impl Committed {
-    pub(super) fn new(entries: Vec<SettledEntry>, inserted: u64, rejected: usize, fell_back: bool) -> Self {
-        Self { entries, inserted, rejected, fell_back }
+    pub(super) fn new(entries: Vec<SettledEntry>, tally: Tally, fell_back: bool) -> Self {
+        Self { entries, tally, fell_back }
     }
 
-    /// Returns the number of rows that were not in the table before.
-    pub fn inserted(&self) -> u64 {
-        self.inserted
+    /// Returns whether no entry is settled.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
-    /// Returns the number of rejected rows.
-    pub fn rejected(&self) -> usize {
-        self.rejected
+    /// Returns whether an entry is settled or a row was stored.
+    pub(crate) fn has_progress(&self) -> bool {
+        !self.entries.is_empty() || self.tally.inserted > 0
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// Returns whether a direct copy failed and the batch was staged.
@@ -85,6 +101,11 @@ pub(super) fn row_key(like: Like) -> RowKey {
 }
 
 impl SettledEntry {
+    /// Returns whether one of its likes has one of these keys.
+    pub(super) fn has_any(&self, keys: &HashSet<RowKey>) -> bool {
+        codec::locate(&self.payload).any(|located| keys.contains(&row_key(located.like)))
+    }
+
     /// Adds dead letters for the likes of this entry that were rejected.
     pub(super) fn dead_letter_rejected(&mut self, rejected: &HashMap<RowKey, String>) {
         let dead = codec::locate(&self.payload).filter_map(|LocatedLike { index, like, bytes }| {

@@ -4,18 +4,21 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
+use futures_util::future;
 use shared::{
-    postgres::{ConnectError, PooledSession, Postgres},
+    postgres::{ConnectError, Pool, PooledSession, Postgres},
     settings::SettingError,
 };
 use tokio::time::timeout;
-use tokio_postgres::{Client, Error, Statement, error::SqlState};
+use tokio_postgres::{Client, Error, Row, Statement, error::SqlState, types::Type};
 
-/// Returns the SQL that creates the staging table. The table is empty at the start of each transaction.
-fn staging_table(on_commit: &str) -> String {
-    let columns = "user_id bigint, post_id bigint, created_at timestamptz";
-    format!("CREATE TEMPORARY TABLE likes_batch ({columns}) ON COMMIT {on_commit};")
-}
+use crate::store::{
+    error::{Phase, WriteError},
+    table::FINGERPRINT,
+};
+
+/// Columns of the staging table. The table is empty at the start of each transaction.
+const STAGING_COLUMNS: &str = "user_id bigint, post_id bigint, created_at timestamptz";
 
 /// Lets the end of the session, which removes the staging table, wait for no synchronous standby: Postgres does not cancel
 /// that wait, and such backends would accumulate. Keeps the setting for transactions.
@@ -58,58 +61,149 @@ pub struct Transactions {
 }
 
 impl Transactions {
-    /// Returns the SQL to run on a new connection.
+    /// Returns the SQL to run on a new connection. It writes nothing, so it waits for no standby.
     pub fn connected(self) -> String {
         match self.pooling {
-            Pooling::Session => {
-                self.bounds("SESSION", false) + WAIT_FOR_NO_STANDBY + &staging_table("DELETE ROWS")
-            }
+            Pooling::Session => self.bounds("SESSION", false) + WAIT_FOR_NO_STANDBY,
             Pooling::Transaction => String::new(),
         }
     }
 
     /// Returns the SQL that starts a transaction, with or without the staging table.
-    pub fn begin(self, stages: bool) -> String {
+    fn begin(self, stages: bool) -> String {
+        // A statement must see the table as it is after the lock, whatever the default of the server.
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED;";
         match self.pooling {
-            Pooling::Session => format!("BEGIN;{WAIT_FOR_STANDBY}{REPLICATE_EARLIER_COMMITS}"),
+            Pooling::Session => format!("{begin}{WAIT_FOR_STANDBY}{REPLICATE_EARLIER_COMMITS}"),
             Pooling::Transaction => {
-                let staging_table = if stages { staging_table("DROP") } else { String::new() };
-                format!("BEGIN;{}{REPLICATE_EARLIER_COMMITS}{staging_table}", self.bounds("LOCAL", true))
+                let staging_table = if stages {
+                    format!("CREATE TEMPORARY TABLE likes_batch ({STAGING_COLUMNS}) ON COMMIT DROP;")
+                } else {
+                    String::new()
+                };
+                format!("{begin}{}{REPLICATE_EARLIER_COMMITS}{staging_table}", self.bounds("LOCAL", true))
             }
-        }
-    }
-
-    /// Returns the SQL that ends a direct copy. The SQL returns a row if the rows went to the staging table: if a pooler shares
-    /// sessions despite the setting, the prepared statement may be another consumer's with the same name.
-    pub fn commit_direct(self) -> &'static str {
-        match self.pooling {
-            Pooling::Session => "SELECT 1 FROM likes_batch LIMIT 1; COMMIT",
-            // The statement was prepared in this transaction.
-            Pooling::Transaction => "COMMIT",
         }
     }
 
     /// Returns the SQL that sets statement timeouts and enables `synchronous_commit` if the server has it off. Otherwise a
     /// crash of the server could lose rows whose entries are already acknowledged.
+    ///
+    /// A statement has less time than the transaction, so that the answer of Postgres comes before the connection is given
+    /// up.
     fn bounds(self, scope: &str, is_local: bool) -> String {
         let limit_ms = self.limit.as_millis().max(2);
+        let statement_ms = (self.limit * 3 / 4).as_millis().max(1);
         let lock_ms = (self.limit / 2).as_millis().max(1);
         format!(
             "
-SET {scope} statement_timeout = {limit_ms};
+SET {scope} statement_timeout = {statement_ms};
 SET {scope} lock_timeout = {lock_ms};
 SET {scope} idle_in_transaction_session_timeout = {limit_ms};
 SELECT set_config('synchronous_commit', 'on', {is_local}) WHERE current_setting('synchronous_commit') = 'off';
 "
         )
     }
+}
+
+/// Connection of a writer.
+pub(super) struct Session {
+    connection: PooledSession,
+    transactions: Transactions,
+    /// State of a session that belongs to this connection; `None` if a pooler assigns one to each transaction.
+    own: Option<OwnSession>,
+}
+
+struct OwnSession {
+    backend: i32,
+    fingerprint: Statement,
+    has_staging_table: bool,
+}
+
+/// Observations at the start of a transaction.
+pub(super) struct Begun {
+    /// Fingerprint of the table, see [`FINGERPRINT`].
+    pub(super) fingerprint: String,
+    /// Whether a commit waits for a synchronous standby.
+    pub(super) awaits_standby: bool,
+}
+
+impl Session {
+    pub(super) async fn open(pool: &Pool, transactions: Transactions) -> Result<Self, WriteError> {
+        let connection = pool.get().await?;
+        let own = match transactions.pooling {
+            Pooling::Transaction => None,
+            Pooling::Session => {
+                let opening = future::try_join(session_of(&connection), connection.prepare(FINGERPRINT));
+                let opened = timeout(transactions.limit, opening).await;
+                let (backend, fingerprint) = opened
+                    .map_err(|_| WriteError::Timeout(Phase::Setup))?
+                    .map_err(|error| WriteError::in_phase(Phase::Setup, error))?;
+                Some(OwnSession { backend, fingerprint, has_staging_table: false })
+            }
+        };
+        Ok(Self { connection, transactions, own })
+    }
+
+    /// Returns the connection, for statements of a transaction.
+    pub(super) fn connection(&self) -> &PooledSession {
+        &self.connection
+    }
+
+    pub(super) fn limit(&self) -> Duration {
+        self.transactions.limit
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        !self.connection.is_closed()
+    }
+
+    /// Closes the connection, which rolls back an open transaction. It must not return to the pool in the middle of one.
+    pub(super) fn close(self) {
+        drop(PooledSession::take(self.connection));
+    }
+
+    /// Creates the staging table of a session that has none. Outside of a writing transaction a session waits for no standby.
+    pub(super) async fn create_staging_table(&mut self) -> Result<(), WriteError> {
+        let Some(own) = self.own.as_mut().filter(|own| !own.has_staging_table) else { return Ok(()) };
+        let create = format!("CREATE TEMPORARY TABLE likes_batch ({STAGING_COLUMNS}) ON COMMIT DELETE ROWS");
+        let created = self.connection.batch_execute(&create).await;
+        created.map_err(|error| WriteError::in_phase(Phase::Setup, error))?;
+        own.has_staging_table = true;
+        Ok(())
+    }
+
+    /// Begins a transaction and locks the table against changes of its definition. The statements are sent together, and the
+    /// caller may send more before it has the reply.
+    pub(super) async fn begin(&self, lock: &str, table: &str, stages: bool) -> Result<Begun, WriteError> {
+        let sql = self.transactions.begin(stages) + lock;
+        let (begun, row) = future::join(self.connection.batch_execute(&sql), self.fingerprint(table)).await;
+        let in_setup = |error| WriteError::in_phase(Phase::Setup, error);
+        begun.map_err(in_setup)?;
+        let row = row.map_err(in_setup)?.ok_or(WriteError::TableChanged)?;
+        let backend: i32 = row.try_get(0).map_err(in_setup)?;
+        if self.own.as_ref().is_some_and(|own| own.backend != backend) {
+            // Prepared statements may be another consumer's with the same names.
+            return Err(WriteError::SharedSession(None));
+        }
+        let awaits_standby = row.try_get(1).map_err(in_setup)?;
+        Ok(Begun { fingerprint: row.try_get(2).map_err(in_setup)?, awaits_standby })
+    }
+
+    async fn fingerprint(&self, table: &str) -> Result<Option<Row>, Error> {
+        match &self.own {
+            Some(own) => self.connection.query_opt(&own.fingerprint, &[&table]).await,
+            // Unnamed statement: a named one would remain in a session of other clients.
+            None => self.connection.query_typed_opt(FINGERPRINT, &[(&table, Type::TEXT)]).await,
+        }
+    }
 
     /// Prepares a statement within a transaction. The statement must be dropped before COMMIT is sent: in a shared session,
     /// dropping closes it, so that the next client of the session does not find its name in use.
-    pub async fn prepare(self, connection: &PooledSession, sql: &str) -> Result<Statement, Error> {
-        match self.pooling {
-            Pooling::Session => connection.prepare_cached(sql).await,
-            Pooling::Transaction => connection.prepare(sql).await,
+    pub(super) async fn prepare(&self, sql: &str) -> Result<Statement, Error> {
+        match self.own {
+            Some(_) => self.connection.prepare_cached(sql).await,
+            None => self.connection.prepare(sql).await,
         }
     }
 }

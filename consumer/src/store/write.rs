@@ -1,25 +1,33 @@
-//! Write paths of a batch: direct copy, staged copy, bisection. Creates the proof of commit.
+//! Write paths of a batch: direct copy, staged copy, piecewise write.
 
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use shared::{
-    error_chain::one_line,
-    postgres::{self, FailureClass, Pool, PooledSession},
+    postgres::{FailureClass, Pool, RowsFailure},
     telemetry::names,
     wire::like::Like,
 };
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 
 use crate::store::{
-    batch::{Batch, PieceOutcome},
-    bisect::bisect,
+    batch::{Batch, Obstacle, Outcome, Rejections, Written},
     copy::{direct_copy, staged_copy},
-    error::WriteError,
+    error::{Phase, WriteError},
+    evidence::Evidence,
+    piece_size::PieceSize,
+    piecewise::{Limits, Patience, write_pieces},
     predictor::{InsertPredictor, Split},
-    proof::Committed,
-    session::Transactions,
+    session::{Session, Transactions},
+    transaction::{Verified, within},
 };
+
+/// Number of transactions in a row that are lost with their connection while they send rows, from which on the rows are
+/// suspected and sent in smaller pieces.
+const SUSPICIOUS_LOSSES: u32 = 2;
+
+/// Number of changes of the table for which a transaction is run again at once.
+const TABLE_CHANGES_MAX: u32 = 3;
 
 /// Transaction that has ended.
 pub struct Attempt<'a> {
@@ -52,123 +60,279 @@ impl Attempt<'_> {
 /// Write path of a transaction.
 #[derive(Clone, Copy)]
 enum WritePath<'a> {
-    /// Direct copy of the rows predicted to be new.
+    /// Direct copy of the rows predicted to be new, if the table allows it.
     Direct(&'a Split),
     /// Staged copy of all rows.
-    Staged(&'a [Like]),
-    /// Bisection, to find the rows that the table rejects.
-    Bisect,
+    Staged,
+    /// Pieces of the batch in savepoints.
+    Piecewise,
 }
 
-impl WritePath<'_> {
-    fn operation(self) -> &'static str {
-        match self {
-            Self::Direct(_) => "COPY",
-            Self::Staged(_) | Self::Bisect => "INSERT",
-        }
-    }
-}
-
-/// Stores a batch. Without a predictor the batch is staged. A batch without rows needs no transaction.
-///
-/// # Errors
-/// Returns the batch with the error. Rows with a committed outcome are not tried again. The connection is closed, which
-/// rolls back an open transaction.
-pub async fn write(
-    pool: &Pool,
+/// Writes batches to the table, one transaction at a time, and remembers what the transactions showed.
+pub struct TableWriter {
+    pool: Pool,
     transactions: Transactions,
-    mut predictor: Option<&mut InsertPredictor>,
-    mut batch: Batch,
-    ended: &(dyn Fn(&Attempt<'_>) + Sync),
-) -> Result<Committed, (Batch, WriteError)> {
-    let mut fell_back = false;
-    if let Some(predictor) = &mut predictor
-        && let Some(split) = batch.all_untried().and_then(|rows| predictor.split(rows))
-    {
-        match attempt(pool, transactions, &batch, WritePath::Direct(&split), ended).await {
-            Ok(outcomes) => {
-                predictor.hit();
-                batch.record(outcomes);
-            }
-            Err(error)
-                if error.class() == FailureClass::Retry || !matches!(error, WriteError::Postgres(_)) =>
-            {
-                return Err((batch, error));
-            }
-            Err(error) => {
-                // For any other error, the table may accept the rows from the staging table.
-                predictor.miss();
-                fell_back = true;
-                // Without Postgres's error message, which contains row values.
-                tracing::debug!(
-                    error = error.error_type(),
-                    "direct copy failed, falling back to staged copy"
-                );
-            }
+    /// Without a predictor every batch is staged.
+    predictor: Option<InsertPredictor>,
+    session: Option<Session>,
+    table: Option<Verified>,
+    /// Properties of the table that were logged.
+    warnings: Vec<String>,
+    piece_size: PieceSize,
+    evidence: Evidence,
+    /// Number of transactions in a row that were lost with their connection while they sent rows.
+    losses: u32,
+}
+
+impl TableWriter {
+    pub fn new(pool: Pool, transactions: Transactions, predictor: Option<InsertPredictor>) -> Self {
+        Self {
+            pool,
+            transactions,
+            predictor,
+            session: None,
+            table: None,
+            warnings: Vec::new(),
+            piece_size: PieceSize::new(transactions.limit),
+            evidence: Evidence::default(),
+            losses: 0,
         }
     }
-    loop {
-        batch = match batch.into_committed(fell_back) {
-            Ok(committed) => return Ok(committed),
-            Err(batch) => batch,
+
+    /// Makes one pass over a batch: tries every row, in smaller and smaller pieces where Postgres does not take them. The pass
+    /// ends early when nothing has been stored for half of the time limit, so that blocked rows do not keep others waiting.
+    ///
+    /// # Errors
+    /// Returns the batch with an error that says nothing about its rows. Rows with a committed outcome are not tried again.
+    /// The connection is closed, which rolls back an open transaction.
+    pub async fn write(
+        &mut self,
+        mut batch: Batch,
+        ended: &(dyn Fn(&Attempt<'_>) + Sync),
+    ) -> Result<Written, (Batch, WriteError)> {
+        let mut fell_back = false;
+        if batch.whole(self.piece_size.rows()).is_some() {
+            match self.write_whole(&mut batch, ended).await {
+                Ok(fallback) => fell_back = fallback,
+                Err(error) => return Err((batch, error)),
+            }
+        }
+        let mut progressed_at = Instant::now();
+        while batch.next_rows(self.piece_size.rows()).is_some()
+            && progressed_at.elapsed() < self.transactions.limit / 2
+        {
+            match self.attempt(&batch, WritePath::Piecewise, ended).await {
+                Ok(outcomes) => {
+                    if outcomes.iter().any(|outcome| outcome.result.is_ok()) {
+                        progressed_at = Instant::now();
+                    }
+                    self.record(&mut batch, outcomes);
+                }
+                Err(error) => {
+                    self.suspect(&mut batch, &error);
+                    return Err((batch, error));
+                }
+            }
+        }
+        let rejections_count = match batch.rejections() {
+            None => true,
+            Some(Rejections { rows, definition }) => self.evidence.allows(rows, definition),
         };
-        let all = batch.all_untried();
-        let path = all.map_or(WritePath::Bisect, WritePath::Staged);
-        match attempt(pool, transactions, &batch, path, ended).await {
-            Ok(outcomes) => batch.record(outcomes),
-            Err(WriteError::Postgres(error))
-                if all.is_some() && postgres::classify(&error) == FailureClass::Reject =>
-            {
-                batch.record([PieceOutcome::Rejected { why: one_line(&error) }]);
+        Ok(batch.settle(rejections_count, fell_back))
+    }
+
+    /// Writes a batch in one piece. If Postgres does not take it, its halves are left untried. Returns whether a direct copy
+    /// failed.
+    async fn write_whole(
+        &mut self,
+        batch: &mut Batch,
+        ended: &(dyn Fn(&Attempt<'_>) + Sync),
+    ) -> Result<bool, WriteError> {
+        let rows = batch.whole(self.piece_size.rows()).unwrap_or_default();
+        let split = self.predictor.as_mut().and_then(|predictor| predictor.split(rows));
+        let mut fell_back = false;
+        if let Some(split) = split {
+            match self.attempt(batch, WritePath::Direct(&split), ended).await {
+                Ok(outcomes) => {
+                    self.predicted(InsertPredictor::hit);
+                    self.record(batch, outcomes);
+                    return Ok(false);
+                }
+                Err(error) if permits_staged_copy(&error) => {
+                    // The table may accept the rows from the staging table.
+                    self.predicted(InsertPredictor::miss);
+                    fell_back = true;
+                    // Without Postgres's error message, which contains row values.
+                    tracing::debug!(
+                        error = error.error_type(),
+                        "direct copy failed, falling back to staged copy"
+                    );
+                }
+                Err(error) => return self.split_whole(batch, error).map(|()| false),
             }
-            Err(error) => return Err((batch, error)),
+        }
+        match self.attempt(batch, WritePath::Staged, ended).await {
+            Ok(outcomes) => self.record(batch, outcomes),
+            Err(error) => self.split_whole(batch, error)?,
+        }
+        Ok(fell_back)
+    }
+
+    fn predicted(&mut self, record: fn(&mut InsertPredictor)) {
+        if let Some(predictor) = &mut self.predictor {
+            record(predictor);
         }
     }
-}
 
-/// Runs one transaction and reports its end.
-async fn attempt(
-    pool: &Pool,
-    transactions: Transactions,
-    batch: &Batch,
-    path: WritePath<'_>,
-    ended: &(dyn Fn(&Attempt<'_>) + Sync),
-) -> Result<Vec<PieceOutcome>, WriteError> {
-    let started = Instant::now();
-    let done = transact(pool, transactions, batch, path).await;
-    ended(&Attempt {
-        operation: path.operation(),
-        rows: batch.next_rows().map_or(0, <[Like]>::len),
-        took: started.elapsed(),
-        error: done.as_ref().err(),
-    });
-    done
-}
+    fn record(&self, batch: &mut Batch, outcomes: Vec<Outcome>) {
+        batch.record(outcomes, self.evidence.definition());
+    }
 
-/// Runs one transaction: writes all rows, or in a bisection as many pieces as the time allows.
-async fn transact(
-    pool: &Pool,
-    transactions: Transactions,
-    batch: &Batch,
-    path: WritePath<'_>,
-) -> Result<Vec<PieceOutcome>, WriteError> {
-    let limit = transactions.limit;
-    let connection = pool.get().await?;
-    let work = async {
-        let whole = |inserted| vec![PieceOutcome::Stored { inserted }];
+    /// Replaces a batch that Postgres did not take as a whole by its halves. Returns errors that are not about its rows.
+    fn split_whole(&mut self, batch: &mut Batch, error: WriteError) -> Result<(), WriteError> {
+        if error.is_statement_timeout() {
+            self.piece_size.timed_out(batch.rows());
+        }
+        self.suspect(batch, &error);
+        let failed = Outcome { rows: batch.rows(), result: Err(Obstacle::of(error)?) };
+        self.record(batch, vec![failed]);
+        Ok(())
+    }
+
+    /// Splits the next piece if it seems to be the reason why connections are lost. This never rejects a row.
+    fn suspect(&self, batch: &mut Batch, error: &WriteError) {
+        if error.is_loss_during_rows()
+            && self.losses >= SUSPICIOUS_LOSSES
+            && let Some(rows) = batch.next_rows(self.piece_size.rows()).map(<[Like]>::len)
+        {
+            self.record(batch, vec![Outcome { rows, result: Err(Obstacle::unknown(error)) }]);
+        }
+    }
+
+    /// Runs one transaction, reports its end, and learns from it. If the table was changed since it was verified, no row was
+    /// sent, and the transaction is run again.
+    async fn attempt(
+        &mut self,
+        batch: &Batch,
+        path: WritePath<'_>,
+        ended: &(dyn Fn(&Attempt<'_>) + Sync),
+    ) -> Result<Vec<Outcome>, WriteError> {
+        let mut changes = 0;
+        loop {
+            let started = Instant::now();
+            let rows = batch.next_rows(self.piece_size.rows()).map_or(0, <[Like]>::len);
+            let done = self.transact(batch, path).await;
+            let (operation, took) = (self.operation(path), started.elapsed());
+            ended(&Attempt { operation, rows, took, error: done.as_ref().err() });
+            match &done {
+                Ok(outcomes) => self.learn(outcomes, path, took),
+                Err(WriteError::TableChanged) if changes < TABLE_CHANGES_MAX => {
+                    changes += 1;
+                    continue;
+                }
+                Err(error) => self.losses += u32::from(error.is_loss_during_rows()),
+            }
+            return done;
+        }
+    }
+
+    /// Returns the main statement of a transaction.
+    fn operation(&self, path: WritePath<'_>) -> &'static str {
+        let is_direct = |verified: &Verified| verified.table.allows_direct_copy();
         match path {
-            WritePath::Direct(split) => direct_copy(&connection, transactions, split).await.map(whole),
-            WritePath::Staged(rows) => staged_copy(&connection, transactions, rows).await.map(whole),
-            // The other half of the time is left for the last piece and the commit.
-            WritePath::Bisect => {
-                Ok(bisect(&connection, transactions, batch, Instant::now() + limit / 2).await?)
+            WritePath::Direct(_) if self.table.as_ref().is_none_or(is_direct) => "COPY",
+            WritePath::Direct(_) | WritePath::Staged | WritePath::Piecewise => "INSERT",
+        }
+    }
+
+    fn learn(&mut self, outcomes: &[Outcome], path: WritePath<'_>, took: Duration) {
+        self.losses = 0;
+        for Outcome { rows, result } in outcomes {
+            let Ok(stored) = result else { continue };
+            self.evidence.inserted(stored.inserted);
+            if !matches!(path, WritePath::Piecewise) {
+                self.piece_size.stored(*rows, took);
             }
         }
-    };
-    let done = time::timeout(limit, work).await.unwrap_or(Err(WriteError::Timeout));
-    if done.is_err() {
-        // Must not return to the pool in the middle of its transaction.
-        drop(PooledSession::take(connection));
     }
-    done
+
+    /// Runs one transaction on the writer's session, which is closed after an error.
+    async fn transact(&mut self, batch: &Batch, path: WritePath<'_>) -> Result<Vec<Outcome>, WriteError> {
+        let mut session = match self.session.take().filter(Session::is_usable) {
+            Some(session) => session,
+            None => Session::open(&self.pool, self.transactions).await?,
+        };
+        let deadline = Instant::now() + self.transactions.limit;
+        let done = self.transact_on(&mut session, batch, path, deadline).await;
+        match &done {
+            Ok(_) => self.session = Some(session),
+            Err(error) => {
+                session.close();
+                if error.class() == FailureClass::Halt || matches!(error, WriteError::TableChanged) {
+                    self.table = None;
+                }
+            }
+        }
+        done
+    }
+
+    async fn transact_on(
+        &mut self,
+        session: &mut Session,
+        batch: &Batch,
+        path: WritePath<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<Outcome>, WriteError> {
+        if self.table.is_none() {
+            let verified = within(deadline, Phase::Setup, Verified::read(session)).await?;
+            self.verified(&verified);
+            self.table = Some(verified);
+        }
+        let Some(verified) = &self.table else { return Err(WriteError::TableChanged) };
+        let whole = |stored| vec![Outcome { rows: batch.rows(), result: Ok(stored) }];
+        match path {
+            WritePath::Direct(split) if verified.table.allows_direct_copy() => {
+                direct_copy(&verified.transaction(session, deadline), split).await.map(whole)
+            }
+            WritePath::Direct(_) | WritePath::Staged => {
+                within(deadline, Phase::Setup, session.create_staging_table()).await?;
+                let rows = batch.whole(usize::MAX).unwrap_or_default();
+                staged_copy(&verified.transaction(session, deadline), rows).await.map(whole)
+            }
+            WritePath::Piecewise => {
+                let patience = Patience::new(self.transactions.limit, batch.passes());
+                let limits = Limits { patience, one_piece: self.losses > 0 };
+                let tx = verified.transaction(session, deadline);
+                write_pieces(&tx, batch, limits, &mut self.piece_size).await
+            }
+        }
+    }
+
+    /// Takes note of a verified table.
+    fn verified(&mut self, verified: &Verified) {
+        self.evidence.table_verified(&verified.fingerprint);
+        let warnings = verified.table.warnings();
+        if warnings != self.warnings {
+            for warning in &warnings {
+                tracing::warn!(warning, "table can lose likes");
+            }
+            self.warnings = warnings;
+        }
+    }
+
+    /// Returns properties of the table that an operator should know.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+/// Returns whether a batch may be staged after its direct copy failed.
+fn permits_staged_copy(error: &WriteError) -> bool {
+    match error {
+        WriteError::Setup(_) => error.class() == FailureClass::Halt,
+        WriteError::Rows(_) => {
+            error.about_rows() == RowsFailure::Rejected || error.class() == FailureClass::Halt
+        }
+        _ => false,
+    }
 }

@@ -38,6 +38,7 @@ pub(crate) struct Acknowledger<S> {
 pub(crate) struct LogRates {
     dead_letters: LogRate,
     unacknowledged: LogRate,
+    pub(super) discarded: LogRate,
 }
 
 impl<S: GroupStream> Acknowledger<S> {

@@ -1,7 +1,8 @@
-//! Writer: gathers entries into batches, writes each batch until it is stored, and acknowledges it. One batch is written at
-//! a time. Meanwhile the next batch is gathered and the previous batch is acknowledged.
+//! Writer: gathers entries into batches, writes them, and acknowledges the entries that are settled. One batch is written at
+//! a time. Meanwhile the next batch is gathered and the previous batch is acknowledged. Rows that Postgres does not take while
+//! it takes others are held, and tried again between batches.
 
-use std::{panic, sync::Arc, time::Duration};
+use std::{future, panic, sync::Arc, time::Duration};
 
 use shared::{
     backoff::Backoff,
@@ -17,7 +18,7 @@ use crate::{
     entry::Entry,
     metrics::CommittedBatch,
     store::{
-        batch::Batch,
+        batch::{Batch, Remainder, Written},
         batch_store::BatchStore,
         error::WriteError,
         gathering::{BatchLimits, Flush, Gathering},
@@ -27,7 +28,10 @@ use crate::{
     stream::GroupStream,
     task,
     trace::BatchTracing,
-    write::acknowledger::Acknowledger,
+    write::{
+        acknowledger::Acknowledger,
+        held::{Held, HeldPass},
+    },
 };
 
 /// Writes batches to Postgres, one at a time.
@@ -36,6 +40,16 @@ pub(crate) struct Writer<B, S> {
     pub(crate) limits: BatchLimits,
     pub(crate) acknowledger: Acknowledger<S>,
     pub(crate) check: Check,
+    /// Whether nothing of the last batch was stored.
+    pub(crate) stalled: bool,
+}
+
+/// Work for the writer.
+enum Next {
+    /// A gathered batch.
+    Batch(Batch, Flush),
+    /// Held rows that are due.
+    Held(Held),
 }
 
 impl<B: BatchStore, S: GroupStream> Writer<B, S> {
@@ -44,45 +58,78 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
     pub(crate) async fn run(mut self, mut entries: mpsc::UnboundedReceiver<Entry>) {
         let mut gathering = Gathering::new(self.limits);
         let mut gathered = None;
+        let mut held: Option<Held> = None;
         let mut acking: Option<AbortOnDropHandle<()>> = None;
-        loop {
-            let next = match (gathered.take(), &mut acking) {
-                (Some(batch), _) => Some((batch, Flush::Full)),
-                (None, None) => gathering.batch(&mut entries).await,
-                (None, Some(ack)) => tokio::select! {
-                    next = gathering.batch(&mut entries) => next,
+        let mut is_open = true;
+        while is_open || held.is_some() {
+            let next = if let Some(due) = held.take_if(|held| held.is_due()) {
+                Next::Held(due)
+            } else if let Some(batch) = gathered.take() {
+                Next::Batch(batch, Flush::Full)
+            } else {
+                tokio::select! {
                     // A panic must propagate immediately, not with the next batch: entries that were not released
                     // block the readers.
-                    acked = ack => {
+                    acked = end_of(&mut acking) => {
                         propagate_panic(acked);
                         acking = None;
                         continue;
                     }
-                },
+                    batch = gathering.batch(&mut entries), if is_open => {
+                        let Some((batch, flush)) = batch else {
+                            is_open = false;
+                            continue;
+                        };
+                        Next::Batch(batch, flush)
+                    }
+                    () = Held::due(held.as_ref()) => continue,
+                }
             };
-            let Some((mut batch, flush)) = next else { break };
-            let span = self.acknowledger.tracing.start(&mut batch, flush);
-            let committed;
-            (committed, gathered) = {
+            let (mut batch, flush, held_pass) = match next {
+                Next::Batch(batch, flush) => (batch, Some(flush), None),
+                Next::Held(held) => {
+                    let (batch, pass) = held.begin();
+                    (batch, None, Some(pass))
+                }
+            };
+            let span = flush.and_then(|flush| self.acknowledger.tracing.start(&mut batch, flush));
+            let written;
+            (written, gathered) = {
                 let write = self.write(batch, flush, span.as_ref());
                 pin!(write);
                 tokio::select! {
                     biased;
-                    committed = &mut write => (committed, None),
-                    batch = gathering.full_batch(&mut entries) => (write.await, Some(batch)),
+                    written = &mut write => (written, gathered),
+                    batch = gathering.full_batch(&mut entries), if gathered.is_none() => (write.await, Some(batch)),
                 }
             };
-            let ack = task::spawn(Box::pin(self.acknowledger.clone().ack(committed, span)));
-            join(acking.replace(ack)).await;
+            held = Self::hold(held, held_pass, &written.committed, written.remainder);
+            self.acknowledger.in_flight.set_holding(held.is_some());
+            self.report(flush.is_some(), &written.committed, held.as_ref());
+            if !written.committed.is_empty() {
+                let ack = self.acknowledger.clone().ack(written.committed, span);
+                join(acking.replace(task::spawn(Box::pin(ack)))).await;
+            }
         }
         join(acking).await;
     }
 
-    /// Writes a batch and retries until it is stored. Reading is paused from the first failure to the next success, so the
-    /// backlog stays in Redis.
-    async fn write(&mut self, mut batch: Batch, flush: Flush, span: Option<&Span>) -> Committed {
-        let likes = batch.likes();
+    /// Makes a pass over a batch and reports its outcome.
+    async fn write(&mut self, batch: Batch, flush: Option<Flush>, span: Option<&Span>) -> Written {
         let rows = batch.rows();
+        let written = self.store(batch, span).await;
+        if rows > 0 {
+            self.record(&written.committed, flush, rows, span);
+        }
+        if let Some(remainder) = &written.remainder {
+            self.log_remainder(remainder, span);
+        }
+        written
+    }
+
+    /// Makes a pass over a batch. Retries errors that say nothing about rows. Reading is paused from the first such error to
+    /// the next success, so the backlog stays in Redis.
+    async fn store(&mut self, mut batch: Batch, span: Option<&Span>) -> Written {
         let mut retry = Backoff::retry();
         let mut halt = Backoff::halt();
         let metrics = Arc::clone(&self.acknowledger.metrics);
@@ -93,12 +140,9 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         };
         loop {
             let (unwritten, error) = match self.store.write(batch, &ended).await {
-                Ok(committed) => {
-                    if rows > 0 {
-                        self.record(&committed, flush, likes, rows, span);
-                    }
+                Ok(written) => {
                     self.acknowledger.in_flight.resume();
-                    return committed;
+                    return written;
                 }
                 Err(failed) => failed,
             };
@@ -113,20 +157,82 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         }
     }
 
-    fn record(&self, committed: &Committed, flush: Flush, likes: usize, rows: usize, span: Option<&Span>) {
+    /// Returns the rows to hold after a pass.
+    fn hold(
+        held: Option<Held>,
+        held_pass: Option<HeldPass>,
+        committed: &Committed,
+        remainder: Option<Remainder>,
+    ) -> Option<Held> {
+        let mut held = match (held, remainder, held_pass) {
+            (held, None, _) => held,
+            (Some(held), Some(remainder), _) => Some(held.merge(remainder)),
+            (None, Some(remainder), Some(pass)) => Some(pass.end(remainder, committed.has_progress())),
+            (None, Some(remainder), None) => Some(Held::new(remainder)),
+        };
+        if let Some(held) = held.as_mut().filter(|_| committed.tally().inserted > 0) {
+            held.table_took_rows();
+        }
+        held
+    }
+
+    /// Reports readiness after a pass. Held rows alone do not fail the check while Postgres stores other rows.
+    fn report(&mut self, is_of_batch: bool, committed: &Committed, held: Option<&Held>) {
+        self.check.note(self.store.warnings().join("; "));
+        if committed.has_progress() || held.is_none() {
+            self.stalled = false;
+        } else if is_of_batch {
+            self.stalled = true;
+        }
+        match held.filter(|_| self.stalled) {
+            Some(held) => drop(self.check.fail(held.reason())),
+            None => {
+                if self.check.pass() {
+                    tracing::info!("writes to Postgres recovered");
+                }
+            }
+        }
+    }
+
+    fn record(&self, committed: &Committed, flush: Option<Flush>, rows: usize, span: Option<&Span>) {
+        let tally = committed.tally();
         let batch = CommittedBatch {
             flush,
-            likes,
             rows,
-            inserted: committed.inserted(),
-            rejected: committed.rejected(),
+            tally,
             fell_back: committed.fell_back(),
             end_to_end_latencies: committed.end_to_end_latencies(),
         };
         self.acknowledger.metrics.committed(&batch);
         BatchTracing::committed(span, &batch);
-        if self.check.pass() {
-            tracing::info!("writes to Postgres recovered");
+        let discarded = usize::try_from(tally.discarded).unwrap_or(usize::MAX);
+        if let Some(likes) = self.acknowledger.log_rates.discarded.record(discarded) {
+            tracing::warn!(likes, "likes discarded by a trigger of the table");
+        }
+    }
+
+    /// Logs that rows were not stored although they were sent alone.
+    fn log_remainder(&self, remainder: &Remainder, span: Option<&Span>) {
+        let Remainder { batch, obstacle } = remainder;
+        let metrics = &self.acknowledger.metrics;
+        let trace_id = spans::trace_id(span);
+        let span_id = spans::span_id(span);
+        let held_ms = batch.first_read_at().elapsed().as_millis();
+        let (error, rows) = (&obstacle.why, batch.rows());
+        if obstacle.class == FailureClass::Retry {
+            metrics.failed(FailureClass::Retry);
+            tracing::warn!(error, rows, held_ms, trace_id, span_id, "rows not stored, retrying");
+        } else {
+            metrics.failed(FailureClass::Halt);
+            tracing::error!(
+                error,
+                rows,
+                held_ms,
+                trace_id,
+                span_id,
+                remedy = obstacle.remedy(),
+                "rows not stored, an operator must act"
+            );
         }
     }
 
@@ -162,6 +268,14 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
             );
             self.check.fail(cause);
         }
+    }
+}
+
+/// Waits for a task to end; forever if there is none.
+async fn end_of(task: &mut Option<AbortOnDropHandle<()>>) -> Result<(), JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => future::pending().await,
     }
 }
 

@@ -7,15 +7,15 @@ use consumer::{
     entry::Entry,
     group::static_assignment::StaticAssignment,
     store::{
-        batch::Batch,
+        batch::{Batch, Written},
         schema,
         session::{Pooling, Transactions},
-        write,
+        write::TableWriter,
     },
 };
 use futures_util::FutureExt;
-use shared::{error_chain::one_line, postgres::Pool, settings::args::PostgresArgs, stderr::eprint_line};
-use tokio::time::Instant;
+use shared::{error_chain::one_line, settings::args::PostgresArgs, stderr::eprint_line};
+use tokio::{sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -62,16 +62,16 @@ pub(crate) struct Options {
 
 /// Row counts.
 #[derive(Default)]
-struct Written {
+struct RowCounts {
     inserted: Cell<u64>,
-    /// Rows that the table already had, or rejected.
+    /// Rows that the table already had, rejected, or did not take.
     other: Cell<u64>,
 }
 
 pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     let context = options.redis.open().await?;
     let filter = options.filter(&context).await?;
-    let pool = options.pool().await?;
+    let table = Mutex::new(options.table().await?);
     let action = Action {
         command: "reprocess",
         items: ("entries", "entry"),
@@ -81,10 +81,10 @@ pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Resu
         pace: Some(options.pace),
         interrupt,
     };
-    let written = Written::default();
+    let written = RowCounts::default();
     let change = Change {
         scan: &|bound| Box::new(StreamScan::new(&context, &filter, bound)),
-        apply: Apply::Change(&|_, entries| write_entries(&pool, entries, &written).boxed_local()),
+        apply: Apply::Change(&|_, entries| write_entries(&table, entries, &written).boxed_local()),
     };
     let exit = action.run(&context, change).await?;
     if !options.action.dry_run {
@@ -109,21 +109,22 @@ impl Options {
         Ok(Filter { range, text, ..Filter::all_of(partitions) })
     }
 
-    /// Checks the schema and returns a pool of one connection.
-    async fn pool(&self) -> Result<Pool, CliError> {
+    /// Checks the schema and returns a writer with one connection.
+    async fn table(&self) -> Result<TableWriter, CliError> {
         let limit = self.redis.startup_timeout;
         let (client, postgres) = context::postgres(&self.postgres, "likesctl reprocess", limit).await?;
         let check = async { schema::check(&*client).await.map_err(|error| CliError::Failed(error.into())) };
         context::answer(check).await?;
         let pool = postgres.pool(1, TRANSACTIONS.connected());
-        pool.map_err(|error| CliError::Failed(error.into()))
+        let pool = pool.map_err(|error| CliError::Failed(error.into()))?;
+        Ok(TableWriter::new(pool, TRANSACTIONS, None))
     }
 }
 
 async fn write_entries(
-    pool: &Pool,
+    table: &Mutex<TableWriter>,
     entries: Vec<StreamEntry>,
-    written: &Written,
+    written: &RowCounts,
 ) -> Result<ActionResult, CliError> {
     let decode = |StreamEntry(raw): &StreamEntry| {
         let fields = raw.fields.as_deref()?;
@@ -131,12 +132,20 @@ async fn write_entries(
     };
     let batch = Batch::of(entries.iter().filter_map(decode).collect());
     let rows = batch.rows() as u64;
-    let committed = write::write(pool, TRANSACTIONS, None, batch, &|_| {}).await;
-    let committed = committed.map_err(|(_, error)| CliError::failed(one_line(&error)))?;
-    written.inserted.update(|inserted| inserted + committed.inserted());
-    written.other.update(|other| other + rows - committed.inserted());
+    let stored = table.lock().await.write(batch, &|_| {}).await;
+    let Written { committed, remainder } = stored.map_err(|(_, error)| CliError::failed(one_line(&error)))?;
+    let inserted = committed.tally().inserted;
+    written.inserted.update(|total| total + inserted);
+    written.other.update(|other| other + rows - inserted);
     let entries = committed.into_entries();
-    let bad: Vec<_> = entries.iter().filter(|entry| !entry.dead_letters.is_empty()).collect();
-    let skipped = bad.iter().map(|entry| (entry.at.into(), "some of its likes cannot be stored")).collect();
-    Ok(ActionResult { done: (entries.len() - bad.len()) as u64, skipped })
+    let bad = entries.iter().filter(|entry| !entry.dead_letters.is_empty());
+    let mut skipped: Vec<_> =
+        bad.map(|entry| (entry.at.into(), "some of its likes cannot be stored")).collect();
+    let done = (entries.len() - skipped.len()) as u64;
+    if let Some(remainder) = remainder {
+        eprint_line(format_args!("the table did not take some likes: {}", remainder.obstacle.why));
+        let unsettled = remainder.batch.positions();
+        skipped.extend(unsettled.map(|at| (at.into(), "the table did not take some of its likes")));
+    }
+    Ok(ActionResult { done, skipped })
 }

@@ -1,4 +1,4 @@
-//! Classifies failures of Postgres as transient, halting or rejected.
+//! Classifies failures of Postgres: by what resolves them, and for a statement with rows, by what they say about its rows.
 
 use tokio_postgres::error::SqlState;
 
@@ -25,6 +25,40 @@ pub enum FailureClass {
 pub fn classify(error: &tokio_postgres::Error) -> FailureClass {
     let of_connection = || if tls::is_refusal(error) { FailureClass::Halt } else { FailureClass::Retry };
     error.code().map_or_else(of_connection, class_of_sqlstate)
+}
+
+/// Conclusion about the rows of a failed statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowsFailure {
+    /// The table does not accept some of the rows.
+    Rejected,
+    /// The error may be caused by some of the rows (a locked key, a slow trigger, an unknown SQLSTATE), but proves nothing about
+    /// them.
+    Unknown,
+    /// The error is caused by the server or the connection, not by the rows.
+    Server,
+}
+
+/// Classifies the failure of a statement with rows, by its SQLSTATE.
+pub fn classify_rows(error: &tokio_postgres::Error) -> RowsFailure {
+    error.code().map_or(RowsFailure::Server, rows_failure_of_sqlstate)
+}
+
+fn rows_failure_of_sqlstate(state: &SqlState) -> RowsFailure {
+    if *state == SqlState::QUERY_CANCELED {
+        return RowsFailure::Unknown;
+    }
+    // Row-level security and a missing privilege have the same code. A missing privilege of the table itself is noticed
+    // before rows are sent, and any other one rejects every row, which halts.
+    if *state == SqlState::INSUFFICIENT_PRIVILEGE {
+        return RowsFailure::Rejected;
+    }
+    match state.code().get(..2).unwrap_or_default() {
+        "22" | "23" | "44" | "P0" => RowsFailure::Rejected,
+        // connection, read-only transaction, login, resources, intervention by an operator, I/O
+        "08" | "25" | "28" | "53" | "57" | "58" => RowsFailure::Server,
+        _ => RowsFailure::Unknown,
+    }
 }
 
 fn class_of_sqlstate(state: &SqlState) -> FailureClass {
@@ -54,6 +88,22 @@ mod tests {
         {
             for code in codes {
                 assert_eq!(class_of_sqlstate(&SqlState::from_code(code)), class, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_some_sqlstates_say_something_about_rows() {
+        let rejected = ["22003", "23502", "23514", "42501", "44000", "P0001"];
+        let unknown = ["40001", "40P01", "42P01", "55P03", "57014", "54000", "XX000", "ABCDE"];
+        let server = ["08006", "25006", "53100", "57P01", "57P02", "58030"];
+        for (codes, failure) in [
+            (&rejected[..], RowsFailure::Rejected),
+            (&unknown, RowsFailure::Unknown),
+            (&server, RowsFailure::Server),
+        ] {
+            for code in codes {
+                assert_eq!(rows_failure_of_sqlstate(&SqlState::from_code(code)), failure, "{code}");
             }
         }
     }

@@ -50,6 +50,8 @@ pub struct Health {
 #[derive(Clone)]
 struct CheckState {
     failing: Option<String>,
+    /// Shown while the check passes; empty for none.
+    note: String,
     /// Whether readiness depends on the check only until its first pass.
     is_of_start: bool,
     has_passed: bool,
@@ -86,8 +88,8 @@ impl Health {
     }
 
     fn register(&self, name: &'static str, is_of_start: bool) -> Check {
-        let state =
-            CheckState { failing: Some("not checked yet".to_owned()), is_of_start, has_passed: false };
+        let failing = Some("not checked yet".to_owned());
+        let state = CheckState { failing, note: String::new(), is_of_start, has_passed: false };
         self.lock().insert(name, state);
         Check { name, health: self.clone() }
     }
@@ -116,9 +118,10 @@ impl Health {
     /// Returns one line per check, and one after the request to shut down.
     fn report(&self) -> String {
         let mut text = String::new();
-        for (name, failing) in self.checks() {
+        for (name, CheckState { failing, note, .. }) in self.lock().iter() {
             let _ = match failing {
-                None => writeln!(text, "[+] {name} ok"),
+                None if note.is_empty() => writeln!(text, "[+] {name} ok"),
+                None => writeln!(text, "[+] {name} ok: {note}"),
                 Some(why) => writeln!(text, "[-] {name} failed: {why}"),
             };
         }
@@ -142,6 +145,13 @@ impl Check {
     /// Marks the check as failing. Returns whether that is a change; a new reason alone is not.
     pub fn fail(&self, why: impl Into<String>) -> bool {
         self.set(Some(why.into()))
+    }
+
+    /// Sets a note that is shown while the check passes; an empty one removes it.
+    pub fn note(&self, note: impl Into<String>) {
+        if let Some(check) = self.health.lock().get_mut(self.name) {
+            check.note = note.into();
+        }
     }
 
     fn set(&self, failing: Option<String>) -> bool {

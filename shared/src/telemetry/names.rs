@@ -102,6 +102,8 @@ pub mod metric {
     pub const ROWS_INSERTED: &str = "likestream.rows.inserted";
     /// Likes that were already in the batch or in the table.
     pub const LIKES_DEDUPLICATED: &str = "likestream.likes.deduplicated";
+    /// Likes that a trigger of the table discarded.
+    pub const LIKES_DISCARDED: &str = "likestream.likes.discarded";
     /// Committed batches.
     pub const BATCHES_COMMITTED: &str = "likestream.batches.committed";
     /// Failed transactions.

@@ -117,7 +117,8 @@ impl<S: GroupStream> PartitionReader<S> {
         self.begin(vec![suspect]).await?;
         context.shutdown.run_until_cancelled(self.quarantine.attention(&context.in_flight)).await;
         let ended = self.end_quarantine().await;
-        context.shutdown.run_until_cancelled(context.in_flight.empty()).await;
+        // Rows that Postgres does not take must not stop the others.
+        context.shutdown.run_until_cancelled(context.in_flight.empty_or_held()).await;
         ended
     }
 

@@ -81,6 +81,29 @@ async fn entries_gathered_before_a_batch_is_requested_are_in_it() {
     assert_eq!((batch.rows(), flush), (1, Flush::Shutdown));
 }
 
+/// Makes a pass in which a statement fails if one of its rows has an obstacle.
+fn pass(
+    mut batch: Batch,
+    obstacle_of: impl Fn(Like) -> Option<FailureClass>,
+    rejections_count: bool,
+) -> Written {
+    while let Some(rows) = batch.next_rows(usize::MAX) {
+        let obstacle = rows.iter().find_map(|like| obstacle_of(*like));
+        let result = match obstacle {
+            Some(class) => Err(Obstacle { class, why: "no".to_owned() }),
+            None => Ok(Stored { inserted: rows.len() as u64, discarded: 0 }),
+        };
+        let outcome = Outcome { rows: rows.len(), result };
+        batch.record([outcome], 0);
+    }
+    batch.settle(rejections_count, false)
+}
+
+/// Returns the numbers of the entries.
+fn numbers(entries: &[SettledEntry]) -> Vec<u64> {
+    entries.iter().map(|entry| entry.at.id.seq).collect()
+}
+
 #[test]
 fn a_rejected_row_becomes_a_dead_letter_for_each_of_its_entries() {
     let bad = like(7, 42, 1);
@@ -89,24 +112,10 @@ fn a_rejected_row_becomes_a_dead_letter_for_each_of_its_entries() {
         entry(1, vec![like(2, 42, 0)]),
         entry(2, vec![like(7, 42, 2), like(3, 42, 0)]),
     ];
-    let batch = Batch::new(entries, 5);
-    let mut stored = Vec::new();
-    let mut pieces = batch.pieces();
-    let mut outcomes = Vec::new();
-    while let Some(rows) = pieces.next_rows() {
-        if rows.contains(&bad) {
-            outcomes.push(pieces.rejected("no".to_owned()));
-        } else {
-            stored.extend(rows.iter().map(Like::user_id));
-            outcomes.push(pieces.stored(rows.len() as u64));
-        }
-    }
-    let mut batch = batch.into_committed(false).unwrap_err();
-    batch.record(outcomes);
-    assert_eq!(stored, [1, 2, 3]);
-    assert!(batch.next_rows().is_none());
-    let committed = batch.into_committed(false).unwrap();
-    assert_eq!((committed.inserted(), committed.rejected()), (3, 1));
+    let rejects = |row: Like| (row == bad).then_some(FailureClass::Reject);
+    let Written { committed, remainder } = pass(Batch::new(entries, 5), rejects, true);
+    assert!(remainder.is_none());
+    assert_eq!(committed.tally(), Tally { inserted: 3, rejected: 1, deduplicated: 1, discarded: 0 });
     let dead_letters: Vec<Vec<Bytes>> = committed
         .into_entries()
         .iter()
@@ -114,6 +123,67 @@ fn a_rejected_row_becomes_a_dead_letter_for_each_of_its_entries() {
         .collect();
     let single = |like| Bytes::from(codec::encode(&[like]));
     assert_eq!(dead_letters, [vec![single(bad)], vec![], vec![single(like(7, 42, 2))]]);
+}
+
+#[test]
+fn entries_without_waiting_rows_are_settled_and_the_others_keep_their_rejections() {
+    let (blocked, bad) = (like(1, 42, 0), like(2, 42, 0));
+    let entries = vec![
+        entry(0, vec![blocked, bad]),
+        entry(1, vec![like(3, 42, 0)]),
+        entry(2, vec![bad]),
+        entry(3, vec![blocked, like(4, 42, 0)]),
+    ];
+    let obstacles = |row: Like| match row.user_id() {
+        1 => Some(FailureClass::Retry),
+        2 => Some(FailureClass::Reject),
+        _ => None,
+    };
+    let Written { committed, remainder } = pass(Batch::new(entries, 6), obstacles, true);
+    assert_eq!(committed.tally(), Tally { inserted: 2, rejected: 1, deduplicated: 2, discarded: 0 });
+    let settled = committed.into_entries();
+    assert_eq!(numbers(&settled), [1, 2]);
+    assert_eq!(settled[1].dead_letters.len(), 1);
+    let Remainder { batch, obstacle } = remainder.unwrap();
+    assert_eq!((batch.rows(), obstacle.class), (1, FailureClass::Retry));
+
+    let later = pass(batch, |_| None, true);
+    assert!(later.remainder.is_none());
+    assert_eq!(later.committed.tally().inserted, 1);
+    let settled = later.committed.into_entries();
+    assert_eq!(numbers(&settled), [0, 3]);
+    assert_eq!((settled[0].dead_letters.len(), settled[1].dead_letters.len()), (1, 0));
+}
+
+#[test]
+fn rejections_that_do_not_count_wait() {
+    let entries = vec![entry(0, vec![like(1, 42, 0)]), entry(1, vec![like(2, 42, 0)])];
+    let Written { committed, remainder } =
+        pass(Batch::new(entries, 2), |_| Some(FailureClass::Reject), false);
+    assert!(committed.is_empty() && committed.tally() == Tally::default());
+    let Remainder { batch, obstacle } = remainder.unwrap();
+    assert_eq!((batch.rows(), obstacle.class), (2, FailureClass::Reject));
+}
+
+#[test]
+fn untried_rows_wait_and_come_first_in_the_next_pass() {
+    let entries = vec![entry(0, (1..=4).map(|user| like(user, 42, 0)).collect())];
+    let mut batch = Batch::new(entries, 4);
+    for rows in [4, 2, 1] {
+        let obstacle = Obstacle { class: FailureClass::Retry, why: String::new() };
+        batch.record([Outcome { rows, result: Err(obstacle) }], 0);
+    }
+    let Written { committed, remainder } = batch.settle(true, false);
+    assert!(committed.is_empty());
+    let users = |batch: &Batch| batch.rows.iter().map(Like::user_id).collect::<Vec<_>>();
+    let held = remainder.unwrap().batch;
+    assert_eq!(users(&held), [2, 3, 4, 1]);
+
+    let other = entry(1, vec![like(3, 42, 0), like(5, 42, 0)]);
+    let other = pass(Batch::new(vec![other], 2), |_| Some(FailureClass::Retry), true).remainder.unwrap();
+    let merged = held.merge(other.batch);
+    assert_eq!(users(&merged), [2, 3, 4, 1, 5]);
+    assert_eq!((merged.likes(), merged.entries()), (6, 2));
 }
 
 proptest! {
@@ -136,12 +206,53 @@ proptest! {
         let batch = Batch::new(entries, likes);
         let rows: Vec<_> = batch.rows.iter().map(|l| ((l.post_id(), l.user_id()), l.created_at_us())).collect();
         prop_assert_eq!(rows, earliest.into_iter().collect::<Vec<_>>());
-        let mut batch = batch;
-        if batch.next_rows().is_some() {
-            batch.record([PieceOutcome::Stored { inserted: 0 }]);
-        }
-        let entries = batch.into_committed(false).unwrap().into_entries();
+        let entries = pass(batch, |_| None, true).committed.into_entries();
         let settled: Vec<Position> = entries.iter().map(|entry| entry.at).collect();
         prop_assert_eq!(settled, positions);
+    }
+
+    /// Each row has a verdict, which changes between passes: 0 stores, 1 and 2 obstruct, 3 rejects.
+    #[test]
+    fn every_row_is_stored_or_rejected_by_a_verdict_about_itself_or_waits(
+        verdicts in prop::collection::vec(prop::collection::vec(0..4_u8, 3), 1..100),
+        per_entry in 1..7_usize,
+    ) {
+        let rows: Vec<Like> = (1..).zip(&verdicts).map(|(user, _)| like(user, 42, 0)).collect();
+        let entries: Vec<Entry> =
+            (0..).zip(rows.chunks(per_entry)).map(|(seq, rows)| entry(seq, rows.to_vec())).collect();
+        let all = entries.len();
+        let mut batch = Some(Batch::new(entries, rows.len()));
+        let (mut settled, mut dead, mut stored) = (Vec::new(), 0, 0);
+        let mut turn = 0;
+        while turn < 3
+            && let Some(current) = batch.take()
+        {
+            let verdict = |row: Like| {
+                let row = usize::try_from(row.user_id()).unwrap() - 1;
+                match verdicts[row].get(turn).copied().unwrap_or_default() {
+                    0 => None,
+                    3 => Some(FailureClass::Reject),
+                    _ => Some(FailureClass::Retry),
+                }
+            };
+            let Written { committed, remainder } = pass(current, verdict, true);
+            stored += committed.tally().inserted;
+            dead += committed.tally().rejected;
+            settled.extend(numbers(&committed.into_entries()));
+            turn += 1;
+            batch = remainder.map(|remainder| remainder.batch);
+        }
+        // The first verdict about a row that is not an obstacle decides.
+        let first = |row: &Vec<u8>| row.iter().copied().find(|verdict| matches!(verdict, 0 | 3));
+        let count = |wanted| verdicts.iter().filter(|row| first(row) == wanted).count() as u64;
+        prop_assert_eq!((stored, dead), (count(Some(0)), count(Some(3))));
+        let waiting = batch.map_or(0, |batch| batch.rows()) as u64;
+        prop_assert_eq!(waiting, count(None));
+        settled.sort_unstable();
+        let decided = |entry: &[Vec<u8>]| entry.iter().all(|row| first(row).is_some());
+        let expected: Vec<u64> =
+            (0..).zip(verdicts.chunks(per_entry)).filter(|(_, rows)| decided(rows)).map(|(seq, _)| seq).collect();
+        prop_assert_eq!(&settled, &expected);
+        prop_assert!(settled.len() <= all);
     }
 }

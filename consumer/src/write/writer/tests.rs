@@ -5,7 +5,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use super::*;
 use crate::{
     in_flight::{InFlight, InFlightLimits},
-    store::fake::FakeStore,
+    store::{error::Phase, fake::FakeStore},
     stream::fake::{FakeGroup, Operation},
     testing::{self, Journal, failing, like, partition, pass, position, settle},
 };
@@ -45,6 +45,7 @@ fn start(limits: BatchLimits) -> Running {
             log_rates: Arc::default(),
         },
         check,
+        stalled: false,
     };
     let (entries, receiver) = mpsc::unbounded_channel();
     let run = tokio::spawn(writer.run(receiver));
@@ -126,7 +127,7 @@ async fn an_acknowledgement_without_a_reply_releases_its_entries() {
 async fn reading_is_paused_from_a_failure_to_the_next_success() {
     let writer = start(LIMITS);
     writer.store.slow(SECOND);
-    writer.store.fail(WriteError::Timeout);
+    writer.store.fail(WriteError::Timeout(Phase::Rows));
     writer.store.fail(WriteError::Answer);
     writer.send(1);
     pass(SECOND / 2).await;
@@ -174,7 +175,7 @@ async fn a_halting_error_is_retried_slowly_and_fails_the_check() {
 
 #[tokio::test(start_paused = true)]
 async fn a_transient_error_is_retried_quickly_and_fails_the_check() {
-    let (waits, reason) = waits_after(|| WriteError::Timeout).await;
+    let (waits, reason) = waits_after(|| WriteError::Timeout(Phase::Rows)).await;
     assert!(waits[0] <= SECOND / 20 && waits[2] <= SECOND / 4, "{waits:?}");
     assert!(waits[2] > waits[0], "{waits:?}");
     assert_eq!(reason.as_deref(), Some("Postgres did not respond within WRITE_TIMEOUT"));
@@ -183,7 +184,7 @@ async fn a_transient_error_is_retried_quickly_and_fails_the_check() {
 #[tokio::test(start_paused = true)]
 async fn shutdown_during_a_retry_waits_until_the_batch_is_acknowledged() {
     let writer = start(LIMITS);
-    (0..20).for_each(|_| writer.store.fail(WriteError::Timeout));
+    (0..20).for_each(|_| writer.store.fail(WriteError::Timeout(Phase::Rows)));
     writer.send(1);
     pass(SECOND).await;
     let calls = writer.finish().await;
@@ -290,4 +291,74 @@ async fn entries_read_before_a_failover_of_redis_are_stored_and_not_acknowledged
         "an entry that the replica has is recovered at once"
     );
     assert_eq!(writer.group.deliveries(position(1)).await.unwrap(), 1, "still pending");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_row_does_not_hold_up_other_rows() {
+    let writer = start(LIMITS);
+    writer.store.obstruct(1, FailureClass::Retry);
+    writer.send(1);
+    writer.send(2);
+    pass(SECOND / 100).await;
+    assert_eq!(writer.journal.lines(), ["Write 1 2", "Ack 2"]);
+    writer.send(3);
+    pass(SECOND * 60).await;
+    assert!(writer.journal.lines().contains(&"Ack 3".to_owned()));
+    assert!(writer.has_permit() && writer.in_flight.contains(position(1)));
+    assert_eq!(failing(&writer.health, "writer"), None, "Postgres stores other rows");
+    let tries = writer.journal.times("Write 1").len();
+    assert!((12..30).contains(&tries), "{tries}");
+    writer.store.take(1);
+    assert_eq!(writer.finish().await.last().unwrap(), "Ack 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_rows_of_several_batches_are_tried_together() {
+    let writer = start(LIMITS);
+    for seq in [1, 3] {
+        writer.store.obstruct(seq, FailureClass::Retry);
+    }
+    (1..=4).for_each(|seq| writer.send(seq));
+    pass(SECOND).await;
+    assert_eq!(writer.store.stored(), [2, 4]);
+    writer.store.take(1);
+    writer.store.take(3);
+    let calls = writer.finish().await;
+    assert_eq!(calls[calls.len() - 2..], ["Write 1 3", "Ack 1 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_rejects_every_row_halts_without_dead_letters() {
+    let writer = start(BatchLimits { rows: 20, ..LIMITS });
+    for user in 1..=40 {
+        writer.store.obstruct(user, FailureClass::Reject);
+    }
+    (1..=40).for_each(|seq| writer.send(seq));
+    pass(SECOND * 60).await;
+    let reason = failing(&writer.health, "writer").unwrap();
+    assert!(reason.starts_with("writes to Postgres are halted: the table rejects every row: "), "{reason}");
+    assert!(writer.journal.lines().iter().all(|call| !call.starts_with("Ack")));
+    assert!(writer.has_permit(), "another row may show that the table takes rows");
+
+    (1..=39).for_each(|user| writer.store.take(user));
+    pass(SECOND * 20).await;
+    assert_eq!(writer.store.stored().len(), 39);
+    assert_eq!(failing(&writer.health, "writer"), None);
+    writer.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejections_count_as_soon_as_the_table_takes_another_row() {
+    let writer = start(BatchLimits { rows: 20, ..LIMITS });
+    for user in 1..=20 {
+        writer.store.obstruct(user, FailureClass::Reject);
+    }
+    (1..=20).for_each(|seq| writer.send(seq));
+    pass(SECOND * 30).await;
+    assert_eq!(writer.group.own_pending().len(), 20);
+    writer.send(21);
+    pass(SECOND / 10).await;
+    assert_eq!(writer.group.own_pending(), [0; 0]);
+    assert_eq!(failing(&writer.health, "writer"), None);
+    writer.finish().await;
 }

@@ -1,6 +1,6 @@
 //! Checks of Postgres, its schema, and the stored likes.
 
-use consumer::store::schema;
+use consumer::store::{schema, table};
 use shared::error_chain::one_line;
 use tokio_postgres::Client;
 
@@ -36,8 +36,29 @@ pub(super) async fn check(findings: &mut Findings, client: &Client) -> Result<()
         }
     }
     match answer(async { Ok::<_, CliError>(schema::check(client).await) }).await? {
-        Ok(()) => findings.ok("schema", format!("version {}", schema::VERSION)),
-        Err(error) => findings.fail("schema", one_line(&error), "consumers cannot write until this is fixed"),
+        Ok(()) => findings.ok("schema", format!("version {}", schema::VERSION))?,
+        Err(error) => {
+            let advice = "consumers cannot write until this is fixed";
+            return findings.fail("schema", one_line(&error), advice);
+        }
+    }
+    likes_table(findings, client).await
+}
+
+/// Checks whether consumers may write to the table.
+async fn likes_table(findings: &mut Findings, client: &Client) -> Result<(), CliError> {
+    match answer(async { Ok::<_, CliError>(table::inspect(client).await) }).await? {
+        Ok(table) => {
+            let warnings = table.warnings();
+            for warning in &warnings {
+                findings.warn("table", warning, "likes can be lost; see docs/postgres.md")?;
+            }
+            if warnings.is_empty() {
+                findings.ok("table", "its columns and its key are as expected")?;
+            }
+            Ok(())
+        }
+        Err(error) => findings.fail("table", one_line(&error), "consumers write nothing until this is fixed"),
     }
 }
 

@@ -1,0 +1,99 @@
+//! Held rows: they were tried and not stored, while Postgres may take other rows. They are tried again between batches, and
+//! their entries stay in flight, so the in-flight limit bounds them.
+
+use std::future;
+
+use shared::{backoff::Backoff, postgres::FailureClass};
+use tokio::time::{Instant, sleep_until};
+
+use crate::store::batch::{Batch, Obstacle, Remainder};
+
+/// Ratio of the time for other batches to the time of a pass over held rows that stored nothing.
+const TIME_FOR_OTHERS: u32 = 4;
+
+/// Rows of one or more batches that wait for their next pass.
+pub(super) struct Held {
+    batch: Batch,
+    obstacle: Obstacle,
+    backoff: Backoff,
+    due: Instant,
+}
+
+impl Held {
+    /// Holds rows after their first pass.
+    pub(super) fn new(remainder: Remainder) -> Self {
+        let Remainder { batch, obstacle } = remainder;
+        let mut backoff = backoff_of(&obstacle);
+        let due = Instant::now() + backoff.next_delay();
+        Self { batch, obstacle, backoff, due }
+    }
+
+    /// Adds rows of another batch, which wait for the same pass.
+    pub(super) fn merge(self, remainder: Remainder) -> Self {
+        Self { batch: self.batch.merge(remainder.batch), obstacle: remainder.obstacle, ..self }
+    }
+
+    /// Makes rejected rows due, because the table was seen to take other rows.
+    pub(super) fn table_took_rows(&mut self) {
+        if self.obstacle.class == FailureClass::Reject {
+            self.due = Instant::now();
+        }
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.due <= Instant::now()
+    }
+
+    /// Returns the reason why the rows are held.
+    pub(super) fn reason(&self) -> String {
+        let Obstacle { class, why } = &self.obstacle;
+        match class {
+            FailureClass::Retry => why.clone(),
+            FailureClass::Halt => format!("writes to Postgres are halted: {why}; {}", self.obstacle.remedy()),
+            FailureClass::Reject => {
+                let remedy = self.obstacle.remedy();
+                format!("writes to Postgres are halted: the table rejects every row: {why}; {remedy}")
+            }
+        }
+    }
+
+    /// Waits until rows are due; forever if none are held.
+    pub(super) async fn due(held: Option<&Self>) {
+        match held {
+            Some(held) => sleep_until(held.due).await,
+            None => future::pending().await,
+        }
+    }
+
+    /// Starts a pass.
+    pub(super) fn begin(self) -> (Batch, HeldPass) {
+        (self.batch, HeldPass { backoff: self.backoff, started: Instant::now() })
+    }
+}
+
+fn backoff_of(obstacle: &Obstacle) -> Backoff {
+    match obstacle.class {
+        FailureClass::Retry => Backoff::retry(),
+        FailureClass::Halt | FailureClass::Reject => Backoff::halt(),
+    }
+}
+
+/// Pass over held rows.
+pub(super) struct HeldPass {
+    backoff: Backoff,
+    started: Instant,
+}
+
+impl HeldPass {
+    /// Holds the rows that the pass did not store.
+    pub(super) fn end(self, remainder: Remainder, progressed: bool) -> Held {
+        if progressed {
+            return Held::new(remainder);
+        }
+        let Self { mut backoff, started } = self;
+        let Remainder { batch, obstacle } = remainder;
+        let now = Instant::now();
+        let due = now + backoff.next_delay().max((now - started) * TIME_FOR_OTHERS);
+        Held { batch, obstacle, backoff, due }
+    }
+}

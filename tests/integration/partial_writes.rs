@@ -1,0 +1,215 @@
+//! Rows that Postgres does not take while it takes others: slow, blocked and rejected rows.
+
+use std::time::{Duration, Instant};
+
+use devstack::program::Program;
+
+use crate::{
+    database_failures::ready,
+    dead_letters::dead_letters,
+    harness::{Setup, eventually, like, likes, pending},
+};
+
+const TRIGGER: &str = "CREATE TRIGGER test BEFORE INSERT ON likes FOR EACH ROW EXECUTE FUNCTION test()";
+
+/// Runs PL/pgSQL before each inserted row.
+async fn before_each_row(postgres: &tokio_postgres::Client, body: &str) {
+    let function = format!(
+        "CREATE OR REPLACE FUNCTION test() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN {body} RETURN NEW; END $$; {TRIGGER}"
+    );
+    postgres.batch_execute(&function).await.unwrap();
+}
+
+/// Counts rows with SQL that works while a table is changed.
+async fn users(postgres: &tokio_postgres::Client, condition: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM likes WHERE {condition}");
+    postgres.query_one(&sql, &[]).await.unwrap().get(0)
+}
+
+async fn halted(consumer: &Program, why: &str) {
+    eventually("halted", async || {
+        let (status, checks) = ready(consumer);
+        status == 503 && checks.contains("the table rejects every row") && checks.contains(why)
+    })
+    .await;
+}
+
+/// A full batch would take 15 s, and a transaction may take 2 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_table_is_written_to_in_smaller_pieces() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    before_each_row(&postgres, "PERFORM pg_sleep(0.003);").await;
+    let consumer = setup.consumer(&[("WRITE_TIMEOUT", "2s")]);
+    let started = Instant::now();
+    setup.append(&likes(5_000), 100).await;
+    setup.wait_for_rows(5_000).await;
+    setup.wait_until_drained().await;
+    println!("drained in {:?}", started.elapsed());
+    assert!(dead_letters(&setup.redis_client().await).await.is_empty());
+
+    // Full batches return with the speed of the table.
+    postgres.batch_execute("DROP TRIGGER test ON likes").await.unwrap();
+    let committed = || consumer.metrics().unwrap().sum("likestream_batches_committed_total");
+    setup.append(&likes(15_000), 100).await;
+    setup.wait_for_rows(15_000).await;
+    let before = committed();
+    setup.append(&likes(30_000), 100).await;
+    setup.wait_for_rows(30_000).await;
+    setup.wait_until_drained().await;
+    assert!(committed() - before < 20.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_another_session_blocks_does_not_hold_up_other_rows() {
+    let setup = Setup::new().await;
+    let blocker = setup.postgres_client().await;
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let consumer = setup.consumer(&[("WRITE_TIMEOUT", "2s")]);
+    blocker
+        .batch_execute("BEGIN; INSERT INTO likes VALUES (7, 42, 'epoch'), (150, 42, 'epoch')")
+        .await
+        .unwrap();
+    setup.append(&likes(299), 1).await;
+    eventually("all other rows are stored", async || users(&postgres, "true").await == 297).await;
+    eventually("only the entries of the blocked rows are pending", async || pending(&redis).await == 2).await;
+    assert_eq!(ready(&consumer).0, 200);
+    // Later batches do not wait either.
+    setup.append(&(300..400).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
+    let started = Instant::now();
+    eventually("later rows are stored", async || users(&postgres, "true").await == 397).await;
+    assert!(started.elapsed() < Duration::from_secs(20));
+
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    setup.wait_for_rows(399).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
+}
+
+/// Errors that prove nothing about a row: unknown SQLSTATEs, errors of objects that a trigger needs, repeated conflicts.
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_without_a_verdict_hold_up_only_their_rows() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let _consumer = setup.consumer(&[]);
+    for (round, sqlstate) in (0..).zip(["ABCDE", "XX000", "42P01", "40P01", "57014", "54000"]) {
+        let fail = format!(
+            "IF NEW.user_id % 100 = 13 THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;"
+        );
+        before_each_row(&postgres, &fail).await;
+        let first = round * 100;
+        setup.append(&(first + 1..=first + 100).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
+        eventually(sqlstate, async || users(&postgres, "true").await == i64::try_from(first).unwrap() + 99)
+            .await;
+        eventually("one entry is pending", async || pending(&redis).await == 1).await;
+        postgres.batch_execute("DROP TRIGGER test ON likes").await.unwrap();
+        setup.wait_for_rows(usize::try_from(first).unwrap() + 100).await;
+        setup.wait_until_drained().await;
+    }
+    assert!(dead_letters(&redis).await.is_empty());
+}
+
+/// Postgres ends the session that inserts a certain row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_ends_its_session_is_kept_and_does_not_hold_up_other_rows() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let _consumer = setup.consumer(&[]);
+    let kill = "IF NEW.user_id = 13 THEN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(5); END IF;";
+    before_each_row(&postgres, kill).await;
+    setup.append(&likes(100), 1).await;
+    eventually("all other rows are stored", async || users(&postgres, "true").await == 99).await;
+    eventually("one entry is pending", async || pending(&redis).await == 1).await;
+    postgres.batch_execute("DROP TRIGGER test ON likes").await.unwrap();
+    setup.wait_for_rows(100).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_row_level_security_refuses_become_dead_letters() {
+    let setup = Setup::with_own_postgres(&[]);
+    let policy = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema TO writer;
+                  GRANT SELECT, INSERT ON likes TO writer; ALTER TABLE likes ENABLE ROW LEVEL SECURITY;
+                  CREATE POLICY reading ON likes FOR SELECT USING (true);
+                  CREATE POLICY writing ON likes FOR INSERT WITH CHECK (user_id < 1000)";
+    setup.postgres_client().await.batch_execute(policy).await.unwrap();
+    let url = setup.database_url().replace("postgres@", "writer@");
+    let consumer = setup.consumer(&[("DATABASE_URL", &url)]);
+    setup.append(&(900..1_100).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
+    setup.wait_for_rows(100).await;
+    setup.wait_until_drained().await;
+    let letters = dead_letters(&setup.redis_client().await).await;
+    assert_eq!(letters.len(), 100);
+    assert!(letters.iter().all(|letter| letter["reason"] == "rejected"));
+    assert_eq!(ready(&consumer).0, 200);
+}
+
+/// Changes of the table that make it reject every row, and their reversals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_rejects_every_row_halts_consumers_without_dead_letters() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let consumer = setup.consumer(&[]);
+    setup.append(&likes(1_000), 10).await;
+    setup.wait_for_rows(1_000).await;
+    let mut next = 1_001;
+    for (breaking, mending, why) in [
+        (
+            "ALTER TABLE likes ADD country text; ALTER TABLE likes ADD CHECK (country IS NOT NULL) NOT VALID",
+            "ALTER TABLE likes DROP country",
+            "violates check constraint",
+        ),
+        (
+            "CREATE TABLE posts (id bigint PRIMARY KEY);
+          ALTER TABLE likes ADD CONSTRAINT known FOREIGN KEY (post_id) REFERENCES posts NOT VALID",
+            "ALTER TABLE likes DROP CONSTRAINT known",
+            "violates foreign key constraint",
+        ),
+        (
+            "CREATE FUNCTION test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'closed'; END $$;
+          CREATE TRIGGER test BEFORE INSERT ON likes FOR EACH STATEMENT EXECUTE FUNCTION test()",
+            "DROP TRIGGER test ON likes",
+            "closed",
+        ),
+        (
+            "DELETE FROM likes; ALTER TABLE likes ADD region text NOT NULL",
+            "ALTER TABLE likes DROP region",
+            "violates not-null constraint",
+        ),
+    ] {
+        postgres.batch_execute(breaking).await.unwrap();
+        let before = users(&postgres, "true").await;
+        let some: Vec<_> = (next..next + 3_000).map(|user| like(user, 42)).collect();
+        next += 3_000;
+        setup.append(&some, 100).await;
+        halted(&consumer, why).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(dead_letters(&redis).await.len(), 0, "{breaking}");
+        postgres.batch_execute(mending).await.unwrap();
+        setup.wait_for_rows(usize::try_from(before).unwrap() + 3_000).await;
+        setup.wait_until_drained().await;
+        eventually("ready", async || ready(&consumer).0 == 200).await;
+    }
+    assert!(dead_letters(&redis).await.is_empty());
+}
+
+/// One caller's bad likes do not stop the pipeline: other likes show that the table takes rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_rows_wait_until_the_table_takes_another_row() {
+    let setup = Setup::new().await;
+    let redis = crate::database_failures::forbid_post_13(&setup).await;
+    let consumer = setup.consumer(&[]);
+    setup.append(&(1..=500).map(|user| like(user, 13)).collect::<Vec<_>>(), 10).await;
+    halted(&consumer, "no_13").await;
+    assert_eq!((dead_letters(&redis).await.len(), pending(&redis).await), (0, 50));
+    setup.append(&likes(1), 1).await;
+    setup.wait_until_drained().await;
+    assert_eq!(dead_letters(&redis).await.len(), 500);
+    eventually("ready", async || ready(&consumer).0 == 200).await;
+}
