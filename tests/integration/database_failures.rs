@@ -93,6 +93,30 @@ async fn a_table_lock_is_waited_for_with_a_timeout() {
     setup.wait_until_drained().await;
 }
 
+/// A commit waits for its standby, and the creation of a session does not: the cause is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_a_missing_standby_is_named() {
+    let mut setup = Setup::with_own_postgres(&[]);
+    let postgres = setup.postgres_client().await;
+    let consumer = setup.consumer(&[("WRITE_TIMEOUT", "1s")]);
+    postgres.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'").await.unwrap();
+    postgres.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    let observer = setup.postgres_client().await;
+    eventually("commits wait", async || {
+        let names = observer.query_one("SHOW synchronous_standby_names", &[]).await.unwrap();
+        names.get::<_, &str>(0) == "missing"
+    })
+    .await;
+    setup.append(&likes(3), 1).await;
+    let cause = "commits wait for a synchronous standby";
+    eventually("the cause is named", async || consumer.log_text().contains(cause)).await;
+    postgres.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
+    postgres.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    setup.wait_for_rows(3).await;
+    setup.wait_until_drained().await;
+    setup.postgres().stop();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_free_connections_is_retried() {
     let mut setup = Setup::with_own_postgres(&[("max_connections", "10")]);
