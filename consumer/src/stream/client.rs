@@ -236,7 +236,7 @@ impl Streams {
         partition: Partition,
         script: &'static str,
         retry: Retry,
-        args: Vec<String>,
+        args: impl IntoIterator<Item = impl Into<Value>>,
     ) -> Result<Value, Error> {
         self.redis.eval(script, &[self.key(partition)], retry, args).await
     }
