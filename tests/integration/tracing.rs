@@ -265,7 +265,9 @@ async fn failures_set_the_span_status_and_logs_have_the_trace_id() {
     let collector = Collector::start().await;
     let mut settings = exporting(&collector.url(), "grpc");
     settings.push(("LOG_FORMAT", "json".to_owned()));
-    let sql = "ALTER TABLE likes RENAME TO likes_away";
+    let sql = "CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS
+                   $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$;
+               CREATE TRIGGER disk_full BEFORE INSERT ON likes FOR EACH ROW EXECUTE FUNCTION disk_full()";
     let consumer = setup.consumer(&borrowed(&settings));
     setup.postgres_client().await.batch_execute(sql).await.unwrap();
     let ingest = setup.ingest(&borrowed(&settings));
@@ -277,7 +279,7 @@ async fn failures_set_the_span_status_and_logs_have_the_trace_id() {
     eventually("a write has failed", async || failed().is_some()).await;
     let failed = failed().unwrap();
     let about = failed.attributes();
-    assert_eq!((about["error.type"].as_str(), about["db.response.status_code"].as_str()), ("42P01", "42P01"));
+    assert_eq!((about["error.type"].as_str(), about["db.response.status_code"].as_str()), ("53100", "53100"));
     assert_eq!(failed.span.status.clone().unwrap().code(), StatusCode::Error);
     let trace_id = hex(&failed.span.trace_id);
     let named = |line: &str| {

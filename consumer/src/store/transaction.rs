@@ -31,7 +31,8 @@ impl Verified {
         let found = table::inspect(session.connection()).await?;
         let begun = session.begin(&found.lock(), &found.quoted(), false).await?;
         let table = table::inspect_again(session.connection(), &found).await?;
-        let ended = session.connection().batch_execute("COMMIT").await;
+        // Nothing was written, and a commit could wait for a standby.
+        let ended = session.connection().batch_execute("ROLLBACK").await;
         ended.map_err(|error| WriteError::from(TableError::from(error)))?;
         Ok(Self { table, fingerprint: begun.fingerprint })
     }

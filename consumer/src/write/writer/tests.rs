@@ -11,7 +11,7 @@ use crate::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-const IN_FLIGHT: InFlightLimits = InFlightLimits { rows: 10, bytes: 1_000 };
+const IN_FLIGHT: InFlightLimits = InFlightLimits { rows: 100, bytes: 1_000 };
 const LIMITS: BatchLimits = BatchLimits { rows: 2, linger: Duration::from_millis(10) };
 
 /// Running writer between its channel, a fake store and a fake group.
@@ -92,7 +92,7 @@ async fn a_batch_whose_commit_reply_was_lost_is_written_again_before_ack() {
     assert_eq!(writer.store.stored(), [1, 2]);
     assert_eq!(
         writer.in_flight.read_permit(IN_FLIGHT).now_or_never().unwrap().left.rows,
-        10,
+        IN_FLIGHT.rows,
         "released once"
     );
     assert_eq!(writer.finish().await, ["Write 1 2: reply lost", "Write 1 2", "Ack 1 2"]);
