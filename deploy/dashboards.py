@@ -189,7 +189,8 @@ def overview():
         stat("Stored", "Rows inserted into the table, per second.", "short",
              rate(f"likestream_rows_inserted_total{{{CONSUMER}}}")),
         stat("Refused",
-             "POST requests answered with 5xx in the last 5 minutes. The objective is less than 0.1 %.",
+             "POST requests answered with 5xx in the last 5 minutes."
+             " The objective is less than 0.1 %.",
              "percentunit",
              f"max(likestream:requests_failed:ratio_rate5m{{{INGEST}}})", runbook="Likes refused",
              steps=[(0.001, "orange"), (0.0144, "red")], defaults={"max": 1}),
@@ -207,7 +208,8 @@ def overview():
              "sum(max by (namespace, job, partition)"
              f" (likestream_partition_dead_letters{{{CONSUMER}}}))", runbook="Dead letters",
              steps=[(1, "orange")]),
-        stat("Failing checks", "Failing checks of /readyz. The last row shows the processes.", "short",
+        stat("Failing checks", "Failing checks of /readyz. The last row shows the processes.",
+             "short",
              f"count(likestream_check_passing{{{BOTH}}} == 0)"
              f" or 0 * count(likestream_check_passing{{{BOTH}}})",
              runbook="Not ready", steps=[(1, "red")]),
