@@ -89,7 +89,7 @@ pub struct Settings {
           help_heading = headings::BATCHES)]
     pub(crate) write_timeout: Duration,
 
-    /// Minimum idle time of a pending entry before another consumer claims it
+    /// Minimum idle time of a pending entry of a live consumer before another one claims it
     ///
     /// At least BATCH_LINGER plus twice WRITE_TIMEOUT.
     #[arg(long, env = "CLAIM_MIN_IDLE", default_value = "30s", value_name = "DURATION",

@@ -114,6 +114,6 @@ async fn ids_from_the_future_are_named_and_other_partitions_continue() {
     let settings = [("REDIS_URL", setup.redis.url()), ("DATABASE_URL", setup.database_url())];
     let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
     let doctor = run("likesctl", &["doctor"], &settings);
-    assert!(doctor.stdout.contains("partitions 0 have an entry with the largest id"), "{}", doctor.stdout);
+    assert!(doctor.stdout.contains("partitions 0 have reached the largest possible id"), "{}", doctor.stdout);
     assert!(doctor.stdout.contains("the last ids of partitions 1 are up to"), "{}", doctor.stdout);
 }

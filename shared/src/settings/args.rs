@@ -112,7 +112,8 @@ pub struct StreamArgs {
     /// Number of partitions (streams) [default: recorded count, or 16]
     ///
     /// The first program that starts records the count in Redis. A program exits if this setting differs from the recorded
-    /// count. If it is the count from before likesctl partitions grow, the program logs a warning and uses the recorded one.
+    /// count. Exception: if likesctl partitions grow has raised the count and this setting still has the old one, the program
+    /// logs a warning and uses the recorded count.
     #[arg(long, env = "LIKES_PARTITIONS", value_name = "COUNT", value_parser = partition_count)]
     pub likes_partitions: Option<PartitionCount>,
 }

@@ -74,7 +74,7 @@ fn entry_ids(findings: &mut Findings, overview: &Overview) -> Result<(), CliErro
     let exhausted = numbers(overview, |row| row.ids_exhausted);
     if !exhausted.is_empty() {
         let seen = format!(
-            "partitions {exhausted} have an entry with the largest id: Redis rejects further entries"
+            "partitions {exhausted} have reached the largest possible id: Redis rejects further entries"
         );
         let advice = "stop ingest; when the backlog of these partitions is 0, delete their streams, which ingest creates again";
         findings.fail("entry ids", seen, advice)?;
