@@ -182,7 +182,12 @@ async fn bad_batches_use_bounded_memory_and_get_small_answers() {
     /// The budget of 64 MiB, and half as much for the buffers of connections and for memory that was freed lately.
     const MAX_GROWTH_BYTES: u64 = 96 << 20;
     let setup = Setup::without_schema(&[]).await;
-    let ingest = setup.ingest(&[("INGEST_BATCH_LIKES", "100000"), ("INGEST_BATCH_MEMORY", "64MiB")]);
+    let ingest = setup.ingest(&[
+        ("INGEST_BATCH_LIKES", "100000"),
+        ("INGEST_BATCH_MEMORY", "64MiB"),
+        // A busy machine may need longer than the default to send 64 MiB.
+        ("INGEST_BODY_TIMEOUT", "2m"),
+    ]);
     let idle = ingest.peak_resident_bytes().unwrap();
     let filled = |start: &str, part: &str, end: &str| {
         let parts = (BODY_BYTES - start.len() - end.len()) / part.len();

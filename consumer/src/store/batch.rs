@@ -311,6 +311,8 @@ impl Batch {
         let first_read_at = self.first_read_at.min(other.first_read_at);
         let mut keys = HashSet::new();
         self.rows.retain(|like| keys.insert(row_key(*like)));
+        // A row that waits has no verdict yet, whatever the other batch was told.
+        self.rejected.retain(|key, _| !keys.contains(key));
         let merged = Self::of_distinct(self.rows, self.entries, first_read_at);
         Self { rejected: self.rejected, passes: self.passes.min(other.passes), ..merged }
     }

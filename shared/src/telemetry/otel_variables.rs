@@ -73,7 +73,7 @@ const EXPORTER: [Row; 9] = [
         "ENDPOINT",
         None,
         "URL of the collector. Over HTTP, /v1/traces or /v1/metrics is appended; an endpoint for traces \
-         or metrics only is used unchanged [default: http://localhost:4318, with grpc http://localhost:4317]",
+         or metrics only is used unchanged [default: none; if an exporter is otlp, http://localhost:4318, with grpc http://localhost:4317]",
     ),
     ("PROTOCOL", Some("http/protobuf"), "Protocol: grpc or http/protobuf"),
     (

@@ -186,6 +186,23 @@ fn untried_rows_wait_and_come_first_in_the_next_pass() {
     assert_eq!((merged.likes(), merged.entries()), (6, 2));
 }
 
+#[test]
+fn a_row_that_waits_keeps_no_verdict_of_another_batch() {
+    let rejects_first = |counts| {
+        move |entries| {
+            let class =
+                |like: Like| if like.user_id() == 1 { FailureClass::Reject } else { FailureClass::Retry };
+            pass(entries, |like| Some(class(like)), counts).remainder.unwrap().batch
+        }
+    };
+    let rejected = rejects_first(true)(Batch::new(vec![entry(0, vec![like(1, 42, 0), like(2, 42, 0)])], 2));
+    let waiting = rejects_first(false)(Batch::new(vec![entry(1, vec![like(1, 42, 0)])], 1));
+    let later = pass(rejected.merge(waiting), |_| None, true);
+    let settled = later.committed.into_entries();
+    assert_eq!(numbers(&settled), [0, 1]);
+    assert!(settled.iter().all(|entry| entry.dead_letters.is_empty()));
+}
+
 proptest! {
     #[test]
     fn rows_are_distinct_pairs_in_key_order_with_the_earliest_time(
