@@ -41,6 +41,12 @@ pub enum RowsFailure {
 
 /// Classifies the failure of a statement with rows, by its SQLSTATE.
 pub fn classify_rows(error: &tokio_postgres::Error) -> RowsFailure {
+    // Row-level security and a missing privilege have the same SQLSTATE. Only the first checks a row, in this routine.
+    let is_of_policy =
+        error.as_db_error().is_some_and(|error| error.routine() == Some("ExecWithCheckOptions"));
+    if is_of_policy {
+        return RowsFailure::Rejected;
+    }
     error.code().map_or(RowsFailure::Server, rows_failure_of_sqlstate)
 }
 
@@ -48,10 +54,9 @@ fn rows_failure_of_sqlstate(state: &SqlState) -> RowsFailure {
     if *state == SqlState::QUERY_CANCELED {
         return RowsFailure::Unknown;
     }
-    // Row-level security and a missing privilege have the same code. A missing privilege of the table itself is noticed
-    // before rows are sent, and any other one rejects every row, which halts.
+    // A privilege can be revoked after the table was verified: REVOKE does not wait for its lock.
     if *state == SqlState::INSUFFICIENT_PRIVILEGE {
-        return RowsFailure::Rejected;
+        return RowsFailure::Server;
     }
     match state.code().get(..2).unwrap_or_default() {
         "22" | "23" | "44" | "P0" => RowsFailure::Rejected,
@@ -94,9 +99,9 @@ mod tests {
 
     #[test]
     fn only_some_sqlstates_say_something_about_rows() {
-        let rejected = ["22003", "23502", "23514", "42501", "44000", "P0001"];
+        let rejected = ["22003", "23502", "23514", "44000", "P0001"];
         let unknown = ["40001", "40P01", "42P01", "55P03", "57014", "54000", "XX000", "ABCDE"];
-        let server = ["08006", "25006", "53100", "57P01", "57P02", "58030"];
+        let server = ["08006", "25006", "42501", "53100", "57P01", "57P02", "58030"];
         for (codes, failure) in [
             (&rejected[..], RowsFailure::Rejected),
             (&unknown, RowsFailure::Unknown),
