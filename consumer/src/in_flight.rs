@@ -49,8 +49,8 @@ struct State {
     reading: usize,
     /// Start of the current pause; `None` while the writer can write.
     paused_since: Option<Instant>,
-    /// Whether the writer holds rows that Postgres does not take, while it stores others.
-    is_holding: bool,
+    /// Entries whose rows Postgres does not take, while it takes others. Nothing waits for them: they may stay for long.
+    held: HashSet<Position>,
     /// Whether the exclusive permit is held or awaited.
     exclusive: bool,
     /// Partitions with settled entries that could not be acknowledged, because the Redis server was replaced.
@@ -58,8 +58,13 @@ struct State {
 }
 
 impl State {
-    fn is_waiting(&self) -> bool {
-        self.paused_since.is_some() || self.is_holding
+    /// Returns whether no entry in flight is being processed: all are held.
+    fn is_idle(&self) -> bool {
+        self.entries.len() == self.held.len()
+    }
+
+    fn processes_any(&self, entries: &[Position]) -> bool {
+        entries.iter().any(|at| self.entries.contains_key(at) && !self.held.contains(at))
     }
 
     fn admit(&mut self, at: Position, bytes: usize) -> bool {
@@ -73,10 +78,12 @@ impl State {
         is_new
     }
 
-    /// Returns whether an entry may be decoded.
+    /// Returns whether an entry may be decoded. One that exceeds a limit by itself is processed beside held entries only, and
+    /// as long as these are below the limits.
     fn has_room(&self, limits: InFlightLimits, bytes: usize) -> bool {
         let fits = self.rows < limits.rows && self.bytes.saturating_add(bytes) <= limits.bytes;
-        fits || self.entries.is_empty()
+        let is_beside_held = self.is_idle() && self.rows < limits.rows && self.bytes < limits.bytes;
+        fits || self.entries.is_empty() || is_beside_held
     }
 
     /// Returns what may be read; `None` while a limit is reached or no permit is granted.
@@ -174,10 +181,9 @@ impl InFlight {
         self.state.borrow().entries.contains_key(&at)
     }
 
-    /// Returns whether none of these entries is in flight.
-    pub(crate) fn contains_none(&self, entries: &[Position]) -> bool {
-        let state = self.state.borrow();
-        entries.iter().all(|at| !state.entries.contains_key(at))
+    /// Returns whether any of these entries is in flight and not held.
+    pub(crate) fn processes_any(&self, entries: &[Position]) -> bool {
+        self.state.borrow().processes_any(entries)
     }
 
     /// Releases entries: they are settled, or stay pending for redelivery.
@@ -185,6 +191,7 @@ impl InFlight {
         self.state.send_modify(|state| {
             for at in entries {
                 if let Some(weight) = state.entries.remove(&at) {
+                    state.held.remove(&at);
                     state.rows -= weight.rows;
                     state.bytes -= weight.bytes;
                     if let Some(count) = state.entries_of.get_mut(&at.partition) {
@@ -227,18 +234,14 @@ impl InFlight {
         self.state.borrow().paused_since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    /// Records whether the writer holds rows that Postgres does not take, while it stores others.
-    pub(crate) fn set_holding(&self, is_holding: bool) {
+    /// Replaces the set of held entries, whose rows Postgres does not take.
+    pub(crate) fn set_held(&self, held: impl Iterator<Item = Position>) {
         self.state.send_if_modified(|state| {
-            let was_holding = state.is_holding;
-            state.is_holding = is_holding;
-            was_holding != is_holding
+            let held = held.filter(|at| state.entries.contains_key(at)).collect();
+            let is_changed = state.held != held;
+            state.held = held;
+            is_changed
         });
-    }
-
-    /// Returns whether entries in flight wait for Postgres: writes fail, or rows are held.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.state.borrow().is_waiting()
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -266,16 +269,18 @@ impl InFlight {
         }
     }
 
-    /// Waits until no entry of the partition is in flight, the exclusive permit is free, and reading is not paused.
+    /// Waits until no entry of the partition is in flight but held ones, the exclusive permit is free, and reading is not
+    /// paused.
     pub(crate) async fn drained(&self, partition: Partition) {
         self.when(|state| {
-            let none = state.entries_of.get(&partition).is_none_or(|count| *count == 0);
-            none && state.paused_since.is_none() && !state.exclusive
+            let in_flight = state.entries_of.get(&partition).copied().unwrap_or_default();
+            let held = state.held.iter().filter(|at| at.partition == partition).count();
+            in_flight == held && state.paused_since.is_none() && !state.exclusive
         })
         .await;
     }
 
-    /// Acquires the exclusive permit: blocks new read permits, then waits as [`InFlight::empty`] does.
+    /// Acquires the exclusive permit: blocks new read permits, then waits as [`InFlight::idle`] does.
     pub(crate) async fn exclusive_permit(&self) -> ExclusivePermit<'_> {
         let mut changes = self.state.subscribe();
         loop {
@@ -288,29 +293,28 @@ impl InFlight {
             let _ = changes.wait_for(|state| !state.exclusive).await;
         }
         let permit = ExclusivePermit(self);
-        self.empty().await;
+        self.idle().await;
         permit
     }
 
-    /// Waits until no entry is in flight, no read permit is held, and reading is not paused.
-    pub(crate) async fn empty(&self) {
-        self.when(|state| state.entries.is_empty() && state.reading == 0 && state.paused_since.is_none())
-            .await;
+    /// Waits until no entry is in flight but held ones, no read permit is taken, and reading is not paused.
+    pub(crate) async fn idle(&self) {
+        self.when(|state| state.is_idle() && state.reading == 0 && state.paused_since.is_none()).await;
     }
 
-    /// Waits until none of these entries is in flight.
-    pub(crate) async fn settled(&self, entries: &[Position]) {
-        self.when(|state| entries.iter().all(|at| !state.entries.contains_key(at))).await;
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.borrow().entries.is_empty()
     }
 
-    /// Waits until no entry is in flight, or the writer holds rows.
-    pub(crate) async fn empty_or_held(&self) {
-        self.when(|state| state.entries.is_empty() || state.is_holding).await;
+    /// Waits until each of these entries is settled or held.
+    pub(crate) async fn settled_or_held(&self, entries: &[Position]) {
+        self.when(|state| !state.processes_any(entries)).await;
     }
 
-    /// Waits until entries in flight wait for Postgres.
-    pub(crate) async fn waiting(&self) {
-        self.when(State::is_waiting).await;
+    /// Waits until reading is paused.
+    pub(crate) async fn paused(&self) {
+        self.when(|state| state.paused_since.is_some()).await;
     }
 
     async fn when(&self, is_so: impl FnMut(&State) -> bool) {
@@ -327,6 +331,36 @@ mod tests {
     use crate::testing::position;
 
     const LIMITS: InFlightLimits = InFlightLimits { rows: 10, bytes: 1_000 };
+
+    #[test]
+    fn nothing_waits_for_held_entries() {
+        let in_flight = InFlight::default();
+        in_flight.admit(position(1), 400);
+        in_flight.admit(position(2), 400);
+        in_flight.set_held([position(1), position(3)].into_iter());
+        let partition = position(1).partition;
+        assert!(in_flight.drained(partition).now_or_never().is_none(), "entry 2 is processed");
+        assert!(in_flight.settled_or_held(&[position(1)]).now_or_never().is_some());
+        assert!(in_flight.processes_any(&[position(1), position(2)]));
+        in_flight.release([position(2)]);
+        assert!(in_flight.drained(partition).now_or_never().is_some());
+        assert!(in_flight.exclusive_permit().now_or_never().is_some());
+        in_flight.release([position(1)]);
+        in_flight.admit(position(1), 400);
+        assert!(in_flight.processes_any(&[position(1)]), "released, and delivered again");
+    }
+
+    #[test]
+    fn an_entry_above_the_limits_is_processed_beside_held_entries_until_these_reach_them() {
+        let in_flight = InFlight::default();
+        let admitted = |seq, bytes| in_flight.admit_within(LIMITS, position(seq), bytes).now_or_never();
+        assert_eq!(admitted(1, 400), Some(true));
+        assert_eq!(admitted(2, 2_000), None, "entry 1 is processed");
+        in_flight.set_held([position(1)].into_iter());
+        assert_eq!(admitted(2, 2_000), Some(true));
+        in_flight.set_held([position(1), position(2)].into_iter());
+        assert_eq!(admitted(3, 2_000), None, "held entries have reached the limit");
+    }
 
     fn permit(in_flight: &InFlight, rows: usize) -> Option<usize> {
         let permit = in_flight.read_permit(InFlightLimits { rows, ..LIMITS }).now_or_never();

@@ -156,7 +156,7 @@ async fn halting_errors_stop_writing_and_report_the_reason() {
     let redis = setup.redis_client().await;
     let postgres = setup.postgres_client().await;
     let consumer = setup.consumer(&[]);
-    for (users, breaking, mending, said) in [
+    for (users, fault, repair, said) in [
         (50, "ALTER TABLE likes RENAME TO likers", "ALTER TABLE likers RENAME TO likes", "does not exist"),
         (
             80,
@@ -165,7 +165,7 @@ async fn halting_errors_stop_writing_and_report_the_reason() {
             "has no unique index on (user_id, post_id)",
         ),
     ] {
-        postgres.batch_execute(breaking).await.unwrap();
+        postgres.batch_execute(fault).await.unwrap();
         setup.append(&likes(users), 1).await;
         eventually("the reason is reported", async || {
             let (status, checks) = ready(&consumer);
@@ -175,7 +175,7 @@ async fn halting_errors_stop_writing_and_report_the_reason() {
         })
         .await;
         assert!(pending(&redis).await > 0);
-        postgres.batch_execute(mending).await.unwrap();
+        postgres.batch_execute(repair).await.unwrap();
         setup.wait_for_rows(usize::try_from(users).unwrap()).await;
         eventually("ready", async || ready(&consumer).0 == 200).await;
     }

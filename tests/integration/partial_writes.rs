@@ -159,7 +159,7 @@ async fn a_table_that_rejects_every_row_halts_consumers_without_dead_letters() {
     setup.append(&likes(1_000), 10).await;
     setup.wait_for_rows(1_000).await;
     let mut next = 1_001;
-    for (breaking, mending, why) in [
+    for (fault, repair, why) in [
         (
             "ALTER TABLE likes ADD country text; ALTER TABLE likes ADD CHECK (country IS NOT NULL) NOT VALID",
             "ALTER TABLE likes DROP country",
@@ -183,15 +183,15 @@ async fn a_table_that_rejects_every_row_halts_consumers_without_dead_letters() {
             "violates not-null constraint",
         ),
     ] {
-        postgres.batch_execute(breaking).await.unwrap();
+        postgres.batch_execute(fault).await.unwrap();
         let before = users(&postgres, "true").await;
         let some: Vec<_> = (next..next + 3_000).map(|user| like(user, 42)).collect();
         next += 3_000;
         setup.append(&some, 100).await;
         halted(&consumer, why).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
-        assert_eq!(dead_letters(&redis).await.len(), 0, "{breaking}");
-        postgres.batch_execute(mending).await.unwrap();
+        assert_eq!(dead_letters(&redis).await.len(), 0, "{fault}");
+        postgres.batch_execute(repair).await.unwrap();
         setup.wait_for_rows(usize::try_from(before).unwrap() + 3_000).await;
         setup.wait_until_drained().await;
         eventually("ready", async || ready(&consumer).0 == 200).await;

@@ -73,13 +73,13 @@ async fn a_table_that_changes_halts_consumers_until_it_is_fixed() {
     let mut users = 20;
     setup.append(&likes(users), 1).await;
     setup.wait_for_rows(20).await;
-    for (breaking, mending, why) in FAULTS {
-        postgres.batch_execute(breaking).await.unwrap();
+    for (fault, repair, why) in FAULTS {
+        postgres.batch_execute(fault).await.unwrap();
         users += 20;
         setup.append(&likes(users), 1).await;
         halted(&consumer, why).await;
         assert!(pending(&redis).await > 0);
-        postgres.batch_execute(mending).await.unwrap();
+        postgres.batch_execute(repair).await.unwrap();
         setup.wait_for_rows(usize::try_from(users).unwrap()).await;
         eventually("ready", async || ready(&consumer).0 == 200).await;
     }
@@ -97,8 +97,8 @@ async fn a_consumer_does_not_start_on_a_table_that_it_must_not_write_to() {
     let (redis, url) = (setup.redis.url(), setup.database_url());
     let settings =
         [("REDIS_URL", redis.as_str()), ("DATABASE_URL", &url), ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0")];
-    for (breaking, mending, why) in FAULTS {
-        postgres.batch_execute(breaking).await.unwrap();
+    for (fault, repair, why) in FAULTS {
+        postgres.batch_execute(fault).await.unwrap();
         let ended = run("consumer", &[], &settings);
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
         let last = ended.stderr.lines().last().unwrap();
@@ -108,7 +108,7 @@ async fn a_consumer_does_not_start_on_a_table_that_it_must_not_write_to() {
         );
         let doctor = run("likesctl", &["doctor"], &settings);
         assert!(doctor.code == Some(1) && doctor.stdout.contains(why), "{}", doctor.stdout);
-        postgres.batch_execute(mending).await.unwrap();
+        postgres.batch_execute(repair).await.unwrap();
     }
 }
 

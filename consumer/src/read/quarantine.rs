@@ -144,10 +144,10 @@ impl Quarantine {
     }
 
     /// Returns whether the record of the current try should be removed: the process has survived the try, or waits for Postgres,
-    /// or shuts down.
+    /// or shuts down. Entries that Postgres does not take are survived, too.
     pub(super) fn must_end(&self, in_flight: &InFlight, is_shutdown: bool) -> bool {
         self.current.as_ref().is_some_and(|current| {
-            let is_over = is_shutdown || in_flight.is_waiting() || in_flight.contains_none(&current.entries);
+            let is_over = is_shutdown || in_flight.is_paused() || !in_flight.processes_any(&current.entries);
             current.is_on_record && is_over
         })
     }
@@ -159,18 +159,18 @@ impl Quarantine {
         }
     }
 
-    /// Forgets the current try if it is over.
+    /// Forgets the current try if it is over. Its held entries stay in flight, so that no redelivery admits them again.
     pub(super) fn release_settled(&mut self, in_flight: &InFlight) {
-        self.current.take_if(|current| !current.is_on_record && in_flight.contains_none(&current.entries));
+        self.current.take_if(|current| !current.is_on_record && !in_flight.processes_any(&current.entries));
     }
 
-    /// Waits until the record of the current try should be removed, or until its entries are settled. Never returns without a
+    /// Waits until the record of the current try should be removed, or until its entries are settled or held. Never returns without a
     /// current try.
     pub(super) async fn attention(&self, in_flight: &InFlight) {
         let Some(current) = &self.current else { return std::future::pending().await };
         tokio::select! {
-            () = in_flight.settled(&current.entries) => {}
-            () = in_flight.waiting(), if current.is_on_record => {}
+            () = in_flight.settled_or_held(&current.entries) => {}
+            () = in_flight.paused(), if current.is_on_record => {}
         }
     }
 }

@@ -6,7 +6,10 @@ use std::future;
 use shared::{backoff::Backoff, postgres::FailureClass};
 use tokio::time::{Instant, sleep_until};
 
-use crate::store::batch::{Batch, Obstacle, Remainder};
+use crate::{
+    entry::Position,
+    store::batch::{Batch, Obstacle, Remainder},
+};
 
 /// Ratio of the time for other batches to the time of a pass over held rows that stored nothing.
 const TIME_FOR_OTHERS: u32 = 4;
@@ -38,6 +41,11 @@ impl Held {
         if self.obstacle.class == FailureClass::Reject {
             self.due = Instant::now();
         }
+    }
+
+    /// Returns the entries of the rows.
+    pub(super) fn positions(&self) -> impl Iterator<Item = Position> + '_ {
+        self.batch.positions()
     }
 
     pub(super) fn is_due(&self) -> bool {

@@ -104,7 +104,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
                 }
             };
             held = Self::hold(held, held_pass, &written.committed, written.remainder);
-            self.acknowledger.in_flight.set_holding(held.is_some());
+            self.acknowledger.in_flight.set_held(held.iter().flat_map(Held::positions));
             self.report(flush.is_some(), &written.committed, held.as_ref());
             if !written.committed.is_empty() {
                 let ack = self.acknowledger.clone().ack(written.committed, span);

@@ -63,7 +63,7 @@ async fn watch<T>(
     loop {
         tokio::select! {
             () = sleep(RELOAD_INTERVAL) => {}
-            // Whoever asked waits for the outcome, so an error is logged again.
+            // The operator waits for the outcome, so an error is logged again.
             () = reload.requested() => refused = None,
         }
         let changed = match read_changed(&files, &contents).await {

@@ -117,8 +117,7 @@ impl<S: GroupStream> PartitionReader<S> {
         self.begin(vec![suspect]).await?;
         context.shutdown.run_until_cancelled(self.quarantine.attention(&context.in_flight)).await;
         let ended = self.end_quarantine().await;
-        // Rows that Postgres does not take must not stop the others.
-        context.shutdown.run_until_cancelled(context.in_flight.empty_or_held()).await;
+        context.shutdown.run_until_cancelled(context.in_flight.idle()).await;
         ended
     }
 

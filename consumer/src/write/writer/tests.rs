@@ -72,7 +72,10 @@ impl Running {
     async fn finish(self) -> Vec<String> {
         drop(self.entries);
         self.run.await.unwrap();
-        assert!(self.in_flight.empty().now_or_never().is_some(), "entries are in flight");
+        assert!(
+            self.in_flight.idle().now_or_never().is_some() && self.in_flight.is_empty(),
+            "entries are in flight"
+        );
         assert_eq!(self.group.own_pending(), [0; 0], "entries are pending");
         self.journal.lines()
     }
