@@ -1,11 +1,11 @@
 //! Entries of up to several megabytes, on slow links and in bounded memory.
 
+use devstack::link::Link;
 use fred::prelude::Client;
 
 use crate::{
     dead_letters::dead_letters,
     harness::{PARTITIONS, Setup, append_raw, create_groups, eventually, pending_or_none},
-    proxy::Proxy,
 };
 
 /// Rate of a slow link, in bytes per second.
@@ -43,8 +43,9 @@ async fn a_slow_link_does_not_stop_large_entries() {
     let redis = setup.redis_client().await;
     create_groups(&redis).await;
     append_large(&redis, 0, 1..=250, 128 << 10).await;
-    let proxy = Proxy::with_slow_replies(setup.redis.port(), SLOW).await;
-    let consumer = setup.consumer(&[("REDIS_URL", &proxy.redis_url())]);
+    let link = Link::start(setup.redis.port()).await.unwrap();
+    link.limit(Some(SLOW));
+    let consumer = setup.consumer(&[("REDIS_URL", &link.redis_url())]);
     setup.wait_for_rows(250).await;
     eventually("all entries are acknowledged", async || pending_or_none(&redis).await == 0).await;
     let lost = consumer.log_text().matches("connection to Redis lost").count();
@@ -58,8 +59,9 @@ async fn an_entry_that_takes_longer_than_the_time_limit_is_stored() {
     create_groups(&redis).await;
     append_large(&redis, 0, 1..=2, 12 << 20).await;
     append_large(&redis, 1, 3..=20, 10).await;
-    let proxy = Proxy::with_slow_replies(setup.redis.port(), SLOW).await;
-    let url = proxy.redis_url();
+    let link = Link::start(setup.redis.port()).await.unwrap();
+    link.limit(Some(SLOW));
+    let url = link.redis_url();
     let consumer = setup.consumer(&[("REDIS_URL", &url), ("REDIS_TIMEOUT", "800ms")]);
     setup.wait_for_rows(20).await;
     eventually("all entries are acknowledged", async || pending_or_none(&redis).await == 0).await;

@@ -1,11 +1,7 @@
-//! TCP proxy that can hold requests or replies, so that a test can stop a program at a chosen point. It can also limit the
-//! rate of replies, and lead to another server.
+//! TCP proxy that can hold requests or replies, so that a test can stop a program at a chosen point. It can also lead to
+//! another server.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,9 +9,8 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Mutex, watch},
+    sync::watch,
     task::JoinSet,
-    time::sleep_until,
 };
 
 /// Maximum number of bytes that are forwarded at once.
@@ -33,34 +28,16 @@ struct Gates {
     server_port: watch::Sender<u16>,
     requests: watch::Sender<bool>,
     replies: watch::Sender<bool>,
-    link: Option<Link>,
-}
-
-/// Link of limited rate, shared by the replies of all connections.
-struct Link {
-    bytes_per_second: u32,
-    free_at: Mutex<Instant>,
 }
 
 impl Proxy {
     pub(crate) async fn start(server_port: u16) -> Self {
-        Self::with(server_port, None).await
-    }
-
-    /// Starts a proxy whose replies share a link of limited rate.
-    pub(crate) async fn with_slow_replies(server_port: u16, bytes_per_second: u32) -> Self {
-        let link = Link { bytes_per_second, free_at: Mutex::new(Instant::now()) };
-        Self::with(server_port, Some(link)).await
-    }
-
-    async fn with(server_port: u16, link: Option<Link>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let gates = Arc::new(Gates {
             server_port: watch::Sender::new(server_port),
             requests: watch::Sender::new(true),
             replies: watch::Sender::new(true),
-            link,
         });
         let mut connections = JoinSet::new();
         connections.spawn(accept(listener, Arc::clone(&gates)));
@@ -112,40 +89,19 @@ async fn connect(program: TcpStream, gates: Arc<Gates>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let (from_program, to_program) = program.into_split();
     let (from_server, to_server) = server.into_split();
-    let requests = pass(from_program, to_server, gates.requests.subscribe(), None);
-    let replies = pass(from_server, to_program, gates.replies.subscribe(), gates.link.as_ref());
+    let requests = pass(from_program, to_server, gates.requests.subscribe());
+    let replies = pass(from_server, to_program, gates.replies.subscribe());
     tokio::select! {
         _ = async { tokio::join!(requests, replies) } => {}
         _ = server_port.changed() => {}
     }
 }
 
-async fn pass(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut gate: watch::Receiver<bool>,
-    link: Option<&Link>,
-) {
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut gate: watch::Receiver<bool>) {
     let mut bytes = vec![0; CHUNK];
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
-        if let Some(link) = link {
-            link.wait(read).await;
-        }
         if gate.wait_for(|open| *open).await.is_err() || to.write_all(&bytes[..read]).await.is_err() {
             return;
         }
-    }
-}
-
-impl Link {
-    /// Waits until the link has forwarded all earlier bytes and these.
-    async fn wait(&self, bytes: usize) {
-        let free_at = {
-            let mut free_at = self.free_at.lock().await;
-            let takes = Duration::from_secs_f64(bytes as f64 / f64::from(self.bytes_per_second));
-            *free_at = (*free_at).max(Instant::now()) + takes;
-            *free_at
-        };
-        sleep_until(free_at.into()).await;
     }
 }

@@ -1,9 +1,12 @@
 //! Graceful shutdown after SIGTERM: drain, clean up, exit with 0.
 
-use devstack::{http_client::HttpClient, program::Program};
+use devstack::{
+    http_client::{HttpClient, HttpError, Response},
+    program::Program,
+};
 use fred::prelude::{StreamsInterface, Value};
 use nix::sys::signal::Signal;
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, task::JoinHandle};
 
 use crate::harness::{GROUP, PARTITIONS, SOON, Setup, eventually, likes, pending, pending_or_none, stream};
 
@@ -90,16 +93,22 @@ async fn request_in_flight(ingest: &Program) {
     eventually("the request is in flight", async || active() == 1.0).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn ingest_finishes_requests_in_flight_and_accepts_no_more() {
-    let setup = Setup::new().await;
-    let mut ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
+/// Stops Redis and returns ingest in a graceful shutdown, with its request in flight.
+async fn draining_ingest(setup: &Setup) -> (Program, JoinHandle<Result<Response, HttpError>>) {
+    let ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
     let address = ingest.listen();
     setup.redis.pause();
     let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
     request_in_flight(&ingest).await;
     ingest.signal(Signal::SIGTERM);
     eventually("no new connections", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
+    (ingest, in_flight)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingest_finishes_requests_in_flight_and_accepts_no_more() {
+    let setup = Setup::new().await;
+    let (mut ingest, in_flight) = draining_ingest(&setup).await;
     let (status, checks) = devstack::admin::get(ingest.admin(), "/readyz?verbose").unwrap();
     assert!(status == 503 && checks.contains("[-] shutdown requested\n"), "{status}: {checks}");
     assert!(!in_flight.is_finished());
@@ -161,13 +170,7 @@ async fn sighup_ends_neither_ingest_nor_a_consumer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_does_not_interrupt_a_graceful_shutdown() {
     let setup = Setup::new().await;
-    let mut ingest = setup.ingest(&[("REDIS_TIMEOUT", "20s")]);
-    let address = ingest.listen();
-    setup.redis.pause();
-    let in_flight = tokio::spawn(async move { HttpClient::new(address).post_like(7, 42).await });
-    request_in_flight(&ingest).await;
-    ingest.signal(Signal::SIGTERM);
-    eventually("no new connections", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
+    let (mut ingest, in_flight) = draining_ingest(&setup).await;
     ingest.signal(Signal::SIGHUP);
     reloads_requested(&ingest, 1).await;
     assert!(!in_flight.is_finished());

@@ -6,7 +6,6 @@
 
 mod check;
 mod injector;
-mod link;
 mod malformed;
 mod plan;
 mod postgres;
@@ -22,6 +21,7 @@ use std::{
 
 use devstack::{
     backlog::{self, Keys},
+    link::Link,
     postgres_server::{self, PostgresServer},
     process::Lifetime,
 };
@@ -33,7 +33,6 @@ use crate::{
     chaos::{
         check::{ChaosReport, Check},
         injector::Injector,
-        link::Link,
         malformed::Malformed,
         plan::{FaultKind, Plan},
     },

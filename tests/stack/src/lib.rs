@@ -12,6 +12,7 @@ mod error;
 mod free_port;
 pub mod http_client;
 pub mod latency;
+pub mod link;
 pub mod pgbouncer_server;
 pub mod postgres_server;
 pub mod process;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::{StackError, postgres_server::PostgresServer};
+use devstack::{StackError, link::Link, postgres_server::PostgresServer};
 use shared::{redis::Connections, stderr::eprint_line};
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     chaos::{
-        link::Link,
         malformed::Malformed,
         plan::{Fault, FaultKind, Plan},
     },

@@ -1,4 +1,4 @@
-//! Link between the consumers and Redis, whose rate can be limited.
+//! Link to a server on loopback, whose rate can be limited.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 const CHUNK_BYTES: usize = 16 << 10;
 
 /// TCP proxy. Dropped, it closes all connections.
-pub(crate) struct Link {
+pub struct Link {
     address: SocketAddr,
     rate: watch::Sender<Option<u32>>,
     _accepting: AbortOnDropHandle<()>,
@@ -31,8 +31,11 @@ struct Direction {
 }
 
 impl Link {
-    /// Starts a link to a server on loopback.
-    pub(crate) async fn start(server_port: u16) -> io::Result<Self> {
+    /// Starts a link of unlimited rate.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn start(server_port: u16) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let rate = watch::Sender::new(None);
@@ -41,12 +44,12 @@ impl Link {
         Ok(Self { address, rate, _accepting: AbortOnDropHandle::new(accepting) })
     }
 
-    pub(crate) fn redis_url(&self) -> String {
+    pub fn redis_url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
     /// Sets the maximum number of bytes per second in each direction.
-    pub(crate) fn limit(&self, bytes_per_second: Option<u32>) {
+    pub fn limit(&self, bytes_per_second: Option<u32>) {
         self.rate.send_replace(bytes_per_second);
     }
 }
