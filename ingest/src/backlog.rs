@@ -8,11 +8,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use fred::prelude::Error;
+use futures_util::future::{join, join_all};
 use shared::{
     backlog::of_stream,
     error_chain::one_line,
-    redis::Connections,
+    redis::{Connections, Impaired},
     runtime::admin::Check,
     wire::partition::{KeyPrefix, PartitionCount},
 };
@@ -76,7 +77,7 @@ impl Backlog {
 }
 
 /// Samples the backlog until it is cancelled. The samples also set the check of Redis, which passes while any Redis server
-/// replies. Partitions whose server does not reply count with their latest known sample.
+/// replies and accepts writes. Partitions whose server does not reply count with their latest known sample.
 pub(crate) async fn sample(
     redis: Connections,
     keys: KeyPrefix,
@@ -90,7 +91,8 @@ pub(crate) async fn sample(
     loop {
         ticks.tick().await;
         let streams = partitions.borrow().partitions().map(|partition| keys.stream(partition));
-        let sampled = join_all(streams.map(async |stream| of_stream(&redis, &stream).await)).await;
+        let sampled = join_all(streams.map(async |stream| of_stream(&redis, &stream).await));
+        let (sampled, (servers, impaired)) = join(sampled, redis.check()).await;
         known.resize(sampled.len(), 0);
         let mut failed = Vec::new();
         for (known, sampled) in known.iter_mut().zip(sampled) {
@@ -99,20 +101,33 @@ pub(crate) async fn sample(
                 Err(error) => failed.push(error),
             }
         }
-        match failed.first() {
-            Some(error) if failed.len() == known.len() => {
-                backlog.unknown();
-                let error = one_line(error);
-                if redis_check.fail(error.clone()) {
-                    tracing::warn!(error, "Redis is unavailable");
-                }
+        if failed.len() == known.len() {
+            backlog.unknown();
+        } else {
+            backlog.sampled(known.iter().sum());
+        }
+        let failed = failed.first().filter(|_| failed.len() == known.len());
+        report(&redis_check, unusable(failed, servers, &impaired));
+    }
+}
+
+/// Returns why no Redis server replies and accepts writes, or `None` if any does. `failed` is an error of the samples, if all
+/// of them failed.
+fn unusable(failed: Option<&Error>, servers: usize, impaired: &[Impaired]) -> Option<String> {
+    let first = impaired.first().filter(|_| impaired.len() == servers);
+    first.map(Impaired::to_string).or_else(|| failed.map(|error| one_line(error)))
+}
+
+fn report(check: &Check, unusable: Option<String>) {
+    match unusable {
+        Some(error) => {
+            if check.fail(error.clone()) {
+                tracing::warn!(error, "Redis is unavailable");
             }
-            _ => {
-                let entries = known.iter().sum();
-                backlog.sampled(entries);
-                if redis_check.pass() {
-                    tracing::info!(backlog_entries = entries, "Redis is available");
-                }
+        }
+        None => {
+            if check.pass() {
+                tracing::info!("Redis is available");
             }
         }
     }

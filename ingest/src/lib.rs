@@ -17,6 +17,6 @@ mod publish;
 mod run;
 
 pub use crate::{
-    publish::sink::{Accepted, LikeSink, PublishError, RequestSpan},
+    publish::sink::{Accepted, LikeSink, PublishError, Published, RequestSpan},
     run::{main, serve_with},
 };

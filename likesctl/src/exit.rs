@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use shared::{error_chain::one_line, redis, settings::EXIT_USAGE};
+use shared::{error_chain::one_line, redis, runtime::service::Unreachable, settings::EXIT_USAGE};
 use thiserror::Error;
 
 /// Outcome of a completed command.
@@ -83,10 +83,18 @@ macro_rules! impl_from {
 
 impl_from!(
     Box<dyn Error>,
-    shared::runtime::service::Unreachable<fred::error::Error>,
     shared::runtime::service::Unreachable<shared::postgres::ConnectError>,
     serde_json::Error
 );
+
+impl From<Unreachable<fred::error::Error>> for CliError {
+    fn from(error: Unreachable<fred::error::Error>) -> Self {
+        match error {
+            Unreachable::Away { source, .. } if redis::error_code(&source).is_some() => source.into(),
+            error => Self::Failed(error.into()),
+        }
+    }
+}
 
 impl From<tokio_postgres::Error> for CliError {
     fn from(error: tokio_postgres::Error) -> Self {
@@ -96,13 +104,13 @@ impl From<tokio_postgres::Error> for CliError {
 
 impl From<fred::error::Error> for CliError {
     fn from(error: fred::error::Error) -> Self {
-        if redis::error_code(&error) == Some("OOM") {
-            return Self::failed("Redis refused a write: out of memory; see docs/runbook.md#redis-memory");
-        }
-        if redis::is_away(&error) {
-            return Self::failed(format!("Redis is unavailable: {}", error.details()));
-        }
-        Self::failed(format!("Redis command failed: {}", error.details()))
+        // A reply is no sign that Redis is unavailable, whatever it refuses.
+        let failed = match redis::error_code(&error) {
+            None if redis::is_away(&error) => "Redis is unavailable",
+            _ => "Redis command failed",
+        };
+        let remedy = redis::remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        Self::failed(format!("{failed}: {}{remedy}", error.details()))
     }
 }
 

@@ -10,7 +10,7 @@ use consumer::{
 use fred::prelude::Error;
 use futures_util::future::{try_join_all, try_join3};
 use serde::Serialize;
-use shared::wire::partition::Partition;
+use shared::{redis::Impaired, wire::partition::Partition};
 
 use crate::context::Context;
 
@@ -20,6 +20,8 @@ pub(crate) struct Overview {
     pub(crate) stream: String,
     pub(crate) group: String,
     pub(crate) redis: String,
+    /// Redis servers that are not connected or refuse commands, each with the reason.
+    pub(crate) redis_problems: Vec<String>,
     /// Whether all partitions are paused, including partitions that are added later.
     pub(crate) all_paused: bool,
     pub(crate) partitions: Vec<PartitionOverview>,
@@ -101,6 +103,7 @@ impl Context {
             Box::pin(streams.paused()),
         )
         .await?;
+        let (_, impaired) = self.redis.check().await;
         let mut consumers = members(&infos, self);
         for consumer in in_group.into_iter().flatten() {
             let known = consumers
@@ -120,6 +123,7 @@ impl Context {
             stream: self.keys.to_string(),
             group: streams.group().to_owned(),
             redis: self.server.clone(),
+            redis_problems: impaired.iter().map(Impaired::to_string).collect(),
             all_paused: paused.all,
             total: Total::of(&rows),
             partitions: rows,

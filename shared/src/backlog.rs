@@ -20,7 +20,7 @@ pub async fn of_stream(redis: &Connections, stream: &str) -> Result<u64, Error> 
     let groups: Vec<HashMap<String, Value>> =
         match redis.run(stream, Retry::Idempotent, "XINFO", about("GROUPS")).await {
             Ok(groups) => groups,
-            Err(error) if redis::error_code(&error) == Some("ERR") => return Ok(0), // no such key
+            Err(error) if redis::is_missing_key(&error) => return Ok(0),
             Err(error) => return Err(error),
         };
     let about: HashMap<String, Value> =

@@ -6,62 +6,73 @@
 
 mod connection;
 mod connections;
+mod dedicated;
 mod discovery;
 mod errors;
 mod incarnation;
+mod nodes;
 mod pipeline;
+mod route;
+mod target;
 mod tls;
 mod topology;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use fred::{
-    prelude::{Config, Error, ErrorKind, ServerConfig},
+    prelude::{Config, Error, ErrorKind},
     types::config::Server,
 };
 use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret;
+use tokio::task::spawn_blocking;
 
 pub use self::{
     connection::Connection,
-    connections::{Connections, Retry},
-    errors::{error_code, error_type, is_away, is_refusal, is_replaced, is_unanswered},
+    connections::{Connections, Impaired},
+    dedicated::Dedicated,
+    errors::{
+        error_code, error_type, is_away, is_missing_key, is_refusal, is_replaced, is_unanswered, remedy,
+    },
     incarnation::Incarnation,
+    route::{Failed, Retry},
 };
-use self::{connection::address, tls::Files};
-use crate::settings::{
-    SettingError,
-    args::RedisArgs,
-    server_url::{STRAY_AT, check_hosts, check_parameters},
+use self::{
+    connection::address,
+    target::{Deployment, Target},
+    tls::Files,
+};
+use crate::{
+    error_chain::one_line,
+    settings::{SettingError, args::RedisArgs, secret_source::SecretSource},
 };
 
-const INVALID_URL: &str = "the URL is not valid; expected a URL such as redis://user:password@host:6379/0, \
-     redis-cluster://host:7000?node=other:7001 or redis-sentinel://host:26379/0?node=other:26379&sentinelServiceName=name, \
-     or with TLS rediss://, rediss-cluster:// or rediss-sentinel://; escape special characters in the user and the password, such \
-     as @ as %40 and / as %2F";
-
-/// How to reach Redis.
+/// How to reach Redis. The files of the URL and of TLS are read again for each connection.
 #[derive(Clone)]
 pub struct Redis {
-    deployment: Deployment,
-    /// Credentials and TLS, the same for every server.
-    login: Config,
+    /// `None` if the target never changes.
+    url: Option<SecretSource>,
+    files: Files,
+    latest: Arc<Mutex<Target>>,
     timeout: Duration,
-    address: String,
-}
-
-/// Kind of deployment.
-#[derive(Clone)]
-enum Deployment {
-    One(Server),
-    Sentinels { sentinels: Vec<Server>, login: Box<Config>, master: String },
-    Cluster { seeds: Vec<Server> },
 }
 
 impl Redis {
     /// Reads the URL and the certificate files. Nothing is connected yet.
     pub fn new(args: &RedisArgs) -> Result<Self, SettingError> {
-        Self::with(args.url().read()?.expose_secret(), args.redis_timeout, Files::of(args))
+        let url = args.url();
+        let target = Target::parse(url.read()?.expose_secret()).map_err(|problem| url.error(problem))?;
+        let files = Files::of(args);
+        if target.has_tls {
+            files.read()?;
+        } else {
+            files.unused()?;
+        }
+        let latest = Arc::new(Mutex::new(target));
+        Ok(Self { url: Some(url), files, latest, timeout: args.redis_timeout })
     }
 
     /// Parses a URL. `timeout` is the time limit of a command.
@@ -69,53 +80,13 @@ impl Redis {
     /// # Errors
     /// When the URL is invalid.
     pub fn at(url: &str, timeout: Duration) -> Result<Self, SettingError> {
-        Self::with(url, timeout, Files::default())
-    }
-
-    fn with(url: &str, timeout: Duration, files: Files<'_>) -> Result<Self, SettingError> {
-        let bad = |problem: String| SettingError::new("REDIS_URL", problem);
-        let (scheme, rest) = url.split_once("://").unwrap_or_default();
-        let (scheme, tls) = match scheme.strip_prefix("rediss") {
-            Some(kind) => (format!("redis{kind}"), true),
-            None => (scheme.to_owned(), false),
-        };
-        if !["redis", "redis-cluster", "redis-sentinel"].contains(&scheme.as_str()) {
-            return Err(SettingError::new("REDIS_URL", INVALID_URL));
-        }
-        check_parts(&scheme, rest).map_err(bad)?;
-        // fred's own parser would choose the trusted certificates for a rediss:// URL itself.
-        let url = &format!("{scheme}://{rest}");
-        // The parser's error may quote a part of the URL, and so a part of the password.
-        let config = match scheme.as_str() {
-            "redis-cluster" => Config::from_url_clustered(url),
-            "redis-sentinel" => Config::from_url_sentinel(url),
-            _ => Config::from_url_centralized(url),
-        };
-        let mut config = config.map_err(|_| SettingError::new("REDIS_URL", INVALID_URL))?;
-        config.tls = if tls { Some(files.read()?) } else { files.unused().map(|()| None)? };
-        let hosts = config.server.hosts();
-        check_hosts(hosts.iter().map(|server| &*server.host)).map_err(bad)?;
-        let address = hosts.iter().map(address).collect::<Vec<_>>().join(", ");
-        let deployment = match &config.server {
-            ServerConfig::Centralized { server } => Deployment::One(server.clone()),
-            ServerConfig::Clustered { hosts, .. } => Deployment::Cluster { seeds: hosts.clone() },
-            ServerConfig::Sentinel { hosts, service_name, username, password } => Deployment::Sentinels {
-                sentinels: hosts.clone(),
-                login: Box::new(Config {
-                    username: username.clone(),
-                    password: password.clone(),
-                    tls: config.tls.clone(),
-                    ..Config::default()
-                }),
-                master: service_name.clone(),
-            },
-        };
-        Ok(Self { deployment, login: config, timeout, address })
+        let target = Target::parse(url).map_err(|problem| SettingError::new("REDIS_URL", problem))?;
+        Ok(Self { url: None, files: Files::default(), latest: Arc::new(Mutex::new(target)), timeout })
     }
 
     /// Returns the hosts and ports of the URL.
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn address(&self) -> String {
+        self.latest().address()
     }
 
     /// Discovers the servers and connects to them. Lost connections are made again in the background, and logged.
@@ -139,13 +110,48 @@ impl Redis {
         }
     }
 
+    fn latest(&self) -> Target {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the servers and credentials of the URL as it is at present.
+    async fn target(&self) -> Result<Target, Error> {
+        let Some(url) = &self.url else { return Ok(self.latest()) };
+        let text = url.read_settled().await.map_err(|error| unusable(&error))?;
+        let target = Target::parse(text.expose_secret()).map_err(|problem| unusable(&url.error(problem)))?;
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = target.clone();
+        Ok(target)
+    }
+
+    /// Returns the same servers with another time limit of a command.
+    fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// Connects to a server of the deployment.
     async fn open(&self, server: &Server) -> Result<Connection, Error> {
-        connection::open(&self.login, server, self.timeout).await
+        let target = self.target().await?;
+        self.open_with(target.login, target.has_tls, server).await
+    }
+
+    async fn open_with(
+        &self,
+        mut login: Config,
+        has_tls: bool,
+        server: &Server,
+    ) -> Result<Connection, Error> {
+        if has_tls {
+            let files = self.files.clone();
+            let read = spawn_blocking(move || files.read().map_err(|error| unusable(&error))).await;
+            login.tls =
+                Some(read.map_err(|_| Error::new(ErrorKind::Canceled, "reading of files was cancelled"))??);
+        }
+        connection::open(&login, server, self.timeout).await
     }
 
     /// Checks that the server is of the kind that the URL names.
     async fn check(&self, connection: &Connection) -> Result<(), Error> {
-        if matches!(self.deployment, Deployment::Cluster { .. }) {
+        if matches!(self.latest().deployment, Deployment::Cluster { .. }) {
             return Ok(());
         }
         // A server that rejects INFO is assumed to be of that kind.
@@ -159,22 +165,9 @@ impl Redis {
     }
 }
 
-/// Checks the parts after the scheme for traces of a password with special characters.
-fn check_parts(scheme: &str, rest: &str) -> Result<(), String> {
-    let after_hosts = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
-    let (place, fragment) = after_hosts.split_once('#').unwrap_or((after_hosts, ""));
-    let (path, query) = place.split_once('?').unwrap_or((place, ""));
-    if path.contains('@') || fragment.contains('@') {
-        return Err(STRAY_AT.to_owned());
-    }
-    check_parameters(
-        query,
-        match scheme {
-            "redis-cluster" => &["node"],
-            "redis-sentinel" => &["node", "sentinelServiceName", "sentinelUsername", "sentinelPassword"],
-            _ => &[],
-        },
-    )
+/// Returns the error of a setting or a file that was valid at start. A retry may find it valid again.
+fn unusable(error: &SettingError) -> Error {
+    Error::new(ErrorKind::IO, one_line(error))
 }
 
 #[cfg(test)]
@@ -186,7 +179,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::error_chain::one_line;
 
     #[derive(Parser)]
     struct Flags {
@@ -238,10 +230,8 @@ mod tests {
         }
         // The last @ before the path ends the password.
         let redis = redis("redis://likes:Tr0ub@dor&3-horse@host/0").ok().unwrap();
-        assert_eq!(
-            (redis.address(), redis.login.password.as_deref()),
-            ("host:6379", Some("Tr0ub@dor&3-horse"))
-        );
+        assert_eq!(redis.address(), "host:6379");
+        assert_eq!(redis.latest().login.password.as_deref(), Some("Tr0ub@dor&3-horse"));
     }
 
     #[test]
@@ -264,11 +254,32 @@ mod tests {
     }
 
     #[test]
+    fn a_unix_socket_has_a_path() {
+        for url in ["unix:///run/redis.sock", "redis+unix:///run/redis.sock?db=0"] {
+            let target = redis(url).ok().unwrap().latest();
+            assert_eq!(target.address(), "/run/redis.sock", "{url}");
+        }
+        let target = redis("unix://likes:hunter%402@/run/redis%20one.sock?db=3").ok().unwrap().latest();
+        assert_eq!(target.address(), "/run/redis one.sock");
+        let login = (target.login.username.as_deref(), target.login.password.as_deref());
+        assert_eq!((login, target.login.database), ((Some("likes"), Some("hunter@2")), Some(3)));
+        for url in ["unix://:hunter2@host", "unix://:x@hunter2/run/s", "unix:///run/s?db=hunter2", "unix:///"]
+        {
+            let error = redis(url).err().unwrap().to_string();
+            assert!(error.starts_with("REDIS_URL: ") && !error.contains("hunter2"), "{error}");
+        }
+        let unsupported = redis("unix:///run/s?family=6").err().unwrap().to_string();
+        assert_eq!(unsupported, "REDIS_URL: the parameter 'family' is not supported; remove it");
+    }
+
+    #[test]
     fn cluster_and_sentinel_urls_have_several_addresses() {
         let cluster = redis("redis-cluster://:hunter2@a:7000?node=b:7001").ok().unwrap();
         assert_eq!(cluster.address(), "b:7001, a:7000");
         let sentinels = redis("redis-sentinel://a:1/2?node=b:2&sentinelServiceName=m").ok().unwrap();
-        assert!(matches!(sentinels.deployment, Deployment::Sentinels { ref master, .. } if master == "m"));
+        assert!(
+            matches!(sentinels.latest().deployment, Deployment::Sentinels { ref master, .. } if master == "m")
+        );
     }
 
     /// Replies to every command with an error.
@@ -277,12 +288,41 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                while client.read(&mut [0; 1_024]).await.is_ok_and(|bytes| bytes > 0) {
-                    client.write_all(reply.as_bytes()).await.unwrap();
+                let mut received = [0; 1_024];
+                while let Ok(bytes @ 1..) = client.read(&mut received).await {
+                    // Each command is an array.
+                    let commands = String::from_utf8_lossy(&received[..bytes]).matches('*').count();
+                    client.write_all(reply.repeat(commands).as_bytes()).await.unwrap();
                 }
             }
         });
         port
+    }
+
+    /// Such as a server that is loading its data, cannot save them, or runs a long script.
+    #[tokio::test]
+    async fn an_error_reply_is_no_failed_connection() {
+        for reply in [
+            "-LOADING Redis is loading the dataset in memory\r\n",
+            "-MISCONF Redis is configured to save RDB snapshots\r\n",
+            "-BUSY Redis is busy running a script\r\n",
+            "-MASTERDOWN Link with MASTER is down\r\n",
+            "-NOPERM this user has no permissions to run the 'ping' command\r\n",
+        ] {
+            let port = rejecting_server(reply).await;
+            let redis = Redis::at(&format!("redis://127.0.0.1:{port}"), Duration::from_millis(200));
+            let connections = redis.ok().unwrap().connect().await.unwrap();
+            let code = reply[1..].split(' ').next();
+            let refused = connections.run::<u64>("key", Retry::Idempotent, "XLEN", vec!["key".into()]).await;
+            assert_eq!(error_code(&refused.unwrap_err()), code);
+            if code != Some("NOPERM") {
+                let (servers, impaired) = connections.check().await;
+                assert_eq!((servers, impaired.len()), (1, 1));
+                let text = impaired[0].to_string();
+                assert!(text.starts_with(&format!("127.0.0.1:{port}: {}", code.unwrap())), "{text}");
+                assert!(text.contains("; ") && !text.contains("not connected"), "{text}");
+            }
+        }
     }
 
     async fn failed(port: u16) -> String {

@@ -1,12 +1,16 @@
 //! The pipeline on a real Redis Cluster: failover and slot migration.
 
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
 use devstack::{redis_cluster::RedisCluster, redis_server::RedisServer};
 use fred::prelude::Value;
 use shared::{
     redis::{Connections, Retry},
-    wire::codec,
+    wire::{codec, partition::PartitionCount},
 };
-
 use tokio::{runtime::Handle, task::block_in_place};
 
 use crate::{
@@ -188,6 +192,60 @@ async fn slots_migrate_under_load_without_loss() {
             "one dead letter for each malformed entry"
         );
     }
+}
+
+/// A slot moves to a primary that owned none before, and stays divided for seconds. Its likes must be accepted without a wait for
+/// a timeout, and stored meanwhile.
+async fn a_slot_moves_to_an_added_primary(ack: &'static str) {
+    let setup = Setup::new().await;
+    let mut cluster = RedisCluster::start(&[]).unwrap();
+    let url = cluster.url();
+    let redis = connections(&url).await;
+    let settings: Settings<'_> = &[("REDIS_URL", &url), ("REDIS_TIMEOUT", "4s")];
+    let ingest = setup.ingest(&[settings, &[("REDIS_ACK", ack)]].concat());
+    let consumer = setup.consumer(settings);
+    let client = setup.postgres_client().await;
+    let slowest = Cell::new(Duration::ZERO);
+    // Users of partition 0 only.
+    let mut users =
+        (1..).filter(|user| PartitionCount::new(PARTITIONS).unwrap().of_user(*user).number() == 0);
+    let mut accepted = 0;
+    let mut stored_while_divided = async |likes: i64| {
+        for user in users.by_ref().take(usize::try_from(likes).unwrap()) {
+            let started = Instant::now();
+            assert_eq!(post(&ingest, &format!(r#"{{"user_id": {user}, "post_id": 42}}"#)).await.status, 202);
+            slowest.set(slowest.get().max(started.elapsed()));
+        }
+        accepted += likes;
+        eventually("stored", async || {
+            let row = client.query_one("SELECT count(*) FROM likes", &[]).await.unwrap();
+            row.get::<_, i64>(0) == accepted
+        })
+        .await;
+    };
+    stored_while_divided(10).await;
+    // The dead letters are a second key of the slot.
+    append(&redis, 0, b"\xc1").await;
+    eventually("dead letter", async || length(&redis, &dead_stream(0)).await == 1).await;
+    let added = cluster.add_primary().unwrap();
+    let meanwhile = || block_in_place(|| Handle::current().block_on(stored_while_divided(10)));
+    cluster.move_slot(cluster.slot_of(&stream(0)).unwrap(), added, meanwhile).unwrap();
+    eventually("the slot has moved", async || cluster.master_of(&stream(0)).is_ok_and(|now| now == added))
+        .await;
+    stored_while_divided(10).await;
+    assert!(slowest.get() < Duration::from_secs(2), "{:?}", slowest.get());
+    wait_until_drained(&url).await;
+    assert_eq!(consumer.metrics().unwrap().sum("likestream_entries_lost_total"), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_moves_to_an_added_primary_without_refusals() {
+    a_slot_moves_to_an_added_primary("memory").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_moves_to_an_added_primary_with_confirmed_appends() {
+    a_slot_moves_to_an_added_primary("replicas:1").await;
 }
 
 /// A node that was removed from its cluster still responds, with an empty topology. That topology is ignored, even if the

@@ -172,7 +172,7 @@ impl Setup {
         assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
     }
 
-    /// Settings of every program of this test. Later settings override earlier ones.
+    /// Settings of every program of this test. Later settings override earlier ones, and a file its value.
     fn settings(&self, over: Settings<'_>) -> Vec<(String, String)> {
         let own = [
             ("REDIS_URL", self.redis.url()),
@@ -182,8 +182,10 @@ impl Setup {
             ("INGEST_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
             ("CONSUMER_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
         ];
+        let has_file = |name: &str| over.iter().any(|(file, _)| file.strip_suffix("_FILE") == Some(name));
+        let own = own.into_iter().filter(|(name, _)| !has_file(name));
         let over = over.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        own.into_iter().chain(over).map(|(name, value)| (name.to_owned(), value)).collect()
+        own.chain(over).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     fn log(&self, program: &str, number: u32) -> PathBuf {

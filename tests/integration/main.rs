@@ -46,6 +46,7 @@ mod proxy;
 mod quotas;
 mod recovery;
 mod redis_ack;
+mod redis_errors;
 mod redis_failover;
 mod runbook;
 mod sentinels;

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, process::ExitCode, sync::Arc};
 
 use clap::{Parser, ValueEnum};
-use ingest::{Accepted, LikeSink, PublishError, RequestSpan, config::default_threads};
+use ingest::{Accepted, LikeSink, PublishError, Published, RequestSpan, config::default_threads};
 use mimalloc::MiMalloc;
 use shared::{
     error_chain::one_line,
@@ -101,7 +101,7 @@ impl LikeSink for InsertEach {
     async fn publish(&self, like: Like, _span: RequestSpan) -> Result<Accepted, PublishError> {
         let unavailable = |error: &(dyn std::error::Error + 'static)| {
             tracing::warn!(error = one_line(error), "not inserted");
-            PublishError::Unavailable
+            PublishError::Unavailable("_OTHER", Published::Unknown)
         };
         let connection = self.pool.get().await.map_err(|error| unavailable(&error))?;
         let insert = connection.prepare_cached(INSERT).await.map_err(|error| unavailable(&error))?;

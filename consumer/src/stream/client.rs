@@ -7,7 +7,7 @@ use fred::prelude::{Error, Value};
 use futures_util::future::{join, join_all, try_join_all};
 use shared::{
     error_chain::one_line,
-    redis::{self, Connections, Incarnation, Retry},
+    redis::{self, Connections, Impaired, Incarnation, Retry},
     wire::{
         dead_letter::Reason,
         partition::{KeyPrefix, Partition, PartitionCount},
@@ -204,7 +204,7 @@ impl Streams {
         let args = ["GROUPS", stream].map(Value::from).into();
         match self.redis.run(stream, Retry::Idempotent, "XINFO", args).await {
             Ok(groups) => Ok(reply::group_names(groups)?.contains(&self.group)),
-            Err(error) if redis::error_code(&error) == Some("ERR") => Ok(false), // no such key
+            Err(error) if redis::is_missing_key(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -292,9 +292,11 @@ impl Streams {
         Ok(reply::count(&self.eval(partition, REMOVE_CONSUMER, Retry::Idempotent, args).await?)? > 0)
     }
 
-    /// Pings all Redis servers.
-    pub async fn ping(&self) -> Result<(), Error> {
-        self.redis.ping().await
+    /// Checks that all Redis servers reply, accept writes and run scripts.
+    pub async fn check(&self) -> Result<(), Impaired> {
+        let (_, impaired) = self.redis.check().await;
+        let refuse_scripts = self.redis.check_scripts().await;
+        impaired.into_iter().chain(refuse_scripts).next().map_or(Ok(()), Err)
     }
 }
 
@@ -310,8 +312,8 @@ impl GroupStream for Streams {
             }
             Err(error) => match redis::error_code(&error) {
                 Some("BUSYGROUP") => return Ok(()),
-                // When out of memory, Redis rejects XGROUP CREATE before it checks whether the group exists.
-                Some("OOM") => match self.has_group(&stream).await {
+                // Where Redis refuses writes, it rejects XGROUP CREATE before it checks whether the group exists.
+                Some("OOM" | "MISCONF" | "NOREPLICAS" | "READONLY") => match self.has_group(&stream).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => error,
                     Err(error) => error,

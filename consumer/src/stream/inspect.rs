@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use fred::prelude::{Error, Value};
+use futures_util::future::join;
 use shared::{
     redis::{self, Retry},
     wire::partition::Partition,
@@ -15,9 +16,9 @@ use crate::{
     stream::{HEARTBEAT_INTERVAL, Member, MemberName, Streams, reply},
 };
 
-/// Inspects a partition atomically.
+/// Inspects a stream atomically.
 ///
-/// KEYS: stream, dead letters. ARGV: group, maximum number of undelivered entries to count. Returns alternating names and
+/// KEYS: stream. ARGV: group, maximum number of undelivered entries to count. Returns alternating names and
 /// values, as XINFO does; unknown values are omitted.
 const INSPECT: &str = include_str!("scripts/inspect.lua");
 
@@ -155,11 +156,17 @@ impl Paused {
 impl Streams {
     /// Returns the state of a partition.
     pub async fn inspect(&self, partition: Partition) -> Result<PartitionInfo, Error> {
-        let keys = [self.key(partition), self.keys.dead_letters(partition)];
+        let keys = [self.key(partition)];
         let args = [self.group.clone(), MAX_COUNTED_UNDELIVERED.to_string()];
-        let reply = self.redis.eval(INSPECT, &keys, Retry::Idempotent, args).await;
-        let reply = reply.map_err(|error| of_keys(&keys, error))?;
-        let values = reply::named(reply)?;
+        let dead_letters = self.keys.dead_letters(partition);
+        // Of two keys in one script, a cluster would refuse those that it has moved only in part, or that do not exist.
+        let (reply, dead) = join(
+            self.redis.eval(INSPECT, &keys, Retry::Idempotent, args),
+            self.redis.run(&dead_letters, Retry::Idempotent, "XLEN", vec![dead_letters.as_str().into()]),
+        )
+        .await;
+        let dead: u64 = dead.map_err(|error| of_keys(std::slice::from_ref(&dead_letters), error))?;
+        let values = reply::named(reply.map_err(|error| of_keys(&keys, error))?)?;
         let number = |name: &str| values.get(name).and_then(Value::as_u64);
         let id = |name: &str| values.get(name).and_then(|id| id.as_str()?.parse::<EntryId>().ok());
         let length = number("length").unwrap_or(0);
@@ -177,7 +184,6 @@ impl Streams {
             oldest_pending_idle_ms: number("oldest-pending-idle-ms"),
             oldest_undelivered: id("oldest-undelivered-id"),
         });
-        let dead = number("dead").unwrap_or(0);
         let now_ms = number("now_ms").ok_or_else(|| reply::unexpected("a time"))?;
         let entries_added = number("entries-added").unwrap_or(0);
         Ok(PartitionInfo {
@@ -393,7 +399,7 @@ fn of_keys(keys: &[String], error: Error) -> Error {
 
 /// Returns whether the error means that the stream or the group does not exist.
 fn is_missing(error: &Error) -> bool {
-    matches!(redis::error_code(error), Some("NOGROUP" | "ERR"))
+    redis::error_code(error) == Some("NOGROUP") || redis::is_missing_key(error)
 }
 
 /// Returns a field of an entry as text. Invalid UTF-8 is replaced.

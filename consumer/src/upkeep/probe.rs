@@ -42,7 +42,7 @@ async fn watch_redis(streams: Streams, check: Check) {
     let mut ticks = ticks();
     loop {
         ticks.tick().await;
-        report(&check, streams.ping().await, "Redis");
+        report(&check, streams.check().await, "Redis");
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         quotas::{QuotaExceeded, QuotaKind},
     },
     http::request::{BadBatch, BadItem, BadRequest, BatchErrors},
-    publish::sink::PublishError,
+    publish::sink::{PublishError, Published},
 };
 
 /// Values of `Retry-After`.
@@ -90,10 +90,11 @@ kinds! {
     Internal INTERNAL_SERVER_ERROR "internal" "Internal server error" MAYBE_ACCEPTED NEVER
     BacklogFull SERVICE_UNAVAILABLE "backlog-full" "The backlog is full" NOT_ACCEPTED WHEN_DRAINED
     Overloaded SERVICE_UNAVAILABLE "overloaded" "The server is overloaded" NOT_ACCEPTED SOON
-    RedisOutOfMemory SERVICE_UNAVAILABLE "redis-out-of-memory" "Redis is out of memory" MAYBE_ACCEPTED WHEN_DRAINED
-    RedisRefused SERVICE_UNAVAILABLE "redis-refused" "Redis rejected the write" MAYBE_ACCEPTED WHEN_DRAINED
+    RedisOutOfMemory SERVICE_UNAVAILABLE "redis-out-of-memory" "Redis is out of memory" DYNAMIC WHEN_DRAINED
+    RedisReadOnly SERVICE_UNAVAILABLE "redis-read-only" "Redis is read-only" DYNAMIC WHEN_DRAINED
+    RedisRefused SERVICE_UNAVAILABLE "redis-refused" "Redis rejected the write" DYNAMIC WHEN_DRAINED
     RedisUnconfirmed SERVICE_UNAVAILABLE "redis-unconfirmed" "Redis did not confirm the write" MAYBE_ACCEPTED SOON
-    RedisUnavailable SERVICE_UNAVAILABLE "redis-unavailable" "Redis is unavailable" MAYBE_ACCEPTED SOON
+    RedisUnavailable SERVICE_UNAVAILABLE "redis-unavailable" "Redis is unavailable" DYNAMIC SOON
 }
 
 impl Kind {
@@ -199,13 +200,27 @@ impl From<QuotaExceeded> for Problem {
 
 impl From<PublishError> for Problem {
     fn from(error: PublishError) -> Self {
-        Self::from(match error {
-            PublishError::QueueFull => Kind::Overloaded,
-            PublishError::OutOfMemory => Kind::RedisOutOfMemory,
-            PublishError::Refused => Kind::RedisRefused,
-            PublishError::Unconfirmed => Kind::RedisUnconfirmed,
-            PublishError::Unavailable => Kind::RedisUnavailable,
-        })
+        let (kind, cause, published) = match error {
+            PublishError::QueueFull => return Kind::Overloaded.into(),
+            PublishError::Unconfirmed => return Kind::RedisUnconfirmed.into(),
+            PublishError::OutOfMemory(published) => {
+                (Kind::RedisOutOfMemory, "Redis is out of memory (OOM).".into(), published)
+            }
+            PublishError::ReadOnly(published) => {
+                (Kind::RedisReadOnly, "Redis is a replica and refuses writes (READONLY).".into(), published)
+            }
+            PublishError::Refused(class, published) => {
+                (Kind::RedisRefused, format!("Redis rejected the write ({class})."), published)
+            }
+            PublishError::Unavailable(class, published) => {
+                (Kind::RedisUnavailable, format!("Redis is unavailable ({class})."), published)
+            }
+        };
+        let advice = match published {
+            Published::No => NOT_ACCEPTED,
+            Published::Unknown => MAYBE_ACCEPTED,
+        };
+        Self::new(kind, format!("{cause} {advice}"))
     }
 }
 
@@ -343,9 +358,26 @@ mod tests {
             BadRequest::Like("why".to_owned()).into(),
             Problem::invalid_batch(errors),
             quota.into(),
+            PublishError::OutOfMemory(Published::No).into(),
+            PublishError::ReadOnly(Published::No).into(),
+            PublishError::Refused("MISCONF", Published::No).into(),
+            PublishError::Unavailable("timeout", Published::Unknown).into(),
         ];
         assert_eq!(problems.each_ref().map(|problem| problem.kind).as_slice(), without);
         assert!(problems.iter().all(|problem| !problem.detail.is_empty()));
+    }
+
+    #[test]
+    fn refusals_of_redis_name_their_class_and_whether_a_like_may_be_accepted() {
+        let detail = |error: PublishError| Problem::from(error).detail.into_owned();
+        assert_eq!(
+            detail(PublishError::Refused("MISCONF", Published::No)),
+            "Redis rejected the write (MISCONF). No like was accepted. Send the request again after the time in Retry-After."
+        );
+        assert!(
+            detail(PublishError::ReadOnly(Published::Unknown))
+                .starts_with("Redis is a replica and refuses writes (READONLY). It is unknown whether")
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use utoipa::{
 use super::problem::Kind;
 
 /// The problems of both endpoints.
-const COMMON: [Kind; 16] = [
+const COMMON: [Kind; 17] = [
     Kind::InvalidJson,
     Kind::BodyIncomplete,
     Kind::NoCredential,
@@ -24,6 +24,7 @@ const COMMON: [Kind; 16] = [
     Kind::BacklogFull,
     Kind::Overloaded,
     Kind::RedisOutOfMemory,
+    Kind::RedisReadOnly,
     Kind::RedisRefused,
     Kind::RedisUnconfirmed,
     Kind::RedisUnavailable,

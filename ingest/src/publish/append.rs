@@ -6,21 +6,16 @@ use fred::{
     bytes::Bytes,
     prelude::{Error, Value},
 };
-use futures_util::future;
 use opentelemetry::trace::SpanContext;
 use shared::{
-    redis::{self, Connection, Connections, Retry},
+    redis::{self, Connection, Connections, Dedicated, Failed, Retry},
     settings::SettingError,
     telemetry::spans,
     wire::codec,
 };
 use thiserror::Error as ThisError;
-use tokio::time::{Instant, sleep};
 
-use super::sink::PublishError;
-
-/// Pause between two attempts to append an entry.
-const RETRY_AFTER: Duration = Duration::from_millis(25);
+use super::sink::{PublishError, Published};
 
 /// Durability at which a like counts as accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +49,11 @@ impl FromStr for RedisAck {
 #[derive(Debug, ThisError)]
 pub(crate) enum AppendError {
     #[error("Redis command failed")]
-    Redis(#[from] Error),
+    Redis {
+        source: Error,
+        /// Whether the entry may still be in the stream.
+        may_be_executed: bool,
+    },
     /// The entry is in the stream, but too few replicas or disks have confirmed it.
     #[error("{confirmed} of {required} {kind} confirmed the entry in time")]
     Unconfirmed { confirmed: u64, required: u64, kind: &'static str },
@@ -64,22 +63,28 @@ impl AppendError {
     /// Returns the kind of error, for metrics and spans. The number of kinds is small.
     pub(crate) fn error_type(&self) -> &'static str {
         match self {
-            Self::Redis(error) => redis::error_type(error),
+            Self::Redis { source, .. } => redis::error_type(source),
             Self::Unconfirmed { .. } => "unconfirmed",
         }
     }
 }
 
+impl From<Failed> for AppendError {
+    fn from(Failed { error, may_be_executed }: Failed) -> Self {
+        Self::Redis { source: error, may_be_executed }
+    }
+}
+
 impl From<&AppendError> for PublishError {
     fn from(error: &AppendError) -> Self {
-        match error {
-            AppendError::Unconfirmed { .. } => Self::Unconfirmed,
-            AppendError::Redis(error) if redis::is_away(error) => Self::Unavailable,
-            AppendError::Redis(error) => match redis::error_code(error) {
-                Some("OOM") => Self::OutOfMemory,
-                Some(_) => Self::Refused,
-                None => Self::Unavailable,
-            },
+        let AppendError::Redis { source, may_be_executed } = error else { return Self::Unconfirmed };
+        let published = if *may_be_executed { Published::Unknown } else { Published::No };
+        let class = error.error_type();
+        match redis::error_code(source) {
+            Some("OOM") => Self::OutOfMemory(published),
+            Some("READONLY") => Self::ReadOnly(published),
+            Some(_) if !redis::is_away(source) => Self::Refused(class, published),
+            _ => Self::Unavailable(class, published),
         }
     }
 }
@@ -100,7 +105,7 @@ pub(crate) trait AppendLog: Send + 'static {
     /// Appends an entry, with the context of its span.
     ///
     /// # Errors
-    /// After [`AppendError::Redis`], the entry may still be in the stream.
+    /// When the entry was not appended, or not confirmed.
     fn append(
         &mut self,
         payload: Bytes,
@@ -154,7 +159,8 @@ impl RedisStreams {
     }
 
     pub(crate) fn open(&self, stream: String) -> RedisStream {
-        RedisStream { streams: self.clone(), stream, dedicated: None }
+        let dedicated = self.confirmation.map(|confirmation| (self.redis.dedicated(&stream), confirmation));
+        RedisStream { redis: self.redis.clone(), confirm_timeout: self.confirm_timeout, stream, dedicated }
     }
 
     /// Returns the timeout of an append, given the timeout of one command. A confirmed append may also connect and wait for
@@ -166,11 +172,11 @@ impl RedisStreams {
 
 /// A stream in Redis.
 pub(crate) struct RedisStream {
-    streams: RedisStreams,
+    redis: Connections,
     stream: String,
-    /// `WAIT` covers only writes of the same connection. So with a confirmation the stream has a dedicated connection, which
-    /// is never replaced implicitly.
-    dedicated: Option<Connection>,
+    confirm_timeout: Duration,
+    /// `WAIT` covers only writes of the same connection. So with a confirmation the stream has its own connections.
+    dedicated: Option<(Dedicated, Confirmation)>,
 }
 
 impl AppendLog for RedisStream {
@@ -183,69 +189,41 @@ impl AppendLog for RedisStream {
         if let Some(trace) = trace {
             entry.extend(spans::fields(trace).flat_map(|(name, value)| [Value::from(name), value.into()]));
         }
-        let Some(confirmation) = self.streams.confirmation else {
-            let redis = &self.streams.redis;
+        let Some((dedicated, confirmation)) = &mut self.dedicated else {
             let (entry_id, attempts) =
-                redis.run_counting(&self.stream, Retry::Idempotent, "XADD", entry).await?;
+                self.redis.run_counting(&self.stream, Retry::Idempotent, "XADD", entry).await?;
             return Ok(Appended { entry_id, attempts });
         };
-        let deadline = Instant::now() + self.streams.confirm_timeout;
-        let mut attempts = 1;
-        loop {
-            match self.append_confirmed(entry.clone(), confirmation).await {
-                Err(AppendError::Redis(error)) if redis::is_away(&error) && Instant::now() < deadline => {
-                    attempts += 1;
-                    sleep(RETRY_AFTER).await;
-                }
-                answer => return answer.map(|entry_id| Appended { entry_id, attempts }),
-            }
-        }
+        append_confirmed(dedicated, *confirmation, entry, self.confirm_timeout).await
     }
 }
 
-impl RedisStream {
-    async fn append_confirmed(
-        &mut self,
-        entry: Vec<Value>,
-        confirmation: Confirmation,
-    ) -> Result<String, AppendError> {
-        let connection = self.streams.redis.dedicated_connection(&self.stream, self.dedicated.take()).await?;
-        // Pipelined in this order on one connection: the confirmation covers the XADD before it.
-        let (added, confirmed) =
-            future::join(connection.send("XADD", entry), self.confirm(&connection, confirmation)).await;
-        for error in [added.as_ref().err(), confirmed.as_ref().err()].into_iter().flatten() {
-            self.streams.redis.report_error(error);
+/// Appends an entry and requests its confirmation, which covers the XADD before it on the same connection.
+async fn append_confirmed(
+    dedicated: &mut Dedicated,
+    confirmation: Confirmation,
+    entry: Vec<Value>,
+    limit: Duration,
+) -> Result<Appended, AppendError> {
+    let limit_ms = Value::from(limit.as_millis().to_string());
+    let append = ("XADD", entry);
+    let (entry_id, attempts, confirmed, required, kind) = match confirmation {
+        Confirmation::Replicas(required) => {
+            let wait = ("WAIT", vec![required.to_string().into(), limit_ms]);
+            let (entry_id, confirmed, attempts) = dedicated.run::<_, u64>(limit, append, wait).await?;
+            (entry_id, attempts, confirmed, required.into(), "replicas")
         }
-        if added.is_ok() && confirmed.is_ok() {
-            self.dedicated = Some(connection);
+        Confirmation::LocalFsync => {
+            let wait = ("WAITAOF", vec!["1".into(), "0".into(), limit_ms]);
+            let (entry_id, (local, _), attempts) =
+                dedicated.run::<_, (u64, u64)>(limit, append, wait).await?;
+            (entry_id, attempts, local, 1, "disks")
         }
-        let entry_id = added?;
-        let (confirmed, required, kind) = confirmed?;
-        if confirmed < required {
-            return Err(AppendError::Unconfirmed { confirmed, required, kind });
-        }
-        Ok(entry_id)
+    };
+    if confirmed < required {
+        return Err(AppendError::Unconfirmed { confirmed, required, kind });
     }
-
-    /// Returns the number of confirmations, the required number, and the kind of confirmation.
-    async fn confirm(
-        &self,
-        connection: &Connection,
-        confirmation: Confirmation,
-    ) -> Result<(u64, u64, &'static str), Error> {
-        let limit_ms = self.streams.confirm_timeout.as_millis().to_string();
-        match confirmation {
-            Confirmation::Replicas(count) => {
-                let args = vec![count.to_string().into(), limit_ms.into()];
-                Ok((connection.send("WAIT", args).await?, count.into(), "replicas"))
-            }
-            Confirmation::LocalFsync => {
-                let args = vec!["1".into(), "0".into(), limit_ms.into()];
-                let (local, _replicas): (u64, u64) = connection.send("WAITAOF", args).await?;
-                Ok((local, 1, "disks"))
-            }
-        }
-    }
+    Ok(Appended { entry_id, attempts })
 }
 
 /// Returns whether the check passes on every server. A server that rejects the commands of the check does not pass it.
@@ -294,15 +272,22 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_whether_the_entry_may_be_in_the_stream() {
-        let published = |kind, details: &str| {
-            PublishError::from(&AppendError::Redis(Error::new(kind, details.to_owned())))
+    fn errors_name_their_class_and_whether_the_entry_may_be_in_the_stream() {
+        let published = |may_be_executed, kind, details: &'static str| {
+            PublishError::from(&AppendError::Redis { source: Error::new(kind, details), may_be_executed })
         };
-        assert_eq!(published(ErrorKind::IO, "broken pipe"), PublishError::Unavailable);
-        assert_eq!(published(ErrorKind::Timeout, ""), PublishError::Unavailable);
-        assert_eq!(published(ErrorKind::Unknown, "LOADING Redis is loading"), PublishError::Unavailable);
-        assert_eq!(published(ErrorKind::Unknown, "OOM command not allowed"), PublishError::OutOfMemory);
-        assert_eq!(published(ErrorKind::Unknown, "NOPERM no permission"), PublishError::Refused);
+        let lost = published(true, ErrorKind::IO, "broken pipe");
+        assert_eq!(lost, PublishError::Unavailable("connection", Published::Unknown));
+        let not_sent = published(false, ErrorKind::IO, "not connected to redis:6379");
+        assert_eq!(not_sent, PublishError::Unavailable("connection", Published::No));
+        let unknown = |details| published(false, ErrorKind::Unknown, details);
+        assert_eq!(unknown("LOADING Redis"), PublishError::Unavailable("LOADING", Published::No));
+        assert_eq!(unknown("OOM command not allowed"), PublishError::OutOfMemory(Published::No));
+        assert_eq!(unknown("READONLY You can't"), PublishError::ReadOnly(Published::No));
+        assert_eq!(unknown("NOPERM no permission"), PublishError::Refused("NOPERM", Published::No));
+        assert_eq!(unknown("MISCONF Redis is"), PublishError::Refused("MISCONF", Published::No));
+        let after_a_lost_reply = published(true, ErrorKind::Unknown, "OOM command not allowed");
+        assert_eq!(after_a_lost_reply, PublishError::OutOfMemory(Published::Unknown));
         let unconfirmed = AppendError::Unconfirmed { confirmed: 0, required: 1, kind: "replicas" };
         assert_eq!(PublishError::from(&unconfirmed), PublishError::Unconfirmed);
     }

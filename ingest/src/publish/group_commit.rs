@@ -32,7 +32,7 @@ use super::{
     departure::{Departure, DeparturePolicy},
     entry_span,
     partition_queue::{Answer, Batch, Likes, PartitionQueue, Waiting},
-    sink::{Accepted, LikeSink, PublishError, RequestSpan},
+    sink::{Accepted, LikeSink, PublishError, Published, RequestSpan},
 };
 use crate::metrics::Metrics;
 
@@ -44,6 +44,9 @@ const QUIET_TURNS: u32 = 2;
 
 /// Maximum number of requests received from the channel at once.
 const RECEIVE_REQUESTS: usize = 1_024;
+
+/// Type of the error of a caller that got no answer in time.
+const TIMED_OUT: &str = "timeout";
 
 /// Bounds of group commit.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +94,7 @@ async fn answer_within<T>(
 ) -> Result<T, PublishError> {
     match timeout(limit, answered).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) | Err(_) => Err(PublishError::Unavailable),
+        Ok(Err(_)) | Err(_) => Err(PublishError::Unavailable(TIMED_OUT, Published::Unknown)),
     }
 }
 

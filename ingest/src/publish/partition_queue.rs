@@ -61,6 +61,7 @@ impl Answer {
 pub(super) struct Batch(Mutex<BatchState>);
 
 struct BatchState {
+    parts: usize,
     parts_left: usize,
     /// `None` once the result is sent.
     answer: Option<oneshot::Sender<Result<(), PublishError>>>,
@@ -68,7 +69,7 @@ struct BatchState {
 
 impl Batch {
     pub(super) fn new(parts: usize, answer: oneshot::Sender<Result<(), PublishError>>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(BatchState { parts_left: parts, answer: Some(answer) })))
+        Arc::new(Self(Mutex::new(BatchState { parts, parts_left: parts, answer: Some(answer) })))
     }
 
     fn lock(&self) -> MutexGuard<'_, BatchState> {
@@ -81,7 +82,9 @@ impl Batch {
         if (outcome.is_err() || state.parts_left == 0)
             && let Some(answer) = state.answer.take()
         {
-            let _ = answer.send(outcome);
+            let is_divided = state.parts > 1;
+            let _ =
+                answer.send(outcome.map_err(|error| if is_divided { error.of_one_part() } else { error }));
         }
     }
 }

@@ -47,16 +47,38 @@ pub enum PublishError {
     /// The like was not published.
     #[error("the partition queue is full")]
     QueueFull,
-    /// The like was not published.
     #[error("Redis is out of memory")]
-    OutOfMemory,
-    /// Redis replied with an error.
-    #[error("Redis rejected the entry")]
-    Refused,
+    OutOfMemory(Published),
+    /// Redis is a replica.
+    #[error("Redis is read-only")]
+    ReadOnly(Published),
+    /// Redis replied with another error, of this type.
+    #[error("Redis rejected the entry: {0}")]
+    Refused(&'static str, Published),
     /// The entry is in the stream, but not as durable as `REDIS_ACK` requires.
     #[error("Redis did not confirm the entry")]
     Unconfirmed,
-    /// Redis did not reply, or its reply leaves the outcome unknown. The entry may be in the stream.
-    #[error("Redis is unavailable")]
-    Unavailable,
+    /// Redis did not reply, or was not ready; the last error has this type.
+    #[error("Redis is unavailable: {0}")]
+    Unavailable(&'static str, Published),
+}
+
+/// Whether a like that was not accepted may be in its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    No,
+    Unknown,
+}
+
+impl PublishError {
+    /// Returns the error of a batch, one part of which has this error: other parts may be in their streams.
+    pub(super) fn of_one_part(self) -> Self {
+        match self {
+            Self::OutOfMemory(_) => Self::OutOfMemory(Published::Unknown),
+            Self::ReadOnly(_) => Self::ReadOnly(Published::Unknown),
+            Self::Refused(class, _) => Self::Refused(class, Published::Unknown),
+            Self::Unavailable(class, _) => Self::Unavailable(class, Published::Unknown),
+            Self::QueueFull | Self::Unconfirmed => self,
+        }
+    }
 }

@@ -4,7 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use shared::wire::like::Like;
 
-use super::sink::{Accepted, LikeSink, PublishError, RequestSpan};
+use super::sink::{Accepted, LikeSink, PublishError, Published, RequestSpan};
+
+const NOT_REACHED: PublishError = PublishError::Unavailable("connection", Published::No);
 
 /// A sink that refuses likes until the real one is set.
 pub(crate) struct StartingSink<S>(Arc<OnceLock<S>>);
@@ -31,10 +33,10 @@ impl<S> StartingSink<S> {
 
 impl<S: LikeSink> LikeSink for StartingSink<S> {
     async fn publish(&self, like: Like, span: RequestSpan) -> Result<Accepted, PublishError> {
-        self.0.get().ok_or(PublishError::Unavailable)?.publish(like, span).await
+        self.0.get().ok_or(NOT_REACHED)?.publish(like, span).await
     }
 
     async fn publish_batch(&self, likes: Vec<Like>, span: RequestSpan) -> Result<(), PublishError> {
-        self.0.get().ok_or(PublishError::Unavailable)?.publish_batch(likes, span).await
+        self.0.get().ok_or(NOT_REACHED)?.publish_batch(likes, span).await
     }
 }

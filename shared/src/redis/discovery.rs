@@ -9,11 +9,7 @@ use fred::{
 use futures_util::{StreamExt, TryFutureExt, future::try_join, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    Connection, Deployment, Redis,
-    connection::{self, address},
-    topology::Topology,
-};
+use super::{Connection, Redis, connection::address, target::Deployment, topology::Topology};
 
 /// Time limit for the other nodes of a cluster after the first reply.
 const OTHER_ANSWERS: Duration = Duration::from_millis(100);
@@ -26,10 +22,11 @@ impl Redis {
         connected: &[Arc<Connection>],
         known: &[Server],
     ) -> Result<Topology, Error> {
-        match &self.deployment {
+        let target = self.target().await?;
+        match &target.deployment {
             Deployment::One(server) => Ok(Topology::of_one(server.clone())),
             Deployment::Sentinels { sentinels, login, master } => {
-                self.ask_sentinels(sentinels, login, master).await.map(Topology::of_one)
+                self.ask_sentinels(sentinels, (login, target.has_tls), master).await.map(Topology::of_one)
             }
             Deployment::Cluster { seeds } => {
                 if let Ok(topology) = newest(connected.iter().map(|connection| ask_node(connection))).await {
@@ -50,13 +47,13 @@ impl Redis {
     async fn ask_sentinels(
         &self,
         sentinels: &[Server],
-        login: &Config,
+        (login, has_tls): (&Config, bool),
         master: &str,
     ) -> Result<Server, Error> {
         let mut failed = Error::new(ErrorKind::Sentinel, "REDIS_URL names no sentinels");
         for sentinel in sentinels {
             let asked = async {
-                let connection = connection::open(login, sentinel, self.timeout).await?;
+                let connection = self.open_with(login.clone(), has_tls, sentinel).await?;
                 let args = ["GET-MASTER-ADDR-BY-NAME", master].map(Value::from).into();
                 connection.send::<Option<(String, u16)>>("SENTINEL", args).await
             };

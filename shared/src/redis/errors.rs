@@ -24,8 +24,8 @@ pub(super) enum Outcome {
 
 pub(super) fn outcome(error: &Error) -> Outcome {
     match (error_code(error), error.kind()) {
-        // READONLY and MASTERDOWN come from a replica during a failover.
-        (Some("MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "READONLY" | "MASTERDOWN"), _) => {
+        // READONLY and MASTERDOWN come from a replica during a failover, BUSY during a long script.
+        (Some("MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY"), _) => {
             Outcome::NotExecuted
         }
         // fred closes the connection on CLUSTERDOWN, and fails all commands in flight with it.
@@ -38,11 +38,13 @@ pub(super) fn outcome(error: &Error) -> Outcome {
     }
 }
 
-/// Returns the slot and the server of a redirection: `MOVED 3999 127.0.0.1:6381` or `ASK 3999 127.0.0.1:6381`.
-pub(super) fn redirected(error: &Error, code: &str) -> Option<(u16, Server)> {
+/// Returns the slot and the server of a redirection: `MOVED 3999 127.0.0.1:6381` or `ASK 3999 127.0.0.1:6381`. A host that is
+/// missing there is `asked_host`, that of the server that replied.
+pub(super) fn redirected(error: &Error, code: &str, asked_host: &str) -> Option<(u16, Server)> {
     let mut words = error.details().split(' ');
     let (_, slot, server) = (words.next().filter(|word| *word == code)?, words.next()?, words.next()?);
     let (host, port) = server.rsplit_once(':')?;
+    let host = if matches!(host, "" | "?") { asked_host } else { host };
     Some((slot.parse().ok()?, Server::new(host, port.parse().ok()?)))
 }
 
@@ -95,6 +97,33 @@ pub fn error_code(error: &Error) -> Option<&str> {
     (code.len() >= 2 && code.bytes().all(|b| b.is_ascii_uppercase())).then_some(code)
 }
 
+/// Returns whether the error means that the key of a command does not exist.
+pub fn is_missing_key(error: &Error) -> bool {
+    error.details().starts_with("ERR no such key")
+}
+
+/// Returns what to do about a server's error.
+pub fn remedy(error: &Error) -> Option<&'static str> {
+    if error.details().starts_with("ERR unknown command") {
+        return Some("do not rename the command (rename-command); use Redis 7.0, Valkey 8, or newer");
+    }
+    Some(match error_code(error)? {
+        "BUSY" => "a script occupies Redis; wait for its end, or run SCRIPT KILL",
+        "CLUSTERDOWN" => "a slot has no primary; check CLUSTER INFO and CLUSTER NODES",
+        "LOADING" => "wait until Redis has loaded its data",
+        "MASTERDOWN" => {
+            "the server is a replica without a link to its primary; check its primary and REDIS_URL"
+        }
+        "MISCONF" => "free or repair the disk of Redis and see its log; after a failed snapshot, run BGSAVE",
+        "NOAUTH" | "WRONGPASS" => "correct the user and the password in REDIS_URL",
+        "NOPERM" => "grant the permission to the user of REDIS_URL, see docs/security.md",
+        "NOREPLICAS" => "connect replicas, or lower min-replicas-to-write",
+        "OOM" => "see docs/runbook.md#redis-memory",
+        "READONLY" => "set REDIS_URL to the primary, or promote this server with REPLICAOF NO ONE",
+        _ => return None,
+    })
+}
+
 /// Returns the type of an error for metrics and spans, of low cardinality.
 pub fn error_type(error: &Error) -> &'static str {
     const CODES: [&str; 16] = [
@@ -130,7 +159,7 @@ pub(super) fn readable(error: &Error) -> Error {
     let text = match io_text(details) {
         Some(text) => text,
         None if *error.kind() == ErrorKind::Timeout && details == "Request timed out." => UNANSWERED.into(),
-        None => without_script(details),
+        None => without_script(without_arguments(details)),
     };
     let text = text.trim_end_matches('.').to_owned();
     Error::new(error.kind().clone(), text)
@@ -152,6 +181,13 @@ fn io_text(debug: &str) -> Option<Cow<'_, str>> {
     let quoted = text.split_once(": \"").and_then(|(_, text)| Some(text.rsplit_once('"')?.0));
     let variant = || text.split_once(": ").map_or(text, |(_, inner)| inner).trim_end_matches([' ', '}']);
     Some(quoted.map_or_else(|| format!("{}: {}", words(kind), words(variant())).into(), Cow::from))
+}
+
+/// Cuts off the arguments of an unknown command: they may be a whole script.
+fn without_arguments(details: &str) -> &str {
+    let is_unknown = details.starts_with("ERR unknown command");
+    let arguments = details.find(", with args beginning with:").filter(|_| is_unknown);
+    arguments.map_or(details, |at| &details[..at])
 }
 
 /// Cuts off where in a script an error occurred: ` script: <SHA-1>, on @user_script:1.`, of Redis 6 `(call to f_<SHA-1>)`.
@@ -190,8 +226,10 @@ mod tests {
         assert_eq!(outcome(ErrorKind::Unknown, "NOGROUP No such key"), Outcome::Refused);
         assert_eq!(outcome(ErrorKind::Parse, "Cannot convert"), Outcome::Refused);
         let moved = Error::new(ErrorKind::Cluster, "MOVED 3999 127.0.0.1:6381");
-        assert_eq!(redirected(&moved, "MOVED"), Some((3_999, Server::new("127.0.0.1", 6_381))));
-        assert_eq!(redirected(&moved, "ASK"), None);
+        assert_eq!(redirected(&moved, "MOVED", "asked"), Some((3_999, Server::new("127.0.0.1", 6_381))));
+        assert_eq!(redirected(&moved, "ASK", "asked"), None);
+        let ask = Error::new(ErrorKind::Cluster, "ASK 3999 :6381");
+        assert_eq!(redirected(&ask, "ASK", "asked"), Some((3_999, Server::new("asked", 6_381))));
     }
 
     #[test]
@@ -231,6 +269,10 @@ mod tests {
                  @user_script:1: WRONGTYPE Operation against a key"
             ),
             "ERR Error running script: WRONGTYPE Operation against a key"
+        );
+        assert_eq!(
+            server("ERR unknown command 'EVAL', with args beginning with: 'local a = 1' '1' "),
+            "ERR unknown command 'EVAL'"
         );
         let own = "ERR no such script: likes, on the server";
         assert_eq!(server(own), own);

@@ -36,6 +36,32 @@ pub(super) async fn send(client: &Client, name: &'static str, args: Vec<Value>) 
     client.custom(CustomCommand::new_static(name, ClusterHash::FirstKey, false), args).await
 }
 
+/// Sends commands without those of other tasks between them. Returns the reply to each.
+///
+/// # Errors
+/// When not all commands have a reply.
+pub(super) async fn send_together(
+    client: &Client,
+    commands: Vec<(&'static str, Vec<Value>)>,
+) -> Result<Vec<Result<Value, Error>>, Error> {
+    let pipeline = client.pipeline();
+    let all = commands.len();
+    for (name, args) in commands {
+        let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
+        // Only queued here.
+        pipeline.custom::<Value, _>(command, args).await?;
+    }
+    let mut answers = pipeline.try_all::<Value>().await;
+    // Where the commands could not be sent, or a reply is missing, fred returns one error for all.
+    match answers.pop() {
+        Some(Err(error)) if answers.is_empty() && all > 1 => Err(error),
+        last => {
+            answers.extend(last);
+            Ok(answers)
+        }
+    }
+}
+
 fn text(value: &Value) -> Option<Str> {
     value.as_bytes_str()
 }

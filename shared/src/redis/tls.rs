@@ -18,26 +18,26 @@ const CERT: &str = "REDIS_TLS_CERT";
 const KEY: &str = "REDIS_TLS_KEY";
 
 /// Paths of the PEM files.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Files<'a> {
-    ca: Option<&'a PathBuf>,
-    certificate: Option<&'a PathBuf>,
-    key: Option<&'a PathBuf>,
+#[derive(Clone, Default)]
+pub(super) struct Files {
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
-impl<'a> Files<'a> {
-    pub(super) fn of(args: &'a RedisArgs) -> Self {
+impl Files {
+    pub(super) fn of(args: &RedisArgs) -> Self {
         let RedisArgs { redis_tls_ca, redis_tls_cert, redis_tls_key, .. } = args;
-        Self { ca: redis_tls_ca.as_ref(), certificate: redis_tls_cert.as_ref(), key: redis_tls_key.as_ref() }
+        Self { ca: redis_tls_ca.clone(), certificate: redis_tls_cert.clone(), key: redis_tls_key.clone() }
     }
 
     /// Checks that no file is set where the URL has no TLS.
     ///
     /// # Errors
     /// When a file is set: it would be ignored, and the connection would not be encrypted.
-    pub(super) fn unused(self) -> Result<(), SettingError> {
-        let given = [(CA, self.ca), (CERT, self.certificate), (KEY, self.key)];
-        let first = given.into_iter().find_map(|(setting, file)| Some((setting, file?)));
+    pub(super) fn unused(&self) -> Result<(), SettingError> {
+        let given = [(CA, &self.ca), (CERT, &self.certificate), (KEY, &self.key)];
+        let first = given.into_iter().find_map(|(setting, file)| Some((setting, file.as_ref()?)));
         first.map_or(Ok(()), |(setting, file)| {
             let problem =
                 "has no effect because REDIS_URL is without TLS; expected a URL such as rediss://host:6379";
@@ -46,15 +46,15 @@ impl<'a> Files<'a> {
     }
 
     /// Reads the files where the URL has TLS.
-    pub(super) fn read(self) -> Result<TlsConfig, SettingError> {
+    pub(super) fn read(&self) -> Result<TlsConfig, SettingError> {
         let bad = |file: BadFile<&'static str>| SettingError::new(file.setting, &file);
-        let roots = match self.ca {
+        let roots = match &self.ca {
             Some(file) => tls::roots_of_file(CA, file).map_err(bad)?,
             None => tls::roots_of_system().map_err(|problem| {
                 SettingError::new(CA, format!("{problem}; set it to the path of a PEM file"))
             })?,
         };
-        let identity = match (self.certificate, self.key) {
+        let identity = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => {
                 Some(Identity::of_files((CERT, certificate), (KEY, key)).map_err(bad)?)
             }

@@ -8,8 +8,8 @@ use fred::{
 /// Number of slots of a cluster. Source: the Redis Cluster specification, "Key distribution model".
 const SLOTS: u16 = 16_384;
 
-/// Maximum number of servers that are remembered for discovery.
-const MAX_KNOWN: usize = 3_000;
+/// Maximum number of servers that are remembered for discovery, and of those that are connected.
+pub(super) const MAX_KNOWN: usize = 3_000;
 
 /// The servers that accept writes, and the slots of each. Outside of a cluster one server owns all slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,17 +73,15 @@ impl Topology {
         &self.servers
     }
 
-    /// Applies a MOVED redirection, and returns whether it changed the topology. Ignores servers that are not in the
-    /// topology.
+    /// Applies a MOVED redirection, and returns whether it changed the topology. The server may be one that owned no slot
+    /// before.
     pub(super) fn moved(&mut self, slot: u16, server: &Server) -> bool {
-        let owner = self.servers.iter().position(|known| known == server).and_then(|i| u16::try_from(i).ok());
-        match (owner, self.owners.get_mut(usize::from(slot))) {
-            (Some(owner), Some(slot)) if *slot != Some(owner) => {
-                *slot = Some(owner);
-                true
-            }
-            _ => false,
+        if slot >= SLOTS || self.server_of(slot) == Some(server) {
+            return false;
         }
+        let owner = self.index(server);
+        self.owners[usize::from(slot)] = Some(owner);
+        true
     }
 
     fn index(&mut self, server: &Server) -> u16 {
@@ -141,7 +139,9 @@ mod tests {
         assert!(topology.moved(5, &Server::new("asked", 3)));
         assert_eq!(topology.server_of(5), Some(&Server::new("asked", 3)));
         assert!(!topology.moved(5, &Server::new("asked", 3)), "not a change");
-        assert!(!topology.moved(5, &Server::new("stranger", 9)), "not in the topology");
+        assert!(topology.moved(5, &Server::new("added", 9)));
+        assert_eq!(topology.server_of(5), Some(&Server::new("added", 9)), "it owned no slot before");
+        assert!(!topology.moved(SLOTS, &Server::new("added", 9)), "no such slot");
     }
 
     #[test]

@@ -52,6 +52,7 @@ struct CheckState {
     failing: Option<String>,
     /// Shown while the check passes; empty for none.
     note: String,
+    is_checked: bool,
     /// Whether readiness depends on the check only until its first pass.
     is_of_start: bool,
     has_passed: bool,
@@ -89,7 +90,8 @@ impl Health {
 
     fn register(&self, name: &'static str, is_of_start: bool) -> Check {
         let failing = Some("not checked yet".to_owned());
-        let state = CheckState { failing, note: String::new(), is_of_start, has_passed: false };
+        let state =
+            CheckState { failing, note: String::new(), is_checked: false, is_of_start, has_passed: false };
         self.lock().insert(name, state);
         Check { name, health: self.clone() }
     }
@@ -142,7 +144,7 @@ impl Check {
         self.set(None)
     }
 
-    /// Marks the check as failing. Returns whether that is a change; a new reason alone is not.
+    /// Marks the check as failing. Returns whether that is a change, as the first failure is; a new reason alone is not.
     pub fn fail(&self, why: impl Into<String>) -> bool {
         self.set(Some(why.into()))
     }
@@ -157,7 +159,8 @@ impl Check {
     fn set(&self, failing: Option<String>) -> bool {
         let mut checks = self.health.lock();
         let Some(check) = checks.get_mut(self.name) else { return false };
-        let is_change = check.failing.is_some() != failing.is_some();
+        let is_change = !check.is_checked || check.failing.is_some() != failing.is_some();
+        check.is_checked = true;
         check.has_passed |= failing.is_none();
         check.failing = failing;
         is_change
@@ -272,7 +275,7 @@ mod tests {
         let health = Health::default();
         let (redis, other) = (health.start_check("redis"), health.check("other"));
         other.pass();
-        assert!(!redis.fail("refused") && !health.is_ready());
+        assert!(redis.fail("refused") && !redis.fail("still refused") && !health.is_ready());
         assert!(redis.pass() && health.is_ready());
         assert!(redis.fail("gone") && health.is_ready());
         assert_eq!(health.report(), "[+] other ok\n[-] redis failed: gone\n");

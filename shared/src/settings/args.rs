@@ -30,7 +30,7 @@ pub struct RedisArgs {
     ///
     /// Single server: redis://[user:password@]host:port[/db]. Cluster: redis-cluster://host:port[?node=host:port…].
     /// Sentinel: redis-sentinel://host:port[/db]?sentinelServiceName=name[&node=host:port…]. With TLS: rediss://,
-    /// rediss-cluster:// and rediss-sentinel://.
+    /// rediss-cluster:// and rediss-sentinel://. Unix socket: unix://[user:password@]/path[?db=number].
     #[arg(
         long,
         env = "REDIS_URL",
@@ -41,6 +41,8 @@ pub struct RedisArgs {
     redis_url: SecretString,
 
     /// Path of a file with the URL of Redis, instead of REDIS_URL
+    ///
+    /// The file is read again for each connection.
     #[arg(long, env = "REDIS_URL_FILE", value_name = "FILE", conflicts_with = "redis_url")]
     redis_url_file: Option<PathBuf>,
 

@@ -16,8 +16,8 @@ const READY_SECONDS: u64 = 60;
 /// Unresponsive time of a primary after which its replica takes over.
 const NODE_TIMEOUT_MS: &str = "3000";
 
-/// Number of keys per MIGRATE command.
-const MIGRATED_AT_ONCE: &str = "100";
+/// Number of keys per MIGRATE command: one, so that keys of a slot are on both servers for a while.
+const MIGRATED_AT_ONCE: &str = "1";
 
 /// Six servers on loopback. The first three start as primaries; server `n + 3` starts as the replica of server `n`.
 #[derive(Debug)]
@@ -40,15 +40,7 @@ impl RedisCluster {
     /// # Errors
     /// When they do not form a cluster in time.
     pub fn start(arguments: &[&str]) -> Result<Self, StackError> {
-        let mut servers = Vec::new();
-        for _ in 0..2 * MASTERS {
-            let bus_port = free_port()?.to_string();
-            let defaults = ["--cluster-enabled", "yes", "--cluster-node-timeout", NODE_TIMEOUT_MS];
-            let defaults = defaults.into_iter().chain(["--cluster-port", &bus_port, "--appendonly", "yes"]);
-            let arguments = defaults.chain(arguments.iter().copied()).map(str::to_owned).collect();
-            let options = RedisOptions { arguments, ..RedisOptions::default() };
-            servers.push((RedisServer::start(options, Lifetime::Attached)?, bus_port));
-        }
+        let servers = (0..2 * MASTERS).map(|_| node_server(arguments)).collect::<Result<Vec<_>, _>>()?;
         let share = SLOTS.div_ceil(3);
         for (number, (server, _)) in (0..).zip(&servers[..MASTERS]) {
             let first = number * share;
@@ -58,24 +50,40 @@ impl RedisCluster {
             server.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()])?;
         }
         for (server, bus_port) in &servers[1..] {
-            let meet =
-                ["CLUSTER", "MEET", "127.0.0.1", &server.port().to_string(), bus_port].map(str::to_owned);
-            servers[0].0.command(&meet.each_ref().map(String::as_str))?;
+            meet(&servers[0].0, server, bus_port)?;
         }
         let servers: Vec<RedisServer> = servers.into_iter().map(|(server, _)| server).collect();
         let cluster = Self { servers };
-        cluster.wait("discover one another", |cluster| {
-            cluster.servers.iter().all(|server| {
-                nodes(server)
-                    .is_ok_and(|nodes| nodes.len() == 2 * MASTERS && nodes.iter().all(|n| n.is_healthy))
-            })
-        })?;
+        cluster.wait_discovered()?;
         for number in 0..MASTERS {
             let master = cluster.servers[number].command(&["CLUSTER", "MYID"])?;
             cluster.servers[MASTERS + number].command(&["CLUSTER", "REPLICATE", master.trim()])?;
         }
         cluster.wait_healthy()?;
         Ok(cluster)
+    }
+
+    /// Adds a primary without slots and its replica, and returns the index of the primary in [`RedisCluster::servers`].
+    ///
+    /// # Errors
+    /// When they do not join the cluster in time.
+    pub fn add_primary(&mut self) -> Result<usize, StackError> {
+        let primary = self.servers.len();
+        for _ in 0..2 {
+            let (server, bus_port) = node_server(&[])?;
+            meet(&self.servers[0], &server, &bus_port)?;
+            self.servers.push(server);
+        }
+        self.wait_discovered()?;
+        let id = self.servers[primary].command(&["CLUSTER", "MYID"])?;
+        self.servers[primary + 1].command(&["CLUSTER", "REPLICATE", id.trim()])?;
+        self.wait("integrate an added primary", |cluster| {
+            let has = |words: &[&str], text| {
+                cluster.servers[primary].command(words).is_ok_and(|info| info.contains(text))
+            };
+            has(&["INFO", "replication"], "state=online") && has(&["CLUSTER", "INFO"], "cluster_state:ok")
+        })?;
+        Ok(primary)
     }
 
     /// Connection URL with two of its servers.
@@ -134,8 +142,8 @@ impl RedisCluster {
     }
 
     /// Migrates a slot to another primary with the commands that an operator uses: announces the migration on both sides,
-    /// migrates the keys and informs all primaries. `meanwhile` is called between the steps, while the slot is divided
-    /// between two primaries.
+    /// migrates the keys and informs all primaries. `meanwhile` is called between the steps and after each key, while the slot
+    /// is divided between two primaries.
     ///
     /// Source: the Redis Cluster specification, "Live reconfiguration".
     ///
@@ -162,8 +170,8 @@ impl RedisCluster {
             }
             let migrate = ["MIGRATE", "127.0.0.1", &port, "", "0", "10000", "KEYS"];
             from.command(&[&migrate[..], &keys].concat())?;
+            meanwhile();
         }
-        meanwhile();
         // Inform the new owner first, so that the slot has exactly one owner.
         for server in [to, from].into_iter().chain(&self.servers) {
             // Replicas refuse the command, and a server that is down learns the new owner later.
@@ -197,6 +205,15 @@ impl RedisCluster {
         })
     }
 
+    fn wait_discovered(&self) -> Result<(), StackError> {
+        self.wait("discover one another", |cluster| {
+            let all = cluster.servers.len();
+            cluster.servers.iter().all(|server| {
+                nodes(server).is_ok_and(|nodes| nodes.len() == all && nodes.iter().all(|n| n.is_healthy))
+            })
+        })
+    }
+
     fn running_servers(&self) -> impl Iterator<Item = &RedisServer> {
         self.servers.iter().filter(|server| server.last_output_if_ended().is_none())
     }
@@ -215,6 +232,21 @@ impl RedisCluster {
         let log = self.servers[0].folder().join("redis.log");
         StackError::Timeout { program: "the Redis Cluster".to_owned(), action, seconds: READY_SECONDS, log }
     }
+}
+
+/// Starts a server that may become a part of a cluster. Returns it with the port of the cluster bus.
+fn node_server(arguments: &[&str]) -> Result<(RedisServer, String), StackError> {
+    let bus_port = free_port()?.to_string();
+    let defaults = ["--cluster-enabled", "yes", "--cluster-node-timeout", NODE_TIMEOUT_MS];
+    let defaults = defaults.into_iter().chain(["--cluster-port", &bus_port, "--appendonly", "yes"]);
+    let arguments = defaults.chain(arguments.iter().copied()).map(str::to_owned).collect();
+    let options = RedisOptions { arguments, ..RedisOptions::default() };
+    Ok((RedisServer::start(options, Lifetime::Attached)?, bus_port))
+}
+
+/// Introduces a server to the cluster of another.
+fn meet(of_cluster: &RedisServer, server: &RedisServer, bus_port: &str) -> Result<(), StackError> {
+    of_cluster.command(&["CLUSTER", "MEET", "127.0.0.1", &server.port().to_string(), bus_port]).map(drop)
 }
 
 /// Parses `CLUSTER NODES`, one line per node: `id host:port@bus flags master ping pong epoch link slot-slot …`.

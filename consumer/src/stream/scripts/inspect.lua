@@ -1,7 +1,6 @@
 local now = redis.call('TIME')
 local values = {
     'now_ms', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)),
-    'dead', redis.call('XLEN', KEYS[2]),
 }
 local function add(name, value)
     if value then

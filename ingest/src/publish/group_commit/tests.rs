@@ -32,7 +32,8 @@ impl Entry {
     }
 
     fn fail(self, kind: ErrorKind, details: &'static str) {
-        let error = AppendError::Redis(Error::new(kind, details));
+        let may_be_executed = matches!(kind, ErrorKind::IO | ErrorKind::Timeout);
+        let error = AppendError::Redis { source: Error::new(kind, details), may_be_executed };
         self.reply.send(Err(error)).expect("the entry is in flight");
     }
 }
@@ -176,7 +177,7 @@ async fn a_lost_reply_fails_only_the_likes_of_its_entry() {
     let in_flight = harness.entry().await;
     let waiting = harness.publish(1, 2).await;
     in_flight.fail(ErrorKind::IO, "connection reset by peer");
-    assert_eq!(lost.await.unwrap().unwrap_err(), PublishError::Unavailable);
+    assert!(matches!(lost.await.unwrap().unwrap_err(), PublishError::Unavailable(..)));
     let next = harness.entry().await;
     assert_eq!(next.posts, [2], "the lost entry is not sent again");
     next.succeed("2-0");
@@ -201,7 +202,7 @@ async fn a_missing_reply_delays_other_partitions_by_at_most_one_hold() {
         entry.succeed("1-0");
         other.await.unwrap().unwrap();
     }
-    assert_eq!(silent.await.unwrap().unwrap_err(), PublishError::Unavailable);
+    assert!(matches!(silent.await.unwrap().unwrap_err(), PublishError::Unavailable(..)));
     assert!(!harness.running.is_finished());
 }
 
@@ -264,8 +265,8 @@ async fn a_like_that_timed_out_is_not_appended_later() {
     let in_flight = harness.entry().await;
     let waiting = harness.publish(1, 2).await;
     let started = Instant::now();
-    assert_eq!(in_flight_caller.await.unwrap().unwrap_err(), PublishError::Unavailable);
-    assert_eq!(waiting.await.unwrap().unwrap_err(), PublishError::Unavailable);
+    assert!(matches!(in_flight_caller.await.unwrap().unwrap_err(), PublishError::Unavailable(..)));
+    assert!(matches!(waiting.await.unwrap().unwrap_err(), PublishError::Unavailable(..)));
     assert!(started.elapsed() >= ENTRY_TIMEOUT && started.elapsed() <= ENTRY_TIMEOUT * 2);
     in_flight.succeed("1-0");
     sleep(HOLD * 10).await;
@@ -320,7 +321,7 @@ async fn a_batch_fails_once_with_the_first_failure_of_its_entries() {
     let [first, second, third] = [harness.entry().await, harness.entry().await, harness.entry().await];
     first.succeed("1-0");
     second.fail(ErrorKind::Unknown, "OOM command not allowed when used memory > 'maxmemory'.");
-    assert_eq!(batch.await.unwrap().unwrap_err(), PublishError::OutOfMemory);
+    assert_eq!(batch.await.unwrap().unwrap_err(), PublishError::OutOfMemory(Published::Unknown));
     // The last part fails after the caller has its result.
     third.fail(ErrorKind::IO, "connection reset by peer");
     settle().await;
@@ -337,7 +338,7 @@ async fn the_rest_of_a_failed_batch_is_not_appended() {
     let first = harness.entry().await;
     assert_eq!(first.posts, [1, 2, 3]);
     first.fail(ErrorKind::IO, "connection reset by peer");
-    assert_eq!(batch.await.unwrap().unwrap_err(), PublishError::Unavailable);
+    assert!(matches!(batch.await.unwrap().unwrap_err(), PublishError::Unavailable(..)));
     sleep(HOLD * 10).await;
     assert!(harness.no_entry());
 }
@@ -444,8 +445,8 @@ async fn likes_queued_or_in_flight_are_answered_before_shutdown_ends() {
     second.fail(ErrorKind::IO, "connection reset by peer");
     within_an_hour(running).await.unwrap();
     assert_eq!(&*in_flight.await.unwrap().unwrap().entry_id, "1-0");
-    assert_eq!(queued.await.unwrap().unwrap_err(), PublishError::Unavailable);
-    assert_eq!(unread.await.unwrap().unwrap_err(), PublishError::Unavailable);
+    assert!(matches!(queued.await.unwrap().unwrap_err(), PublishError::Unavailable(..)));
+    assert!(matches!(unread.await.unwrap().unwrap_err(), PublishError::Unavailable(..)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,9 @@
 //! Checks of the Redis servers.
 
+use shared::redis::Impaired;
+
 use super::findings::{Findings, State};
-use crate::{context::Context, exit::CliError};
+use crate::{context::Context, exit::CliError, output::many};
 
 /// Oldest supported major version of Redis and Valkey.
 const MAJOR_VERSION: u32 = 7;
@@ -24,12 +26,32 @@ impl<'a> Info<'a> {
 }
 
 pub(super) async fn check(findings: &mut Findings, context: &Context) -> Result<(), CliError> {
+    let (servers, impaired) = context.redis.check().await;
+    if impaired.is_empty() {
+        findings
+            .ok("writes", format!("{} writes", many(servers as u64, "server accepts", "servers accept")))?;
+    }
+    report(findings, "writes", impaired)?;
+    let refuse_scripts = context.redis.check_scripts().await;
+    if refuse_scripts.is_empty() {
+        findings.ok("scripts", "Redis runs scripts")?;
+    }
+    report(findings, "scripts", refuse_scripts)?;
     for (address, info) in context.streams.servers_info().await? {
         let info = Info(&info);
         version(findings, &info, &address)?;
         eviction(findings, &info)?;
         persistence(findings, &info)?;
         memory(findings, info.number("used_memory"), info.number("maxmemory"))?;
+    }
+    Ok(())
+}
+
+fn report(findings: &mut Findings, check: &'static str, impaired: Vec<Impaired>) -> Result<(), CliError> {
+    for Impaired { server, problem, remedy } in impaired {
+        let advice =
+            remedy.unwrap_or("likes are neither accepted nor stored there; check the server and its log");
+        findings.fail(check, format!("{server}: {problem}"), advice)?;
     }
     Ok(())
 }

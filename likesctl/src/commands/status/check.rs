@@ -152,10 +152,13 @@ fn evaluate(overview: &Overview, thresholds: &Thresholds) -> (String, u8) {
     ];
     // Ascending: ok, warning, unknown, critical.
     let severity = |code: &u8| [0, 1, 3, 2].iter().position(|known| known == code);
-    let code = measured.iter().map(Measured::code).max_by_key(severity).unwrap_or(3);
+    let problems = overview.redis_problems.iter().map(|problem| format!("Redis at {problem}"));
+    let of_redis = if overview.redis_problems.is_empty() { 0 } else { 2 };
+    let code = measured.iter().map(Measured::code).chain([of_redis]).max_by_key(severity).unwrap_or(3);
     let word = ["OK", "WARNING", "CRITICAL", "UNKNOWN"].get(usize::from(code)).copied().unwrap_or("UNKNOWN");
-    let bad: Vec<String> =
-        measured.iter().filter(|measured| code == 0 || measured.code() > 0).map(Measured::text).collect();
+    let bad = measured.iter().filter(|measured| code == 0 || measured.code() > 0).map(Measured::text);
+    // A bar would begin the performance data.
+    let bad: Vec<String> = problems.map(|problem| problem.replace('|', "/")).chain(bad).collect();
     let performance: Vec<String> = measured.iter().map(Measured::performance).collect();
     (format!("LIKESTREAM {word} - {} | {}", bad.join(", "), performance.join(" ")), code)
 }

@@ -204,6 +204,7 @@ pub(super) mod tests {
             stream: "likes".to_owned(),
             group: "likes-writers".to_owned(),
             redis: "Redis at 127.0.0.1:6379".to_owned(),
+            redis_problems: Vec::new(),
             all_paused: false,
             partitions: vec![partition(0, Some(5), 0), partition(1, Some(50), 7), partition(2, None, 0)],
             consumers: Vec::new(),
