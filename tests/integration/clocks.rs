@@ -9,8 +9,8 @@ use fred::types::{ClusterHash, CustomCommand};
 use shared::wire::codec;
 
 use crate::harness::{
-    GROUP, PARTITIONS, Setup, append_raw, create_groups, eventually, like, likes, pending, run,
-    send_heartbeats_as, stream,
+    GROUP, PARTITIONS, Setup, append_raw, create_groups, eventually, like, likes, pending, post, problem,
+    run, send_heartbeats_as, stream,
 };
 
 /// Ten minutes.
@@ -116,4 +116,19 @@ async fn ids_from_the_future_are_named_and_other_partitions_continue() {
     let doctor = run("likesctl", &["doctor"], &settings);
     assert!(doctor.stdout.contains("partitions 0 have reached the largest possible id"), "{}", doctor.stdout);
     assert!(doctor.stdout.contains("the last ids of partitions 1 are up to"), "{}", doctor.stdout);
+
+    let ingest = setup.ingest(&[]);
+    let mut user = 0;
+    let refused = loop {
+        user += 1;
+        assert!(user <= 1_000, "no user belongs to partition 0");
+        let response = post(&ingest, &format!(r#"{{"user_id": {user}, "post_id": 42}}"#)).await;
+        if response.status != 202 {
+            break response;
+        }
+    };
+    assert_eq!(problem(&refused), "redis-refused");
+    let text = String::from_utf8_lossy(&refused.body);
+    assert!(text.contains("Redis rejected the write (ids_exhausted). No like was accepted."), "{text}");
+    assert!(ingest.log_text().contains("exhausted the last possible ID"));
 }

@@ -102,6 +102,11 @@ pub fn is_missing_key(error: &Error) -> bool {
     error.details().starts_with("ERR no such key")
 }
 
+/// Whether a stream takes no more entries, because its last id is the largest possible one.
+fn is_exhausted(error: &Error) -> bool {
+    error.details().starts_with("ERR The stream has exhausted the last possible ID")
+}
+
 /// Returns what to do about a server's error.
 pub fn remedy(error: &Error) -> Option<&'static str> {
     if error.details().starts_with("ERR unknown command") {
@@ -144,6 +149,9 @@ pub fn error_type(error: &Error) -> &'static str {
         "WRONGPASS",
         "WRONGTYPE",
     ];
+    if is_exhausted(error) {
+        return "ids_exhausted";
+    }
     let code = error_code(error).and_then(|code| CODES.into_iter().find(|known| *known == code));
     code.unwrap_or(match error.kind() {
         ErrorKind::Timeout => "timeout",
