@@ -1,10 +1,12 @@
 //! TLS to Redis and Postgres, with server and client certificates.
 
+use std::fs;
+
 use devstack::{postgres_server::PostgresServer, redis_server::RedisServer};
 
 use crate::{
     certificates::{Authority, HERE, Issued},
-    harness::{Ended, Settings, Setup, eventually, post, run, start_redis},
+    harness::{Ended, SOON, Settings, Setup, eventually, post, run, start_postgres, start_redis},
 };
 
 /// Role of the programs.
@@ -68,6 +70,37 @@ async fn the_pipeline_runs_with_mutual_tls() {
         let log = program.log_text();
         assert!(!client.key_is_in(&log) && !log.contains("hunter2"));
     }
+}
+
+/// The files of a client certificate are read again for each connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_redis_client_certificate_is_read_without_a_restart() {
+    let (authority, other) = (Authority::new("one authority"), Authority::new("another"));
+    let ca = authority.file().display().to_string();
+    let setup = Setup::of_servers(authority.redis(&HERE, true, &[]), start_postgres(&[]));
+    setup.migrate();
+    let file = |name: &str| setup.folder().join(name).display().to_string();
+    let (cert, key) = (file("client.crt"), file("client.key"));
+    let replace_by = |issued: &Issued| {
+        for (from, to) in [(issued.certificate(), &cert), (issued.key(), &key)] {
+            let next = format!("{to}.next");
+            fs::copy(from, &next).unwrap();
+            fs::rename(next, to).unwrap();
+        }
+    };
+    replace_by(&other.issue("stranger", &[]));
+    let settings = [("REDIS_TLS_CA", ca.as_str()), ("REDIS_TLS_CERT", &cert), ("REDIS_TLS_KEY", &key)];
+    let (ingest, consumer) = (setup.start("ingest", &settings), setup.start("consumer", &settings));
+    let cause = "the server does not trust the authority of the client certificate";
+    for program in [&ingest, &consumer] {
+        eventually(cause, async || program.log_text().contains(cause)).await;
+    }
+    replace_by(&authority.issue(ROLE, &[]));
+    for program in [&ingest, &consumer] {
+        program.wait_ready(SOON).unwrap();
+    }
+    assert_eq!(post(&ingest, r#"{"user_id": 7, "post_id": 42}"#).await.status, 202);
+    setup.wait_for_rows(1).await;
 }
 
 /// Runs likesctl with settings under which it must fail, and returns the last line of standard error.
