@@ -261,9 +261,10 @@ async fn a_switch_to_transaction_pooling_halts_consumers_without_loss() {
     pooler.server.start_again(options).unwrap();
     let mut users = 50;
     eventually("a consumer reports the fix", async || {
-        // One like per partition: both consumers must write so that they conflict.
+        // Both consumers must stage so that they conflict: a like per partition, half of them stored before.
         let next = users + u64::from(PARTITIONS);
-        setup.append(&(users + 1..=next).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
+        let repeated = users - u64::from(PARTITIONS) + 1;
+        setup.append(&(repeated..=next).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
         users = next;
         consumers.iter().any(|consumer| {
             let (_, checks) = devstack::admin::get(consumer.admin(), "/readyz?verbose").unwrap();
