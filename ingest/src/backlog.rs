@@ -1,4 +1,5 @@
-//! Backpressure: samples the backlog of all streams, and refuses likes while it is over its limit.
+//! Backpressure: samples the backlog of all streams, and refuses likes while it is over its limit. The samples also show
+//! whether Redis has lost streams.
 
 use std::{
     sync::{
@@ -11,7 +12,7 @@ use std::{
 use fred::prelude::Error;
 use futures_util::future::{join, join_all};
 use shared::{
-    backlog::of_stream,
+    backlog::{StreamState, state_of_stream},
     error_chain::one_line,
     redis::{Connections, Impaired},
     runtime::admin::Check,
@@ -32,11 +33,18 @@ pub(crate) struct Backlog {
     limit: u64,
     entries: AtomicU64,
     full: AtomicBool,
+    /// Number of streams that Redis has lost since the start.
+    lost_streams: AtomicU64,
 }
 
 impl Backlog {
     pub(crate) fn new(limit: u64) -> Self {
-        Self { limit, entries: AtomicU64::new(UNKNOWN), full: AtomicBool::new(false) }
+        Self {
+            limit,
+            entries: AtomicU64::new(UNKNOWN),
+            full: AtomicBool::new(false),
+            lost_streams: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn limit(&self) -> u64 {
@@ -51,6 +59,21 @@ impl Backlog {
     /// Returns whether likes are refused.
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of streams that Redis has lost since the start.
+    pub(crate) fn lost_streams(&self) -> u64 {
+        self.lost_streams.load(Ordering::Relaxed)
+    }
+
+    /// Records streams that Redis has lost. `entries` is their backlog in the sample before.
+    fn lost(&self, streams: u64, entries: u64) {
+        self.lost_streams.fetch_add(streams, Ordering::Relaxed);
+        tracing::error!(
+            streams,
+            backlog_entries = entries,
+            "data loss: streams vanished from Redis or went back to an earlier state"
+        );
     }
 
     /// Records that the backlog is unknown. Likes are still accepted or refused by the latest known sample.
@@ -87,24 +110,34 @@ pub(crate) async fn sample(
 ) {
     let mut ticks = interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known = Vec::new();
+    let mut known: Vec<StreamState> = Vec::new();
     loop {
         ticks.tick().await;
         let streams = partitions.borrow().partitions().map(|partition| keys.stream(partition));
-        let sampled = join_all(streams.map(async |stream| of_stream(&redis, &stream).await));
+        let sampled = join_all(streams.map(async |stream| state_of_stream(&redis, &stream).await));
         let (sampled, (servers, impaired)) = join(sampled, redis.check()).await;
-        known.resize(sampled.len(), 0);
+        known.resize(sampled.len(), StreamState::default());
         let mut failed = Vec::new();
+        let (mut lost_streams, mut lost_entries) = (0, 0);
         for (known, sampled) in known.iter_mut().zip(sampled) {
             match sampled {
-                Ok(entries) => *known = entries,
+                Ok(state) => {
+                    if state.has_lost_entries_of(known) {
+                        lost_streams += 1;
+                        lost_entries += known.backlog;
+                    }
+                    *known = state;
+                }
                 Err(error) => failed.push(error),
             }
+        }
+        if lost_streams > 0 {
+            backlog.lost(lost_streams, lost_entries);
         }
         if failed.len() == known.len() {
             backlog.unknown();
         } else {
-            backlog.sampled(known.iter().sum());
+            backlog.sampled(known.iter().map(|state| state.backlog).sum());
         }
         let failed = failed.first().filter(|_| failed.len() == known.len());
         report(&redis_check, unusable(failed, servers, &impaired));

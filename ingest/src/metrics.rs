@@ -125,6 +125,7 @@ impl Metrics {
             |name: &'static str, what: &'static str| meter.u64_observable_gauge(name).with_description(what);
         let entries = Arc::clone(backlog);
         let full = Arc::clone(backlog);
+        let lost = Arc::clone(backlog);
         let limit = backlog.limit();
         gauge(metric::BACKLOG, "Entries not stored yet, of the slowest of all groups")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
@@ -136,6 +137,13 @@ impl Metrics {
         gauge(metric::BACKLOG_FULL, "1 while likes are refused because of INGEST_BACKLOG_LIMIT, otherwise 0")
             .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
                 observer.observe(full.is_full().into(), &[]);
+            })
+            .build();
+        meter
+            .u64_observable_counter(metric::STREAMS_LOST)
+            .with_description("Streams that vanished from Redis or went back to an earlier state: data loss")
+            .with_callback(move |observer: &dyn AsyncInstrument<u64>| {
+                observer.observe(lost.lost_streams(), &[]);
             })
             .build();
         gauge(metric::BACKLOG_LIMIT, "Value of INGEST_BACKLOG_LIMIT")

@@ -62,6 +62,8 @@ pub mod metric {
     pub const BACKLOG_LIMIT: &str = "likestream.backlog.limit.entries";
     /// Whether likes are refused because of `INGEST_BACKLOG_LIMIT`.
     pub const BACKLOG_FULL: &str = "likestream.backlog.full";
+    /// Streams that Redis has lost.
+    pub const STREAMS_LOST: &str = "likestream.streams.lost";
     /// Whether a check of `/readyz` passes.
     pub const CHECK_PASSING: &str = "likestream.check.passing";
     /// Spans dropped because the export queue was full.
