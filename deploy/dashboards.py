@@ -321,6 +321,11 @@ def overview():
               "short", [
             (f"sum(increase(likestream_entries_lost_total{{{CONSUMER}}}[1h]))", "lost"),
         ], runbook="Lost entries", steps=[(1, "red")]),
+        graph("Open incidents",
+              "Incidents that no operator has acknowledged, by kind: likes are lost, or may be.",
+              "short", [
+            (f"max by (kind) (likestream_incidents_open{{{CONSUMER}}})", "{{kind}}"),
+        ], runbook="Incidents", steps=[(1, "red")]),
         graph("Trim failures",
               "Failures per second. Stored entries stay in the memory of Redis.", "ops", [
             (rate(f"likestream_trim_failures_total{{{CONSUMER}}}"), "failures"),

@@ -80,7 +80,8 @@ DECLARE
         SELECT oid FROM pg_class
         WHERE relnamespace = to_regnamespace('public') AND relkind IN ('r', 'p')
             -- Includes the tables of hash_partitions.sql.
-            AND (relname IN ('likes', 'likes_before_hashing', 'likes_schema', 'refinery_schema_history')
+            AND (relname IN ('likes', 'likes_before_hashing', 'likes_schema', 'likes_database', 'likes_watermarks',
+                    'likes_incidents', 'refinery_schema_history')
                 OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('public.likes')))
             AND relowner <> 'likestream_migrator'::regrole
     );
@@ -103,6 +104,11 @@ BEGIN
     END IF;
     IF to_regclass('public.likes_schema') IS NOT NULL THEN
         GRANT SELECT ON public.likes_schema TO likestream_consumer, likestream_reader;
+    END IF;
+    IF to_regclass('public.likes_incidents') IS NOT NULL THEN
+        GRANT SELECT ON public.likes_database, public.likes_watermarks, public.likes_incidents
+            TO likestream_consumer, likestream_reader;
+        GRANT INSERT, UPDATE ON public.likes_watermarks, public.likes_incidents TO likestream_consumer;
     END IF;
     IF NOT is_member THEN
         REVOKE likestream_migrator FROM CURRENT_USER;

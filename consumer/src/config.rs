@@ -17,7 +17,10 @@ use shared::{
 
 use crate::{
     group::static_assignment::StaticAssignment,
-    store::session::{Pooling, Transactions},
+    store::{
+        database::DatabaseId,
+        session::{Pooling, Transactions},
+    },
     stream::REASSIGN_CONSUMER,
 };
 
@@ -124,8 +127,9 @@ impl Settings {
         &self.telemetry
     }
 
-    pub(crate) fn transactions(&self) -> Transactions {
-        Transactions { pooling: self.postgres_pooling, limit: self.write_timeout }
+    /// Returns the settings of transactions in the database of the group.
+    pub(crate) fn transactions(&self, database: DatabaseId) -> Transactions {
+        Transactions { pooling: self.postgres_pooling, limit: self.write_timeout, database }
     }
 }
 

@@ -18,7 +18,7 @@ use shared::{
 };
 use tokio::time::Instant;
 
-use crate::store::{gathering::Flush, proof::Tally, write::Attempt};
+use crate::store::{gathering::Flush, incidents::IncidentKind, proof::Tally, write::Attempt};
 
 /// Bucket boundaries in seconds.
 const REDIS_BOUNDARIES: [f64; 12] =
@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     streams: StreamMetrics,
     batches: BatchMetrics,
     partitions: PartitionMetrics,
+    open_incidents: Gauge<u64>,
 }
 
 /// Instruments of stream operations and entries.
@@ -238,6 +239,10 @@ impl Metrics {
             streams: StreamMetrics::new(meter, keys),
             batches: BatchMetrics::new(meter),
             partitions: PartitionMetrics::new(meter),
+            open_incidents: meter
+                .u64_gauge(metric::INCIDENTS_OPEN)
+                .with_description("Incidents that no operator has acknowledged, by kind")
+                .build(),
         }
     }
 
@@ -303,6 +308,11 @@ impl Metrics {
 
     pub(crate) fn lost(&self, entries: usize) {
         self.streams.lost.add(entries as u64, &[]);
+    }
+
+    /// Records the number of open incidents of a kind.
+    pub(crate) fn open_incidents(&self, kind: IncidentKind, number: u64) {
+        self.open_incidents.record(number, &[KeyValue::new(names::KIND, kind.name())]);
     }
 
     pub(crate) fn trimmed(&self, entries: u64) {

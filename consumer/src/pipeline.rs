@@ -6,6 +6,7 @@ use shared::{
     error_chain::one_line,
     postgres::Pool,
     runtime::admin::{Check, Health},
+    settings::SettingError,
     telemetry::Telemetry,
     wire::partition::PartitionCount,
 };
@@ -33,11 +34,13 @@ use crate::{
         partition_reader::{ReadContext, ReadLimits},
         supervisor::{ReaderCrashed, Supervisor},
     },
-    store::{gathering::BatchLimits, predictor::InsertPredictor, write::TableWriter},
+    store::{
+        database::DatabaseIdentity, gathering::BatchLimits, predictor::InsertPredictor, write::TableWriter,
+    },
     stream::{Paused, Streams},
     task,
     trace::BatchTracing,
-    upkeep::{Upkeep, UpkeepContext, UpkeepCrashed},
+    upkeep::{Upkeep, UpkeepContext, UpkeepCrashed, UpkeepEnded},
     write::{acknowledger::Acknowledger, writer::Writer},
 };
 
@@ -52,6 +55,9 @@ const BATCHES_IN_FLIGHT: usize = 3;
 pub(crate) enum PipelineError {
     #[error(transparent)]
     NameTaken(#[from] NameTaken),
+    /// The group was bound to another database. Entries that were read stay pending, for consumers of that database.
+    #[error(transparent)]
+    WrongDatabase(SettingError),
     #[error("{0} stopped unexpectedly: this is a bug; unacknowledged entries will be redelivered")]
     Crashed(&'static str),
     #[error(
@@ -63,6 +69,15 @@ pub(crate) enum PipelineError {
 impl From<UpkeepCrashed> for PipelineError {
     fn from(UpkeepCrashed(task): UpkeepCrashed) -> Self {
         Self::Crashed(task)
+    }
+}
+
+impl From<UpkeepEnded> for PipelineError {
+    fn from(ended: UpkeepEnded) -> Self {
+        match ended {
+            UpkeepEnded::Crashed(crashed) => crashed.into(),
+            UpkeepEnded::WrongDatabase(error) => Self::WrongDatabase(error),
+        }
     }
 }
 
@@ -93,6 +108,7 @@ pub(crate) struct Pipeline {
     pub(crate) static_assignment: Option<StaticAssignment>,
     pub(crate) streams: Streams,
     pub(crate) pool: Pool,
+    pub(crate) database: DatabaseIdentity,
     pub(crate) partitions: watch::Receiver<PartitionCount>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) telemetry: Telemetry,
@@ -135,7 +151,7 @@ impl Pipeline {
         let ended = tokio::select! {
             done = self.move_entries(shared, ownership, stop.clone()) => done,
             () = drain_deadline(stop.clone()) => Err(PipelineError::Drain(humantime::format_duration(self.settings.drain_timeout))),
-            crashed = upkeep.crashed() => Err(crashed.into()),
+            ended = upkeep.ended() => Err(ended.into()),
         };
         // From here on other consumers may claim the entries that are still pending.
         drained.cancel();
@@ -184,6 +200,7 @@ impl Pipeline {
             pool: &self.pool,
             partitions: &self.partitions,
             ownership,
+            database: &self.database,
             retention: self.settings.stream_retention,
             metrics: &self.metrics,
             meter: &self.telemetry.meter(),
@@ -222,7 +239,11 @@ impl Pipeline {
         check.pass();
         let predictor = InsertPredictor::default();
         Writer {
-            store: TableWriter::new(self.pool.clone(), settings.transactions(), Some(predictor)),
+            store: TableWriter::new(
+                self.pool.clone(),
+                settings.transactions(self.database.id),
+                Some(predictor),
+            ),
             stalled: false,
             limits: BatchLimits { rows: settings.batch_rows.get(), linger: settings.batch_linger },
             acknowledger: Acknowledger {

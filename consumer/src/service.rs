@@ -21,9 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Settings,
+    group::binding::{Relation, copy_warning, relation, wrong_database},
     metrics::Metrics,
     pipeline::{Checks, Pipeline, PipelineError},
     store::{
+        database::{self, DatabaseIdentity},
         schema::{self, SchemaError},
         session::{self, Pooling},
         table::{self, TableError, TableFault},
@@ -32,8 +34,8 @@ use crate::{
     task,
 };
 
-/// Size of the connection pool: one connection for the writer, one for the readiness probe.
-const CONNECTIONS: usize = 2;
+/// Size of the connection pool: one connection for the writer, one for the readiness probe, one for watching the database.
+const CONNECTIONS: usize = 3;
 
 /// Timeout for reading the schema version at start.
 const SCHEMA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +69,7 @@ impl Failure for ConsumerError {
             Self::Setting(_)
             | Self::Schema(_)
             | Self::Table(_)
-            | Self::Pipeline(PipelineError::NameTaken(_)) => true,
+            | Self::Pipeline(PipelineError::NameTaken(_) | PipelineError::WrongDatabase(_)) => true,
             Self::ClusterSettings(error) => error.is_over_a_setting(),
             _ => false,
         }
@@ -109,8 +111,8 @@ pub(crate) async fn run(
 
     let start = Box::pin(start(&redis, &postgres, &settings, consumer, &checks));
     let Some(started) = shutdown.run_until_cancelled(start).await.transpose()? else { return Ok(()) };
-    let Started { redis, partitions, streams } = started;
-    let pool = postgres.pool(CONNECTIONS, settings.transactions().connected())?;
+    let Started { redis, partitions, streams, database } = started;
+    let pool = postgres.pool(CONNECTIONS, settings.transactions(database.id).connected())?;
     let keys = settings.streams.likes_stream.clone();
 
     let metrics = Arc::new(Metrics::new(&telemetry.meter(), &keys));
@@ -122,6 +124,7 @@ pub(crate) async fn run(
         static_assignment,
         streams: streams.clone(),
         pool,
+        database,
         partitions: partitions.subscribe(),
         metrics,
         telemetry,
@@ -142,11 +145,13 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Consum
     Ok((listener, bound))
 }
 
-/// Everything that the pipeline needs of Redis.
+/// Everything that the pipeline needs of both servers.
 struct Started {
     redis: Connections,
     partitions: PartitionCount,
     streams: Streams,
+    /// The database that the group is bound to.
+    database: DatabaseIdentity,
 }
 
 /// Waits until Redis and Postgres can be used, however long that takes. Changes nothing before both have been checked.
@@ -158,12 +163,14 @@ async fn start(
     checks: &Checks,
 ) -> Result<Started, ConsumerError> {
     let (connections, partitions) = connect_to_redis(redis, settings, &checks.redis).await?;
-    wait_for_postgres(postgres, settings, &checks.postgres).await?;
+    let database = wait_for_postgres(postgres, settings, &checks.postgres).await?;
     let (keys, group) = (settings.streams.likes_stream.clone(), settings.likes_group.clone());
     let streams = Streams::new(connections.clone(), keys, group, consumer);
     let server = format!("Redis at {}", redis.address());
+    wait_until_available(&server, &checks.redis, async || streams.check_scripts().await).await;
+    bind(&streams, &database, &server, &checks.redis).await?;
     wait_until_available(&server, &checks.redis, async || streams.ensure_groups(partitions).await).await;
-    Ok(Started { redis: connections, partitions, streams })
+    Ok(Started { redis: connections, partitions, streams, database })
 }
 
 /// Waits for Redis, and checks the cluster settings.
@@ -186,7 +193,7 @@ async fn wait_for_postgres(
     postgres: &Postgres,
     settings: &Settings,
     check: &Check,
-) -> Result<(), ConsumerError> {
+) -> Result<DatabaseIdentity, ConsumerError> {
     wait_until_available(postgres.address(), check, async || match check_postgres(postgres, settings).await {
         Err(PostgresError::Schema(error @ SchemaError::TooNew { .. })) => Ok(Err(error.into())),
         Err(PostgresError::Setting(error)) => Ok(Err(error.into())),
@@ -196,23 +203,45 @@ async fn wait_for_postgres(
     .await
 }
 
-async fn check_postgres(postgres: &Postgres, settings: &Settings) -> Result<(), PostgresError> {
+async fn check_postgres(postgres: &Postgres, settings: &Settings) -> Result<DatabaseIdentity, PostgresError> {
     let session = postgres.connect().await?;
     if settings.postgres_pooling == Pooling::Session && session::shares_sessions(postgres, &session).await {
         return Err(session::wrong_setting().into());
     }
     // A pooler may accept a connection before it has a free session.
-    let checked = timeout(SCHEMA_TIMEOUT, check_database(&session)).await;
+    let checked = timeout(SCHEMA_TIMEOUT, check_database(&session, postgres.address())).await;
     checked.map_err(|_| PostgresError::Silent)?
 }
 
 /// Checks the schema version and that the table may be written to. Any other error of the table may end by itself, and each
-/// transaction verifies the table again.
-async fn check_database(client: &Client) -> Result<(), PostgresError> {
+/// transaction verifies the table again. Returns the identity of the database.
+async fn check_database(client: &Client, address: &str) -> Result<DatabaseIdentity, PostgresError> {
     schema::check(client).await?;
     match table::inspect(client).await {
         Err(TableError::Fault(fault)) if fault != TableFault::Missing => Err(PostgresError::Table(fault)),
-        _ => Ok(()),
+        _ => Ok(database::identity(client, address).await?),
+    }
+}
+
+/// Binds the group to the database, before the first entry is read.
+///
+/// # Errors
+/// When the group is bound to another database.
+async fn bind(
+    streams: &Streams,
+    database: &DatabaseIdentity,
+    server: &str,
+    check: &Check,
+) -> Result<(), SettingError> {
+    let bind = || streams.bind(database, streams.consumer(), None);
+    let binding = wait_until_available(server, check, bind).await;
+    match relation(database, &binding) {
+        Relation::Same => Ok(()),
+        Relation::Copy => {
+            tracing::warn!(warning = copy_warning(database, &binding), "database is a restored copy");
+            Ok(())
+        }
+        Relation::Other => Err(wrong_database(streams.group(), database, &binding)),
     }
 }
 

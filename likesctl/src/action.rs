@@ -15,7 +15,6 @@ mod report;
 use std::path::Path;
 
 use clap::Args;
-use fred::prelude::Error;
 use futures_util::future::LocalBoxFuture;
 use indicatif::{ProgressBar, ProgressStyle};
 use shared::{stderr::eprint_line, wire::partition::Partition};
@@ -159,11 +158,11 @@ impl Action<'_> {
     }
 
     /// Applies a change that is not about entries, with preview, confirmation and audit. Returns `None` in a dry run.
-    pub(crate) async fn once<T>(
+    pub(crate) async fn once<T, E: Into<CliError>>(
         &self,
         context: &Context,
         matched: u64,
-        work: LocalBoxFuture<'_, Result<T, Error>>,
+        work: LocalBoxFuture<'_, Result<T, E>>,
     ) -> Result<Option<T>, CliError> {
         eprint_line(format_args!("{}: {}", self.command, self.effect));
         if self.args.dry_run {
@@ -172,7 +171,7 @@ impl Action<'_> {
         }
         self.confirm(matched).await?;
         let audit_id = self.begin_audit(context, matched).await?;
-        let done = work.await.map_err(CliError::from);
+        let done = work.await.map_err(Into::into);
         let outcome = done.as_ref().map_or_else(|error| format!("failed: {error}"), |_| "done".to_owned());
         self.record_outcome(context, &audit_id, &outcome).await;
         Ok(Some(done?))

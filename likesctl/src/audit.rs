@@ -40,7 +40,7 @@ pub(crate) async fn end(context: &Context, id: &str, outcome: &str) -> Result<()
 }
 
 /// Returns the operator as `user@host`.
-fn user_at_host() -> String {
+pub(crate) fn user_at_host() -> String {
     let names = ["SUDO_USER", "USER", "LOGNAME"];
     let user = names.iter().find_map(|name| env::var(name).ok()).filter(|user| !user.is_empty());
     let host = gethostname::gethostname();

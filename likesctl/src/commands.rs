@@ -9,6 +9,8 @@ pub(crate) mod container;
 pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod drain;
+pub(crate) mod group;
+pub(crate) mod incidents;
 pub(crate) mod migrate;
 pub(crate) mod partitions;
 pub(crate) mod pause;

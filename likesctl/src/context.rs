@@ -57,6 +57,16 @@ pub(crate) struct Context {
 }
 
 impl RedisAccess {
+    /// Returns the prefix of all keys.
+    pub(crate) fn prefix(&self) -> String {
+        self.likes_stream.to_string()
+    }
+
+    /// Returns the name of the group.
+    pub(crate) fn group(&self) -> &str {
+        &self.likes_group
+    }
+
     /// Connects to Redis and reads the number of partitions.
     ///
     /// # Errors

@@ -2,13 +2,14 @@
 //!
 //! This file defines the clap command tree and dispatches to `commands`, one file or folder per command. Dependencies
 //! point downwards: `commands` → `reassign` → `action`, `verifier`, `pending_detail` → `dead_letter_record` → `scan` → `audit`,
-//! `overview`, `selection`, `likes_table` → `context`, `output` → `exit`. Every change goes through `action`:
+//! `overview`, `selection`, `likes_table`, `database` → `context`, `output` → `exit`. Every change goes through `action`:
 //! preview, confirmation, audit, application.
 
 mod action;
 mod audit;
 mod commands;
 mod context;
+mod database;
 mod dead_letter_record;
 mod exit;
 mod likes_table;
@@ -34,8 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     commands::{
-        audit as audit_log, consumers, container, dead, doctor, drain, migrate, partitions, pause, pending,
-        reprocess, shell, status, top, verify,
+        audit as audit_log, consumers, container, dead, doctor, drain, group, incidents, migrate, partitions,
+        pause, pending, reprocess, shell, status, top, verify,
     },
     exit::{CliError, Exit},
 };
@@ -124,6 +125,12 @@ enum Command {
     /// or through a pooler in session mode: the migration lock belongs to a session.
     #[command(after_help = "Examples:\n  likesctl migrate")]
     Migrate(migrate::Options),
+    /// Show and change the database that the consumer group writes to
+    #[command(subcommand, arg_required_else_help = true)]
+    Group(Box<group::Command>),
+    /// List and acknowledge losses in Redis and Postgres
+    #[command(subcommand, arg_required_else_help = true)]
+    Incidents(Box<incidents::Command>),
     /// Change the number of partitions
     #[command(subcommand, arg_required_else_help = true)]
     Partitions(partitions::Command),
@@ -198,6 +205,8 @@ impl Command {
             Self::Pending(command) => command.is_change(),
             Self::Consumers(command) => command.is_change(),
             Self::Dead(command) => command.is_change(),
+            Self::Group(command) => command.is_change(),
+            Self::Incidents(command) => command.is_change(),
             // Top restores the terminal, drain prints a report, and idle waits for the signal.
             Self::Reprocess(_)
             | Self::Pause(_)
@@ -235,6 +244,8 @@ fn dispatch(command: Command, interrupt: &CancellationToken) -> LocalBoxFuture<'
         Command::Drain(options) => Box::pin(drain::run(options, interrupt)),
         Command::Audit(options) => Box::pin(audit_log::run(options)),
         Command::Migrate(options) => Box::pin(migrate::run(options)),
+        Command::Group(command) => Box::pin(group::run(*command, interrupt)),
+        Command::Incidents(command) => Box::pin(incidents::run(*command, interrupt)),
         Command::Partitions(command) => Box::pin(partitions::run(command, interrupt)),
         Command::Ready(options) => Box::pin(container::ready(options)),
         Command::Idle => Box::pin(async { Ok(container::idle(interrupt).await) }),

@@ -8,7 +8,7 @@ use consumer::{
     stream::{Member, MemberInfo, MemberState, PartitionInfo},
 };
 use fred::prelude::Error;
-use futures_util::future::{try_join_all, try_join3};
+use futures_util::future::{try_join_all, try_join4};
 use serde::Serialize;
 use shared::{redis::Impaired, wire::partition::Partition};
 
@@ -24,6 +24,8 @@ pub(crate) struct Overview {
     pub(crate) redis_problems: Vec<String>,
     /// Whether all partitions are paused, including partitions that are added later.
     pub(crate) all_paused: bool,
+    /// Incidents that are not acknowledged, as consumers counted them last.
+    pub(crate) open_incidents: Option<u64>,
     pub(crate) partitions: Vec<PartitionOverview>,
     pub(crate) consumers: Vec<ConsumerOverview>,
     pub(crate) total: Total,
@@ -97,10 +99,11 @@ impl Context {
         let inspected = try_join_all(partitions.iter().map(|partition| streams.inspect(*partition))).await?;
         let in_group = try_join_all(partitions.iter().map(|partition| streams.consumers(*partition))).await?;
         // Boxed, because together these futures are too large for the stack.
-        let (infos, commits, paused) = try_join3(
+        let (infos, commits, paused, binding) = try_join4(
             Box::pin(streams.members()),
             Box::pin(streams.commit_times()),
             Box::pin(streams.paused()),
+            Box::pin(streams.binding()),
         )
         .await?;
         let (_, impaired) = self.redis.check().await;
@@ -125,6 +128,7 @@ impl Context {
             redis: self.server.clone(),
             redis_problems: impaired.iter().map(Impaired::to_string).collect(),
             all_paused: paused.all,
+            open_incidents: binding.and_then(|binding| binding.open_incidents),
             total: Total::of(&rows),
             partitions: rows,
             consumers: consumers.into_values().collect(),

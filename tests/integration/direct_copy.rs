@@ -104,7 +104,7 @@ async fn rows_skipped_by_a_trigger_are_not_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_refuses_direct_copy_is_written_by_staged_copy() {
     let setup = Setup::with_own_postgres(&[]);
-    let rights = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema TO writer;
+    let rights = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema, likes_database TO writer;
                   GRANT SELECT, INSERT ON likes TO writer; ALTER TABLE likes ENABLE ROW LEVEL SECURITY;
                   CREATE POLICY all_rows ON likes USING (true) WITH CHECK (true)";
     setup.postgres_client().await.batch_execute(rights).await.unwrap();

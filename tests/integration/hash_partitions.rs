@@ -19,7 +19,7 @@ async fn writer(setup: &Setup, postgres: &Client) -> String {
         setup.database_url().rsplit_once('/').map(|(s, d)| (s.to_owned(), d.to_owned())).unwrap();
     let role = format!("writer_of_{database}");
     let rights = format!(
-        "CREATE ROLE {role} LOGIN; GRANT SELECT ON likes_schema TO {role}; GRANT SELECT, INSERT ON likes TO {role};
+        "CREATE ROLE {role} LOGIN; GRANT SELECT ON likes_schema, likes_database TO {role}; GRANT SELECT, INSERT ON likes TO {role};
          GRANT TEMPORARY ON DATABASE {database} TO {role}"
     );
     postgres.batch_execute(&rights).await.unwrap();
@@ -87,7 +87,7 @@ async fn the_table_is_partitioned_under_load_without_loss_or_duplicates() {
 
     let url = setup.database_url();
     let migrated = run("likesctl", &["migrate"], &[("DATABASE_URL", &url)]);
-    assert_eq!(migrated.stdout, "nothing to do: the schema is at version 1\n", "{}", migrated.stderr);
+    assert_eq!(migrated.stdout, "nothing to do: the schema is at version 2\n", "{}", migrated.stderr);
     let _later = setup.consumer(&settings);
     setup.append(&likes(10), 1).await;
     setup.wait_for_rows(expected + 10).await;

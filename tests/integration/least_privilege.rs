@@ -91,6 +91,8 @@ async fn the_pipeline_runs_with_least_privilege_postgres_roles() {
     let total = |metric| writer.metrics().unwrap().sum(metric);
     eventually("the dead letter is counted", async || total("likestream_dead_letters_total") == 1.0).await;
     assert!(total("likestream_direct_copy_fallbacks_total") > 0.0, "{}", writer.log_text());
+    let watched = "SELECT FROM likes_watermarks";
+    eventually("watermarks", async || !owner.query(watched, &[]).await.unwrap().is_empty()).await;
     assert!(!writer.log_text().contains("permission denied"), "{}", writer.log_text());
 
     let redis = setup.redis.url();
@@ -113,6 +115,8 @@ async fn the_pipeline_runs_with_least_privilege_postgres_roles() {
         "ALTER TABLE likes ADD COLUMN more int",
         "INSERT INTO likes_schema (version, oldest_program) VALUES (9, 9)",
         "UPDATE likes_schema SET version = 9",
+        "UPDATE likes_database SET id = gen_random_uuid()",
+        "DELETE FROM likes_incidents",
         "SELECT FROM refinery_schema_history",
     ];
     for role in [&consumer, &reader] {
@@ -120,7 +124,9 @@ async fn the_pipeline_runs_with_least_privilege_postgres_roles() {
         refused(&client, &to_the_likes).await;
         refused(&client, &to_the_schema).await;
     }
-    refused(&postgres_client(&reader).await, &["INSERT INTO likes VALUES (1, 1, now())"]).await;
+    let acknowledge = "UPDATE likes_incidents SET acknowledged_at = now()";
+    let insert = "INSERT INTO likes VALUES (1, 1, now())";
+    refused(&postgres_client(&reader).await, &[insert, acknowledge]).await;
     refused(&postgres_client(&migrator).await, &["CREATE ROLE other", "CREATE DATABASE other"]).await;
     assert_eq!(setup.count().await, 1_000);
 
@@ -174,7 +180,14 @@ async fn migrate_grants_missing_privileges_to_existing_roles() {
     let granted = migrate_as(&setup, "administrator");
     let expected = "granted SELECT ON likes TO likestream_consumer\n\
                     granted INSERT ON likes TO likestream_consumer\n\
-                    granted SELECT ON likes_schema TO likestream_consumer\n";
+                    granted SELECT ON likes_schema TO likestream_consumer\n\
+                    granted SELECT ON likes_database TO likestream_consumer\n\
+                    granted SELECT ON likes_watermarks TO likestream_consumer\n\
+                    granted INSERT ON likes_watermarks TO likestream_consumer\n\
+                    granted UPDATE ON likes_watermarks TO likestream_consumer\n\
+                    granted SELECT ON likes_incidents TO likestream_consumer\n\
+                    granted INSERT ON likes_incidents TO likestream_consumer\n\
+                    granted UPDATE ON likes_incidents TO likestream_consumer\n";
     assert_eq!((granted.code, granted.stdout.as_str()), (Some(0), expected), "{}", granted.stderr);
     assert!(migrate_as(&setup, "administrator").stdout.starts_with("nothing to do"));
     let consumer = postgres_client(&url_as(&setup, "likestream_consumer")).await;
@@ -190,7 +203,10 @@ async fn migrate_grants_missing_privileges_to_existing_roles() {
         .unwrap();
     for (cause, granted) in [
         ("ERROR: permission denied for table likes", ""),
-        ("this role does not own the table", "GRANT SELECT ON likes, likes_schema TO other"),
+        (
+            "this role does not own the table",
+            "GRANT SELECT ON likes, likes_schema, likes_database, likes_watermarks, likes_incidents TO other",
+        ),
     ] {
         owner.batch_execute(granted).await.unwrap();
         let refused = migrate_as(&setup, "other");
@@ -397,6 +413,7 @@ async fn use_consumer(guarded: &Guarded) {
         .unwrap();
     append_raw(admin, 1, b"\xc1").await;
     append_raw(admin, 2, &codec::encode(&likes(100))).await;
+    admin.xgroup_destroy::<u64, _, _>(stream(3), GROUP).await.unwrap();
     guarded.begin().await;
     let url = guarded.url("consumer");
     let over: Settings<'_> = &[("REDIS_URL", &url), ("LIKES_PARTITIONS", "4")];

@@ -147,6 +147,9 @@ async fn data_of_each_kind() -> (Setup, Client) {
         .xadd::<String, _, _, _, _>(dead_stream(2), false, None::<()>, "1700000000001-0", dead_letter)
         .await
         .unwrap();
+    let incident = "INSERT INTO likes_incidents (event, kind, streams, consumer_group, entries_lost, detail, detected_by)
+                    VALUES ('an event', 'stream_lost', 'likes', 'likes-writers', 7, 'streams of partitions 0-3 vanished', 'host-2')";
+    setup.postgres_client().await.batch_execute(incident).await.unwrap();
     (setup, redis)
 }
 
@@ -174,6 +177,8 @@ async fn tables_match_the_golden_file() {
         &["dead", "show", "2/1700000000001-0"],
         &["doctor"],
         &["verify"],
+        &["group", "show"],
+        &["incidents", "list"],
         &["audit"],
         &["pending", "retry", "--all", "--dry-run"],
         &["pending", "retry", &last, "--yes", "--reason-text", "a test"],
@@ -252,6 +257,11 @@ async fn json_output_has_the_documented_shape() {
         &["dead", "list"],
         &["doctor"],
         &["verify"],
+        &["group", "show"],
+        &["group", "bind", "--yes"],
+        &["group", "show"],
+        &["incidents", "list"],
+        &["incidents", "acknowledge", "--all", "--yes"],
         &["pending", "retry", &entry, "--yes"],
         &["pause", "--yes"],
         &["resume", "--yes"],

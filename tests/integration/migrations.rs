@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::harness::{Ended, PARTITIONS, Setup, run};
+use crate::harness::{Ended, PARTITIONS, Setup, eventually, likes, run};
 
 fn migrate(url: &str) -> Ended {
     run("likesctl", &["migrate"], &[("DATABASE_URL", url)])
@@ -39,7 +39,7 @@ async fn repeated_and_concurrent_migrations_are_safe() {
     let applied = together.iter().filter(|ended| ended.stdout.contains("applied V1__likes")).count();
     assert_eq!(applied, 1);
     let again = migrate(&url);
-    assert_eq!((again.code, again.stdout.as_str()), (Some(0), "nothing to do: the schema is at version 1\n"));
+    assert_eq!((again.code, again.stdout.as_str()), (Some(0), "nothing to do: the schema is at version 2\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,4 +98,34 @@ async fn the_primary_key_starts_with_the_post_and_no_column_is_nullable() {
         "SELECT count(*) FROM information_schema.columns WHERE table_name = 'likes' AND is_nullable = 'YES'";
     let row = setup.postgres_client().await.query_one(nullable, &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 0);
+}
+
+/// Consumers of any role name go on after an upgrade.
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_use_the_likes_may_use_the_tables_of_a_later_migration() {
+    let setup = Setup::with_own_postgres(&[]);
+    let owner = setup.postgres_client().await;
+    let back_to_the_first_version = "
+        DROP TABLE likes_database, likes_watermarks, likes_incidents;
+        UPDATE likes_schema SET version = 1;
+        DELETE FROM refinery_schema_history WHERE version = 2;
+        CREATE ROLE writer LOGIN;
+        CREATE ROLE \"a Reader\" LOGIN;
+        GRANT SELECT, INSERT ON likes TO writer;
+        GRANT SELECT ON likes TO \"a Reader\";
+        GRANT SELECT ON likes_schema TO writer";
+    owner.batch_execute(back_to_the_first_version).await.unwrap();
+    let migrated = migrate(&setup.database_url());
+    assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+    let url = setup.database_url().replace("postgres@", "writer@");
+    let consumer = setup.consumer(&[("DATABASE_URL", &url)]);
+    setup.append(&likes(40), 1).await;
+    setup.wait_for_rows(40).await;
+    let watched = "SELECT FROM likes_watermarks";
+    eventually("watermarks", async || !owner.query(watched, &[]).await.unwrap().is_empty()).await;
+    assert!(!consumer.log_text().contains("permission denied"), "{}", consumer.log_text());
+    let may = "SELECT has_table_privilege('a Reader', 'likes_incidents', 'SELECT'),
+                   has_table_privilege('a Reader', 'likes_incidents', 'UPDATE')";
+    let row = owner.query_one(may, &[]).await.unwrap();
+    assert_eq!((row.get(0), row.get(1)), (true, false));
 }

@@ -133,7 +133,7 @@ async fn a_row_that_ends_its_session_is_kept_and_does_not_hold_up_other_rows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_row_level_security_refuses_become_dead_letters() {
     let setup = Setup::with_own_postgres(&[]);
-    let policy = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema TO writer;
+    let policy = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema, likes_database TO writer;
                   GRANT SELECT, INSERT ON likes TO writer; ALTER TABLE likes ENABLE ROW LEVEL SECURITY;
                   CREATE POLICY reading ON likes FOR SELECT USING (true);
                   CREATE POLICY writing ON likes FOR INSERT WITH CHECK (user_id < 1000)";

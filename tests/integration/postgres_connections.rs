@@ -16,7 +16,7 @@ use devstack::{
 use crate::harness::{PARTITIONS, SOON, Setup, connections, eventually, like, likes, start_redis, stream};
 
 /// Backends that one consumer may occupy, those of closed connections included.
-const BACKENDS: i64 = 4;
+const BACKENDS: i64 = 5;
 
 const COUNT_BACKENDS: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'likestream consumer'";

@@ -50,7 +50,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
             &["action", "pending_detail", "verifier"],
             &["dead_letter_record"],
             &["scan"],
-            &["audit", "likes_table", "overview", "selection"],
+            &["audit", "database", "likes_table", "overview", "selection"],
             &["context", "output"],
             &["exit"],
         ],

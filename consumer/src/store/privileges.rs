@@ -5,12 +5,22 @@ use thiserror::Error;
 use tokio_postgres::{Client, GenericClient};
 
 /// Role, table and privilege.
-const PRIVILEGES: [[&str; 3]; 5] = [
+const PRIVILEGES: [[&str; 3]; 15] = [
     ["likestream_consumer", "likes", "SELECT"],
     ["likestream_consumer", "likes", "INSERT"],
     ["likestream_consumer", "likes_schema", "SELECT"],
+    ["likestream_consumer", "likes_database", "SELECT"],
+    ["likestream_consumer", "likes_watermarks", "SELECT"],
+    ["likestream_consumer", "likes_watermarks", "INSERT"],
+    ["likestream_consumer", "likes_watermarks", "UPDATE"],
+    ["likestream_consumer", "likes_incidents", "SELECT"],
+    ["likestream_consumer", "likes_incidents", "INSERT"],
+    ["likestream_consumer", "likes_incidents", "UPDATE"],
     ["likestream_reader", "likes", "SELECT"],
     ["likestream_reader", "likes_schema", "SELECT"],
+    ["likestream_reader", "likes_database", "SELECT"],
+    ["likestream_reader", "likes_watermarks", "SELECT"],
+    ["likestream_reader", "likes_incidents", "SELECT"],
 ];
 
 /// Error: a role exists and lacks a privilege that cannot be granted.

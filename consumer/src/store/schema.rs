@@ -12,7 +12,7 @@ mod embedded {
 }
 
 /// Schema version of this program: the number of the newest migration.
-pub const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
 
 /// Key of the advisory lock: "likes" in ASCII. Other applications must not use the same key.
 const MIGRATION_LOCK: i64 = 0x006C_696B_6573;
@@ -32,6 +32,8 @@ pub enum SchemaError {
     TooNew { found: i32 },
     #[error("cannot read the schema version")]
     Postgres(#[from] tokio_postgres::Error),
+    #[error("cannot read the identity of the database")]
+    Identity(#[source] tokio_postgres::Error),
 }
 
 /// What [`migrate`] changed.

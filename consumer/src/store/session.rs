@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, Error, Row, Statement, error::SqlState, types::Type};
 
 use crate::store::{
+    database::DatabaseId,
     error::{Phase, WriteError},
     table::FINGERPRINT,
 };
@@ -58,13 +59,15 @@ pub struct Transactions {
     pub pooling: Pooling,
     /// Timeout of a whole transaction, and therefore of each statement in it.
     pub limit: Duration,
+    /// The database that the group is bound to.
+    pub database: DatabaseId,
 }
 
 impl Transactions {
     /// Returns the SQL to run on a new connection. It writes nothing, so it waits for no standby.
     pub fn connected(self) -> String {
         match self.pooling {
-            Pooling::Session => self.bounds("SESSION", false) + WAIT_FOR_NO_STANDBY,
+            Pooling::Session => self.bounds("SESSION", false) + WAIT_FOR_NO_STANDBY + &self.database.guard(),
             Pooling::Transaction => String::new(),
         }
     }
@@ -81,7 +84,8 @@ impl Transactions {
                 } else {
                     String::new()
                 };
-                format!("{begin}{}{REPLICATE_EARLIER_COMMITS}{staging_table}", self.bounds("LOCAL", true))
+                let (bounds, guard) = (self.bounds("LOCAL", true), self.database.guard());
+                format!("{begin}{bounds}{guard}{REPLICATE_EARLIER_COMMITS}{staging_table}")
             }
         }
     }

@@ -18,7 +18,7 @@ use thiserror::Error as ThisError;
 use crate::{
     entry::{EntryId, Position, RawEntry},
     store::proof::{Committed, SettledEntry},
-    stream::{GroupStream, MemberName, Page, REASSIGN_CONSUMER, reply},
+    stream::{CreatedGroup, GroupStream, MemberName, Page, REASSIGN_CONSUMER, activity::Activity, reply},
 };
 
 /// Appends the dead letters of an entry and acknowledges the entry, atomically, so that a redelivered entry never writes its
@@ -108,6 +108,7 @@ pub struct Streams {
     pub(super) group: String,
     pub(super) consumer: String,
     pub(super) process: String,
+    pub(super) activity: Activity,
 }
 
 /// Result of a claim.
@@ -174,7 +175,7 @@ impl AckOutcome {
 impl Streams {
     pub fn new(redis: Connections, keys: KeyPrefix, group: String, consumer: String) -> Self {
         let process = format!("{:016x}", rand::random::<u64>());
-        Self { redis, keys, group, consumer, process }
+        Self { redis, keys, group, consumer, process, activity: Activity::default() }
     }
 
     /// Returns the template of the stream names, such as `likes:{partition}`.
@@ -182,7 +183,13 @@ impl Streams {
         self.keys.stream_template()
     }
 
-    pub(super) fn key(&self, partition: Partition) -> String {
+    /// Returns the prefix of all keys.
+    pub(crate) fn prefix(&self) -> String {
+        self.keys.to_string()
+    }
+
+    /// Returns the key of the stream of a partition.
+    pub(crate) fn key(&self, partition: Partition) -> String {
         self.keys.stream(partition)
     }
 
@@ -200,16 +207,39 @@ impl Streams {
         Ok(())
     }
 
-    async fn has_group(&self, stream: &str) -> Result<bool, Error> {
-        let args = ["GROUPS", stream].map(Value::from).into();
-        match self.redis.run(stream, Retry::Idempotent, "XINFO", args).await {
-            Ok(groups) => Ok(reply::group_names(groups)?.contains(&self.group)),
-            Err(error) if redis::is_missing_key(&error) => Ok(false),
+    async fn create_group(&self, partition: Partition, stream: &str) -> Result<(), Error> {
+        let activity = self.activity.of(partition);
+        let mut last_created = activity.created.lock().await;
+        // Also because Redis rejects XGROUP CREATE where it refuses writes, before it checks whether the group exists.
+        let info = self.inspect(partition).await?;
+        if info.group.is_some() {
+            return Ok(());
+        }
+        let args = ["CREATE", stream, &self.group, "0", "MKSTREAM"].map(Value::from).into();
+        match self.redis.run::<Value>(stream, Retry::Idempotent, "XGROUP", args).await {
+            Ok(_) => {
+                tracing::info!(stream, group = self.group, "consumer group created");
+                *last_created = Some(CreatedGroup { stream: info, read: activity.read() });
+                Ok(())
+            }
+            Err(error) if redis::error_code(&error) == Some("BUSYGROUP") => Ok(()),
             Err(error) => Err(error),
         }
     }
 
+    /// Reads entries as this consumer, and counts them.
     async fn read(&self, partition: Partition, from: String, page: Page) -> Result<Vec<RawEntry>, Error> {
+        let read = self.read_uncounted(partition, from, page).await?;
+        self.activity.of(partition).add_read(read.len());
+        Ok(read)
+    }
+
+    async fn read_uncounted(
+        &self,
+        partition: Partition,
+        from: String,
+        page: Page,
+    ) -> Result<Vec<RawEntry>, Error> {
         let stream = self.key(partition);
         let count = page.count.to_string();
         if page.count > page.unmeasured && page.patience.is_none() {
@@ -292,6 +322,13 @@ impl Streams {
         Ok(reply::count(&self.eval(partition, REMOVE_CONSUMER, Retry::Idempotent, args).await?)? > 0)
     }
 
+    /// Checks that Redis runs scripts. Passes while any of its servers does.
+    pub(crate) async fn check_scripts(&self) -> Result<(), Impaired> {
+        let refusing = self.redis.check_scripts().await;
+        let all_refuse = refusing.len() == self.redis.servers().len();
+        refusing.into_iter().next().filter(|_| all_refuse).map_or(Ok(()), Err)
+    }
+
     /// Checks that all Redis servers reply, accept writes and run scripts.
     pub async fn check(&self) -> Result<(), Impaired> {
         let (_, impaired) = self.redis.check().await;
@@ -303,25 +340,8 @@ impl Streams {
 impl GroupStream for Streams {
     async fn ensure_group(&self, partition: Partition) -> Result<(), GroupError> {
         let stream = self.key(partition);
-        let args = ["CREATE", &stream, &self.group, "0", "MKSTREAM"].map(Value::from).into();
-        let created = self.redis.run::<Value>(&stream, Retry::Idempotent, "XGROUP", args).await;
-        let failed = match created {
-            Ok(_) => {
-                tracing::info!(stream, group = self.group, "consumer group created");
-                return Ok(());
-            }
-            Err(error) => match redis::error_code(&error) {
-                Some("BUSYGROUP") => return Ok(()),
-                // Where Redis refuses writes, it rejects XGROUP CREATE before it checks whether the group exists.
-                Some("OOM" | "MISCONF" | "NOREPLICAS" | "READONLY") => match self.has_group(&stream).await {
-                    Ok(true) => return Ok(()),
-                    Ok(false) => error,
-                    Err(error) => error,
-                },
-                _ => error,
-            },
-        };
-        Err(GroupError { stream, source: failed })
+        let created = self.create_group(partition, &stream).await;
+        created.map_err(|source| GroupError { stream, source })
     }
 
     async fn read_new(&self, partition: Partition, page: Page) -> Result<Vec<RawEntry>, Error> {

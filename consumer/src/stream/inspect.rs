@@ -386,7 +386,7 @@ fn heartbeat_of(member: &Member) -> (MemberName, u64) {
 }
 
 /// Adds the keys and the action to take to a WRONGTYPE error.
-fn of_keys(keys: &[String], error: Error) -> Error {
+pub(super) fn of_keys(keys: &[String], error: Error) -> Error {
     if redis::error_code(&error) != Some("WRONGTYPE") {
         return error;
     }

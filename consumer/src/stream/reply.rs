@@ -195,19 +195,6 @@ pub(super) fn named(reply: Value) -> Result<HashMap<String, Value>, Error> {
     pairs(array(reply)?)?.into_iter().map(|(name, value)| Ok((text(name)?, value))).collect()
 }
 
-/// Names from the reply of XINFO GROUPS: `[name, value …]` for each group.
-pub(super) fn group_names(reply: Value) -> Result<Vec<String>, Error> {
-    let name = |info| {
-        for (key, value) in pairs(array(info)?)? {
-            if text(key)? == "name" {
-                return text(value);
-            }
-        }
-        Err(unexpected("the name of a group"))
-    };
-    array(reply)?.into_iter().map(name).collect()
-}
-
 /// Number of deliveries from the reply of XPENDING for one id: `[]` or `[[id, consumer, idle, deliveries]]`.
 pub(super) fn deliveries(reply: Value) -> Result<u64, Error> {
     let Some(pending) = array(reply)?.into_iter().next() else { return Ok(0) };
@@ -380,7 +367,6 @@ mod tests {
         assert!(entries(partition(), reply(list([list(["x".into(), Value::Null])]))).is_err());
         assert!(entries(partition(), reply(list([list(["1-0".into(), list(["l".into()])])]))).is_err());
         assert!(claimed(partition(), reply(list(["0-0".into(), list([])]))).is_err());
-        assert!(group_names(list([list(["pending".into(), Value::Integer(0)])])).is_err());
         assert!(deliveries(list([list(["1-0".into()])])).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Samples the backlog of all partitions for the metrics that dashboards, alerts and autoscaling use.
+//! Samples the backlog of all partitions, for the metrics that dashboards, alerts and autoscaling use, and to notice losses.
 
 use std::{
     collections::HashMap,
@@ -23,12 +23,13 @@ use tokio::{
 
 use crate::{
     group::ownership::Ownership,
-    stream::{PartitionInfo, Streams},
+    stream::{PartitionInfo, Sample, Streams},
+    upkeep::stream_watch::StreamWatch,
 };
 
 /// Interval between two samples of all partitions: the larger of `SAMPLE_INTERVAL` and `INTERVAL_PER_PARTITION` times the
 /// number of partitions. Every consumer samples all partitions.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
 const INTERVAL_PER_PARTITION: Duration = Duration::from_millis(20);
 
 /// Maximum number of concurrent samples. Bounded so that samples do not delay acknowledgements.
@@ -145,14 +146,15 @@ impl Backlog {
 
     /// Replaces the samples of the inspected partitions. Partitions on a server that does not respond keep their last
     /// sample; if no server responds, all samples are removed.
-    fn update(&self, infos: &HashMap<Partition, PartitionInfo>) {
+    fn update(&self, round: &HashMap<Partition, Sample>) {
         let mut samples = self.lock();
-        if infos.is_empty() {
+        if round.is_empty() {
             *samples = None;
             return;
         }
         let samples = samples.get_or_insert_default();
-        samples.extend(infos.iter().map(|(partition, info)| (*partition, PartitionSample::of(info))));
+        samples
+            .extend(round.iter().map(|(partition, sample)| (*partition, PartitionSample::of(&sample.info))));
     }
 }
 
@@ -165,6 +167,7 @@ pub(crate) async fn sample(
     streams: Streams,
     partitions: watch::Receiver<PartitionCount>,
     backlog: Arc<Backlog>,
+    stream_watch: Arc<StreamWatch>,
 ) {
     let mut failing = false;
     let mut period = Duration::ZERO;
@@ -178,17 +181,19 @@ pub(crate) async fn sample(
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         ticks.tick().await;
-        let infos = count.partitions().map(async |partition| (partition, streams.inspect(partition).await));
-        let mut infos = stream::iter(infos).buffer_unordered(CONCURRENT_SAMPLES);
-        let mut inspected = HashMap::new();
+        let round = stream_watch.begin_round();
+        let samples = count.partitions().map(async |partition| (partition, streams.sample(partition).await));
+        let mut samples = stream::iter(samples).buffer_unordered(CONCURRENT_SAMPLES);
+        let mut taken = HashMap::new();
         let mut failed = None;
-        while let Some((partition, info)) = infos.next().await {
-            match info {
-                Ok(info) => drop(inspected.insert(partition, info)),
+        while let Some((partition, sample)) = samples.next().await {
+            match sample {
+                Ok(sample) => drop(taken.insert(partition, sample)),
                 Err(error) => failed = Some(error),
             }
         }
-        backlog.update(&inspected);
+        backlog.update(&taken);
+        stream_watch.sampled(round, taken.into_iter());
         match &failed {
             Some(error) if !failing => {
                 tracing::warn!(error = one_line(error), "backlog sampling failed");

@@ -3,6 +3,7 @@
 //! Purpose: one function per check, grouped by subject; `findings` collects and prints the results. May depend on
 //! `context`, `overview` and `verifier`. Must not change anything.
 
+mod database;
 mod findings;
 mod group;
 mod pending;
@@ -51,8 +52,9 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     let mut findings = Findings::new(options.output);
     let context = connect_to_redis(&mut findings, &options).await?;
-    let client = connect_to_postgres(&mut findings, &options).await?;
-    if let Some(client) = &client {
+    let postgres = connect_to_postgres(&mut findings, &options).await?;
+    let client = postgres.as_ref().map(|(client, _)| client);
+    if let Some(client) = client {
         let checked = postgres::check(&mut findings, client).await;
         findings.record_failure("postgres", checked)?;
     }
@@ -60,7 +62,7 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
         let checked = redis::check(&mut findings, context).await;
         findings.record_failure("redis", checked)?;
         partitions(&mut findings, context, options.likes_partitions)?;
-        let checked = clocks(&mut findings, context, client.as_deref()).await;
+        let checked = clocks(&mut findings, context, client.map(|client| &**client)).await;
         findings.record_failure("clocks", checked)?;
         match context.overview(&context.partitions_of(None)?).await {
             Ok(overview) => {
@@ -72,7 +74,9 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
             Err(error) => findings.record_failure("group", Err(error.into()))?,
         }
     }
-    if let (Some(context), Some(client)) = (&context, &client) {
+    if let (Some(context), Some((client, address))) = (&context, &postgres) {
+        let checked = database::check(&mut findings, context, client, address).await;
+        findings.record_failure("database", checked)?;
         let checked = postgres::stored(&mut findings, context, client).await;
         findings.record_failure("stored", checked)?;
     }
@@ -93,13 +97,14 @@ async fn connect_to_redis(findings: &mut Findings, options: &Options) -> Result<
     }
 }
 
+/// Returns the connection and the address.
 async fn connect_to_postgres(
     findings: &mut Findings,
     options: &Options,
-) -> Result<Option<Session>, CliError> {
+) -> Result<Option<(Session, String)>, CliError> {
     let limit = options.redis.startup_timeout;
     match context::postgres(&options.postgres, "likesctl doctor", limit).await {
-        Ok((client, _)) => Ok(Some(client)),
+        Ok((client, postgres)) => Ok(Some((client, postgres.address().to_owned()))),
         Err(error) => {
             let why = error.line_and_code().0.unwrap_or_default();
             findings.fail("postgres", why, "likes stay in Redis until Postgres is available")?;

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     action::{Action, ActionArgs, ActionResult, Apply, Change, ExportArgs, Exported, PaceArgs},
-    context::{self, Context, RedisAccess},
+    context::{Context, RedisAccess},
+    database,
     dead_letter_record::dropped,
     exit::{CliError, Exit},
     likes_table,
@@ -233,7 +234,7 @@ async fn ack(
 ) -> Result<Exit, CliError> {
     let (context, filter) = options.open(interrupt).await?;
     let limit = options.redis.startup_timeout;
-    let (client, _) = context::postgres(&postgres, "likesctl pending ack", limit).await?;
+    let (client, ..) = database::connect(&context, &postgres, "likesctl pending ack", limit).await?;
     let effect = "acknowledged if all their likes are in the table";
     let action = options.action("pending ack", effect, &filter, interrupt);
     let context = &context;

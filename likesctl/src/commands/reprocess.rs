@@ -8,7 +8,7 @@ use consumer::{
     group::static_assignment::StaticAssignment,
     store::{
         batch::{Batch, Written},
-        schema,
+        database::DatabaseId,
         session::{Pooling, Transactions},
         write::TableWriter,
     },
@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     action::{Action, ActionArgs, ActionResult, Apply, Change, PaceArgs},
-    context::{self, Context, RedisAccess},
+    context::{Context, RedisAccess},
+    database,
     exit::{CliError, Exit},
     output::count,
     scan::{StreamEntry, StreamScan},
@@ -30,8 +31,10 @@ use crate::{
 /// Maximum duration of a transaction.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Each transaction creates its own staging table, so that a pooler in transaction mode works too.
-const TRANSACTIONS: Transactions = Transactions { pooling: Pooling::Transaction, limit: WRITE_TIMEOUT };
+/// Returns the settings of transactions. Each creates its own staging table, so that a pooler in transaction mode works too.
+fn transactions(database: DatabaseId) -> Transactions {
+    Transactions { pooling: Pooling::Transaction, limit: WRITE_TIMEOUT, database }
+}
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -71,7 +74,7 @@ struct RowCounts {
 pub(crate) async fn run(options: Options, interrupt: &CancellationToken) -> Result<Exit, CliError> {
     let context = options.redis.open().await?;
     let filter = options.filter(&context).await?;
-    let table = Mutex::new(options.table().await?);
+    let table = Mutex::new(options.table(&context).await?);
     let action = Action {
         command: "reprocess",
         items: ("entries", "entry"),
@@ -109,15 +112,15 @@ impl Options {
         Ok(Filter { range, text, ..Filter::all_of(partitions) })
     }
 
-    /// Checks the schema and returns a writer with one connection.
-    async fn table(&self) -> Result<TableWriter, CliError> {
+    /// Checks that the database is the group's, and returns a writer with one connection.
+    async fn table(&self, context: &Context) -> Result<TableWriter, CliError> {
         let limit = self.redis.startup_timeout;
-        let (client, postgres) = context::postgres(&self.postgres, "likesctl reprocess", limit).await?;
-        let check = async { schema::check(&*client).await.map_err(|error| CliError::Failed(error.into())) };
-        context::answer(check).await?;
-        let pool = postgres.pool(1, TRANSACTIONS.connected());
+        let (_, postgres, database) =
+            database::connect(context, &self.postgres, "likesctl reprocess", limit).await?;
+        let transactions = transactions(database.id);
+        let pool = postgres.pool(1, transactions.connected());
         let pool = pool.map_err(|error| CliError::Failed(error.into()))?;
-        Ok(TableWriter::new(pool, TRANSACTIONS, None))
+        Ok(TableWriter::new(pool, transactions, None))
     }
 }
 

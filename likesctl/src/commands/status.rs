@@ -112,12 +112,17 @@ fn inactive(consumers: &[ConsumerOverview]) -> String {
     format!(", {inactive} with {}", many(entries, "pending entry", "pending entries"))
 }
 
-fn warnings(Overview { group, total, partitions, consumers, redis_problems, .. }: &Overview) -> Vec<String> {
+fn warnings(overview: &Overview) -> Vec<String> {
+    let Overview { group, total, partitions, consumers, redis_problems, open_incidents, .. } = overview;
     let without_group = partitions.iter().filter(|row| !row.has_group).count() as u64;
     let stuck = consumers.iter().filter(|consumer| consumer.state == "stuck");
     let stuck: Vec<&str> = stuck.map(|consumer| consumer.name.as_str()).collect();
     let mut warnings: Vec<String> =
         redis_problems.iter().map(|problem| format!("Redis at {problem}")).collect();
+    if let Some(open) = open_incidents.filter(|open| *open > 0) {
+        let incidents = many(open, "incident is", "incidents are");
+        warnings.push(format!("{incidents} open: likes are lost or may be; see likesctl incidents list"));
+    }
     if total.paused > 0 {
         let partitions = many(total.paused, "partition is", "partitions are");
         warnings.push(format!("{partitions} paused; to continue, run likesctl resume"));

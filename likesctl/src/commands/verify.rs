@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use consumer::group::static_assignment::StaticAssignment;
-use shared::settings::args::{PostgresArgs, integer};
+use shared::{
+    settings::args::{PostgresArgs, integer},
+    stderr::eprint_line,
+};
 
 use crate::{
-    context::{self, RedisAccess},
+    context::RedisAccess,
+    database::{self, open_incidents},
     exit::{CliError, Exit},
     output::{OutputArgs, count, many, print_document, table},
     selection::{TimeRange, TimeSpec},
@@ -45,7 +49,7 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     let context = options.redis.open().await?;
     let limit = options.redis.startup_timeout;
-    let (client, _) = context::postgres(&options.postgres, "likesctl verify", limit).await?;
+    let (client, ..) = database::connect(&context, &options.postgres, "likesctl verify", limit).await?;
     let partitions = context.partitions_of(options.partition.as_ref())?;
     let range = TimeRange { since: options.from, until: options.to };
     let range = range.ids(context.now_ms().await?)?;
@@ -59,6 +63,13 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
         Some(entries) => verifier.sample(&partitions, range, entries).await?,
     }
     let verdict = verifier.verdict().await?;
+    let open = open_incidents(&context, &client).await?;
+    if open > 0 {
+        let incidents = many(open, "incident is", "incidents are");
+        eprint_line(format_args!(
+            "warning: {incidents} open: likes may be lost that are in no stream; see likesctl incidents list"
+        ));
+    }
     print_document(options.output, &verdict, |wide| text(&verdict, wide))?;
     Ok(if verdict.missing == 0 { Exit::Done } else { Exit::Differs })
 }

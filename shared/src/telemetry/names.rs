@@ -51,6 +51,8 @@ pub const CODE: &str = "code";
 pub const SIGNAL: &str = "signal";
 /// Why a batch was closed, as a label.
 pub const FLUSH_LABEL: &str = "flush";
+/// Kind of an incident, as a label.
+pub const KIND: &str = "kind";
 /// Class of a failure, retry or halt, as a label.
 pub const CLASS: &str = "class";
 
@@ -94,6 +96,8 @@ pub mod metric {
     pub const ENTRIES_ACKNOWLEDGED: &str = "likestream.entries.acknowledged";
     /// Entries deleted from a stream before they were stored.
     pub const ENTRIES_LOST: &str = "likestream.entries.lost";
+    /// Incidents that no operator has acknowledged.
+    pub const INCIDENTS_OPEN: &str = "likestream.incidents.open";
     /// Acknowledged entries trimmed from the streams.
     pub const ENTRIES_TRIMMED: &str = "likestream.entries.trimmed";
     /// Failed trims of a stream.

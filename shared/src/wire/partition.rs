@@ -154,6 +154,11 @@ impl KeyPrefix {
         format!("{self}:commits:{group}")
     }
 
+    /// Returns the hash of the database that a group writes to, `likes:database:likes-writers`.
+    pub fn database(&self, group: &str) -> String {
+        format!("{self}:database:{group}")
+    }
+
     /// Returns the set of a group's paused partitions, `likes:paused:likes-writers`: their numbers, or `all`.
     pub fn paused(&self, group: &str) -> String {
         format!("{self}:paused:{group}")

@@ -78,6 +78,10 @@ pub(super) struct Thresholds {
     /// Number of partitions that are not read: paused, or without an owner
     #[arg(long, value_name = "WARN,CRIT", default_value = "1,1", requires = "check")]
     unread: Threshold<u64>,
+
+    /// Number of incidents that are not acknowledged
+    #[arg(long, value_name = "WARN,CRIT", default_value = "1,1", requires = "check")]
+    incidents: Threshold<u64>,
 }
 
 /// A measured value with its threshold.
@@ -149,6 +153,8 @@ fn evaluate(overview: &Overview, thresholds: &Thresholds) -> (String, u8) {
         time("pending idle", total.oldest_pending_idle_ms, thresholds.pending_idle),
         number("dead", Some(total.dead), thresholds.dead),
         number("unread", Some(total.unowned + total.paused), thresholds.unread),
+        // Unknown until the first consumer has started.
+        number("incidents", Some(overview.open_incidents.unwrap_or(0)), thresholds.incidents),
     ];
     // Ascending: ok, warning, unknown, critical.
     let severity = |code: &u8| [0, 1, 3, 2].iter().position(|known| known == code);

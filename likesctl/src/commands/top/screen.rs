@@ -206,6 +206,7 @@ pub(super) mod tests {
             redis: "Redis at 127.0.0.1:6379".to_owned(),
             redis_problems: Vec::new(),
             all_paused: false,
+            open_incidents: None,
             partitions: vec![partition(0, Some(5), 0), partition(1, Some(50), 7), partition(2, None, 0)],
             consumers: Vec::new(),
             total: Total { paused: 1, ..Total::default() },

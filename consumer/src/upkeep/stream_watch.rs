@@ -1,0 +1,539 @@
+//! Notices what Redis loses: compares every sample of a stream with the one before, and with what consumers saw before a
+//! restart. Losses are recorded in Postgres, which may be unavailable while they happen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use shared::wire::partition::Partition;
+use tokio_postgres::{Error, GenericClient};
+
+use crate::{
+    group::{
+        losses::{Loss, Since, loss, watermark},
+        static_assignment::StaticAssignment,
+    },
+    store::{
+        incidents::{self, IncidentKind, NewIncident, Scope},
+        watermarks::{self, StoredWatermark, Watermark},
+    },
+    stream::{CreatedGroup, PartitionInfo, Sample, Streams},
+};
+
+/// Latest samples of all streams, with their losses that are not recorded yet.
+#[derive(Default)]
+pub(crate) struct StreamWatch {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    streams: BTreeMap<Partition, Watched>,
+    /// Number of rounds of samples that have begun.
+    rounds: u64,
+}
+
+#[derive(Clone)]
+struct Watched {
+    info: PartitionInfo,
+    /// Number of entries that this process had read.
+    read: u64,
+    /// Epoch in Postgres; `None` until it is known.
+    epoch: Option<i64>,
+    /// Watermark in Postgres that is not compared yet, with the latest round at that time. Another consumer may have saved it
+    /// after a sample of that round.
+    loaded: Option<(u64, StoredWatermark)>,
+    lost: Option<Lost>,
+    /// Creation of the group by this process, until no loss depends on it.
+    created: Option<CreatedGroup>,
+    saved: Option<Watermark>,
+}
+
+/// A round of samples that has begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Round(u64);
+
+/// A loss that is not recorded yet.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    loss: Loss,
+    /// Time of the last sample before the loss, in Unix milliseconds.
+    seen_ms: u64,
+}
+
+/// Incident that was recorded.
+pub(crate) struct Recorded {
+    pub(crate) incident: NewIncident,
+    /// Whether this consumer was the first to record it.
+    pub(crate) is_first: bool,
+}
+
+/// Changes to the state after a transaction was committed.
+#[derive(Default)]
+pub(crate) struct Exchanged {
+    updates: Vec<(Partition, Update)>,
+    pub(crate) recorded: Vec<Recorded>,
+}
+
+enum Update {
+    /// The watermark in Postgres, if there is one.
+    Loaded(Option<StoredWatermark>),
+    Reported {
+        epoch: i64,
+    },
+    Saved(Watermark),
+    /// Another consumer has changed the watermark in Postgres.
+    Stale,
+}
+
+impl StreamWatch {
+    /// Begins a round of samples, before the first of them is taken.
+    pub(crate) fn begin_round(&self) -> Round {
+        let mut state = self.lock();
+        state.rounds += 1;
+        Round(state.rounds)
+    }
+
+    /// Compares the samples of a round with the ones before, and with watermarks that were loaded before the round.
+    pub(crate) fn sampled(&self, round: Round, samples: impl Iterator<Item = (Partition, Sample)>) {
+        let mut lost = Vec::new();
+        let mut state = self.lock();
+        for (partition, sample) in samples {
+            let Some(known) = state.streams.get_mut(&partition) else {
+                state.streams.insert(partition, Watched::of(sample));
+                continue;
+            };
+            let losses = [known.sampled(sample), known.compare_with_loaded(round)];
+            lost.extend(losses.into_iter().flatten().map(|loss| (partition, loss)));
+        }
+        drop(state);
+        log(&lost);
+    }
+
+    /// Loads the watermarks that are not known, records the losses of the partitions that this consumer is responsible for, and
+    /// saves their watermarks, all within a transaction. The caller passes the result to [`StreamWatch::committed`].
+    ///
+    /// The owner of a partition knows best how many of its entries were read before they were lost. Others keep what they
+    /// have seen until a watermark shows that it is recorded.
+    pub(crate) async fn exchange(
+        &self,
+        transaction: &impl GenericClient,
+        streams: &Streams,
+        own: &BTreeSet<Partition>,
+    ) -> Result<Exchanged, Error> {
+        let mut exchanged = Exchanged::default();
+        self.load(transaction, streams, own, &mut exchanged).await?;
+        self.report(transaction, streams, own, &mut exchanged).await?;
+        self.save(transaction, streams, own, &mut exchanged).await?;
+        Ok(exchanged)
+    }
+
+    async fn load(
+        &self,
+        transaction: &impl GenericClient,
+        streams: &Streams,
+        own: &BTreeSet<Partition>,
+        exchanged: &mut Exchanged,
+    ) -> Result<(), Error> {
+        let unknown = |(partition, watched): (&Partition, &Watched)| {
+            let is_left_to_others = watched.lost.is_some() && !own.contains(partition);
+            let is_wanted = watched.loaded.is_none() && (watched.epoch.is_none() || is_left_to_others);
+            is_wanted.then(|| (*partition, streams.key(*partition)))
+        };
+        let unknown: Vec<(Partition, String)> = self.lock().streams.iter().filter_map(unknown).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<String> = unknown.iter().map(|(_, key)| key.clone()).collect();
+        let mut rows = watermarks::load(transaction, streams.group(), &keys).await?;
+        for (partition, key) in unknown {
+            exchanged.updates.push((partition, Update::Loaded(rows.remove(&key))));
+        }
+        Ok(())
+    }
+
+    async fn report(
+        &self,
+        transaction: &impl GenericClient,
+        streams: &Streams,
+        own: &BTreeSet<Partition>,
+        exchanged: &mut Exchanged,
+    ) -> Result<(), Error> {
+        let mut by_kind: BTreeMap<IncidentKind, Vec<(Partition, Lost, StoredWatermark)>> = BTreeMap::new();
+        for (partition, watched) in
+            self.lock().streams.iter().filter(|(partition, _)| own.contains(partition))
+        {
+            if let (Some(lost), Some(epoch)) = (watched.lost, watched.epoch) {
+                let stored = StoredWatermark { epoch: epoch + 1, watermark: watermark(&watched.info) };
+                by_kind.entry(lost.loss.kind).or_default().push((*partition, lost, stored));
+            }
+        }
+        for (kind, mut lost) in by_kind {
+            let rows: Vec<_> =
+                lost.iter().map(|(partition, _, stored)| (streams.key(*partition), stored.clone())).collect();
+            let changed = watermarks::save(transaction, streams.group(), &rows, 1).await?;
+            lost.retain(|(partition, _, stored)| {
+                let is_first = changed.contains(&streams.key(*partition));
+                let update = if is_first { Update::Reported { epoch: stored.epoch } } else { Update::Stale };
+                exchanged.updates.push((*partition, update));
+                is_first
+            });
+            if let Some(incident) = incident(kind, &lost, streams) {
+                let prefix = streams.prefix();
+                let scope = Scope { streams: &prefix, group: streams.group() };
+                let is_first = incidents::record(transaction, scope, &incident).await?;
+                exchanged.recorded.push(Recorded { incident, is_first });
+            }
+        }
+        Ok(())
+    }
+
+    async fn save(
+        &self,
+        transaction: &impl GenericClient,
+        streams: &Streams,
+        own: &BTreeSet<Partition>,
+        exchanged: &mut Exchanged,
+    ) -> Result<(), Error> {
+        let mut changed = Vec::new();
+        {
+            let state = self.lock();
+            for partition in own {
+                let Some(Watched { info, epoch: Some(epoch), lost: None, saved, .. }) =
+                    state.streams.get(partition)
+                else {
+                    continue;
+                };
+                let now = watermark(info);
+                if saved.as_ref().is_none_or(|saved| differs(saved, &now)) {
+                    changed.push((*partition, StoredWatermark { epoch: *epoch, watermark: now }));
+                }
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> =
+            changed.iter().map(|(partition, stored)| (streams.key(*partition), stored.clone())).collect();
+        let saved = watermarks::save(transaction, streams.group(), &rows, 0).await?;
+        for (partition, stored) in changed {
+            let is_saved = saved.contains(&streams.key(partition));
+            let update = if is_saved { Update::Saved(stored.watermark) } else { Update::Stale };
+            exchanged.updates.push((partition, update));
+        }
+        Ok(())
+    }
+
+    /// Applies a committed exchange.
+    pub(crate) fn committed(&self, updates: Exchanged) {
+        let mut state = self.lock();
+        let round = state.rounds;
+        for (partition, update) in updates.updates {
+            let Some(known) = state.streams.get_mut(&partition) else { continue };
+            match update {
+                Update::Loaded(Some(stored)) => known.loaded = Some((round, stored)),
+                Update::Loaded(None) => {
+                    known.epoch = Some(0);
+                    known.created = None;
+                }
+                Update::Reported { epoch } => {
+                    known.epoch = Some(epoch);
+                    known.lost = None;
+                    known.created = None;
+                    known.saved = None;
+                }
+                Update::Saved(watermark) => {
+                    known.saved = Some(watermark);
+                    known.created = None;
+                }
+                Update::Stale => known.epoch = None,
+            }
+        }
+    }
+
+    /// Returns whether there are losses that are not recorded yet, by kind.
+    pub(crate) fn unrecorded(&self) -> BTreeMap<IncidentKind, u64> {
+        self.lock().streams.values().filter_map(|watched| Some((watched.lost?.loss.kind, 1))).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched {
+    fn of(Sample { info, read, created }: Sample) -> Self {
+        Self { info, read, epoch: None, loaded: None, lost: None, created, saved: None }
+    }
+
+    /// Compares a sample with the one before. Returns the loss.
+    fn sampled(&mut self, Sample { info, read, created }: Sample) -> Option<Loss> {
+        let before = watermark(&self.info);
+        // What was read after the group was created is not of the lost stream.
+        let read_until = created.as_ref().map_or(read, |created| created.read);
+        let read_since = read_until.saturating_sub(self.read);
+        let since = Since { info: &info, created: created.as_ref(), read: Some(read_since) };
+        let lost = loss(&before, since);
+        if let Some(loss) = lost {
+            let both = self.lost.map_or(loss, |earlier| earlier.loss.and(loss));
+            self.lost = Some(Lost { loss: both, seen_ms: before.sampled_ms });
+        }
+        self.created = created.or(self.created.take());
+        (self.info, self.read) = (info, read);
+        lost
+    }
+
+    /// Compares the latest sample with the watermark that was loaded before its round. Returns a loss that was not known.
+    fn compare_with_loaded(&mut self, Round(round): Round) -> Option<Loss> {
+        let (_, StoredWatermark { epoch, watermark }) =
+            self.loaded.take_if(|(loaded_in, _)| *loaded_in < round)?;
+        self.epoch = Some(epoch);
+        let created = self.created.as_ref().filter(|created| created.stream.now_ms > watermark.sampled_ms);
+        let since = loss(&watermark, Since { info: &self.info, created, read: None });
+        let found = since.filter(|_| self.lost.is_none());
+        // A loss that the watermark does not show was recorded by another consumer. One that both show was seen later by this
+        // consumer, and therefore more exactly.
+        self.lost = since.map(|loss| self.lost.unwrap_or(Lost { loss, seen_ms: watermark.sampled_ms }));
+        if since.is_none() {
+            self.created = None;
+        }
+        found
+    }
+}
+
+/// Returns whether a watermark is worth saving: it differs by more than the time of the sample.
+fn differs(saved: &Watermark, now: &Watermark) -> bool {
+    let saved =
+        Watermark { sampled_ms: now.sampled_ms, oldest_undelivered: now.oldest_undelivered, ..saved.clone() };
+    saved != *now
+}
+
+fn log(lost: &[(Partition, Loss)]) {
+    for kind in IncidentKind::ALL {
+        let of_kind = || lost.iter().filter(|(_, loss)| loss.kind == kind);
+        let Some(total) = of_kind().map(|(_, loss)| *loss).reduce(Loss::and) else { continue };
+        let partitions = ranges(of_kind().map(|(partition, _)| *partition));
+        let Loss { undelivered, pending, .. } = total;
+        match kind {
+            IncidentKind::StreamLost => tracing::error!(
+                partitions,
+                undelivered,
+                pending,
+                "data loss: streams vanished from Redis or went back to an earlier state"
+            ),
+            IncidentKind::EntriesRemoved => {
+                tracing::error!(partitions, undelivered, "data loss: undelivered entries were removed");
+            }
+            IncidentKind::GroupLost => tracing::error!(
+                partitions,
+                "consumer groups vanished from Redis, reading their streams from the start"
+            ),
+            IncidentKind::PostgresFailover => {}
+        }
+    }
+}
+
+/// Returns partitions as ranges, such as `0-3,8`.
+fn ranges(partitions: impl Iterator<Item = Partition>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    let mut numbers: Vec<u16> = partitions.map(Partition::number).collect();
+    numbers.sort_unstable();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    StaticAssignment::Ranges(ranges).to_string()
+}
+
+/// Returns the incident of the losses of one kind; `None` if there are none.
+fn incident(
+    kind: IncidentKind,
+    lost: &[(Partition, Lost, StoredWatermark)],
+    streams: &Streams,
+) -> Option<NewIncident> {
+    let (first, _, stored) = lost.first()?;
+    let total = lost.iter().map(|(_, lost, _)| lost.loss).reduce(Loss::and)?;
+    let seen_ms = lost.iter().map(|(_, lost, _)| lost.seen_ms).min()?;
+    let seen = UNIX_EPOCH.checked_add(Duration::from_millis(seen_ms)).unwrap_or(SystemTime::UNIX_EPOCH);
+    let seen = humantime::format_rfc3339_millis(seen);
+    let partitions = ranges(lost.iter().map(|(partition, ..)| *partition));
+    let Loss { undelivered, pending, is_minimum, .. } = total;
+    let bound = if is_minimum { "at least" } else { "up to" };
+    let detail = match kind {
+        IncidentKind::StreamLost => format!(
+            "streams of partitions {partitions} vanished from Redis or went back to an earlier state: {bound} \
+             {undelivered} undelivered entries lost; up to {pending} pending entries lost unless their consumers are alive; \
+             not counted are entries accepted after the last sample at {seen}"
+        ),
+        IncidentKind::EntriesRemoved => format!(
+            "another program removed entries from the streams of partitions {partitions}: at least {undelivered} \
+             undelivered entries lost since {seen}"
+        ),
+        IncidentKind::GroupLost => format!(
+            "the consumer group vanished from the streams of partitions {partitions} after {seen}: entries that are \
+             still in them are delivered again, and stored once"
+        ),
+        IncidentKind::PostgresFailover => return None,
+    };
+    Some(NewIncident {
+        event: format!("{} {} {} {}", kind.name(), streams.key(*first), streams.group(), stored.epoch),
+        kind,
+        entries_lost: Some(undelivered),
+        detail,
+        detected_by: streams.consumer().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{entry::EntryId, stream::GroupInfo, testing::partition};
+
+    fn id(ms: u64) -> EntryId {
+        EntryId { ms, seq: 0 }
+    }
+
+    /// A stream of entries from 1 on that no consumer has read.
+    fn unread(entries: u64) -> PartitionInfo {
+        PartitionInfo {
+            now_ms: 1_000,
+            length: entries,
+            last_generated: id(entries),
+            entries_added: entries,
+            first: Some(id(1)),
+            group: Some(GroupInfo {
+                lag: Some(entries),
+                oldest_undelivered: Some(id(1)),
+                ..GroupInfo::default()
+            }),
+            ..PartitionInfo::default()
+        }
+    }
+
+    fn empty() -> PartitionInfo {
+        PartitionInfo { now_ms: 2_000, group: Some(GroupInfo::default()), ..PartitionInfo::default() }
+    }
+
+    fn sample(info: &PartitionInfo) -> Sample {
+        Sample { info: info.clone(), ..Sample::default() }
+    }
+
+    fn row(epoch: i64, info: &PartitionInfo) -> Update {
+        Update::Loaded(Some(StoredWatermark { epoch, watermark: watermark(info) }))
+    }
+
+    /// Returns a watch with these samples.
+    fn sampled(samples: &[&PartitionInfo]) -> StreamWatch {
+        let watch = StreamWatch::default();
+        for info in samples {
+            next_round(&watch, sample(info));
+        }
+        watch
+    }
+
+    fn next_round(watch: &StreamWatch, sample: Sample) {
+        watch.sampled(watch.begin_round(), [(partition(), sample)].into_iter());
+    }
+
+    fn apply(watch: &StreamWatch, update: Update) {
+        watch.committed(Exchanged { updates: vec![(partition(), update)], recorded: Vec::new() });
+    }
+
+    /// Returns the entries that were lost and are not recorded, and the epoch.
+    fn state(watch: &StreamWatch) -> (Option<u64>, Option<i64>) {
+        let watched = watch.lock().streams[&partition()].clone();
+        (watched.lost.map(|lost| lost.loss.undelivered), watched.epoch)
+    }
+
+    #[test]
+    fn losses_while_postgres_is_unavailable_add_up() {
+        let watch = sampled(&[&unread(10), &empty(), &unread(5), &empty()]);
+        assert_eq!(state(&watch), (Some(15), None));
+        assert_eq!(watch.unrecorded(), BTreeMap::from([(IncidentKind::StreamLost, 1)]));
+        // The watermark in Postgres is older than what this consumer has seen.
+        apply(&watch, row(3, &unread(7)));
+        next_round(&watch, sample(&empty()));
+        assert_eq!(state(&watch), (Some(15), Some(3)));
+        apply(&watch, Update::Reported { epoch: 4 });
+        assert_eq!(state(&watch), (None, Some(4)));
+    }
+
+    #[test]
+    fn a_loss_from_before_the_start_is_found_in_postgres() {
+        let watch = sampled(&[&empty()]);
+        apply(&watch, row(3, &unread(7)));
+        next_round(&watch, sample(&empty()));
+        assert_eq!(state(&watch), (Some(7), Some(3)));
+    }
+
+    #[test]
+    fn a_watermark_is_compared_with_later_samples_only() {
+        let watch = sampled(&[&unread(10)]);
+        let round = watch.begin_round();
+        // Another consumer has saved it after the sample of the round was taken.
+        apply(&watch, row(3, &unread(50)));
+        watch.sampled(round, [(partition(), sample(&unread(40)))].into_iter());
+        assert_eq!(state(&watch), (None, None));
+        next_round(&watch, sample(&unread(60)));
+        assert_eq!(state(&watch), (None, Some(3)));
+    }
+
+    #[test]
+    fn a_loss_that_another_consumer_has_recorded_is_dropped() {
+        let watch = sampled(&[&unread(10), &empty()]);
+        apply(&watch, row(4, &empty()));
+        next_round(&watch, sample(&empty()));
+        assert_eq!(state(&watch), (None, Some(4)));
+        // Recorded between the load and the report.
+        let watch = sampled(&[&unread(10)]);
+        apply(&watch, row(3, &unread(10)));
+        next_round(&watch, sample(&empty()));
+        apply(&watch, Update::Stale);
+        assert_eq!(state(&watch), (Some(10), None));
+        apply(&watch, row(4, &empty()));
+        next_round(&watch, sample(&empty()));
+        assert_eq!(state(&watch), (None, Some(4)));
+    }
+
+    #[test]
+    fn entries_that_were_read_before_the_loss_are_no_undelivered_ones() {
+        let watch = sampled(&[&unread(10)]);
+        let created = CreatedGroup { stream: PartitionInfo::default(), read: 4 };
+        // The other entries were read from the later stream.
+        next_round(&watch, Sample { info: empty(), read: 9, created: Some(created) });
+        assert_eq!(state(&watch), (Some(6), None));
+    }
+
+    #[test]
+    fn a_group_created_before_another_consumer_recorded_its_loss_is_no_loss() {
+        let recorded = PartitionInfo { now_ms: 2_000, ..unread(5) };
+        let now = PartitionInfo { now_ms: 2_500, ..unread(5) };
+        let created = |now_ms: u64| {
+            let stream = PartitionInfo { now_ms, group: None, ..unread(5) };
+            Sample { info: now.clone(), read: 0, created: Some(CreatedGroup { stream, read: 0 }) }
+        };
+        let watch = sampled(&[&unread(10)]);
+        next_round(&watch, created(1_500));
+        assert_eq!(state(&watch), (Some(5), None));
+        apply(&watch, row(4, &recorded));
+        next_round(&watch, sample(&now));
+        assert_eq!(state(&watch), (None, Some(4)));
+        // The group vanished after it was recorded.
+        let watch = StreamWatch::default();
+        next_round(&watch, created(2_200));
+        apply(&watch, row(4, &recorded));
+        next_round(&watch, sample(&now));
+        assert_eq!(state(&watch), (Some(0), Some(4)));
+    }
+
+    #[test]
+    fn partitions_are_listed_as_ranges() {
+        let partitions = shared::wire::partition::PartitionCount::new(12).unwrap();
+        let some = partitions.partitions().filter(|partition| ![4, 5, 7].contains(&partition.number()));
+        assert_eq!(ranges(some), "0-3,6,8-11");
+    }
+}
