@@ -5,6 +5,7 @@ use std::time::Duration;
 use devstack::{
     postgres_server::{PostgresOptions, PostgresServer},
     process::Lifetime,
+    program::Program,
 };
 
 use crate::{
@@ -81,6 +82,24 @@ async fn a_consumer_of_another_database_refuses_to_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_two_consumers_that_start_at_once_one_binds_the_group() {
+    let setup = Setup::new().await;
+    let staging = another_database(&setup, "staging").await;
+    let own = setup.database_url();
+    let mut consumers = [&own, &staging].map(|url| setup.start("consumer", &[("DATABASE_URL", url)]));
+    let ended = |consumer: &Program| consumer.last_output_if_ended().is_some();
+    eventually("one of them exits", async || consumers.iter().any(ended)).await;
+    setup.append(&likes(100), 1).await;
+    let counts = async || (count(&own).await, count(&staging).await);
+    eventually("stored", async || [(100, 0), (0, 100)].contains(&counts().await)).await;
+    let [refused] = &mut consumers.iter_mut().filter(|consumer| ended(consumer)).collect::<Vec<_>>()[..]
+    else {
+        panic!("both have exited");
+    };
+    assert_eq!(refused.wait_exit(SOON).unwrap().code(), Some(2), "{}", refused.log_text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_group_may_write_to_another_database() {
     let setup = Setup::new().await;
     let reports = another_database(&setup, "reports").await;
@@ -151,12 +170,11 @@ async fn swap(first: &str, second: &str) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_running_consumer_never_writes_to_another_database_under_the_same_address() {
+async fn never_writes_to_another_database_under_the_same_address(pooling: &str) {
     let setup = Setup::with_own_postgres(&[]);
     let own = another_database(&setup, "own").await;
     let other = another_database(&setup, "other").await;
-    let consumer = setup.consumer(&[("DATABASE_URL", &own)]);
+    let consumer = setup.consumer(&[("DATABASE_URL", &own), ("POSTGRES_POOLING", pooling)]);
     swap(&own, &other).await;
     setup.append(&likes(30), 1).await;
     eventually("halted", async || consumer.log_text().contains("is not the one with id")).await;
@@ -166,6 +184,16 @@ async fn a_running_consumer_never_writes_to_another_database_under_the_same_addr
     swap(&own, &other).await;
     eventually("stored", async || count(&own).await == 30).await;
     assert_eq!(count(&other).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_consumer_never_writes_to_another_database_under_the_same_address() {
+    never_writes_to_another_database_under_the_same_address("session").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_behind_a_pooler_never_writes_to_another_database_under_the_same_address() {
+    never_writes_to_another_database_under_the_same_address("transaction").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
