@@ -2,7 +2,7 @@
 //! flight is not processed twice.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -10,6 +10,9 @@ use shared::wire::partition::Partition;
 use tokio::{sync::watch, time::Instant};
 
 use crate::entry::Position;
+
+/// Maximum number of entries that are remembered as stored although their acknowledgement failed.
+const MAX_STORED: usize = 10_000;
 
 /// In-flight limits. Reading stops when one of them is reached. An entry that exceeds a limit by itself is processed alone.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +54,8 @@ struct State {
     paused_since: Option<Instant>,
     /// Entries whose rows Postgres does not take, while it takes others. Nothing waits for them: they may stay for long.
     held: HashSet<Position>,
+    /// Latest entries that are stored and may still be pending, because their acknowledgement failed, oldest first.
+    stored: VecDeque<Position>,
     /// Whether the exclusive permit is held or awaited.
     exclusive: bool,
     /// Partitions with settled entries that could not be acknowledged, because the Redis server was replaced.
@@ -202,6 +207,26 @@ impl InFlight {
         });
     }
 
+    /// Remembers entries that are stored and may still be pending.
+    pub(crate) fn stored(&self, entries: impl IntoIterator<Item = Position>) {
+        self.state.send_if_modified(|state| {
+            state.stored.extend(entries);
+            let excess = state.stored.len().saturating_sub(MAX_STORED);
+            state.stored.drain(..excess);
+            false
+        });
+    }
+
+    /// Returns which of these entries this process has stored, although their acknowledgement failed.
+    pub(crate) fn stored_of(&self, entries: &[Position]) -> HashSet<Position> {
+        let state = self.state.borrow();
+        if entries.is_empty() || state.stored.is_empty() {
+            return HashSet::new();
+        }
+        let entries: HashSet<&Position> = entries.iter().collect();
+        state.stored.iter().filter(|at| entries.contains(at)).copied().collect()
+    }
+
     /// Makes the readers of these partitions recover the pending entries of this consumer.
     pub(crate) fn redeliver(&self, partitions: HashSet<Partition>) {
         self.state.send_if_modified(|state| {
@@ -348,6 +373,15 @@ mod tests {
         in_flight.release([position(1)]);
         in_flight.admit(position(1), 400);
         assert!(in_flight.processes_any(&[position(1)]), "released, and delivered again");
+    }
+
+    #[test]
+    fn the_latest_stored_entries_are_remembered() {
+        let in_flight = InFlight::default();
+        let last = MAX_STORED as u64 + 1;
+        in_flight.stored((1..=last).map(position));
+        let found = in_flight.stored_of(&[position(1), position(2), position(last), position(last + 1)]);
+        assert_eq!(found, [position(2), position(last)].into());
     }
 
     #[test]

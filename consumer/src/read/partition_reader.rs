@@ -340,8 +340,8 @@ impl<S: GroupStream> PartitionReader<S> {
     }
 
     /// Reports deleted entries that no consumer stores, then removes them from the pending entries list. In this order, so that
-    /// the loss is reported even if this process dies in between. An entry in flight is stored and acknowledged. Returns the
-    /// number of removed entries.
+    /// the loss is reported even if this process dies in between. An entry in flight is stored and acknowledged. One that is
+    /// stored, but whose acknowledgement failed, is only removed. Returns the number of removed entries.
     async fn report_lost(&mut self, mut deleted: Vec<Position>) -> Result<usize, ReadError> {
         let context = Arc::clone(&self.context);
         let partition = self.partition;
@@ -349,10 +349,11 @@ impl<S: GroupStream> PartitionReader<S> {
         // It may have been in flight until now, and acknowledged.
         let deliveries = deleted.iter().map(|at| context.streams.deliveries(*at));
         let deliveries = try_join_all(deliveries).await?;
-        let lost = deleted.into_iter().zip(deliveries).filter(|(_, deliveries)| *deliveries > 0);
-        let lost: Vec<Position> = lost.map(|(at, _)| at).collect();
-        let unreported = lost.iter().map(|at| at.id).filter(|id| !self.reported_lost.contains(id));
-        let unreported: Vec<EntryId> = unreported.collect();
+        let removed = deleted.into_iter().zip(deliveries).filter(|(_, deliveries)| *deliveries > 0);
+        let removed: Vec<Position> = removed.map(|(at, _)| at).collect();
+        let stored = context.in_flight.stored_of(&removed);
+        let lost = removed.iter().filter(|at| !stored.contains(at)).map(|at| at.id);
+        let unreported: Vec<EntryId> = lost.filter(|id| !self.reported_lost.contains(id)).collect();
         if let (Some(first), Some(last)) = (unreported.first(), unreported.last()) {
             context.metrics.lost(unreported.len());
             // Not rate-limited: these ids are reported nowhere else.
@@ -362,11 +363,11 @@ impl<S: GroupStream> PartitionReader<S> {
             );
         }
         self.reported_lost.extend(unreported);
-        if !lost.is_empty() {
-            context.streams.forget_deleted(&lost).await?;
+        if !removed.is_empty() {
+            context.streams.forget_deleted(&removed).await?;
             self.reported_lost.clear();
         }
-        Ok(lost.len())
+        Ok(removed.len())
     }
 
     fn after_lost_reply(&mut self, is_unanswered: bool) {

@@ -55,6 +55,10 @@ impl<S: GroupStream> Acknowledger<S> {
         self.commit_times.record(acked.entries.iter().map(|entry| entry.at.partition));
         self.metrics.acknowledged(acked.acknowledged);
         self.log_dead_letters(&acked.dead_letters, span.as_ref());
+        if acked.failed.is_some() {
+            // Some of them are acknowledged, which does no harm.
+            self.in_flight.stored(acked.entries.iter().map(|entry| entry.at));
+        }
         if let Some((entries, error)) = acked.failed
             && let Some(entries) = self.log_rates.unacknowledged.record(entries)
         {

@@ -612,6 +612,22 @@ async fn a_deleted_entry_in_flight_is_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deleted_entry_that_is_stored_but_not_acknowledged_is_not_lost() {
+    let (log, _guard) = LogCapture::start();
+    let mut reader = start();
+    reader.group.append(1);
+    pass(SECOND).await;
+    assert_eq!(reader.received(), [1]);
+    // Its acknowledgement fails.
+    reader.in_flight.stored([position(1)]);
+    reader.in_flight.release([position(1)]);
+    reader.group.delete(1);
+    pass(CLAIM_MIN_IDLE * 3).await;
+    assert_eq!(reader.group.own_pending(), [0; 0]);
+    assert!(!log.contains(LOST));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deleted_entry_in_flight_of_a_departed_consumer_does_not_stop_reading() {
     let mut reader = start_after(|group, in_flight| {
         group.append_pending(1, "departed", 1);
