@@ -57,7 +57,11 @@ async fn a_consumer_waits_for_its_role_schema_and_privileges() {
     setup.migrate();
     reports(&consumer, "permission denied for table likes_schema").await;
     client.batch_execute("GRANT SELECT ON likes_schema TO late").await.unwrap();
-    client.batch_execute("GRANT SELECT, INSERT ON likes TO late").await.unwrap();
+    reports(&consumer, "permission denied for table likes_database").await;
+    let grants = "GRANT SELECT ON likes_database TO late;
+                  GRANT SELECT, INSERT ON likes TO late;
+                  GRANT SELECT, INSERT, UPDATE ON likes_watermarks, likes_incidents TO late";
+    client.batch_execute(grants).await.unwrap();
     consumer.wait_ready(SOON).unwrap();
 }
 
@@ -67,8 +71,8 @@ async fn a_consumer_waits_for_a_migration() {
     let client = setup.postgres_client().await;
     client.batch_execute("UPDATE likes_schema SET version = 0").await.unwrap();
     let consumer = setup.start("consumer", &[]);
-    reports(&consumer, "the schema is at version 0, but this program requires version 1").await;
-    client.batch_execute("UPDATE likes_schema SET version = 1").await.unwrap();
+    reports(&consumer, "the schema is at version 0, but this program requires version 2").await;
+    client.batch_execute("UPDATE likes_schema SET version = 2").await.unwrap();
     consumer.wait_ready(SOON).unwrap();
 }
 
