@@ -3,11 +3,15 @@
 use std::time::{Duration, Instant};
 
 use devstack::program::Program;
+use fred::{
+    prelude::{Client, ClientLike, StreamsInterface},
+    types::{ClusterHash, CustomCommand},
+};
 
 use crate::{
     database_failures::ready,
     dead_letters::dead_letters,
-    harness::{Setup, eventually, like, likes, pending},
+    harness::{GROUP, PARTITIONS, Setup, eventually, like, likes, pending, stream},
 };
 
 const TRIGGER: &str = "CREATE TRIGGER test BEFORE INSERT ON likes FOR EACH ROW EXECUTE FUNCTION test()";
@@ -86,6 +90,45 @@ async fn a_row_that_another_session_blocks_does_not_hold_up_other_rows() {
     setup.wait_for_rows(399).await;
     setup.wait_until_drained().await;
     assert!(dead_letters(&redis).await.is_empty());
+}
+
+/// Held entries are idle for longer than `CLAIM_MIN_IDLE`, and the connection to Redis is lost meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_entries_stay_with_their_consumer_and_count_one_delivery() {
+    let setup = Setup::new().await;
+    let blocker = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let claim_soon = [("WRITE_TIMEOUT", "400ms"), ("CLAIM_MIN_IDLE", "1s")];
+    let consumer = setup.consumer(&claim_soon);
+    blocker.batch_execute("BEGIN; INSERT INTO likes VALUES (7, 42, 'epoch')").await.unwrap();
+    setup.append(&likes(20), 1).await;
+    setup.wait_for_rows(19).await;
+    eventually("one entry is pending", async || pending(&redis).await == 1).await;
+    let before = pending_entry(&redis).await;
+    let clients = CustomCommand::new_static("CLIENT", ClusterHash::Random, false);
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        redis.custom::<(), _>(clients.clone(), vec!["KILL", "TYPE", "normal"]).await.unwrap();
+    }
+    let (owner, idle_ms, deliveries) = pending_entry(&redis).await;
+    assert_eq!((owner, deliveries), (before.0, 1));
+    assert!(idle_ms < 3_000, "{idle_ms}");
+    assert_eq!(ready(&consumer).0, 200);
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    setup.wait_until_drained().await;
+    assert_eq!(setup.count().await, 20);
+}
+
+/// Returns the consumer, the idle time in milliseconds and the number of deliveries of the only pending entry.
+async fn pending_entry(redis: &Client) -> (String, u64, u64) {
+    for partition in 0..PARTITIONS {
+        let rows: Vec<(String, String, u64, u64)> =
+            redis.xpending(stream(partition), GROUP, ("-", "+", 10)).await.unwrap();
+        if let [(_, consumer, idle_ms, deliveries)] = &rows[..] {
+            return (consumer.clone(), *idle_ms, *deliveries);
+        }
+    }
+    panic!("no pending entry");
 }
 
 /// Errors that prove nothing about a row: unknown SQLSTATEs, errors of objects that a trigger needs, repeated conflicts.

@@ -218,6 +218,7 @@ impl<S: GroupStream> PartitionReader<S> {
             self.recovering = None;
             return Ok(());
         };
+        let entries = self.not_in_flight(entries);
         if let Some(entries) = self.log_rates.recovered.record(entries.len()) {
             tracing::info!(partition = %self.partition, entries, "recovering own pending entries");
         }
@@ -227,7 +228,8 @@ impl<S: GroupStream> PartitionReader<S> {
         Ok(())
     }
 
-    /// Claims pending entries of departed consumers; if there are none, a page of entries idle for `CLAIM_MIN_IDLE`.
+    /// Claims pending entries of departed consumers; if there are none, a page of entries idle for `CLAIM_MIN_IDLE`. Those in
+    /// flight in this process stay with it: a claim ends their idle time and counts no delivery.
     async fn claim(&mut self) -> Result<(), ReadError> {
         let context = Arc::clone(&self.context);
         let ReadContext { streams, limits, in_flight, metrics, .. } = &*context;
@@ -242,6 +244,7 @@ impl<S: GroupStream> PartitionReader<S> {
         let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, page);
         if let Some(ClaimedDeparted { from, entries, deleted }) = departed.await? {
             self.page_size.arrived(page, &entries, started.elapsed());
+            let entries = self.not_in_flight(entries);
             self.record_claimed(entries.len(), &from);
             let removed = self.report_lost(deleted).await?;
             // Nothing is left of this consumer but deleted entries that are in flight here: they must not stop all other claims.
@@ -254,6 +257,7 @@ impl<S: GroupStream> PartitionReader<S> {
         let claimed = streams.claim(self.partition, min_idle_ms, self.claims.cursor, page);
         let Claimed { entries, deleted, cursor } = metrics.timed(StreamOperation::Claim, claimed).await?;
         self.page_size.arrived(page, &entries, started.elapsed());
+        let entries = self.not_in_flight(entries);
         self.record_claimed(entries.len(), "any member, idle for CLAIM_MIN_IDLE");
         self.report_lost(deleted).await?;
         self.claims.advance(cursor);
@@ -286,24 +290,36 @@ impl<S: GroupStream> PartitionReader<S> {
         }
     }
 
-    /// Sends redelivered entries to the writer, except those already in flight. Those that were delivered more than
-    /// `max_deliveries` times are suspects: they may have crashed consumers.
+    /// Returns the entries that are not in flight in this process.
+    fn not_in_flight(&self, mut entries: Vec<RawEntry>) -> Vec<RawEntry> {
+        entries.retain(|entry| !self.context.in_flight.contains(entry.at));
+        entries
+    }
+
+    /// Sends redelivered entries to the writer. Those that were delivered more than `max_deliveries` times are suspects: they
+    /// may have crashed consumers.
     async fn send_redelivered(&mut self, entries: Vec<RawEntry>) -> Result<(), ReadError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
         let context = Arc::clone(&self.context);
         let ReadContext { streams, limits, in_flight, shutdown, .. } = &*context;
-        let deliveries = try_join_all(entries.iter().map(|entry| streams.deliveries(entry.at))).await?;
+        let permit = in_flight.read_permit(limits.in_flight);
+        let Some(mut permit) = shutdown.run_until_cancelled(permit).await else { return Ok(()) };
+        let (entries, deleted): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| entry.fields.is_some());
+        self.report_lost(deleted.iter().map(|entry| entry.at).collect()).await?;
+        let positions: Vec<Position> = entries.iter().map(|entry| entry.at).collect();
+        let deliveries = streams.deliver(&positions).await?;
         let mut harmless = Vec::new();
         let mut suspects = Vec::new();
         for (entry, deliveries) in entries.into_iter().zip(deliveries) {
-            let is_suspect = deliveries > limits.max_deliveries && entry.fields.is_some();
-            if is_suspect && !in_flight.contains(entry.at) {
+            if deliveries > limits.max_deliveries {
                 suspects.push(Suspect { entry, deliveries });
-            } else {
+            } else if deliveries > 0 {
                 harmless.push(entry);
             }
         }
-        let permit = in_flight.read_permit(limits.in_flight);
-        let Some(mut permit) = shutdown.run_until_cancelled(permit).await else { return Ok(()) };
         permit.reserve(harmless.iter().map(RawEntry::bytes).sum());
         self.send(harmless, limits.in_flight).await?;
         drop(permit);
@@ -317,8 +333,6 @@ impl<S: GroupStream> PartitionReader<S> {
         let context = Arc::clone(&self.context);
         let ReadContext { in_flight, entries: writer, tracing, shutdown, .. } = &*context;
         let read_at = Instant::now();
-        let deleted = entries.iter().filter(|entry| entry.fields.is_none());
-        self.report_lost(deleted.map(|entry| entry.at).collect()).await?;
         let mut rows = 0;
         for entry in entries {
             let bytes = entry.bytes();

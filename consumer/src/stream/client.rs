@@ -30,12 +30,26 @@ use crate::{
 /// Also runs when Redis is out of memory: an unsettled entry prevents all later entries from being trimmed.
 const SETTLE: &str = include_str!("scripts/settle.lua");
 
-/// Reads entries, a few at a time, until a number of entries or of bytes is reached. XREADGROUP has no limit of bytes, and
+/// Reads new entries, a few at a time, until a number of entries or of bytes is reached. XREADGROUP has no limit of bytes, and
 /// large entries may follow any number of small ones.
 ///
-/// KEYS: stream. ARGV: group, consumer, `>` or the id after which own pending entries are read, maximum number of entries,
-/// number of bytes, number of entries at a time. Returns the entries.
+/// KEYS: stream. ARGV: group, consumer, maximum number of entries, number of bytes, number of entries at a time. Returns the
+/// entries.
 const READ_WITHIN: &str = include_str!("scripts/read_within.lua");
+
+/// Reads pending entries of this consumer. Changes nothing, whereas XREADGROUP would count a delivery of each of them, and some
+/// may be in flight.
+///
+/// KEYS: stream. ARGV: group, consumer, id after which entries are read, maximum number of entries, number of bytes at which
+/// the page ends. Returns the entries; the fields of one that was deleted from the stream are nil.
+const READ_OWN_PENDING: &str = include_str!("scripts/read_own_pending.lua");
+
+/// Counts a delivery of each entry that is pending with this consumer. Claims count none: a claimed entry may be in flight in
+/// this process.
+///
+/// KEYS: stream. ARGV: group, consumer, then the ids. Returns the number of deliveries of each entry; 0 if it is not pending
+/// with this consumer, or was deleted from the stream.
+const DELIVER: &str = include_str!("scripts/deliver.lua");
 
 /// Trims entries that every group of the stream has acknowledged and that are older than the retention. Atomic, so that no
 /// entry can be delivered, and no group created, between the checks and the trim.
@@ -57,7 +71,8 @@ const BEGIN_QUARANTINE: &str = include_str!("scripts/begin_quarantine.lua");
 /// KEYS: stream, quarantine. ARGV: group, process.
 const END_QUARANTINE: &str = include_str!("scripts/end_quarantine.lua");
 
-/// Claims pending entries that have been idle for the minimum idle time. XAUTOCLAIM and XCLAIM remove entries that were deleted
+/// Claims pending entries that have been idle for the minimum idle time, own ones included, without counting a delivery.
+/// XAUTOCLAIM and XCLAIM remove entries that were deleted
 /// from the stream from the pending entries list: if the reply is lost, so is the loss. Such entries are not claimed here.
 ///
 /// KEYS: stream. ARGV: group, claiming consumer, minimum idle time in milliseconds, first id, maximum number of entries,
@@ -227,37 +242,14 @@ impl Streams {
         }
     }
 
-    /// Reads entries as this consumer, and counts them.
-    async fn read(&self, partition: Partition, from: String, page: Page) -> Result<Vec<RawEntry>, Error> {
-        let read = self.read_uncounted(partition, from, page).await?;
-        self.activity.of(partition).add_read(read.len());
-        Ok(read)
-    }
-
-    async fn read_uncounted(
+    /// Counts entries that this consumer has read.
+    fn count_read(
         &self,
         partition: Partition,
-        from: String,
-        page: Page,
+        read: Result<Vec<RawEntry>, Error>,
     ) -> Result<Vec<RawEntry>, Error> {
-        let stream = self.key(partition);
-        let count = page.count.to_string();
-        if page.count > page.unmeasured && page.patience.is_none() {
-            let (bytes, unmeasured) = (page.bytes.to_string(), page.unmeasured.to_string());
-            let args = [&self.group, &self.consumer, &from, &count, &bytes, &unmeasured].map(String::clone);
-            let keys = [stream];
-            let read = self.redis.eval_identifying(READ_WITHIN, &keys, Retry::NonIdempotent, args);
-            return reply::entries(partition, read.await?);
-        }
-        let args = ["GROUP", &self.group, &self.consumer, "COUNT", &count, "STREAMS", &stream, &from];
-        let args = args.map(Value::from).into();
-        reply::read(
-            partition,
-            match page.patience {
-                None => self.redis.run_identifying(&stream, Retry::NonIdempotent, "XREADGROUP", args).await?,
-                Some(limit) => self.redis.run_patiently(&stream, limit, "XREADGROUP", args).await?,
-            },
-        )
+        self.activity.of(partition).add_read(read.as_ref().map_or(0, Vec::len));
+        read
     }
 
     /// Runs a script whose only key is the stream of a partition.
@@ -345,7 +337,22 @@ impl GroupStream for Streams {
     }
 
     async fn read_new(&self, partition: Partition, page: Page) -> Result<Vec<RawEntry>, Error> {
-        self.read(partition, ">".to_owned(), page).await
+        let stream = self.key(partition);
+        let count = page.count.to_string();
+        if page.count > page.unmeasured && page.patience.is_none() {
+            let (bytes, unmeasured) = (page.bytes.to_string(), page.unmeasured.to_string());
+            let args = [&self.group, &self.consumer, &count, &bytes, &unmeasured].map(String::clone);
+            let keys = [stream];
+            let read = self.redis.eval_identifying(READ_WITHIN, &keys, Retry::NonIdempotent, args);
+            return self.count_read(partition, reply::entries(partition, read.await?));
+        }
+        let args = ["GROUP", &self.group, &self.consumer, "COUNT", &count, "STREAMS", &stream, ">"];
+        let args = args.map(Value::from).into();
+        let read = match page.patience {
+            None => self.redis.run_identifying(&stream, Retry::NonIdempotent, "XREADGROUP", args).await?,
+            Some(limit) => self.redis.run_patiently(&stream, limit, "XREADGROUP", args).await?,
+        };
+        self.count_read(partition, reply::read(partition, read))
     }
 
     async fn read_own_pending(
@@ -354,7 +361,18 @@ impl GroupStream for Streams {
         after: EntryId,
         page: Page,
     ) -> Result<Vec<RawEntry>, Error> {
-        self.read(partition, after.to_string(), page).await
+        let stream = self.key(partition);
+        let [count, bytes] = [page.count, page.bytes].map(|number| number.to_string());
+        let args = [&self.group, &self.consumer, &after.to_string(), &count, &bytes].map(Value::from);
+        let read = match page.patience {
+            None => self.redis.eval_identifying(READ_OWN_PENDING, &[stream], Retry::Idempotent, args).await?,
+            Some(limit) => {
+                let eval = [READ_OWN_PENDING, "1", &stream].map(Value::from).into_iter().chain(args);
+                self.redis.run_patiently(&stream, limit, "EVAL", eval.collect()).await?
+            }
+        };
+        // After a lost reply, these are the entries of that read.
+        self.count_read(partition, reply::entries(partition, read))
     }
 
     async fn claim(
@@ -465,6 +483,14 @@ impl GroupStream for Streams {
         let keys = [self.key(partition), self.keys.quarantine(partition, &self.group)];
         let args = [self.group.as_str(), &self.process];
         self.redis.eval::<u64>(END_QUARANTINE, &keys, Retry::Idempotent, args).await.map(drop)
+    }
+
+    async fn deliver(&self, entries: &[Position]) -> Result<Vec<u64>, Error> {
+        let Some(Position { partition, incarnation, .. }) = entries.first() else { return Ok(Vec::new()) };
+        let args = [self.group.clone(), self.consumer.clone()];
+        let args = args.into_iter().chain(entries.iter().map(|at| at.id.to_string()));
+        let redis = self.redis.only(*incarnation);
+        redis.eval(DELIVER, &[self.key(*partition)], Retry::NonIdempotent, args).await
     }
 
     async fn deliveries(&self, at: Position) -> Result<u64, Error> {

@@ -46,7 +46,7 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         page: Page,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
-    /// Reads a page of pending entries of this consumer in a partition, with ids greater than `after`.
+    /// Reads a page of pending entries of this consumer in a partition, with ids greater than `after`. Counts no delivery.
     fn read_own_pending(
         &self,
         partition: Partition,
@@ -54,8 +54,8 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         page: Page,
     ) -> impl Future<Output = Result<Vec<RawEntry>, Error>> + Send;
 
-    /// Claims a page of pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`. Entries that
-    /// were deleted from the stream stay pending.
+    /// Claims a page of pending entries that have been idle for at least `min_idle_ms`, starting at `cursor`. Those of this
+    /// consumer are no longer idle afterwards. Counts no delivery. Entries that were deleted from the stream stay pending.
     fn claim(
         &self,
         partition: Partition,
@@ -65,8 +65,8 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Claimed, Error>> + Send;
 
     /// Claims a page of pending entries of a departed consumer: one that is not among `members` and has been idle for at
-    /// least `idle_ms`, or the one to which operators hand over entries. Returns `None` if no departed consumer has pending
-    /// entries.
+    /// least `idle_ms`, or the one to which operators hand over entries. Counts no delivery. Returns `None` if no departed
+    /// consumer has pending entries.
     fn claim_departed(
         &self,
         partition: Partition,
@@ -82,6 +82,10 @@ pub(crate) trait GroupStream: Clone + Send + Sync + 'static {
         members: &HashSet<MemberName>,
         cursor: EntryId,
     ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Counts a delivery of each of these entries of one reply, which this process is about to process. Returns the number of
+    /// deliveries of each; 0 if it is not pending with this consumer any more.
+    fn deliver(&self, entries: &[Position]) -> impl Future<Output = Result<Vec<u64>, Error>> + Send;
 
     /// Returns the number of deliveries of an entry as counted by Redis; 0 if the entry is not pending.
     fn deliveries(&self, at: Position) -> impl Future<Output = Result<u64, Error>> + Send;

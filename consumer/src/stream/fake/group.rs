@@ -39,6 +39,7 @@ pub(crate) enum Operation {
     ReadOwnPending,
     Claim,
     ClaimDeparted,
+    Deliver,
     Deliveries,
     ForgetDeleted,
     Quarantines,
@@ -106,6 +107,16 @@ impl FakeGroup {
     /// Deletes an entry from the stream. It stays in the pending entries list.
     pub(crate) fn delete(&self, seq: u64) {
         self.lock().entries.remove(&position(seq));
+    }
+
+    /// Acknowledges an entry, as its former owner may do.
+    pub(crate) fn settle(&self, seq: u64) {
+        self.lock().pending.remove(&position(seq));
+    }
+
+    /// Returns the idle time of a pending entry.
+    pub(crate) fn idle(&self, seq: u64) -> Duration {
+        self.lock().pending[&position(seq)].delivered_at.elapsed()
     }
 
     /// Removes the group, as when Redis loses its data.
@@ -236,13 +247,14 @@ impl State {
         RawEntry { at: Position { incarnation: self.incarnation, ..at }, fields }
     }
 
-    /// Delivers entries to `a`. Deleted entries stay pending and are returned separately.
+    /// Claims entries for `a`. Deleted entries stay pending and are returned separately.
     fn claim(&mut self, claimed: &[Position]) -> (Vec<RawEntry>, Vec<Position>) {
         let mut entries = Vec::new();
         let mut deleted = Vec::new();
         for at in claimed {
             if self.entries.contains_key(at) {
-                self.deliver(*at);
+                let deliveries = self.pending.get(at).map_or(0, |pending| pending.deliveries);
+                self.set_pending(*at, deliveries);
                 entries.push(self.raw(*at));
             } else {
                 deleted.push(Position { incarnation: self.incarnation, ..*at });
@@ -251,8 +263,7 @@ impl State {
         (entries, deleted)
     }
 
-    fn deliver(&mut self, at: Position) {
-        let deliveries = self.pending.get(&at).map_or(0, |pending| pending.deliveries) + 1;
+    fn set_pending(&mut self, at: Position, deliveries: u64) {
         let pending = Pending { consumer: CONSUMER.to_owned(), deliveries, delivered_at: Instant::now() };
         self.pending.insert(at, pending);
     }
@@ -291,7 +302,7 @@ impl GroupStream for FakeGroup {
                 state.last_delivered.insert(partition, last.id);
             }
             for at in &new {
-                state.deliver(*at);
+                state.set_pending(*at, 1);
             }
             Ok(new.into_iter().map(|at| state.raw(at)).collect())
         });
@@ -309,11 +320,6 @@ impl GroupStream for FakeGroup {
             let mut own = state.pending_where(partition, |pending| pending.consumer == CONSUMER);
             own.retain(|at| at.id > after);
             own.truncate(usize::try_from(page.count).unwrap());
-            for at in &own {
-                if state.entries.contains_key(at) {
-                    state.deliver(*at);
-                }
-            }
             Ok(own.into_iter().map(|at| state.raw(at)).collect())
         });
         read.await
@@ -367,6 +373,21 @@ impl GroupStream for FakeGroup {
     /// Idle times never stand still here.
     async fn restamp(&self, _: Partition, _: &HashSet<MemberName>, _: EntryId) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn deliver(&self, entries: &[Position]) -> Result<Vec<u64>, Error> {
+        let ids = numbers(entries.iter().map(|at| at.id.seq));
+        let delivered = self.call(Operation::Deliver, ids, |state| {
+            let mut deliver = |at: &Position| {
+                let at = stored(*at);
+                let pending = state.pending.get(&at).filter(|pending| pending.consumer == CONSUMER);
+                let Some(deliveries) = pending.map(|pending| pending.deliveries + 1) else { return 0 };
+                state.set_pending(at, deliveries);
+                deliveries
+            };
+            Ok(entries.iter().map(&mut deliver).collect())
+        });
+        delivered.await
     }
 
     async fn deliveries(&self, at: Position) -> Result<u64, Error> {

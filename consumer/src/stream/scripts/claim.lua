@@ -3,8 +3,9 @@ local rows = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[4], '+', ARGV[6])
 local visited, claimed, deleted, bytes = '', {}, {}, 0
 for i, row in ipairs(rows) do
     if row[3] >= tonumber(ARGV[3]) then
-        if #redis.call('XRANGE', KEYS[1], row[1], row[1]) > 0 then
-            local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], row[1])[1]
+        local entry = redis.call('XRANGE', KEYS[1], row[1], row[1])[1]
+        if entry then
+            redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], row[1], 'JUSTID')
             claimed[#claimed + 1] = entry
             for _, part in ipairs(entry[2]) do bytes = bytes + #part end
         elseif row[2] == ARGV[2] then

@@ -9,10 +9,11 @@ for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
         if consumer.pending > 0 then
             local claimed, deleted, bytes = {}, {}, 0
             for _, row in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], consumer.name)) do
-                if #redis.call('XRANGE', KEYS[1], row[1], row[1]) == 0 then
+                local entry = redis.call('XRANGE', KEYS[1], row[1], row[1])[1]
+                if not entry then
                     deleted[#deleted + 1] = row[1]
                 elseif bytes < tonumber(ARGV[6]) then
-                    local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, row[1])[1]
+                    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, row[1], 'JUSTID')
                     claimed[#claimed + 1] = entry
                     for _, part in ipairs(entry[2]) do bytes = bytes + #part end
                 end
