@@ -52,6 +52,8 @@ struct State {
     reading: usize,
     /// Start of the current pause; `None` while the writer can write.
     paused_since: Option<Instant>,
+    /// Start of the current stall: Postgres answers, and takes none of the rows; `None` while it takes some.
+    stalled_since: Option<Instant>,
     /// Entries whose rows Postgres does not take, while it takes others. Nothing waits for them: they may stay for long.
     held: HashSet<Position>,
     /// Latest entries that are stored and may still be pending, because their acknowledgement failed, oldest first.
@@ -254,9 +256,28 @@ impl InFlight {
         });
     }
 
-    /// Returns the time since [`InFlight::pause`]; zero when reading is not paused.
-    pub(crate) fn paused_for(&self) -> Duration {
-        self.state.borrow().paused_since.map(|since| since.elapsed()).unwrap_or_default()
+    /// Sets whether Postgres answers and takes none of the rows.
+    pub(crate) fn set_stalled(&self, is_stalled: bool) {
+        self.state.send_if_modified(|state| {
+            state.stalled_since = is_stalled.then(|| state.stalled_since.unwrap_or_else(Instant::now));
+            false
+        });
+    }
+
+    /// Returns the time for which no row could be stored: reading is paused, or Postgres takes none of the rows.
+    pub(crate) fn stuck_for(&self) -> Duration {
+        let state = self.state.borrow();
+        let since = [state.paused_since, state.stalled_since].into_iter().flatten().min();
+        since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    /// Returns whether held entries reach a limit, so that nothing is read.
+    pub(crate) fn is_filled_by_held(&self, limits: InFlightLimits) -> bool {
+        let state = self.state.borrow();
+        let held = || state.held.iter().filter_map(|at| state.entries.get(at));
+        let rows: usize = held().map(|weight| weight.rows).sum();
+        let bytes: usize = held().map(|weight| weight.bytes).sum();
+        rows >= limits.rows || bytes >= limits.bytes
     }
 
     /// Replaces the set of held entries, whose rows Postgres does not take.

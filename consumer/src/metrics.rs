@@ -62,6 +62,7 @@ struct BatchMetrics {
     direct_copy_fallbacks: Counter<u64>,
     failed: Counter<u64>,
     rows_inserted: Counter<u64>,
+    rows_held: Gauge<u64>,
     likes_deduplicated: Counter<u64>,
     likes_discarded: Counter<u64>,
     rows: Histogram<u64>,
@@ -178,6 +179,10 @@ impl BatchMetrics {
                 &[RETRY, HALT].map(|class| KeyValue::new(names::CLASS, class)),
             ),
             rows_inserted: counter(metric::ROWS_INSERTED, "Rows inserted into the table"),
+            rows_held: meter
+                .u64_gauge(metric::ROWS_HELD)
+                .with_description("Rows that Postgres does not take yet; they are tried again")
+                .build(),
             likes_deduplicated: counter(
                 metric::LIKES_DEDUPLICATED,
                 "Likes that were already in the batch or in the table",
@@ -344,6 +349,10 @@ impl Metrics {
         for latency in &batch.end_to_end_latencies {
             self.batches.end_to_end_latency.record(latency.as_secs_f64(), &[]);
         }
+    }
+
+    pub(crate) fn held(&self, rows: usize) {
+        self.batches.rows_held.record(rows as u64, &[]);
     }
 
     pub(crate) fn owned(&self, own: usize, orphans: usize, paused: usize) {

@@ -246,6 +246,7 @@ impl Pipeline {
             ),
             stalled: false,
             limits: BatchLimits { rows: settings.batch_rows.get(), linger: settings.batch_linger },
+            in_flight_limits: self.in_flight_limits(),
             acknowledger: Acknowledger {
                 streams: self.streams.clone(),
                 in_flight: Arc::clone(&shared.in_flight),
@@ -263,6 +264,11 @@ impl Pipeline {
         }
     }
 
+    fn in_flight_limits(&self) -> InFlightLimits {
+        let rows = BATCHES_IN_FLIGHT * self.settings.batch_rows.get();
+        InFlightLimits { rows, bytes: self.settings.in_flight_bytes.0 }
+    }
+
     fn supervisor(
         &self,
         shared: &Shared,
@@ -272,10 +278,7 @@ impl Pipeline {
     ) -> Supervisor<Streams> {
         let settings = &self.settings;
         let limits = ReadLimits {
-            in_flight: InFlightLimits {
-                rows: BATCHES_IN_FLIGHT * settings.batch_rows.get(),
-                bytes: settings.in_flight_bytes.0,
-            },
+            in_flight: self.in_flight_limits(),
             redis_timeout: settings.redis.redis_timeout,
             poll_min: pacing::poll_min(settings.batch_linger),
             claim_min_idle: settings.claim_min_idle,

@@ -26,7 +26,7 @@ use shared::{
 };
 
 use crate::{
-    metrics::{CommittedBatch, StreamOperation},
+    metrics::StreamOperation,
     store::{batch::Batch, gathering::Flush, write::Attempt},
 };
 
@@ -85,10 +85,10 @@ impl BatchTracing {
     }
 
     /// Records the result of a batch on its span.
-    pub(crate) fn committed(batch: Option<&Span>, committed: &CommittedBatch) {
+    pub(crate) fn committed(batch: Option<&Span>, inserted: u64, fell_back: bool) {
         if let Some(span) = batch {
-            span.set(names::ROWS_INSERTED, i64::try_from(committed.tally.inserted).unwrap_or(i64::MAX));
-            span.set(names::FELL_BACK, committed.fell_back);
+            span.set(names::ROWS_INSERTED, i64::try_from(inserted).unwrap_or(i64::MAX));
+            span.set(names::FELL_BACK, fell_back);
         }
     }
 

@@ -7,22 +7,46 @@ use fred::{
     prelude::{Client, ClientLike, StreamsInterface},
     types::{ClusterHash, CustomCommand},
 };
+use shared::wire::codec;
 
 use crate::{
     database_failures::ready,
     dead_letters::dead_letters,
-    harness::{GROUP, PARTITIONS, Setup, eventually, like, likes, pending, stream},
+    harness::{GROUP, PARTITIONS, Setup, append_raw, eventually, like, likes, pending, stream},
 };
 
 const TRIGGER: &str = "CREATE TRIGGER test BEFORE INSERT ON likes FOR EACH ROW EXECUTE FUNCTION test()";
 
 /// Runs PL/pgSQL before each inserted row.
 async fn before_each_row(postgres: &tokio_postgres::Client, body: &str) {
+    replace_function(postgres, body).await;
+    postgres.batch_execute(TRIGGER).await.unwrap();
+}
+
+async fn replace_function(postgres: &tokio_postgres::Client, body: &str) {
     let function = format!(
         "CREATE OR REPLACE FUNCTION test() RETURNS trigger LANGUAGE plpgsql AS
-         $$ BEGIN {body} RETURN NEW; END $$; {TRIGGER}"
+         $$ BEGIN {body} RETURN NEW; END $$"
     );
     postgres.batch_execute(&function).await.unwrap();
+}
+
+/// Waits until a trigger sleeps in a transaction of the consumer.
+async fn asleep(postgres: &tokio_postgres::Client) {
+    let sleeping = "SELECT count(*) FROM pg_stat_activity
+                    WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    eventually("a trigger sleeps", async || {
+        postgres.query_one(sleeping, &[]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+}
+
+/// Lets consumers write as a role that is no superuser. Returns the URL.
+async fn writer_role(setup: &Setup, grants: &str) -> String {
+    let role = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema, likes_database TO writer;
+                GRANT SELECT, INSERT ON likes TO writer;";
+    setup.postgres_client().await.batch_execute(&format!("{role}{grants}")).await.unwrap();
+    setup.database_url().replace("postgres@", "writer@")
 }
 
 /// Counts rows with SQL that works while a table is changed.
@@ -47,11 +71,17 @@ async fn a_slow_table_is_written_to_in_smaller_pieces() {
     before_each_row(&postgres, "PERFORM pg_sleep(0.003);").await;
     let consumer = setup.consumer(&[("WRITE_TIMEOUT", "2s")]);
     let started = Instant::now();
+    let redis = setup.redis_client().await;
     setup.append(&likes(5_000), 100).await;
+    eventually("some entries are acknowledged while the others are written", async || {
+        let (acknowledged, pending) = (consumer.metrics().unwrap(), pending(&redis).await);
+        acknowledged.sum("likestream_entries_acknowledged_total") >= 5.0 && pending >= 5
+    })
+    .await;
     setup.wait_for_rows(5_000).await;
     setup.wait_until_drained().await;
     println!("drained in {:?}", started.elapsed());
-    assert!(dead_letters(&setup.redis_client().await).await.is_empty());
+    assert!(dead_letters(&redis).await.is_empty());
 
     // Full batches return with the speed of the table.
     postgres.batch_execute("DROP TRIGGER test ON likes").await.unwrap();
@@ -176,12 +206,10 @@ async fn a_row_that_ends_its_session_is_kept_and_does_not_hold_up_other_rows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_row_level_security_refuses_become_dead_letters() {
     let setup = Setup::with_own_postgres(&[]);
-    let policy = "CREATE ROLE writer LOGIN; GRANT SELECT ON likes_schema, likes_database TO writer;
-                  GRANT SELECT, INSERT ON likes TO writer; ALTER TABLE likes ENABLE ROW LEVEL SECURITY;
+    let policy = "ALTER TABLE likes ENABLE ROW LEVEL SECURITY;
                   CREATE POLICY reading ON likes FOR SELECT USING (true);
                   CREATE POLICY writing ON likes FOR INSERT WITH CHECK (user_id < 1000)";
-    setup.postgres_client().await.batch_execute(policy).await.unwrap();
-    let url = setup.database_url().replace("postgres@", "writer@");
+    let url = writer_role(&setup, policy).await;
     let consumer = setup.consumer(&[("DATABASE_URL", &url)]);
     setup.append(&(900..1_100).map(|user| like(user, 42)).collect::<Vec<_>>(), 1).await;
     setup.wait_for_rows(100).await;
@@ -255,4 +283,55 @@ async fn rejected_rows_wait_until_the_table_takes_another_row() {
     setup.wait_until_drained().await;
     assert_eq!(dead_letters(&redis).await.len(), 500);
     eventually("ready", async || ready(&consumer).0 == 200).await;
+}
+
+/// A function that a trigger calls is replaced while a transaction inserts and rejects rows. The rows that the replacement
+/// rejects are fine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_is_replaced_during_a_transaction_causes_no_dead_letters() {
+    let setup = Setup::new().await;
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let rejects = "IF NEW.user_id IN (13, 99) THEN RAISE EXCEPTION 'bad row'; END IF;";
+    let sleeps = "IF NEW.user_id = 60 THEN PERFORM pg_sleep(1); END IF;";
+    before_each_row(&postgres, &format!("{rejects}{sleeps}")).await;
+    let consumer = setup.consumer(&[]);
+    setup.append(&likes(100), 100).await;
+    asleep(&postgres).await;
+    replace_function(&postgres, "RAISE EXCEPTION 'broken';").await;
+    eventually("rows are held", async || consumer.metrics().unwrap().sum("likestream_rows_held") > 40.0)
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((dead_letters(&redis).await.len(), pending(&redis).await), (0, 1));
+    replace_function(&postgres, rejects).await;
+    setup.wait_for_rows(98).await;
+    setup.wait_until_drained().await;
+    assert_eq!(dead_letters(&redis).await.len(), 2);
+}
+
+/// A row ends its session, twice. Then Postgres admits no session: nothing shows that it takes other rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_stays_paused_until_a_transaction_is_committed() {
+    let setup = Setup::with_own_postgres(&[]);
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let url = writer_role(&setup, "CREATE SEQUENCE tries; GRANT USAGE ON tries TO writer").await;
+    let kill =
+        "PERFORM nextval('tries'); PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(5);";
+    before_each_row(&postgres, kill).await;
+    let _consumer = setup.consumer(&[("DATABASE_URL", &url)]);
+    setup.append(&likes(1), 1).await;
+    while postgres.query_one("SELECT last_value FROM tries", &[]).await.unwrap().get::<_, i64>(0) < 2 {}
+    let refuse = "ALTER ROLE writer NOLOGIN;
+                  SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'";
+    postgres.batch_execute(refuse).await.unwrap();
+    for user in 2..=20 {
+        append_raw(&redis, 0, &codec::encode(&[like(user, 42)])).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pending(&redis).await, 1, "nothing else was read");
+    postgres.batch_execute("ALTER ROLE writer LOGIN; DROP TRIGGER test ON likes").await.unwrap();
+    setup.wait_for_rows(20).await;
+    setup.wait_until_drained().await;
+    assert!(dead_letters(&redis).await.is_empty());
 }

@@ -1,5 +1,7 @@
 //! Graceful shutdown after SIGTERM: drain, clean up, exit with 0.
 
+use std::time::Duration;
+
 use devstack::{
     http_client::{HttpClient, HttpError, Response},
     program::Program,
@@ -85,6 +87,32 @@ async fn entries_not_stored_within_the_drain_timeout_stay_pending() {
     setup.postgres().start_again().unwrap();
     let _next = setup.consumer(&[("CLAIM_MIN_IDLE", "500ms"), ("WRITE_TIMEOUT", "200ms")]);
     setup.wait_for_rows(100).await;
+    setup.wait_until_drained().await;
+}
+
+/// Postgres does not take one row, and takes all others.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_entries_stay_pending_at_a_clean_shutdown() {
+    let setup = Setup::new().await;
+    let blocker = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let mut consumer = setup.consumer(&[("DRAIN_TIMEOUT", "1m")]);
+    blocker.batch_execute("BEGIN; INSERT INTO likes VALUES (7, 42, 'epoch')").await.unwrap();
+    setup.append(&likes(20), 1).await;
+    setup.wait_for_rows(19).await;
+    eventually("one entry is pending", async || pending(&redis).await == 1).await;
+    let started = std::time::Instant::now();
+    let status = consumer.terminate(SOON).unwrap();
+    assert!(status.success(), "{status}: {}", consumer.log_text());
+    assert!(started.elapsed() < Duration::from_secs(20));
+    let log = consumer.log_text();
+    let line = log.lines().find(|line| line.contains("held entries stay pending for other consumers"));
+    assert!(line.is_some_and(|line| line.contains("\"entries\":1,")), "{log}");
+    assert_eq!(pending(&redis).await, 1);
+
+    let _next = setup.consumer(&[]);
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    setup.wait_for_rows(20).await;
     setup.wait_until_drained().await;
 }
 

@@ -150,7 +150,7 @@ impl<H: Heartbeats> Membership<H> {
                 () = drained.cancelled() => break,
             }
             if !self.is_leaving() {
-                let is_stuck = self.context.in_flight.paused_for() >= STUCK_AFTER;
+                let is_stuck = self.context.in_flight.stuck_for() >= STUCK_AFTER;
                 self.heartbeat.state = if is_stuck { MemberState::Stuck } else { MemberState::Active };
             }
             self.send_heartbeat().await?;

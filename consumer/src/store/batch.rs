@@ -1,7 +1,8 @@
 //! Batch: rows that are written together, and the entries that they settle.
 //!
-//! In a pass, each row is untried, stored, or obstructed: not stored although it was sent alone. At the end of the pass, an
-//! obstructed row is rejected, if that is a verdict about the row, or waits for the next pass.
+//! In a pass, each row is untried, stored, or obstructed: not stored although it was sent alone. A row that the table rejects is
+//! tried twice. At the end of the pass, an obstructed row is rejected, if that is a verdict about the row, or waits for the next
+//! pass.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,32 +21,47 @@ use crate::{
     entry::{Entry, Position},
     store::{
         error::WriteError,
+        evidence::{Evidence, Rejection},
         pieces::Pieces,
         proof::{Committed, RowKey, SettledEntry, Tally, row_key},
     },
 };
 
-/// Rows, one per (user, post), in the order of the table's primary key, with the outcomes that are already committed.
+/// Rows, one per (user, post), with the outcomes that are already committed.
+///
+/// The rows are tried in two runs, each in the order of the table's primary key: rows that had no turn yet, then those that an
+/// earlier pass sent alone. So every row gets its turn, and all consumers lock rows in one order.
 #[derive(Debug)]
 pub struct Batch {
     rows: Vec<Like>,
     entries: Vec<SettledEntry>,
-    likes: usize,
     first_read_at: Instant,
     /// Links to the producer spans of the entries.
     links: Links,
     untried: Pieces,
+    /// Number of rows in the first run.
+    first_run: usize,
     /// Rows that were not stored although they were sent alone.
-    obstructed: Vec<(usize, Obstacle)>,
-    /// Rejected rows among them.
-    rejections: Option<Rejections>,
+    obstructed: Vec<Obstructed>,
+    /// First rejection of each row without a verdict.
+    first_rejections: HashMap<RowKey, Rejection>,
     /// Obstacle of the last piece that was not stored.
     failure: Option<Obstacle>,
     /// Rows that the table rejects, with the reason.
     rejected: HashMap<RowKey, String>,
+    /// Number of likes by what became of them since entries were last taken.
     tally: Tally,
     /// Number of earlier passes over these rows.
     passes: u32,
+}
+
+/// Row that was not stored although it was sent alone.
+#[derive(Debug)]
+struct Obstructed {
+    row: usize,
+    obstacle: Obstacle,
+    /// First rejection of a row that was rejected again.
+    rejected_before: Option<Rejection>,
 }
 
 /// Outcome of one statement on the next piece of a batch.
@@ -55,14 +71,6 @@ pub(super) struct Outcome {
     pub(super) rows: usize,
     /// If the piece was not stored and has several rows, its halves are tried next.
     pub(super) result: Result<Stored, Obstacle>,
-}
-
-/// Rows that the table rejected in this pass.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rejections {
-    pub(super) rows: usize,
-    /// Number of the definition of the table at the first rejection.
-    pub(super) definition: u64,
 }
 
 /// Result of a statement that stored a piece. All other rows of the piece were in the table already.
@@ -82,13 +90,26 @@ pub struct Obstacle {
     pub why: String,
 }
 
-/// Result of one pass over a batch.
+/// Result of one write of a batch.
 #[derive(Debug)]
 pub struct Written {
     /// Entries that are settled, and what was stored.
     pub committed: Committed,
-    /// Rows that are not settled.
-    pub remainder: Option<Remainder>,
+    pub rest: Rest,
+}
+
+/// What a write leaves of a batch.
+#[derive(Debug)]
+pub enum Rest {
+    /// All entries are settled.
+    Nothing,
+    /// The pass is not over: some rows are not tried yet.
+    Unfinished(Batch),
+    /// The pass is over, and some rows were not stored.
+    Obstructed(Remainder),
+    /// An error that says nothing about the rows. The batch may be stored despite the error, if only the reply to COMMIT was
+    /// lost.
+    Failed(Batch, WriteError),
 }
 
 /// Rows that a pass did not settle, with their entries.
@@ -157,27 +178,31 @@ impl Batch {
             rows.extend_from_slice(&likes);
             settled.push(SettledEntry { at, likes: likes.len(), dead_letters, payload });
         }
-        let all = rows.len();
-        // Key order: all consumers lock rows in the same order, and index pages are visited sequentially. Among likes with
-        // the same key the earliest is kept.
-        rows.sort_unstable_by_key(|like| (row_key(*like), like.created_at_us()));
-        rows.dedup_by_key(|like| row_key(*like));
-        let tally = Tally { deduplicated: (all - rows.len()) as u64, ..Tally::default() };
-        Self { links, tally, ..Self::of_distinct(rows, settled, first_read_at) }
+        let deduplicated = sort_distinct(&mut rows);
+        let tally = Tally { deduplicated, ..Tally::default() };
+        Self { links, tally, ..Self::of_runs(rows, Vec::new(), settled, first_read_at) }
     }
 
-    /// Creates a batch of untried rows with distinct keys.
-    fn of_distinct(rows: Vec<Like>, entries: Vec<SettledEntry>, first_read_at: Instant) -> Self {
+    /// Creates a batch of untried rows with distinct keys, in two sorted runs.
+    fn of_runs(
+        first: Vec<Like>,
+        second: Vec<Like>,
+        entries: Vec<SettledEntry>,
+        first_read_at: Instant,
+    ) -> Self {
+        let first_run = first.len();
+        let mut rows = first;
+        rows.extend(second);
         Self {
-            untried: Pieces::new(rows.len()),
-            likes: entries.iter().map(|entry| entry.likes).sum(),
+            untried: Pieces::new([0..first_run, first_run..rows.len()]),
+            first_run,
             rows,
             entries,
             first_read_at,
             links: Links::default(),
             obstructed: Vec::new(),
+            first_rejections: HashMap::new(),
             failure: None,
-            rejections: None,
             rejected: HashMap::new(),
             tally: Tally::default(),
             passes: 0,
@@ -191,7 +216,7 @@ impl Batch {
 
     /// Returns the number of likes of its entries, duplicates included.
     pub fn likes(&self) -> usize {
-        self.likes
+        self.entries.iter().map(|entry| entry.likes).sum()
     }
 
     /// Returns the number of entries that the batch settles.
@@ -234,9 +259,8 @@ impl Batch {
         Untried { rows: &self.rows, pieces: self.untried.clone() }
     }
 
-    /// Records the outcomes of the next pieces, in order. A stored piece must be committed. `definition` is the number of the
-    /// definition of the table.
-    pub(super) fn record(&mut self, outcomes: impl IntoIterator<Item = Outcome>, definition: u64) {
+    /// Records the outcomes of the next pieces, in order. A stored piece must be committed.
+    pub(super) fn record(&mut self, outcomes: impl IntoIterator<Item = Outcome>, evidence: &mut Evidence) {
         for Outcome { rows, result } in outcomes {
             match result {
                 Ok(Stored { inserted, discarded }) => {
@@ -245,77 +269,152 @@ impl Batch {
                     self.tally.discarded += discarded;
                     let known = (rows as u64).saturating_sub(inserted).saturating_sub(discarded);
                     self.tally.deduplicated += known;
+                    evidence.inserted(inserted);
                 }
                 Err(obstacle) => {
                     self.failure = Some(obstacle.clone());
                     let Some(row) = self.untried.failed(rows) else { continue };
-                    if obstacle.class == FailureClass::Reject {
-                        self.rejections.get_or_insert(Rejections { rows: 0, definition }).rows += 1;
-                    }
-                    self.obstructed.push((row, obstacle));
+                    let is_rejected = obstacle.class == FailureClass::Reject;
+                    let rejected_before = if is_rejected { self.reject(row, evidence) } else { None };
+                    self.obstructed.push(Obstructed { row, obstacle, rejected_before });
                 }
             }
         }
     }
 
-    /// Returns the rejected rows of this pass; `None` if there are none.
-    pub(super) fn rejections(&self) -> Option<Rejections> {
-        self.rejections
+    /// Notes that a row was rejected. Returns its first rejection if it was rejected before, by the same definition of the table.
+    fn reject(&mut self, row: usize, evidence: &Evidence) -> Option<Rejection> {
+        let (key, rejection) = (row_key(*self.rows.get(row)?), evidence.rejection());
+        let first = self.first_rejections.get(&key).copied();
+        let first = first.filter(|first| first.is_by_definition_of(rejection));
+        if first.is_none() {
+            self.first_rejections.insert(key, rejection);
+        }
+        first
     }
 
-    /// Ends a pass. Entries without waiting or untried rows are settled. Rejected rows become dead letters if
-    /// `rejections_count`; otherwise they wait like the others.
-    pub(super) fn settle(mut self, rejections_count: bool, fell_back: bool) -> Written {
-        // Untried rows come first in the next pass, so that every row gets its turn.
-        let mut waiting: Vec<Like> =
-            self.untried.rows().filter_map(|row| self.rows.get(row).copied()).collect();
-        let mut cause: Option<Obstacle> = None;
-        for (row, obstacle) in mem::take(&mut self.obstructed) {
-            let Some(like) = self.rows.get(row).copied() else { continue };
-            if rejections_count && obstacle.class == FailureClass::Reject {
-                self.tally.rejected += 1;
-                self.rejected.insert(row_key(like), obstacle.why);
-            } else {
-                waiting.push(like);
-                let is_worse = |cause: &Obstacle| cause.class != FailureClass::Reject;
-                if cause.as_ref().is_none_or(is_worse) {
-                    cause = Some(obstacle);
-                }
-            }
+    /// Makes the rows that were rejected for the first time untried again, each alone, for another transaction. Does nothing if
+    /// that cannot bring verdicts. Returns whether there are such rows.
+    pub(super) fn retry_rejected(&mut self, evidence: &Evidence) -> bool {
+        let is_new =
+            |one: &Obstructed| one.obstacle.class == FailureClass::Reject && one.rejected_before.is_none();
+        let rows: Vec<usize> = self.obstructed.iter().filter(|one| is_new(one)).map(|one| one.row).collect();
+        let first_rejections =
+            || rows.iter().filter_map(|row| self.rows.get(*row)).map(|like| row_key(*like));
+        let mut first_rejections = first_rejections().filter_map(|key| self.first_rejections.get(&key));
+        let may_count =
+            rows.len() <= evidence.allowance() || first_rejections.any(|one| evidence.proves(*one));
+        if rows.is_empty() || !may_count {
+            return false;
         }
-        let keys: HashSet<RowKey> = waiting.iter().copied().map(row_key).collect();
-        let (unsettled, mut settled): (Vec<_>, Vec<_>) = if keys.is_empty() {
-            (Vec::new(), self.entries)
+        self.obstructed.retain(|one| !is_new(one));
+        self.untried.try_alone(rows);
+        true
+    }
+
+    /// Decides about the rows that were rejected twice. Their rejections are verdicts if there is evidence that the table took
+    /// other rows in between; without it, only a few are.
+    pub(super) fn judge(&mut self, evidence: &mut Evidence) {
+        let (rejected, mut others): (Vec<_>, Vec<_>) =
+            mem::take(&mut self.obstructed).into_iter().partition(|one| one.rejected_before.is_some());
+        let is_proven = |one: &Obstructed| one.rejected_before.is_some_and(|first| evidence.proves(first));
+        let (mut verdicts, unproven): (Vec<_>, Vec<_>) = rejected.into_iter().partition(is_proven);
+        if evidence.allows(unproven.len()) {
+            verdicts.extend(unproven);
         } else {
-            self.entries.into_iter().partition(|entry| entry.has_any(&keys))
-        };
+            others.extend(unproven);
+        }
+        self.obstructed = others;
+        for Obstructed { row, obstacle, .. } in verdicts {
+            let Some(like) = self.rows.get(row) else { continue };
+            self.tally.rejected += 1;
+            self.rejected.insert(row_key(*like), obstacle.why);
+        }
+    }
+
+    /// Takes the entries whose rows are all stored or rejected.
+    pub(super) fn take_settled(&mut self, fell_back: bool) -> Committed {
+        let undecided = self.untried.rows().chain(self.obstructed.iter().map(|one| one.row));
+        let undecided = undecided.filter_map(|row| self.rows.get(row));
+        let keys: HashSet<RowKey> = undecided.map(|like| row_key(*like)).collect();
+        let mut settled = mem::take(&mut self.entries);
+        if !keys.is_empty() {
+            (self.entries, settled) = settled.into_iter().partition(|entry| entry.has_any(&keys));
+        }
         if !self.rejected.is_empty() {
             for entry in &mut settled {
                 entry.dead_letter_rejected(&self.rejected);
             }
         }
-        let committed = Committed::new(settled, self.tally, fell_back);
-        let remainder = (!waiting.is_empty()).then(|| {
-            let batch = Self::of_distinct(waiting, unsettled, self.first_read_at);
-            let batch = Self { rejected: self.rejected, passes: self.passes + 1, ..batch };
-            Remainder { batch, obstacle: cause.or(self.failure).unwrap_or_else(Obstacle::no_time) }
-        });
-        Written { committed, remainder }
+        Committed::new(settled, mem::take(&mut self.tally), fell_back)
+    }
+
+    /// Ends a pass. Returns the rows that are not settled; `None` if there are none.
+    pub(super) fn remainder(mut self) -> Option<Remainder> {
+        let like = |row: usize| self.rows.get(row).copied();
+        let first: Vec<Like> = self.untried.rows().filter_map(like).collect();
+        let second: Vec<Like> = self.obstructed.iter().filter_map(|one| like(one.row)).collect();
+        if first.is_empty() && second.is_empty() {
+            return None;
+        }
+        let obstacles = || self.obstructed.iter().map(|one| &one.obstacle);
+        let rejection = obstacles().find(|obstacle| obstacle.class == FailureClass::Reject);
+        let obstacle = rejection.or_else(|| obstacles().next()).or(self.failure.as_ref()).cloned();
+        let batch = Self {
+            first_rejections: mem::take(&mut self.first_rejections),
+            rejected: mem::take(&mut self.rejected),
+            passes: self.passes + 1,
+            ..Self::waiting(first, second, mem::take(&mut self.entries), self.first_read_at)
+        };
+        Some(Remainder { batch, obstacle: obstacle.unwrap_or_else(Obstacle::no_time) })
+    }
+
+    /// Creates a batch of rows that wait. Those in `second` had their turn.
+    fn waiting(
+        mut first: Vec<Like>,
+        second: Vec<Like>,
+        entries: Vec<SettledEntry>,
+        first_read_at: Instant,
+    ) -> Self {
+        let had_turn: HashSet<RowKey> = second.iter().copied().map(row_key).collect();
+        first.extend(second);
+        let deduplicated = sort_distinct(&mut first);
+        let (second, first) = first.into_iter().partition(|like| had_turn.contains(&row_key(*like)));
+        let tally = Tally { deduplicated, ..Tally::default() };
+        Self { tally, ..Self::of_runs(first, second, entries, first_read_at) }
     }
 
     /// Adds the remainder of another batch. All rows are untried afterwards.
-    pub(crate) fn merge(mut self, other: Self) -> Self {
-        self.rows.extend(other.rows);
+    pub(crate) fn merge(mut self, mut other: Self) -> Self {
+        let mut second = self.rows.split_off(self.first_run);
+        second.extend(other.rows.split_off(other.first_run));
+        let mut first = self.rows;
+        first.extend(other.rows);
         self.entries.extend(other.entries);
         self.rejected.extend(other.rejected);
+        self.first_rejections.extend(other.first_rejections);
         let first_read_at = self.first_read_at.min(other.first_read_at);
-        let mut keys = HashSet::new();
-        self.rows.retain(|like| keys.insert(row_key(*like)));
+        let merged = Self::waiting(first, second, self.entries, first_read_at);
         // A row that waits has no verdict yet, whatever the other batch was told.
-        self.rejected.retain(|key, _| !keys.contains(key));
-        let merged = Self::of_distinct(self.rows, self.entries, first_read_at);
-        Self { rejected: self.rejected, passes: self.passes.min(other.passes), ..merged }
+        for like in &merged.rows {
+            self.rejected.remove(&row_key(*like));
+        }
+        Self {
+            rejected: self.rejected,
+            first_rejections: self.first_rejections,
+            passes: self.passes.max(other.passes),
+            ..merged
+        }
     }
+}
+
+/// Sorts rows in key order: all consumers lock rows in the same order, and index pages are visited sequentially. Among likes with
+/// the same key the earliest is kept. Returns the number of the others.
+fn sort_distinct(rows: &mut Vec<Like>) -> u64 {
+    let all = rows.len();
+    rows.sort_unstable_by_key(|like| (row_key(*like), like.created_at_us()));
+    rows.dedup_by_key(|like| row_key(*like));
+    (all - rows.len()) as u64
 }
 
 /// Pieces of a batch that are not tried yet, for a transaction that tries several of them before it commits.

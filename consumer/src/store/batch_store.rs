@@ -2,33 +2,24 @@
 
 use crate::store::{
     batch::{Batch, Written},
-    error::WriteError,
     write::{Attempt, TableWriter},
 };
 
 /// Stores batches.
 pub(crate) trait BatchStore: Send + 'static {
-    /// Makes one pass over a batch. Calls `ended` for each transaction.
-    ///
-    /// # Errors
-    /// Returns the batch with an error that says nothing about its rows. The batch may be stored despite the error, if only
-    /// the reply to COMMIT was lost.
+    /// Makes a pass over a batch, or a part of it. Calls `ended` for each transaction.
     fn write(
         &mut self,
         batch: Batch,
         ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> impl Future<Output = Result<Written, (Batch, WriteError)>> + Send;
+    ) -> impl Future<Output = Written> + Send;
 
     /// Returns properties of the table that an operator should know.
     fn warnings(&self) -> &[String];
 }
 
 impl BatchStore for TableWriter {
-    async fn write(
-        &mut self,
-        batch: Batch,
-        ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> Result<Written, (Batch, WriteError)> {
+    async fn write(&mut self, batch: Batch, ended: &(dyn Fn(&Attempt<'_>) + Sync)) -> Written {
         Self::write(self, batch, ended).await
     }
 

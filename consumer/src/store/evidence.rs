@@ -1,35 +1,58 @@
 //! Evidence that the table takes rows at all. Without it, a rejected row proves nothing about the row: a column, constraint,
 //! policy or trigger that rejects everything is a fault of the table.
+//!
+//! A rejection is a verdict if the row was rejected before, and another row was inserted in between. So a table that begins to
+//! reject rows, or stops doing so, at any moment, causes no wrong verdict.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Time for which an inserted row is evidence.
-const RECENT: Duration = Duration::from_secs(10);
-
 /// Number of rows that may become dead letters without evidence, so that a few bad likes in quiet times do not wait.
 const ALLOWANCE: usize = 10;
 
-/// Evidence from committed transactions, for one definition of the table.
+/// The same number while an inserted row is recent: in quiet times no other row follows a group of bad likes.
+const RECENT_ALLOWANCE: usize = 1_000;
+
+/// Time for which an inserted row is recent.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// Evidence from committed transactions.
 #[derive(Debug)]
 pub(super) struct Evidence {
     fingerprint: String,
     /// Number of the definition of the table.
     definition: u64,
+    /// Number of pieces with inserted rows.
+    insertions: u64,
+    /// Time of the last insertion by this definition of the table.
     inserted_at: Option<Instant>,
     /// Number of rows that may still become dead letters without evidence.
     allowance: usize,
 }
 
+/// Rejection of a row: the definition of the table, and what was inserted before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rejection {
+    definition: u64,
+    insertions: u64,
+}
+
+impl Rejection {
+    pub(super) fn is_by_definition_of(self, other: Self) -> bool {
+        self.definition == other.definition
+    }
+}
+
 impl Default for Evidence {
     fn default() -> Self {
-        Self { fingerprint: String::new(), definition: 0, inserted_at: None, allowance: ALLOWANCE }
+        let fingerprint = String::new();
+        Self { fingerprint, definition: 0, insertions: 0, inserted_at: None, allowance: ALLOWANCE }
     }
 }
 
 impl Evidence {
-    /// Forgets the evidence if the definition of the table has changed.
+    /// Begins again if the definition of the table has changed.
     pub(super) fn table_verified(&mut self, fingerprint: &str) {
         if self.fingerprint != fingerprint {
             fingerprint.clone_into(&mut self.fingerprint);
@@ -38,33 +61,37 @@ impl Evidence {
         }
     }
 
-    /// Returns the number of the current definition of the table.
-    pub(super) fn definition(&self) -> u64 {
-        self.definition
-    }
-
-    /// Records a committed transaction that inserted rows. Rows that were in the table already are no evidence: not
-    /// everything is checked for them.
+    /// Records a committed piece that inserted rows. Rows that were in the table already are no evidence: not everything is
+    /// checked for them.
     pub(super) fn inserted(&mut self, rows: u64) {
         if rows > 0 {
+            self.insertions += 1;
             self.inserted_at = Some(Instant::now());
-            self.allowance = ALLOWANCE;
+            self.allowance = RECENT_ALLOWANCE;
         }
     }
 
-    /// Returns whether the rejection of `rows` rows under this definition of the table is a verdict about them.
-    pub(super) fn allows(&mut self, rows: usize, definition: u64) -> bool {
-        if definition != self.definition {
-            return false;
-        }
-        if self.inserted_at.is_some_and(|at| at.elapsed() <= RECENT) {
-            return true;
-        }
-        let is_allowed = rows <= self.allowance;
-        if is_allowed {
-            self.allowance -= rows;
-        }
-        is_allowed
+    /// Returns the record of a rejection at this moment.
+    pub(super) fn rejection(&self) -> Rejection {
+        Rejection { definition: self.definition, insertions: self.insertions }
+    }
+
+    /// Returns whether rows were inserted since a row was rejected first, by the same definition of the table.
+    pub(super) fn proves(&self, first: Rejection) -> bool {
+        first.definition == self.definition && first.insertions < self.insertions
+    }
+
+    /// Returns the number of rows that may become dead letters without evidence.
+    pub(super) fn allowance(&self) -> usize {
+        let is_recent = self.inserted_at.is_some_and(|at| at.elapsed() <= RECENT);
+        if is_recent { self.allowance } else { self.allowance.min(ALLOWANCE) }
+    }
+
+    /// Returns whether `rows` rows become dead letters without evidence, which takes them off the allowance.
+    pub(super) fn allows(&mut self, rows: usize) -> bool {
+        let left = self.allowance().checked_sub(rows);
+        self.allowance = left.unwrap_or(self.allowance);
+        left.is_some()
     }
 }
 
@@ -74,46 +101,55 @@ mod tests {
 
     use super::*;
 
-    fn allows(evidence: &mut Evidence, rows: usize) -> bool {
-        evidence.allows(rows, evidence.definition())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn rejections_count_while_the_table_takes_other_rows() {
+    #[test]
+    fn a_rejection_counts_if_rows_were_inserted_since_the_first_one() {
         let mut evidence = Evidence::default();
-        assert!(!allows(&mut evidence, 5_000));
+        evidence.inserted(1);
+        let first = evidence.rejection();
+        assert!(!evidence.proves(first), "the table may have begun to reject rows");
         evidence.inserted(0);
-        assert!(!allows(&mut evidence, 5_000), "a duplicate is no evidence");
+        assert!(!evidence.proves(first), "a duplicate is no evidence");
         evidence.inserted(1);
-        assert!(allows(&mut evidence, 5_000));
-        advance(RECENT * 2).await;
-        assert!(!allows(&mut evidence, 5_000), "too long ago");
+        assert!(evidence.proves(first));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn evidence_and_rejections_are_of_one_definition_of_the_table() {
+    #[test]
+    fn rejections_by_an_earlier_definition_of_the_table_do_not_count() {
         let mut evidence = Evidence::default();
         evidence.table_verified("a");
-        let before = evidence.definition();
-        evidence.inserted(1);
+        let first = evidence.rejection();
         evidence.table_verified("a");
-        assert!(allows(&mut evidence, 5_000));
-        evidence.table_verified("b");
-        assert!(!allows(&mut evidence, 5_000), "the evidence is of another definition");
         evidence.inserted(1);
-        assert!(!evidence.allows(1, before), "the rejection is of another definition");
+        assert!(evidence.proves(first));
+        evidence.table_verified("b");
+        evidence.inserted(1);
+        assert!(!evidence.proves(first));
+        assert!(!first.is_by_definition_of(evidence.rejection()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn few_rejections_count_without_evidence() {
         let mut evidence = Evidence::default();
-        assert!(!allows(&mut evidence, ALLOWANCE + 1));
-        assert!(allows(&mut evidence, ALLOWANCE - 1));
-        assert!(allows(&mut evidence, 1));
+        assert!(!evidence.allows(ALLOWANCE + 1));
+        assert!(evidence.allows(ALLOWANCE - 1));
+        assert!(evidence.allows(1));
         evidence.table_verified("b");
-        assert!(!allows(&mut evidence, 1), "a change of the table does not renew the allowance");
+        assert!(!evidence.allows(1), "a change of the table does not renew the allowance");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_rejections_count_shortly_after_an_insertion_by_this_definition() {
+        let mut evidence = Evidence::default();
         evidence.inserted(1);
-        evidence.table_verified("c");
-        assert!(allows(&mut evidence, ALLOWANCE));
+        assert!(!evidence.allows(RECENT_ALLOWANCE + 1));
+        assert!(evidence.allows(RECENT_ALLOWANCE - 1));
+        assert!(evidence.allows(1) && !evidence.allows(1));
+        evidence.inserted(1);
+        evidence.table_verified("b");
+        assert!(!evidence.allows(ALLOWANCE + 1), "inserted by another definition");
+        evidence.inserted(1);
+        advance(RECENT * 2).await;
+        assert!(!evidence.allows(ALLOWANCE + 1), "too long ago");
+        assert!(evidence.allows(ALLOWANCE) && !evidence.allows(1));
     }
 }

@@ -11,11 +11,11 @@ use tokio::time::sleep;
 
 use crate::{
     store::{
-        batch::{Batch, Obstacle, Outcome, Rejections, Stored, Written},
+        batch::{Batch, Obstacle, Outcome, Rest, Stored, Written},
         batch_store::BatchStore,
         error::{Phase, WriteError},
         evidence::Evidence,
-        proof::{RowKey, row_key},
+        proof::{Committed, RowKey, Tally, row_key},
         write::Attempt,
     },
     testing::{Journal, numbers},
@@ -35,6 +35,8 @@ struct State {
     latency: Duration,
     /// Users whose rows are not stored, with the class of the obstacle.
     obstacles: HashMap<i64, FailureClass>,
+    /// Whether a write ends after each piece.
+    parts: bool,
     evidence: Evidence,
 }
 
@@ -62,6 +64,11 @@ impl FakeStore {
     /// Makes the table not take the rows of a user until [`FakeStore::take`].
     pub(crate) fn obstruct(&self, user: i64, class: FailureClass) {
         self.lock().obstacles.insert(user, class);
+    }
+
+    /// Makes a write return after each piece, as when the table is slow.
+    pub(crate) fn write_in_parts(&self) {
+        self.lock().parts = true;
     }
 
     /// Makes the table take the rows of a user again.
@@ -92,27 +99,29 @@ impl State {
             Err(Obstacle { class, why: "obstructed".to_owned() })
         } else {
             let inserted = piece.iter().filter(|like| self.rows.insert(row_key(**like))).count() as u64;
-            self.evidence.inserted(inserted);
             Ok(Stored { inserted, discarded: 0 })
         };
         Outcome { rows: piece.len(), result }
     }
 
     /// Makes a pass over a batch.
-    fn pass(&mut self, batch: &mut Batch) {
-        while let Some(piece) = batch.next_rows(usize::MAX) {
+    fn pass(&mut self, mut batch: Batch) -> Written {
+        while batch.next_rows(usize::MAX).is_some() || batch.retry_rejected(&self.evidence) {
+            let Some(piece) = batch.next_rows(usize::MAX) else { break };
             let outcome = self.try_piece(piece);
-            batch.record([outcome], 0);
+            batch.record([outcome], &mut self.evidence);
+            if self.parts && batch.next_rows(usize::MAX).is_some() {
+                return Written { committed: batch.take_settled(false), rest: Rest::Unfinished(batch) };
+            }
         }
+        batch.judge(&mut self.evidence);
+        let committed = batch.take_settled(false);
+        Written { committed, rest: batch.remainder().map_or(Rest::Nothing, Rest::Obstructed) }
     }
 }
 
 impl BatchStore for FakeStore {
-    async fn write(
-        &mut self,
-        mut batch: Batch,
-        _ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> Result<Written, (Batch, WriteError)> {
+    async fn write(&mut self, mut batch: Batch, _ended: &(dyn Fn(&Attempt<'_>) + Sync)) -> Written {
         let latency = self.lock().latency;
         if !latency.is_zero() {
             sleep(latency).await;
@@ -123,19 +132,17 @@ impl BatchStore for FakeStore {
         let fault = state.faults.pop_front();
         if let Some(Fault::NotStored(error)) = fault {
             self.journal.record(format!("Write{users}: not stored"));
-            return Err((batch, error));
+            return Written { committed: batch.take_settled(false), rest: Rest::Failed(batch, error) };
         }
         if fault.is_some() {
             let rows = batch.next_rows(usize::MAX).unwrap_or_default();
             state.try_piece(rows);
             self.journal.record(format!("Write{users}: reply lost"));
-            return Err((batch, WriteError::Timeout(Phase::Commit)));
+            let rest = Rest::Failed(batch, WriteError::Timeout(Phase::Commit));
+            return Written { committed: Committed::new(Vec::new(), Tally::default(), false), rest };
         }
         self.journal.record(format!("Write{users}"));
-        state.pass(&mut batch);
-        let allows = |rejections: Rejections| state.evidence.allows(rejections.rows, rejections.definition);
-        let rejections_count = batch.rejections().is_none_or(allows);
-        Ok(batch.settle(rejections_count, false))
+        state.pass(batch)
     }
 
     fn warnings(&self) -> &[String] {

@@ -13,10 +13,15 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// Starts with all rows in one piece.
-    pub(super) fn new(rows: usize) -> Self {
-        let all = 0..rows;
-        Self { untried: if all.is_empty() { Vec::new() } else { vec![all] } }
+    /// Starts with two runs of rows, each in one piece.
+    pub(super) fn new([first, second]: [Range<usize>; 2]) -> Self {
+        let untried = [second, first].into_iter().filter(|run| !run.is_empty());
+        Self { untried: untried.collect() }
+    }
+
+    /// Adds rows that are tried alone, before the others.
+    pub(super) fn try_alone(&mut self, rows: impl IntoIterator<Item = usize, IntoIter: DoubleEndedIterator>) {
+        self.untried.extend(rows.into_iter().rev().map(|row| row..row + 1));
     }
 
     /// Returns the next piece, of at most `max` rows; `None` if every row was tried.
@@ -70,7 +75,7 @@ mod tests {
             bad in prop::collection::vec(prop::bool::weighted(0.1), 0..500),
             max in 1_usize..600,
         ) {
-            let mut pieces = Pieces::new(bad.len());
+            let mut pieces = Pieces::new([0..bad.len() / 3, bad.len() / 3..bad.len()]);
             let (mut stored, mut alone, mut tries) = (Vec::new(), Vec::new(), 0);
             while let Some(piece) = pieces.next(max) {
                 tries += 1;
@@ -91,7 +96,7 @@ mod tests {
 
     #[test]
     fn one_bad_row_among_many_is_found_in_few_tries() {
-        let mut pieces = Pieces::new(5_000);
+        let mut pieces = Pieces::new([0..5_000, 0..0]);
         let (mut tries, mut found) = (0, None);
         while let Some(piece) = pieces.next(usize::MAX) {
             tries += 1;

@@ -11,7 +11,7 @@ use shared::{
 use tokio::time::Instant;
 
 use crate::store::{
-    batch::{Batch, Obstacle, Outcome, Rejections, Written},
+    batch::{Batch, Obstacle, Outcome, Rest, Written},
     copy::{direct_copy, staged_copy},
     error::{Phase, WriteError},
     evidence::Evidence,
@@ -68,6 +68,21 @@ enum WritePath<'a> {
     Piecewise,
 }
 
+/// Result of a write in one piece.
+#[derive(Default)]
+struct Whole {
+    committed: bool,
+    /// Whether a direct copy failed.
+    fell_back: bool,
+}
+
+/// How far a pass has come.
+enum Progress {
+    /// Every row was tried, or nothing has been stored for long.
+    Ended,
+    Unfinished,
+}
+
 /// Writes batches to the table, one transaction at a time, and remembers what the transactions showed.
 pub struct TableWriter {
     pool: Pool,
@@ -99,55 +114,79 @@ impl TableWriter {
         }
     }
 
-    /// Makes one pass over a batch: tries every row, in smaller and smaller pieces where Postgres does not take them. The pass
-    /// ends early when nothing has been stored for half of the time limit, so that blocked rows do not keep others waiting.
+    /// Makes a pass over a batch, or a part of it: tries every row, in smaller and smaller pieces where Postgres does not take
+    /// them. Returns what is stored when that took half of the time limit. The pass ends early when nothing has been stored for
+    /// that long, so that blocked rows do not keep others waiting.
     ///
-    /// # Errors
-    /// Returns the batch with an error that says nothing about its rows. Rows with a committed outcome are not tried again.
-    /// The connection is closed, which rolls back an open transaction.
-    pub async fn write(
-        &mut self,
-        mut batch: Batch,
-        ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> Result<Written, (Batch, WriteError)> {
-        let mut fell_back = false;
+    /// Without an error, a transaction was committed, unless the batch has no rows. After an error, the connection is closed,
+    /// which rolls back an open transaction. Rows with a committed outcome are not tried again.
+    pub async fn write(&mut self, mut batch: Batch, ended: &(dyn Fn(&Attempt<'_>) + Sync)) -> Written {
+        let (mut fell_back, mut committed) = (false, batch.rows() == 0);
         if batch.whole(self.piece_size.rows()).is_some() {
             match self.write_whole(&mut batch, ended).await {
-                Ok(fallback) => fell_back = fallback,
-                Err(error) => return Err((batch, error)),
+                Ok(whole) => Whole { committed, fell_back } = whole,
+                Err(error) => return failed(batch, error),
             }
         }
-        let mut progressed_at = Instant::now();
-        while batch.next_rows(self.piece_size.rows()).is_some()
-            && progressed_at.elapsed() < self.transactions.limit / 2
-        {
-            match self.attempt(&batch, WritePath::Piecewise, ended).await {
-                Ok(outcomes) => {
-                    if outcomes.iter().any(|outcome| outcome.result.is_ok()) {
-                        progressed_at = Instant::now();
-                    }
-                    self.record(&mut batch, outcomes);
-                }
-                Err(error) => {
-                    self.suspect(&mut batch, &error);
-                    return Err((batch, error));
-                }
+        match self.write_pieces(&mut batch, committed, ended).await {
+            Ok(Progress::Unfinished) => {
+                Written { committed: batch.take_settled(fell_back), rest: Rest::Unfinished(batch) }
             }
+            Ok(Progress::Ended) => {
+                batch.judge(&mut self.evidence);
+                let committed = batch.take_settled(fell_back);
+                Written { committed, rest: batch.remainder().map_or(Rest::Nothing, Rest::Obstructed) }
+            }
+            Err(error) => failed(batch, error),
         }
-        let rejections_count = match batch.rejections() {
-            None => true,
-            Some(Rejections { rows, definition }) => self.evidence.allows(rows, definition),
-        };
-        Ok(batch.settle(rejections_count, fell_back))
     }
 
-    /// Writes a batch in one piece. If Postgres does not take it, its halves are left untried. Returns whether a direct copy
-    /// failed.
+    /// Tries the untried rows of a batch, and once more those that were rejected for the first time.
+    async fn write_pieces(
+        &mut self,
+        batch: &mut Batch,
+        mut committed: bool,
+        ended: &(dyn Fn(&Attempt<'_>) + Sync),
+    ) -> Result<Progress, WriteError> {
+        let patience = self.transactions.limit / 2;
+        let started = Instant::now();
+        let mut progressed_at = None;
+        let mut retried = false;
+        loop {
+            let is_tried = batch.next_rows(usize::MAX).is_none();
+            if is_tried && !retried && batch.retry_rejected(&self.evidence) {
+                retried = true;
+                continue;
+            }
+            let is_late = progressed_at.unwrap_or(started).elapsed() >= patience;
+            if committed && (is_tried || is_late) {
+                return Ok(Progress::Ended);
+            }
+            if progressed_at.is_some() && started.elapsed() >= patience {
+                return Ok(Progress::Unfinished);
+            }
+            match self.attempt(batch, WritePath::Piecewise, ended).await {
+                Ok(outcomes) => {
+                    committed = true;
+                    if outcomes.iter().any(|outcome| outcome.result.is_ok()) {
+                        progressed_at = Some(Instant::now());
+                    }
+                    batch.record(outcomes, &mut self.evidence);
+                }
+                Err(error) => {
+                    self.suspect(batch, &error);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Writes a batch in one piece. If Postgres does not take it, its halves are left untried.
     async fn write_whole(
         &mut self,
         batch: &mut Batch,
         ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> Result<bool, WriteError> {
+    ) -> Result<Whole, WriteError> {
         let rows = batch.whole(self.piece_size.rows()).unwrap_or_default();
         let split = self.predictor.as_mut().and_then(|predictor| predictor.split(rows));
         let mut fell_back = false;
@@ -155,8 +194,8 @@ impl TableWriter {
             match self.attempt(batch, WritePath::Direct(&split), ended).await {
                 Ok(outcomes) => {
                     self.predicted(InsertPredictor::hit);
-                    self.record(batch, outcomes);
-                    return Ok(false);
+                    batch.record(outcomes, &mut self.evidence);
+                    return Ok(Whole { committed: true, fell_back });
                 }
                 Err(error) if permits_staged_copy(&error) => {
                     // The table may accept the rows from the staging table.
@@ -168,24 +207,22 @@ impl TableWriter {
                         "direct copy failed, falling back to staged copy"
                     );
                 }
-                Err(error) => return self.split_whole(batch, error).map(|()| false),
+                Err(error) => return self.split_whole(batch, error).map(|()| Whole::default()),
             }
         }
-        match self.attempt(batch, WritePath::Staged, ended).await {
-            Ok(outcomes) => self.record(batch, outcomes),
+        let staged = self.attempt(batch, WritePath::Staged, ended).await;
+        let committed = staged.is_ok();
+        match staged {
+            Ok(outcomes) => batch.record(outcomes, &mut self.evidence),
             Err(error) => self.split_whole(batch, error)?,
         }
-        Ok(fell_back)
+        Ok(Whole { committed, fell_back })
     }
 
     fn predicted(&mut self, record: fn(&mut InsertPredictor)) {
         if let Some(predictor) = &mut self.predictor {
             record(predictor);
         }
-    }
-
-    fn record(&self, batch: &mut Batch, outcomes: Vec<Outcome>) {
-        batch.record(outcomes, self.evidence.definition());
     }
 
     /// Replaces a batch that Postgres did not take as a whole by its halves. Returns errors that are not about its rows.
@@ -195,17 +232,17 @@ impl TableWriter {
         }
         self.suspect(batch, &error);
         let failed = Outcome { rows: batch.rows(), result: Err(Obstacle::of(error)?) };
-        self.record(batch, vec![failed]);
+        batch.record([failed], &mut self.evidence);
         Ok(())
     }
 
     /// Splits the next piece if it seems to be the reason why connections are lost. This never rejects a row.
-    fn suspect(&self, batch: &mut Batch, error: &WriteError) {
+    fn suspect(&mut self, batch: &mut Batch, error: &WriteError) {
         if error.is_loss_during_rows()
             && self.losses >= SUSPICIOUS_LOSSES
             && let Some(rows) = batch.next_rows(self.piece_size.rows()).map(<[Like]>::len)
         {
-            self.record(batch, vec![Outcome { rows, result: Err(Obstacle::unknown(error)) }]);
+            batch.record([Outcome { rows, result: Err(Obstacle::unknown(error)) }], &mut self.evidence);
         }
     }
 
@@ -246,12 +283,12 @@ impl TableWriter {
     }
 
     fn learn(&mut self, outcomes: &[Outcome], path: WritePath<'_>, took: Duration) {
-        self.losses = 0;
-        for Outcome { rows, result } in outcomes {
-            let Ok(stored) = result else { continue };
-            self.evidence.inserted(stored.inserted);
-            if !matches!(path, WritePath::Piecewise) {
-                self.piece_size.stored(*rows, took);
+        if !outcomes.is_empty() {
+            self.losses = 0;
+        }
+        if !matches!(path, WritePath::Piecewise) {
+            for outcome in outcomes {
+                self.piece_size.stored(outcome.rows, took);
             }
         }
     }
@@ -324,6 +361,10 @@ impl TableWriter {
     pub(crate) fn warnings(&self) -> &[String] {
         &self.warnings
     }
+}
+
+fn failed(mut batch: Batch, error: WriteError) -> Written {
+    Written { committed: batch.take_settled(false), rest: Rest::Failed(batch, error) }
 }
 
 /// Returns whether a batch may be staged after its direct copy failed.

@@ -43,6 +43,10 @@ impl Held {
         }
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.batch.rows()
+    }
+
     /// Returns the entries of the rows.
     pub(super) fn positions(&self) -> impl Iterator<Item = Position> + '_ {
         self.batch.positions()

@@ -16,9 +16,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     entry::Entry,
+    in_flight::InFlightLimits,
     metrics::CommittedBatch,
     store::{
-        batch::{Batch, Remainder, Written},
+        batch::{Batch, Remainder, Rest, Written},
         batch_store::BatchStore,
         error::WriteError,
         gathering::{BatchLimits, Flush, Gathering},
@@ -38,145 +39,219 @@ use crate::{
 pub(crate) struct Writer<B, S> {
     pub(crate) store: B,
     pub(crate) limits: BatchLimits,
+    pub(crate) in_flight_limits: InFlightLimits,
     pub(crate) acknowledger: Acknowledger<S>,
     pub(crate) check: Check,
     /// Whether nothing of the last batch was stored.
     pub(crate) stalled: bool,
 }
 
-/// Work for the writer.
-enum Next {
-    /// A gathered batch.
-    Batch(Batch, Flush),
-    /// Held rows that are due.
-    Held(Held),
+/// What waits for the writer.
+struct Queue {
+    entries: mpsc::UnboundedReceiver<Entry>,
+    gathering: Gathering,
+    /// Full batch that was gathered during a write.
+    gathered: Option<Batch>,
+    held: Option<Held>,
+    acking: Option<AbortOnDropHandle<()>>,
+}
+
+/// Pass over a batch: one or more writes, until every row was tried.
+struct Pass {
+    /// Number of rows.
+    rows: usize,
+    /// Reason why the batch was closed; `None` for held rows.
+    flush: Option<Flush>,
+    held: Option<HeldPass>,
+    /// Whether it is the last pass before the shutdown, after which rows stay pending.
+    is_last: bool,
+    span: Option<Span>,
+    /// Number of rows that were stored so far.
+    inserted: u64,
+    has_progress: bool,
+    retry: Backoff,
+    halt: Backoff,
+    /// Time to wait before the next write.
+    delay: Duration,
+}
+
+impl Pass {
+    fn new(batch: &Batch, flush: Option<Flush>, span: Option<Span>) -> Self {
+        Self {
+            rows: batch.rows(),
+            flush,
+            held: None,
+            is_last: false,
+            span,
+            inserted: 0,
+            has_progress: false,
+            retry: Backoff::retry(),
+            halt: Backoff::halt(),
+            delay: Duration::ZERO,
+        }
+    }
+
+    fn over_held(held: Held) -> (Batch, Self) {
+        let (batch, held) = held.begin();
+        let pass = Self { held: Some(held), ..Self::new(&batch, None, None) };
+        (batch, pass)
+    }
 }
 
 impl<B: BatchStore, S: GroupStream> Writer<B, S> {
-    /// Runs until the channel is closed and all entries are stored and acknowledged. Cancel safe: entries that are not
-    /// acknowledged are redelivered.
-    pub(crate) async fn run(mut self, mut entries: mpsc::UnboundedReceiver<Entry>) {
-        let mut gathering = Gathering::new(self.limits);
-        let mut gathered = None;
-        let mut held: Option<Held> = None;
-        let mut acking: Option<AbortOnDropHandle<()>> = None;
-        let mut is_open = true;
-        while is_open || held.is_some() {
-            let next = if let Some(due) = held.take_if(|held| held.is_due()) {
-                Next::Held(due)
-            } else if let Some(batch) = gathered.take() {
-                Next::Batch(batch, Flush::Full)
-            } else {
-                tokio::select! {
-                    // A panic must propagate immediately, not with the next batch: entries that were not released
-                    // block the readers.
-                    acked = end_of(&mut acking) => {
-                        propagate_panic(acked);
-                        acking = None;
-                        continue;
-                    }
-                    batch = gathering.batch(&mut entries), if is_open => {
-                        let Some((batch, flush)) = batch else {
-                            is_open = false;
-                            continue;
-                        };
-                        Next::Batch(batch, flush)
-                    }
-                    () = Held::due(held.as_ref()) => continue,
+    /// Runs until the channel is closed and all entries are stored and acknowledged. Held rows are tried once more at the end, and
+    /// then stay pending for the next member. Cancel safe: entries that are not acknowledged are redelivered.
+    pub(crate) async fn run(mut self, entries: mpsc::UnboundedReceiver<Entry>) {
+        let gathering = Gathering::new(self.limits);
+        let mut queue = Queue { entries, gathering, gathered: None, held: None, acking: None };
+        while let Some((batch, pass)) = self.next_pass(&mut queue).await {
+            self.make(pass, batch, &mut queue).await;
+        }
+        if let Some(held) = queue.held.take() {
+            let (batch, pass) = Pass::over_held(held);
+            self.make(Pass { is_last: true, ..pass }, batch, &mut queue).await;
+        }
+        join(queue.acking).await;
+    }
+
+    /// Waits for the next batch, or until held rows are due. Returns `None` once the channel is closed and empty.
+    async fn next_pass(&self, queue: &mut Queue) -> Option<(Batch, Pass)> {
+        loop {
+            if let Some(held) = queue.held.take_if(|held| held.is_due()) {
+                return Some(Pass::over_held(held));
+            }
+            if let Some(batch) = queue.gathered.take() {
+                return Some(self.pass_over(batch, Flush::Full));
+            }
+            tokio::select! {
+                // A panic must propagate immediately, not with the next batch: entries that were not released
+                // block the readers.
+                acked = end_of(&mut queue.acking) => {
+                    propagate_panic(acked);
+                    queue.acking = None;
                 }
-            };
-            let (mut batch, flush, held_pass) = match next {
-                Next::Batch(batch, flush) => (batch, Some(flush), None),
-                Next::Held(held) => {
-                    let (batch, pass) = held.begin();
-                    (batch, None, Some(pass))
+                batch = queue.gathering.batch(&mut queue.entries) => {
+                    return batch.map(|(batch, flush)| self.pass_over(batch, flush));
                 }
-            };
-            let span = flush.and_then(|flush| self.acknowledger.tracing.start(&mut batch, flush));
-            let written;
-            (written, gathered) = {
-                let write = self.write(batch, flush, span.as_ref());
-                pin!(write);
-                tokio::select! {
-                    biased;
-                    written = &mut write => (written, gathered),
-                    batch = gathering.full_batch(&mut entries), if gathered.is_none() => (write.await, Some(batch)),
-                }
-            };
-            held = Self::hold(held, held_pass, &written.committed, written.remainder);
-            self.acknowledger.in_flight.set_held(held.iter().flat_map(Held::positions));
-            self.report(flush.is_some(), &written.committed, held.as_ref());
-            if !written.committed.is_empty() {
-                let ack = self.acknowledger.clone().ack(written.committed, span);
-                join(acking.replace(task::spawn(Box::pin(ack)))).await;
+                () = Held::due(queue.held.as_ref()) => {}
             }
         }
-        join(acking).await;
     }
 
-    /// Makes a pass over a batch and reports its outcome.
-    async fn write(&mut self, batch: Batch, flush: Option<Flush>, span: Option<&Span>) -> Written {
-        let rows = batch.rows();
-        let written = self.store(batch, span).await;
-        if rows > 0 {
-            self.record(&written.committed, flush, rows, span);
-        }
-        if let Some(remainder) = &written.remainder {
-            self.log_remainder(remainder, span);
-        }
-        written
+    fn pass_over(&self, mut batch: Batch, flush: Flush) -> (Batch, Pass) {
+        let span = self.acknowledger.tracing.start(&mut batch, flush);
+        let pass = Pass::new(&batch, Some(flush), span);
+        (batch, pass)
     }
 
-    /// Makes a pass over a batch. Retries errors that say nothing about rows. Reading is paused from the first such error to
-    /// the next success, so the backlog stays in Redis.
-    async fn store(&mut self, mut batch: Batch, span: Option<&Span>) -> Written {
-        let mut retry = Backoff::retry();
-        let mut halt = Backoff::halt();
+    /// Makes a pass. What a write has settled is acknowledged during the next one. Errors that say nothing about rows are retried,
+    /// and reading is paused from the first such error to the next success, so that the backlog stays in Redis.
+    async fn make(&mut self, mut pass: Pass, batch: Batch, queue: &mut Queue) {
+        let mut unwritten = Some(batch);
+        while let Some(batch) = unwritten.take() {
+            let Written { committed, rest } = self.write(batch, &pass, queue).await;
+            pass.has_progress |= committed.has_progress();
+            let (remainder, error) = match rest {
+                Rest::Nothing => (None, None),
+                Rest::Obstructed(remainder) => (Some(remainder), None),
+                Rest::Unfinished(batch) => {
+                    unwritten = Some(batch);
+                    (None, None)
+                }
+                Rest::Failed(batch, error) => {
+                    unwritten = Some(batch);
+                    (None, Some(error))
+                }
+            };
+            let is_over = unwritten.is_none();
+            if pass.rows > 0 {
+                self.record(&committed, &mut pass, is_over);
+            }
+            if let Some(remainder) = &remainder {
+                self.log_remainder(remainder, pass.span.as_ref());
+            }
+            if let (Some(error), Some(batch)) = (&error, &unwritten) {
+                self.acknowledger.in_flight.pause();
+                pass.delay = match error.class() {
+                    FailureClass::Halt => pass.halt.next_delay(),
+                    FailureClass::Retry | FailureClass::Reject => pass.retry.next_delay(),
+                };
+                self.log_failure(batch, error, pass.delay, pass.span.as_ref());
+            } else {
+                pass.delay = Duration::ZERO;
+                if pass.rows > 0 {
+                    self.acknowledger.in_flight.resume();
+                }
+            }
+            if pass.is_last {
+                self.leave_pending(
+                    remainder.map(|remainder| remainder.batch).or(error.and(unwritten.take())),
+                );
+            } else {
+                self.hold(queue, &mut pass, &committed, remainder);
+                if error.is_none() {
+                    self.report(pass.flush.is_some(), &committed, queue.held.as_ref());
+                }
+            }
+            if !committed.is_empty() {
+                let span = pass.span.take_if(|_| is_over);
+                let ack = self.acknowledger.clone().ack(committed, span);
+                join(queue.acking.replace(task::spawn(Box::pin(ack)))).await;
+            }
+        }
+    }
+
+    /// Writes a batch, or a part of it, while the next batch is gathered.
+    async fn write(&mut self, batch: Batch, pass: &Pass, queue: &mut Queue) -> Written {
         let metrics = Arc::clone(&self.acknowledger.metrics);
         let tracing = self.acknowledger.tracing.clone();
         let ended = |attempt: &Attempt<'_>| {
             metrics.transaction(attempt);
-            tracing.transaction(span, attempt);
+            tracing.transaction(pass.span.as_ref(), attempt);
         };
-        loop {
-            let (unwritten, error) = match self.store.write(batch, &ended).await {
-                Ok(written) => {
-                    self.acknowledger.in_flight.resume();
-                    return written;
-                }
-                Err(failed) => failed,
-            };
-            self.acknowledger.in_flight.pause();
-            let delay = match error.class() {
-                FailureClass::Halt => halt.next_delay(),
-                FailureClass::Retry | FailureClass::Reject => retry.next_delay(),
-            };
-            self.log_failure(&unwritten, &error, delay, span);
-            sleep(delay).await;
-            batch = unwritten;
+        let write = async {
+            sleep(pass.delay).await;
+            self.store.write(batch, &ended).await
+        };
+        pin!(write);
+        tokio::select! {
+            biased;
+            written = &mut write => written,
+            batch = queue.gathering.full_batch(&mut queue.entries), if queue.gathered.is_none() => {
+                queue.gathered = Some(batch);
+                write.await
+            }
         }
     }
 
-    /// Returns the rows to hold after a pass.
-    fn hold(
-        held: Option<Held>,
-        held_pass: Option<HeldPass>,
-        committed: &Committed,
-        remainder: Option<Remainder>,
-    ) -> Option<Held> {
-        let mut held = match (held, remainder, held_pass) {
-            (held, None, _) => held,
-            (Some(held), Some(remainder), _) => Some(held.merge(remainder)),
-            (None, Some(remainder), Some(pass)) => Some(pass.end(remainder, committed.has_progress())),
-            (None, Some(remainder), None) => Some(Held::new(remainder)),
-        };
-        if let Some(held) = held.as_mut().filter(|_| committed.tally().inserted > 0) {
+    /// Holds the rows that a pass did not store.
+    fn hold(&self, queue: &mut Queue, pass: &mut Pass, committed: &Committed, remainder: Option<Remainder>) {
+        if let Some(remainder) = remainder {
+            queue.held = Some(match (queue.held.take(), pass.held.take()) {
+                (Some(held), _) => held.merge(remainder),
+                (None, Some(held_pass)) => held_pass.end(remainder, pass.has_progress),
+                (None, None) => Held::new(remainder),
+            });
+        }
+        if let Some(held) = queue.held.as_mut().filter(|_| committed.tally().inserted > 0) {
             held.table_took_rows();
         }
-        held
+        self.acknowledger.in_flight.set_held(queue.held.iter().flat_map(Held::positions));
+        self.acknowledger.metrics.held(queue.held.as_ref().map_or(0, Held::rows));
     }
 
-    /// Reports readiness after a pass. Held rows alone do not fail the check while Postgres stores other rows.
+    /// Leaves the entries of the last pass to the next member, without the time limit of the shutdown.
+    fn leave_pending(&self, batch: Option<Batch>) {
+        let Some(batch) = batch else { return };
+        self.acknowledger.in_flight.release(batch.positions());
+        tracing::warn!(
+            entries = batch.entries(),
+            rows = batch.rows(),
+            "held entries stay pending for other consumers"
+        );
+    }
+
+    /// Reports readiness after a write. Held rows alone do not fail the check while Postgres stores other rows.
     fn report(&mut self, is_of_batch: bool, committed: &Committed, held: Option<&Held>) {
         self.check.note(self.store.warnings().join("; "));
         if committed.has_progress() || held.is_none() {
@@ -184,27 +259,31 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         } else if is_of_batch {
             self.stalled = true;
         }
-        match held.filter(|_| self.stalled) {
-            Some(held) => drop(self.check.fail(held.reason())),
-            None => {
-                if self.check.pass() {
-                    tracing::info!("writes to Postgres recovered");
-                }
-            }
+        let in_flight = &self.acknowledger.in_flight;
+        let is_full = in_flight.is_filled_by_held(self.in_flight_limits);
+        let why = held.filter(|_| self.stalled || is_full).map(Held::reason);
+        in_flight.set_stalled(why.is_some());
+        if let Some(why) = why {
+            let why = if is_full { format!("held rows fill the in-flight limit: {why}") } else { why };
+            self.check.fail(why);
+        } else if self.check.pass() {
+            tracing::info!("writes to Postgres recovered");
         }
     }
 
-    fn record(&self, committed: &Committed, flush: Option<Flush>, rows: usize, span: Option<&Span>) {
+    /// Records what a write committed. The batch counts when its pass is over.
+    fn record(&self, committed: &Committed, pass: &mut Pass, is_over: bool) {
         let tally = committed.tally();
+        pass.inserted += tally.inserted;
         let batch = CommittedBatch {
-            flush,
-            rows,
+            flush: pass.flush.filter(|_| is_over),
+            rows: pass.rows,
             tally,
             fell_back: committed.fell_back(),
             end_to_end_latencies: committed.end_to_end_latencies(),
         };
         self.acknowledger.metrics.committed(&batch);
-        BatchTracing::committed(span, &batch);
+        BatchTracing::committed(pass.span.as_ref(), pass.inserted, batch.fell_back);
         let discarded = usize::try_from(tally.discarded).unwrap_or(usize::MAX);
         if let Some(likes) = self.acknowledger.log_rates.discarded.record(discarded) {
             tracing::warn!(likes, "likes discarded by a trigger of the table");

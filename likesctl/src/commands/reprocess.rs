@@ -7,7 +7,7 @@ use consumer::{
     entry::Entry,
     group::static_assignment::StaticAssignment,
     store::{
-        batch::{Batch, Written},
+        batch::{Batch, Rest, Written},
         database::DatabaseId,
         session::{Pooling, Transactions},
         write::TableWriter,
@@ -133,22 +133,31 @@ async fn write_entries(
         let fields = raw.fields.as_deref()?;
         Some(Entry::decode(raw.at, fields, Instant::now()))
     };
-    let batch = Batch::of(entries.iter().filter_map(decode).collect());
-    let rows = batch.rows() as u64;
-    let stored = table.lock().await.write(batch, &|_| {}).await;
-    let Written { committed, remainder } = stored.map_err(|(_, error)| CliError::failed(one_line(&error)))?;
-    let inserted = committed.tally().inserted;
+    let mut unwritten = Some(Batch::of(entries.iter().filter_map(decode).collect()));
+    let rows = unwritten.as_ref().map_or(0, Batch::rows) as u64;
+    let (mut inserted, mut done, mut skipped) = (0, 0, Vec::new());
+    while let Some(batch) = unwritten.take() {
+        let Written { committed, rest } = table.lock().await.write(batch, &|_| {}).await;
+        inserted += committed.tally().inserted;
+        for entry in committed.into_entries() {
+            if entry.dead_letters.is_empty() {
+                done += 1;
+            } else {
+                skipped.push((entry.at.into(), "some of its likes cannot be stored"));
+            }
+        }
+        match rest {
+            Rest::Nothing => {}
+            Rest::Unfinished(batch) => unwritten = Some(batch),
+            Rest::Obstructed(remainder) => {
+                eprint_line(format_args!("the table did not take some likes: {}", remainder.obstacle.why));
+                let unsettled = remainder.batch.positions();
+                skipped.extend(unsettled.map(|at| (at.into(), "the table did not take some of its likes")));
+            }
+            Rest::Failed(_, error) => return Err(CliError::failed(one_line(&error))),
+        }
+    }
     written.inserted.update(|total| total + inserted);
     written.other.update(|other| other + rows - inserted);
-    let entries = committed.into_entries();
-    let bad = entries.iter().filter(|entry| !entry.dead_letters.is_empty());
-    let mut skipped: Vec<_> =
-        bad.map(|entry| (entry.at.into(), "some of its likes cannot be stored")).collect();
-    let done = (entries.len() - skipped.len()) as u64;
-    if let Some(remainder) = remainder {
-        eprint_line(format_args!("the table did not take some likes: {}", remainder.obstacle.why));
-        let unsettled = remainder.batch.positions();
-        skipped.extend(unsettled.map(|at| (at.into(), "the table did not take some of its likes")));
-    }
     Ok(ActionResult { done, skipped })
 }

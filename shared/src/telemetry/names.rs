@@ -106,6 +106,8 @@ pub mod metric {
     pub const DEAD_LETTERS: &str = "likestream.dead_letters";
     /// Rows inserted into the table.
     pub const ROWS_INSERTED: &str = "likestream.rows.inserted";
+    /// Rows that Postgres does not take yet.
+    pub const ROWS_HELD: &str = "likestream.rows.held";
     /// Likes that were already in the batch or in the table.
     pub const LIKES_DEDUPLICATED: &str = "likestream.likes.deduplicated";
     /// Likes that a trigger of the table discarded.

@@ -81,22 +81,44 @@ async fn entries_gathered_before_a_batch_is_requested_are_in_it() {
     assert_eq!((batch.rows(), flush), (1, Flush::Shutdown));
 }
 
+/// Result of a pass.
+struct Passed {
+    committed: Committed,
+    remainder: Option<Remainder>,
+}
+
 /// Makes a pass in which a statement fails if one of its rows has an obstacle.
 fn pass(
     mut batch: Batch,
     obstacle_of: impl Fn(Like) -> Option<FailureClass>,
-    rejections_count: bool,
-) -> Written {
-    while let Some(rows) = batch.next_rows(usize::MAX) {
+    evidence: &mut Evidence,
+) -> Passed {
+    while batch.next_rows(usize::MAX).is_some() || batch.retry_rejected(evidence) {
+        let rows = batch.next_rows(usize::MAX).unwrap();
         let obstacle = rows.iter().find_map(|like| obstacle_of(*like));
         let result = match obstacle {
             Some(class) => Err(Obstacle { class, why: "no".to_owned() }),
             None => Ok(Stored { inserted: rows.len() as u64, discarded: 0 }),
         };
         let outcome = Outcome { rows: rows.len(), result };
-        batch.record([outcome], 0);
+        batch.record([outcome], evidence);
     }
-    batch.settle(rejections_count, false)
+    batch.judge(evidence);
+    Passed { committed: batch.take_settled(false), remainder: batch.remainder() }
+}
+
+/// Returns evidence of a table that has just taken rows.
+fn recent() -> Evidence {
+    let mut evidence = Evidence::default();
+    evidence.inserted(1);
+    evidence
+}
+
+/// Returns evidence that lets no rejection count.
+fn none() -> Evidence {
+    let mut evidence = Evidence::default();
+    assert!(evidence.allows(evidence.allowance()));
+    evidence
 }
 
 /// Returns the numbers of the entries.
@@ -113,7 +135,7 @@ fn a_rejected_row_becomes_a_dead_letter_for_each_of_its_entries() {
         entry(2, vec![like(7, 42, 2), like(3, 42, 0)]),
     ];
     let rejects = |row: Like| (row == bad).then_some(FailureClass::Reject);
-    let Written { committed, remainder } = pass(Batch::new(entries, 5), rejects, true);
+    let Passed { committed, remainder } = pass(Batch::new(entries, 5), rejects, &mut recent());
     assert!(remainder.is_none());
     assert_eq!(committed.tally(), Tally { inserted: 3, rejected: 1, deduplicated: 1, discarded: 0 });
     let dead_letters: Vec<Vec<Bytes>> = committed
@@ -139,7 +161,7 @@ fn entries_without_waiting_rows_are_settled_and_the_others_keep_their_rejections
         2 => Some(FailureClass::Reject),
         _ => None,
     };
-    let Written { committed, remainder } = pass(Batch::new(entries, 6), obstacles, true);
+    let Passed { committed, remainder } = pass(Batch::new(entries, 6), obstacles, &mut recent());
     assert_eq!(committed.tally(), Tally { inserted: 2, rejected: 1, deduplicated: 2, discarded: 0 });
     let settled = committed.into_entries();
     assert_eq!(numbers(&settled), [1, 2]);
@@ -147,7 +169,7 @@ fn entries_without_waiting_rows_are_settled_and_the_others_keep_their_rejections
     let Remainder { batch, obstacle } = remainder.unwrap();
     assert_eq!((batch.rows(), obstacle.class), (1, FailureClass::Retry));
 
-    let later = pass(batch, |_| None, true);
+    let later = pass(batch, |_| None, &mut recent());
     assert!(later.remainder.is_none());
     assert_eq!(later.committed.tally().inserted, 1);
     let settled = later.committed.into_entries();
@@ -158,32 +180,85 @@ fn entries_without_waiting_rows_are_settled_and_the_others_keep_their_rejections
 #[test]
 fn rejections_that_do_not_count_wait() {
     let entries = vec![entry(0, vec![like(1, 42, 0)]), entry(1, vec![like(2, 42, 0)])];
-    let Written { committed, remainder } =
-        pass(Batch::new(entries, 2), |_| Some(FailureClass::Reject), false);
+    let Passed { committed, remainder } =
+        pass(Batch::new(entries, 2), |_| Some(FailureClass::Reject), &mut none());
     assert!(committed.is_empty() && committed.tally() == Tally::default());
     let Remainder { batch, obstacle } = remainder.unwrap();
     assert_eq!((batch.rows(), obstacle.class), (2, FailureClass::Reject));
 }
 
 #[test]
-fn untried_rows_wait_and_come_first_in_the_next_pass() {
-    let entries = vec![entry(0, (1..=4).map(|user| like(user, 42, 0)).collect())];
+fn a_row_is_rejected_by_two_rejections_with_an_insertion_in_between() {
+    let entries = vec![entry(0, (1..=20).map(|user| like(user, 42, 0)).collect())];
+    let evidence = &mut none();
+    // The table begins to reject rows after the first half.
+    let rejects_half = |row: Like| (row.user_id() > 10).then_some(FailureClass::Reject);
+    let Passed { committed, remainder } = pass(Batch::new(entries, 20), rejects_half, evidence);
+    assert_eq!((committed.tally().inserted, committed.tally().rejected), (10, 10), "few rows need no proof");
+
+    let entries = |seq, users: std::ops::RangeInclusive<i64>| {
+        vec![entry(seq, users.map(|user| like(user, 42, 0)).collect())]
+    };
+    assert!(remainder.is_none());
+    let evidence = &mut none();
+    let rejects_all = |_| Some(FailureClass::Reject);
+    let waiting = pass(Batch::new(entries(1, 21..=60), 40), rejects_all, evidence).remainder.unwrap();
+    let waiting = pass(waiting.batch, rejects_all, evidence).remainder.unwrap();
+    assert_eq!(waiting.batch.rows(), 40, "nothing was inserted in between");
+    // It takes other rows again, and is fixed for all but one of those that wait.
+    evidence.inserted(1);
+    let rejects_one = |row: Like| (row.user_id() == 33).then_some(FailureClass::Reject);
+    let Passed { committed, remainder } = pass(waiting.batch, rejects_one, evidence);
+    assert!(remainder.is_none());
+    assert_eq!((committed.tally().inserted, committed.tally().rejected), (39, 1));
+}
+
+#[test]
+fn settled_entries_can_be_taken_before_every_row_was_tried() {
+    let entries = (0..4).map(|seq| entry(seq, vec![like(1 + i64::try_from(seq).unwrap(), 42, 0)])).collect();
     let mut batch = Batch::new(entries, 4);
+    let stored = |rows| Outcome { rows, result: Ok(Stored { inserted: rows as u64, discarded: 0 }) };
+    let blocked = || Obstacle { class: FailureClass::Retry, why: String::new() };
+    let evidence = &mut none();
+    batch.record([Outcome { rows: 1, result: Err(blocked()) }, stored(2)], evidence);
+    let taken = batch.take_settled(false);
+    assert_eq!(taken.tally().inserted, 2);
+    assert_eq!(numbers(&taken.into_entries()), [1, 2]);
+    batch.record([stored(1)], evidence);
+    let taken = batch.take_settled(false);
+    assert_eq!(taken.tally().inserted, 1);
+    assert_eq!(numbers(&taken.into_entries()), [3]);
+    assert_eq!(batch.remainder().unwrap().batch.entries(), 1);
+}
+
+#[test]
+fn rows_of_a_later_pass_are_tried_in_key_order_and_those_without_a_turn_first() {
+    let rows = |rows: &[(i64, i64)]| rows.iter().map(|(user, at)| like(*user, 42, *at)).collect();
+    let mut batch = Batch::new(vec![entry(0, rows(&[(2, 5), (3, 5), (4, 5), (5, 5)]))], 4);
     for rows in [4, 2, 1] {
         let obstacle = Obstacle { class: FailureClass::Retry, why: String::new() };
-        batch.record([Outcome { rows, result: Err(obstacle) }], 0);
+        batch.record([Outcome { rows, result: Err(obstacle) }], &mut none());
     }
-    let Written { committed, remainder } = batch.settle(true, false);
+    let committed = batch.take_settled(false);
     assert!(committed.is_empty());
-    let users = |batch: &Batch| batch.rows.iter().map(Like::user_id).collect::<Vec<_>>();
-    let held = remainder.unwrap().batch;
-    assert_eq!(users(&held), [2, 3, 4, 1]);
+    let runs = |batch: &Batch| {
+        let (first, second) = batch.rows.split_at(batch.first_run);
+        [first, second]
+            .map(|run| run.iter().map(|like| (like.user_id(), like.created_at_us())).collect::<Vec<_>>())
+    };
+    let held = batch.remainder().unwrap().batch;
+    assert_eq!(runs(&held), [vec![(3, 5), (4, 5), (5, 5)], vec![(2, 5)]]);
+    assert_eq!(held.next_rows(usize::MAX).unwrap().len(), 3, "no statement spans both runs");
 
-    let other = entry(1, vec![like(3, 42, 0), like(5, 42, 0)]);
-    let other = pass(Batch::new(vec![other], 2), |_| Some(FailureClass::Retry), true).remainder.unwrap();
-    let merged = held.merge(other.batch);
-    assert_eq!(users(&merged), [2, 3, 4, 1, 5]);
-    assert_eq!((merged.likes(), merged.entries()), (6, 2));
+    let other = entry(1, rows(&[(1, 9), (4, 1), (6, 9)]));
+    let blocked = |_| Some(FailureClass::Retry);
+    let other = pass(Batch::new(vec![other], 3), blocked, &mut none()).remainder.unwrap().batch;
+    let other = pass(other, blocked, &mut none()).remainder.unwrap().batch;
+    let mut merged = held.merge(other);
+    assert_eq!(runs(&merged), [vec![(3, 5), (5, 5)], vec![(1, 9), (2, 5), (4, 1), (6, 9)]]);
+    assert_eq!((merged.likes(), merged.entries()), (7, 2));
+    assert_eq!(merged.passes(), 2, "no row starts again with little time");
+    assert_eq!(merged.take_settled(false).tally().deduplicated, 1);
 }
 
 #[test]
@@ -192,12 +267,13 @@ fn a_row_that_waits_keeps_no_verdict_of_another_batch() {
         move |entries| {
             let class =
                 |like: Like| if like.user_id() == 1 { FailureClass::Reject } else { FailureClass::Retry };
-            pass(entries, |like| Some(class(like)), counts).remainder.unwrap().batch
+            let evidence = &mut if counts { recent() } else { none() };
+            pass(entries, |like| Some(class(like)), evidence).remainder.unwrap().batch
         }
     };
     let rejected = rejects_first(true)(Batch::new(vec![entry(0, vec![like(1, 42, 0), like(2, 42, 0)])], 2));
     let waiting = rejects_first(false)(Batch::new(vec![entry(1, vec![like(1, 42, 0)])], 1));
-    let later = pass(rejected.merge(waiting), |_| None, true);
+    let later = pass(rejected.merge(waiting), |_| None, &mut none());
     let settled = later.committed.into_entries();
     assert_eq!(numbers(&settled), [0, 1]);
     assert!(settled.iter().all(|entry| entry.dead_letters.is_empty()));
@@ -223,7 +299,7 @@ proptest! {
         let batch = Batch::new(entries, likes);
         let rows: Vec<_> = batch.rows.iter().map(|l| ((l.post_id(), l.user_id()), l.created_at_us())).collect();
         prop_assert_eq!(rows, earliest.into_iter().collect::<Vec<_>>());
-        let entries = pass(batch, |_| None, true).committed.into_entries();
+        let entries = pass(batch, |_| None, &mut none()).committed.into_entries();
         let settled: Vec<Position> = entries.iter().map(|entry| entry.at).collect();
         prop_assert_eq!(settled, positions);
     }
@@ -252,7 +328,7 @@ proptest! {
                     _ => Some(FailureClass::Retry),
                 }
             };
-            let Written { committed, remainder } = pass(current, verdict, true);
+            let Passed { committed, remainder } = pass(current, verdict, &mut recent());
             stored += committed.tally().inserted;
             dead += committed.tally().rejected;
             settled.extend(numbers(&committed.into_entries()));

@@ -45,6 +45,7 @@ fn start(limits: BatchLimits) -> Running {
             log_rates: Arc::default(),
         },
         check,
+        in_flight_limits: IN_FLIGHT,
         stalled: false,
     };
     let (entries, receiver) = mpsc::unbounded_channel();
@@ -143,7 +144,7 @@ async fn reading_is_paused_from_a_failure_to_the_next_success() {
     }
     pass(SECOND).await;
     assert!(writer.has_permit());
-    assert_eq!(writer.in_flight.paused_for(), Duration::ZERO);
+    assert_eq!(writer.in_flight.stuck_for(), Duration::ZERO);
     assert_eq!(failing(&writer.health, "writer"), None);
     assert_eq!(writer.finish().await, ["Write 1: not stored", "Write 1: not stored", "Write 1", "Ack 1"]);
 }
@@ -342,11 +343,13 @@ async fn a_table_that_rejects_every_row_halts_without_dead_letters() {
     assert!(reason.starts_with("writes to Postgres are halted: the table rejects every row: "), "{reason}");
     assert!(writer.journal.lines().iter().all(|call| !call.starts_with("Ack")));
     assert!(writer.has_permit(), "another row may show that the table takes rows");
+    assert!(writer.in_flight.stuck_for() > SECOND * 30, "other members may store its rows");
 
     (1..=39).for_each(|user| writer.store.take(user));
     pass(SECOND * 20).await;
     assert_eq!(writer.store.stored().len(), 39);
     assert_eq!(failing(&writer.health, "writer"), None);
+    assert_eq!(writer.in_flight.stuck_for(), Duration::ZERO);
     writer.finish().await;
 }
 
@@ -364,4 +367,67 @@ async fn rejections_count_as_soon_as_the_table_takes_another_row() {
     assert_eq!(writer.group.own_pending(), [0; 0]);
     assert_eq!(failing(&writer.health, "writer"), None);
     writer.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_are_acknowledged_while_the_rest_of_their_batch_is_written() {
+    let writer = start(BatchLimits { rows: 4, ..LIMITS });
+    writer.store.write_in_parts();
+    writer.store.slow(SECOND);
+    writer.store.obstruct(4, FailureClass::Retry);
+    (1..=4).for_each(|seq| writer.send(seq));
+    pass(SECOND * 9 / 2).await;
+    let calls = ["Write 1 2 3 4", "Write 1 2", "Ack 1 2", "Write 3 4", "Write 3", "Ack 3"];
+    assert_eq!(writer.journal.lines(), calls);
+    let acked = writer.journal.times("Ack 1 2")[0];
+    assert_eq!(writer.journal.times("Write 3 4")[0] - acked, SECOND, "during the next write");
+    writer.store.take(4);
+    assert_eq!(writer.finish().await.last().unwrap(), "Ack 4");
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_rows_that_fill_the_in_flight_limit_are_reported_and_make_the_consumer_stuck() {
+    let writer = start(BatchLimits { rows: 101, ..LIMITS });
+    for user in 1..=100 {
+        writer.store.obstruct(user, FailureClass::Retry);
+    }
+    (1..=101).for_each(|seq| writer.send(seq));
+    pass(SECOND * 10).await;
+    assert_eq!(writer.store.stored(), [101]);
+    assert!(!writer.has_permit());
+    let reason = failing(&writer.health, "writer").unwrap();
+    assert_eq!(reason, "held rows fill the in-flight limit: obstructed");
+    assert!(writer.in_flight.stuck_for() > SECOND * 9);
+    writer.store.take(1);
+    pass(SECOND * 10).await;
+    assert_eq!(failing(&writer.health, "writer"), None);
+    assert_eq!(writer.in_flight.stuck_for(), Duration::ZERO);
+    (1..=100).for_each(|user| writer.store.take(user));
+    writer.finish().await;
+}
+
+/// Shuts down with one held entry, of user 1, and returns the last calls.
+async fn shut_down_with_a_held_entry(prepare: impl FnOnce(&FakeStore)) -> Vec<String> {
+    let writer = start(LIMITS);
+    writer.store.obstruct(1, FailureClass::Retry);
+    writer.send(1);
+    writer.send(2);
+    pass(SECOND * 60).await;
+    prepare(&writer.store);
+    let Running { journal, group, in_flight, entries, run, .. } = writer;
+    let (before, started) = (journal.lines().len(), Instant::now());
+    drop(entries);
+    run.await.unwrap();
+    assert!(started.elapsed() < SECOND);
+    assert!(in_flight.is_empty());
+    assert_eq!(group.own_pending().len(), usize::from(!journal.lines().contains(&"Ack 1".to_owned())));
+    journal.lines().split_off(before)
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_tries_held_rows_once_more_and_leaves_the_rest_pending() {
+    assert_eq!(shut_down_with_a_held_entry(|_| {}).await, ["Write 1"]);
+    assert_eq!(shut_down_with_a_held_entry(|store| store.take(1)).await, ["Write 1", "Ack 1"]);
+    let failing = |store: &FakeStore| store.fail(WriteError::Answer);
+    assert_eq!(shut_down_with_a_held_entry(failing).await, ["Write 1: not stored"]);
 }
