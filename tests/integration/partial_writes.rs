@@ -309,6 +309,38 @@ async fn a_trigger_that_is_replaced_during_a_transaction_causes_no_dead_letters(
     assert_eq!(dead_letters(&redis).await.len(), 2);
 }
 
+/// The table is verified, some rows are inserted, and then a privilege is revoked that the others need: a trigger reads another
+/// table. The rejected row makes a transaction of several statements.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_privilege_that_is_revoked_during_a_transaction_halts_consumers_without_dead_letters() {
+    let setup = Setup::with_own_postgres(&[]);
+    let postgres = setup.postgres_client().await;
+    let redis = setup.redis_client().await;
+    let reads = "PERFORM FROM closed WHERE post_id = NEW.post_id;";
+    let rejects = "IF NEW.user_id = 1001 THEN RAISE EXCEPTION 'bad row'; END IF;";
+    let sleeps = "IF NEW.user_id = 1040 THEN PERFORM pg_sleep(1); END IF;";
+    postgres.batch_execute("CREATE TABLE closed (post_id bigint)").await.unwrap();
+    before_each_row(&postgres, &format!("{rejects}{sleeps}{reads}")).await;
+    let url = writer_role(&setup, "GRANT SELECT ON closed TO writer").await;
+    let consumer = setup.consumer(&[("DATABASE_URL", &url)]);
+    setup.append(&likes(1_000), 100).await;
+    setup.wait_for_rows(1_000).await;
+    setup.append(&(1_001..=1_100).map(|user| like(user, 42)).collect::<Vec<_>>(), 100).await;
+    asleep(&postgres).await;
+    postgres.batch_execute("REVOKE SELECT ON closed FROM writer").await.unwrap();
+    eventually("halted", async || {
+        let (status, checks) = ready(&consumer);
+        status == 503 && checks.contains("permission denied for table closed")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((dead_letters(&redis).await.len(), pending(&redis).await), (0, 1));
+    postgres.batch_execute("GRANT SELECT ON closed TO writer").await.unwrap();
+    setup.wait_for_rows(1_099).await;
+    setup.wait_until_drained().await;
+    assert_eq!(dead_letters(&redis).await.len(), 1);
+}
+
 /// A row ends its session, twice. Then Postgres admits no session: nothing shows that it takes other rows.
 #[tokio::test(flavor = "multi_thread")]
 async fn reading_stays_paused_until_a_transaction_is_committed() {
