@@ -31,8 +31,9 @@ pub(crate) struct StackOptions {
     pub(crate) redis: Deployment,
     /// Additional arguments of `redis-server`.
     pub(crate) redis_arguments: Vec<String>,
-    /// Settings of Postgres.
+    /// Settings of Postgres, and files for its data folder.
     pub(crate) postgres_settings: Vec<(String, String)>,
+    pub(crate) postgres_files: Vec<(String, String)>,
     /// Additional settings of ingest and of the consumers, which override the defaults.
     pub(crate) ingest_settings: Vec<(&'static str, String)>,
     pub(crate) consumer_settings: Vec<(&'static str, String)>,
@@ -59,10 +60,9 @@ impl Stack {
         arguments.extend(options.redis_arguments);
         let redis = RedisOptions { port: options.redis_port, arguments, ..RedisOptions::default() };
         let redis = StackRedis::start(options.redis, redis, lifetime)?;
-        let settings = options.postgres_settings;
-        let postgres =
-            PostgresOptions { port: options.postgres_port, settings, ..PostgresOptions::default() };
-        let postgres = PostgresServer::start(postgres, lifetime)?;
+        let StackOptions { postgres_port: port, postgres_settings: settings, postgres_files: files, .. } =
+            options;
+        let postgres = PostgresServer::start(PostgresOptions { port, settings, files }, lifetime)?;
         program::run("likesctl", &["migrate"], &[("DATABASE_URL", postgres.url("postgres"))])?;
 
         let ports = [options.ingest_port, options.ingest_admin_port];
@@ -83,14 +83,14 @@ impl Stack {
     }
 
     fn start_consumer(&self, number: usize, admin_port: u16) -> Result<Program, StackError> {
-        let mut settings = vec![
+        let defaults = vec![
             ("REDIS_URL", self.redis.url()),
             ("DATABASE_URL", self.postgres.url("postgres")),
             ("CONSUMER_ADMIN_LISTEN", loopback(admin_port)),
             // All programs and the load share one machine, so use fewer and larger transactions.
             ("BATCH_LINGER", "150ms".to_owned()),
         ];
-        settings.extend(self.consumer_settings.iter().cloned());
+        let settings = overridden(defaults, &self.consumer_settings);
         Program::start("consumer", &settings, &log(self.logs.path(), number))
     }
 
@@ -159,13 +159,24 @@ fn start_ingest(
     overrides: &[(&'static str, String)],
     logs: &Path,
 ) -> Result<Program, StackError> {
-    let mut settings = vec![
+    let defaults = vec![
         ("REDIS_URL", redis_url.to_owned()),
         ("INGEST_LISTEN", loopback(port)),
         ("INGEST_ADMIN_LISTEN", loopback(admin_port)),
     ];
-    settings.extend(overrides.iter().cloned());
+    let settings = overridden(defaults, overrides);
     Program::start("ingest", &settings, &logs.join("ingest.log"))
+}
+
+/// Returns the defaults with overrides. `DATABASE_URL_FILE` overrides `DATABASE_URL`, since programs refuse to have both.
+fn overridden(
+    mut defaults: Vec<(&'static str, String)>,
+    overrides: &[(&'static str, String)],
+) -> Vec<(&'static str, String)> {
+    let is_in_file = |name| overrides.iter().any(|(other, _)| other.strip_suffix("_FILE") == Some(name));
+    defaults.retain(|(name, _)| !is_in_file(name));
+    defaults.extend(overrides.iter().cloned());
+    defaults
 }
 
 pub(crate) fn loopback(port: u16) -> String {

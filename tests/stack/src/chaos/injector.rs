@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     chaos::{
+        login::Login,
         malformed::Malformed,
         plan::{Fault, FaultKind, Plan},
     },
@@ -44,6 +45,8 @@ pub(crate) struct Injector {
     /// Link between Redis and the consumers, unless Redis is a cluster.
     pub(crate) link: Option<Link>,
     pub(crate) redis: Connections,
+    /// User of the consumers at Postgres.
+    pub(crate) postgres_login: Login,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     pub(crate) malformed: Malformed,
@@ -107,6 +110,7 @@ impl Injector {
             FaultKind::AddColumn => self.add_column(fault)?,
             FaultKind::RebuildKey => self.rebuild_key()?,
             FaultKind::RevokeRights => self.revoke_rights(fault)?,
+            FaultKind::RotatePostgresPassword => self.rotate_postgres_password(fault)?,
             FaultKind::SlowRows => self.slow_rows(fault)?,
             FaultKind::LockKey => self.lock_key(fault)?,
         }

@@ -48,6 +48,8 @@ pub(crate) enum FaultKind {
     RebuildKey,
     /// Consumers may not insert.
     RevokeRights,
+    /// Postgres requires another password than the one that consumers can read.
+    RotatePostgresPassword,
     /// A trigger that takes a millisecond per row.
     SlowRows,
     /// A transaction of another application holds a key that is sent soon, and ends without it.
@@ -60,7 +62,7 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// Kinds for every deployment of Redis.
-    pub(crate) const COMMON: [Self; 22] = [
+    pub(crate) const COMMON: [Self; 23] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -81,6 +83,7 @@ impl FaultKind {
         Self::AddColumn,
         Self::RebuildKey,
         Self::RevokeRights,
+        Self::RotatePostgresPassword,
         Self::SlowRows,
         Self::LockKey,
     ];
@@ -119,6 +122,7 @@ impl fmt::Display for FaultKind {
             Self::AddColumn => "another column",
             Self::RebuildKey => "rebuilt key",
             Self::RevokeRights => "revoked rights",
+            Self::RotatePostgresPassword => "rotated password of Postgres",
             Self::SlowRows => "slow rows",
             Self::LockKey => "locked key",
             Self::SlowLink => "slow link to Redis",

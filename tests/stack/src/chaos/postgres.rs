@@ -9,6 +9,7 @@ use devstack::{
 
 use crate::chaos::{
     injector::{Injector, InjectorError},
+    login::Login,
     plan::Fault,
 };
 
@@ -56,9 +57,23 @@ impl Injector {
         )
     }
 
+    pub(super) fn rotate_postgres_password(&mut self, fault: Fault) -> Result<(), InjectorError> {
+        self.postgres_login.rotate();
+        self.sql(&set_password(&self.postgres_login))?;
+        // A session outlives the password that opened it.
+        self.cut_postgres_connections()?;
+        self.pause(fault.outage);
+        Ok(self.postgres_login.write()?)
+    }
+
     /// Runs statements in one transaction as superuser.
     pub(super) fn sql(&self, statements: &str) -> Result<(), tokio_postgres::Error> {
         let url = self.stack.postgres.url("postgres");
         self.runtime.block_on(async { postgres_server::connect(&url).await?.batch_execute(statements).await })
     }
+}
+
+/// SQL that sets the password of a role.
+pub(super) fn set_password(login: &Login) -> String {
+    format!("ALTER ROLE {} PASSWORD '{}'", login.user(), login.password())
 }

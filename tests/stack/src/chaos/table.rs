@@ -4,7 +4,7 @@ use devstack::postgres_server;
 use tokio_postgres::{Client, Error};
 
 use crate::{
-    chaos::{CONSUMER_ROLE, injector::Injector, malformed::NEIGHBOUR_POST, plan::Fault},
+    chaos::{injector::Injector, malformed::NEIGHBOUR_POST, plan::Fault, setup::CONSUMER_ROLE},
     load::Load,
 };
 
