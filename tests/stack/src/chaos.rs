@@ -19,7 +19,7 @@ mod table;
 use std::{
     error::Error,
     path::PathBuf,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use devstack::{
@@ -91,6 +91,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let ingest = injector.stack.ingest.listen();
     let redis = injector.redis.clone();
 
+    let since = SystemTime::now();
     let until = Instant::now() + options.duration;
     let pace = Pace { connections: CONNECTIONS, per_second: Some(options.rate), until: Some(until) };
     let plan = Plan::new(seed, FaultKind::all(options.redis));
@@ -102,7 +103,7 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
     let backlog = wait_until_drained(&redis).await?;
     let table = postgres_server::connect(&injector.stack.postgres.url("postgres")).await?;
     let malformed = &injector.malformed;
-    let check = Check { load, sent: &sent, malformed, redis: &redis, table: &table };
+    let check = Check { load, since, sent: &sent, malformed, redis: &redis, table: &table };
     let findings = check.run().await?;
     let faults = injector.injected.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
     let seconds = options.duration.as_secs();

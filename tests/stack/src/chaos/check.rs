@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     error::Error,
+    time::SystemTime,
 };
 
 use devstack::{backlog::Keys, terminal::print_line};
@@ -50,7 +51,7 @@ pub(crate) struct Findings {
     /// Additional rows of a pair, and additional dead letters of an entry.
     duplicated: u64,
     /// Rows and dead letters of likes that were never sent, rejected likes in the table, and valid ones among the dead
-    /// letters.
+    /// letters. Rows whose time is not that of the run.
     unexpected: u64,
 }
 
@@ -102,6 +103,8 @@ struct DeadLetters {
 /// Sent likes and entries, and the servers in which they must be found.
 pub(crate) struct Check<'a> {
     pub(crate) load: Load,
+    /// Start of the load.
+    pub(crate) since: SystemTime,
     pub(crate) sent: &'a Sent,
     pub(crate) malformed: &'a Malformed,
     pub(crate) redis: &'a Connections,
@@ -118,6 +121,8 @@ impl Check<'_> {
             table.query("DELETE FROM likes WHERE post_id = $1 RETURNING user_id", &[&neighbour_post]).await?;
         let neighbours: Vec<i64> = neighbours.iter().map(|row| row.get(0)).collect();
         let rows = verify::read_table(table, load, sent, &dead_letters.rejected).await?;
+        let misdated = "SELECT count(*) FROM likes WHERE created_at NOT BETWEEN $1 AND now()";
+        let misdated: i64 = table.query_one(misdated, &[&self.since]).await?.get(0);
         let missing_malformed = malformed.missing(&dead_letters.malformed, &neighbours);
         Ok(Findings {
             accepted: sent.accepted,
@@ -130,6 +135,7 @@ impl Check<'_> {
             lost: rows.lost + missing_malformed,
             duplicated: rows.duplicated + dead_letters.duplicated,
             unexpected: rows.unexpected
+                + misdated.unsigned_abs()
                 + dead_letters.unexpected
                 + malformed.unexpected_neighbours(&neighbours),
         })

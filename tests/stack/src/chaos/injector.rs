@@ -36,6 +36,8 @@ pub(crate) enum InjectorError {
     Redis(#[from] fred::error::Error),
     #[error("Postgres rejected a command of the fault injector")]
     Postgres(#[from] tokio_postgres::Error),
+    #[error("consumers wrote {rows} rows after {change}; expected them to halt")]
+    WrittenTo { change: &'static str, rows: i64 },
 }
 
 /// Stack and the faults that were injected into it.
@@ -109,6 +111,8 @@ impl Injector {
             FaultKind::Malformed => self.append_malformed(fault),
             FaultKind::AddColumn => self.add_column(fault)?,
             FaultKind::RebuildKey => self.rebuild_key()?,
+            FaultKind::DropKey => self.drop_key(fault)?,
+            FaultKind::ChangeType => self.change_type(fault)?,
             FaultKind::RevokeRights => self.revoke_rights(fault)?,
             FaultKind::RotatePostgresPassword => self.rotate_postgres_password(fault)?,
             FaultKind::SlowRows => self.slow_rows(fault)?,

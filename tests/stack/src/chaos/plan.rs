@@ -46,6 +46,10 @@ pub(crate) enum FaultKind {
     AddColumn,
     /// The primary key is dropped and created again in one transaction.
     RebuildKey,
+    /// The primary key is missing for a while.
+    DropKey,
+    /// A column has another type for a while.
+    ChangeType,
     /// Consumers may not insert.
     RevokeRights,
     /// Postgres requires another password than the one that consumers can read.
@@ -62,7 +66,7 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// Kinds for every deployment of Redis.
-    pub(crate) const COMMON: [Self; 23] = [
+    pub(crate) const COMMON: [Self; 25] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -82,6 +86,8 @@ impl FaultKind {
         Self::Malformed,
         Self::AddColumn,
         Self::RebuildKey,
+        Self::DropKey,
+        Self::ChangeType,
         Self::RevokeRights,
         Self::RotatePostgresPassword,
         Self::SlowRows,
@@ -121,6 +127,8 @@ impl fmt::Display for FaultKind {
             Self::Malformed => "malformed entries",
             Self::AddColumn => "another column",
             Self::RebuildKey => "rebuilt key",
+            Self::DropKey => "dropped key",
+            Self::ChangeType => "another column type",
             Self::RevokeRights => "revoked rights",
             Self::RotatePostgresPassword => "rotated password of Postgres",
             Self::SlowRows => "slow rows",
@@ -140,7 +148,7 @@ pub(crate) struct Fault {
     pub(crate) after: Duration,
     /// Duration of the outage, for kinds that have one.
     pub(crate) outage: Duration,
-    /// Number of the affected consumer or partition, modulo their count.
+    /// Number of the affected consumer, partition or column, modulo their count.
     pub(crate) target: usize,
     /// Number of malformed entries.
     pub(crate) malformed: u32,

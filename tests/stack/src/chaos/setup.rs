@@ -29,6 +29,9 @@ host all,replication postgres 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
 ";
 
+/// Time zone of Postgres: a time that is stored without its zone is wrong by hours.
+const TIME_ZONE: &str = "<+0530>-5:30";
+
 pub(super) const CONSUMERS: usize = 3;
 
 impl Injector {
@@ -82,7 +85,8 @@ fn stack_options(redis: Deployment) -> StackOptions {
         Deployment::Cluster => "replicas:1",
     };
     // A standby reconnects at once, and misses nothing while it was away.
-    let postgres_settings = [("wal_retrieve_retry_interval", "200ms"), ("wal_keep_size", "1GB")];
+    let postgres_settings =
+        [("wal_retrieve_retry_interval", "200ms"), ("wal_keep_size", "1GB"), ("timezone", TIME_ZONE)];
     let consumer_settings = [("BATCH_LINGER", "20ms"), ("WRITE_TIMEOUT", "900ms"), ("CLAIM_MIN_IDLE", "2s")];
     StackOptions {
         consumer_admin_ports: vec![0; CONSUMERS],
