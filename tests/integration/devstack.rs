@@ -79,15 +79,17 @@ fn chaos_causes_no_loss_and_no_duplicates() {
         "failover of Postgres",
         "slow link to Redis",
         "rotated password of Postgres",
+        "rotated passwords of Redis",
         "dropped key",
         "another column type",
     ];
-    chaos("one", "721302", "40s", &kinds);
+    chaos("one", "59378", "40s", &kinds);
 }
 
 #[test]
 fn chaos_on_a_cluster_causes_no_loss_and_no_duplicates() {
-    chaos("cluster", "351659", "60s", &["slot migration", "kill -9 of Redis"]);
+    let kinds = ["slot migration", "kill -9 of Redis", "rotated passwords of Redis", "dropped key"];
+    chaos("cluster", "15131", "60s", &kinds);
 }
 
 /// Runs chaos with a seed under which these kinds of faults are among the first.

@@ -114,6 +114,16 @@ impl Stack {
         Ok(())
     }
 
+    /// Restarts ingest with further settings.
+    pub(crate) fn restart_ingest(
+        &mut self,
+        settings: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Result<(), StackError> {
+        self.ingest_settings.extend(settings);
+        self.ingest.stop()?;
+        self.replace_ingest()
+    }
+
     /// Replaces an ingest that has exited. The new one uses the same ports.
     pub(crate) fn replace_ingest(&mut self) -> Result<(), StackError> {
         let ports = [self.ingest.listen().port(), self.ingest.admin().port()];

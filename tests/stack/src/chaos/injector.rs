@@ -49,6 +49,8 @@ pub(crate) struct Injector {
     pub(crate) redis: Connections,
     /// User of the consumers at Postgres.
     pub(crate) postgres_login: Login,
+    /// Users of ingest and the consumers at Redis.
+    pub(crate) redis_logins: Vec<Login>,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     pub(crate) malformed: Malformed,
@@ -115,6 +117,7 @@ impl Injector {
             FaultKind::ChangeType => self.change_type(fault)?,
             FaultKind::RevokeRights => self.revoke_rights(fault)?,
             FaultKind::RotatePostgresPassword => self.rotate_postgres_password(fault)?,
+            FaultKind::RotateRedisPasswords => self.rotate_redis_passwords(fault)?,
             FaultKind::SlowRows => self.slow_rows(fault)?,
             FaultKind::LockKey => self.lock_key(fault)?,
         }

@@ -1,9 +1,6 @@
 //! User of a server whose password is rotated. Programs read it from a file, again for each connection.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use devstack::StackError;
 
@@ -29,8 +26,9 @@ impl Login {
         self.user
     }
 
-    pub(crate) fn file(&self) -> &Path {
-        &self.file
+    /// Path of the file, as a value of a setting.
+    pub(crate) fn setting(&self) -> String {
+        self.file.display().to_string()
     }
 
     /// Password that the server requires.

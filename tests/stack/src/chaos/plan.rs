@@ -54,6 +54,8 @@ pub(crate) enum FaultKind {
     RevokeRights,
     /// Postgres requires another password than the one that consumers can read.
     RotatePostgresPassword,
+    /// Redis requires other passwords than the ones that ingest and the consumers can read.
+    RotateRedisPasswords,
     /// A trigger that takes a millisecond per row.
     SlowRows,
     /// A transaction of another application holds a key that is sent soon, and ends without it.
@@ -66,7 +68,7 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// Kinds for every deployment of Redis.
-    pub(crate) const COMMON: [Self; 25] = [
+    pub(crate) const COMMON: [Self; 26] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -90,6 +92,7 @@ impl FaultKind {
         Self::ChangeType,
         Self::RevokeRights,
         Self::RotatePostgresPassword,
+        Self::RotateRedisPasswords,
         Self::SlowRows,
         Self::LockKey,
     ];
@@ -131,6 +134,7 @@ impl fmt::Display for FaultKind {
             Self::ChangeType => "another column type",
             Self::RevokeRights => "revoked rights",
             Self::RotatePostgresPassword => "rotated password of Postgres",
+            Self::RotateRedisPasswords => "rotated passwords of Redis",
             Self::SlowRows => "slow rows",
             Self::LockKey => "locked key",
             Self::SlowLink => "slow link to Redis",

@@ -3,7 +3,14 @@
 use devstack::{StackError, backlog::Keys};
 use fred::prelude::Value;
 
-use crate::chaos::{injector::Injector, plan::Fault};
+use crate::{
+    chaos::{
+        injector::{Injector, InjectorError},
+        login::Login,
+        plan::Fault,
+    },
+    stack_redis::StackRedis,
+};
 
 const SLOW_BYTES_PER_SECOND: u32 = 4_000_000;
 
@@ -29,6 +36,8 @@ impl Injector {
     fn start_redis_again(&mut self, port: u16, fault: Fault) -> Result<(), StackError> {
         self.pause(fault.outage);
         self.stack.redis.server_at(port)?.start_again()?;
+        // A server that restarts knows only the default user.
+        set_passwords(&self.stack.redis, &self.redis_logins)?;
         self.stack.redis.wait_healthy()
     }
 
@@ -53,6 +62,15 @@ impl Injector {
 
     pub(super) fn cut_redis_connections(&self) -> Result<(), fred::error::Error> {
         self.redis_command("CLIENT", &["KILL", "TYPE", "normal", "SKIPME", "yes"])
+    }
+
+    pub(super) fn rotate_redis_passwords(&mut self, fault: Fault) -> Result<(), InjectorError> {
+        self.redis_logins.iter_mut().for_each(Login::rotate);
+        set_passwords(&self.stack.redis, &self.redis_logins)?;
+        // A connection outlives the password that opened it.
+        self.cut_redis_connections()?;
+        self.pause(fault.outage);
+        Ok(self.redis_logins.iter().try_for_each(Login::write)?)
     }
 
     pub(super) fn fill_redis(&self, fault: Fault) -> Result<(), fred::error::Error> {
@@ -95,6 +113,18 @@ impl Injector {
         }
         Ok(())
     }
+}
+
+/// Sets the passwords of users on all servers. The users have all permissions.
+pub(super) fn set_passwords(redis: &StackRedis, logins: &[Login]) -> Result<(), StackError> {
+    for login in logins {
+        let password = format!(">{}", login.password());
+        let command = ["ACL", "SETUSER", login.user(), "on", "resetpass", &password, "~*", "&*", "+@all"];
+        for server in redis.servers() {
+            server.command(&command)?;
+        }
+    }
+    Ok(())
 }
 
 /// Stream of the partition that a fault affects.

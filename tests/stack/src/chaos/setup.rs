@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    chaos::{injector::Injector, login::Login, malformed::Malformed, postgres},
+    chaos::{injector::Injector, login::Login, malformed::Malformed, postgres, redis},
     load::{Load, REJECTED_POST},
     stack::{Stack, StackOptions},
     stack_redis::Deployment,
@@ -48,26 +48,32 @@ impl Injector {
         let database_url = format!(
             "postgres://127.0.0.1:{primary_port},127.0.0.1:{standby_port}/postgres?target_session_attrs=read-write"
         );
-        let file = stack.logs.path().join("database-url");
-        let postgres_login = Login::create(CONSUMER_ROLE, database_url, file)?;
-        let admin = postgres_server::connect(&stack.postgres.url("postgres")).await?;
-        admin.batch_execute(ROLES).await?;
-        admin.batch_execute(&postgres::set_password(&postgres_login)).await?;
-        let check = format!("ALTER TABLE likes ADD CHECK (post_id <> {REJECTED_POST})");
-        admin.batch_execute(&check).await?;
+        let folder = stack.logs.path();
+        let postgres_login = Login::create(CONSUMER_ROLE, database_url, folder.join("database-url"))?;
+        prepare_table(&stack.postgres, &postgres_login).await?;
         let link = match (deployment, stack.redis.servers()) {
             (Deployment::One, [server]) => Some(Link::start(server.port()).await?),
             _ => None,
         };
-        let redis_url = link.iter().map(|link| ("REDIS_URL", link.redis_url()));
-        let database_url_file = postgres_login.file().display().to_string();
-        stack.restart_consumers(redis_url.chain([("DATABASE_URL_FILE", database_url_file)]))?;
+        let redis_url = stack.redis.url();
+        let consumers_redis_url = link.as_ref().map_or_else(|| redis_url.clone(), Link::redis_url);
+        let redis_logins = vec![
+            Login::create("ingest", redis_url, folder.join("redis-url-of-ingest"))?,
+            Login::create("consumer", consumers_redis_url, folder.join("redis-url-of-consumers"))?,
+        ];
+        redis::set_passwords(&stack.redis, &redis_logins)?;
+        stack.restart_ingest([("REDIS_URL_FILE", redis_logins[0].setting())])?;
+        stack.restart_consumers([
+            ("REDIS_URL_FILE", redis_logins[1].setting()),
+            ("DATABASE_URL_FILE", postgres_login.setting()),
+        ])?;
         Ok(Self {
             stack,
             standby,
             link,
             redis,
             postgres_login,
+            redis_logins,
             runtime: Handle::current(),
             stop,
             malformed: Malformed::default(),
@@ -75,6 +81,15 @@ impl Injector {
             injected: BTreeMap::new(),
         })
     }
+}
+
+/// Creates the role of the consumers, and makes the table reject some of the likes.
+async fn prepare_table(postgres: &PostgresServer, login: &Login) -> Result<(), tokio_postgres::Error> {
+    let check = format!("ALTER TABLE likes ADD CHECK (post_id <> {REJECTED_POST})");
+    let admin = postgres_server::connect(&postgres.url("postgres")).await?;
+    admin.batch_execute(ROLES).await?;
+    admin.batch_execute(&postgres::set_password(login)).await?;
+    admin.batch_execute(&check).await
 }
 
 /// Settings under which a crash of Redis loses no accepted like and pending entries are claimed within seconds.
