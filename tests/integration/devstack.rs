@@ -82,14 +82,15 @@ fn chaos_causes_no_loss_and_no_duplicates() {
         "rotated passwords of Redis",
         "dropped key",
         "another column type",
+        "consumer of another database",
     ];
-    chaos("one", "59378", "40s", &kinds);
+    chaos("one", "360391", "60s", &kinds);
 }
 
 #[test]
 fn chaos_on_a_cluster_causes_no_loss_and_no_duplicates() {
-    let kinds = ["slot migration", "kill -9 of Redis", "rotated passwords of Redis", "dropped key"];
-    chaos("cluster", "15131", "60s", &kinds);
+    let kinds = ["slot migration", "kill -9 of Redis", "dropped key", "consumer of another database"];
+    chaos("cluster", "392035", "60s", &kinds);
 }
 
 /// Runs chaos with a seed under which these kinds of faults are among the first.

@@ -6,6 +6,7 @@
 //! and the library. Must not depend on how the programs recover: it sees only their processes, Redis and the table.
 
 mod check;
+mod group;
 mod injector;
 mod login;
 mod malformed;

@@ -38,6 +38,11 @@ pub(crate) enum InjectorError {
     Postgres(#[from] tokio_postgres::Error),
     #[error("consumers wrote {rows} rows after {change}; expected them to halt")]
     WrittenTo { change: &'static str, rows: i64 },
+    #[error(
+        "a consumer of another database must exit with code 2, read nothing and store nothing; seen: {end}, {rows} likes stored, \
+         in the group: {has_read}"
+    )]
+    OtherDatabase { end: String, rows: i64, has_read: bool },
 }
 
 /// Stack and the faults that were injected into it.
@@ -109,6 +114,7 @@ impl Injector {
             FaultKind::MoveSlot => self.move_slot(fault)?,
             FaultKind::CutRedisConnections => self.cut_redis_connections()?,
             FaultKind::CutPostgresConnections => self.cut_postgres_connections()?,
+            FaultKind::OtherDatabase => self.start_consumer_of_another_database()?,
             FaultKind::FillRedis => self.fill_redis(fault)?,
             FaultKind::Malformed => self.append_malformed(fault),
             FaultKind::AddColumn => self.add_column(fault)?,

@@ -40,6 +40,8 @@ pub(crate) enum FaultKind {
     KillConsumerAtFrozenRedis,
     /// Redis refuses writes.
     FillRedis,
+    /// A consumer with another database must not join the group.
+    OtherDatabase,
     /// Entries that must become dead letters.
     Malformed,
     /// A nullable column that likestream does not know.
@@ -68,7 +70,7 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// Kinds for every deployment of Redis.
-    pub(crate) const COMMON: [Self; 26] = [
+    pub(crate) const COMMON: [Self; 27] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -85,6 +87,7 @@ impl FaultKind {
         Self::KillConsumerAtFrozenPostgres,
         Self::KillConsumerAtFrozenRedis,
         Self::FillRedis,
+        Self::OtherDatabase,
         Self::Malformed,
         Self::AddColumn,
         Self::RebuildKey,
@@ -127,6 +130,7 @@ impl fmt::Display for FaultKind {
             Self::KillConsumerAtFrozenPostgres => "kill -9 of a consumer while Postgres is frozen",
             Self::KillConsumerAtFrozenRedis => "kill -9 of a consumer while Redis is frozen",
             Self::FillRedis => "Redis out of memory",
+            Self::OtherDatabase => "consumer of another database",
             Self::Malformed => "malformed entries",
             Self::AddColumn => "another column",
             Self::RebuildKey => "rebuilt key",

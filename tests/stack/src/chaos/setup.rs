@@ -7,6 +7,7 @@ use devstack::{
     link::Link,
     postgres_server::{self, PostgresServer},
     process::Lifetime,
+    program,
 };
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,8 @@ use crate::{
 
 /// Role of the consumers: a superuser would keep revoked rights.
 pub(super) const CONSUMER_ROLE: &str = "likestream_consumer";
+/// Database on the same server, with the same tables.
+pub(super) const OTHER_DATABASE: &str = "other";
 const ROLES: &str = include_str!("../../../../sql/roles.sql");
 
 /// `pg_hba.conf`: the consumers need a password.
@@ -50,7 +53,7 @@ impl Injector {
         );
         let folder = stack.logs.path();
         let postgres_login = Login::create(CONSUMER_ROLE, database_url, folder.join("database-url"))?;
-        prepare_table(&stack.postgres, &postgres_login).await?;
+        prepare_databases(&stack.postgres, &postgres_login).await?;
         let link = match (deployment, stack.redis.servers()) {
             (Deployment::One, [server]) => Some(Link::start(server.port()).await?),
             _ => None,
@@ -83,13 +86,16 @@ impl Injector {
     }
 }
 
-/// Creates the role of the consumers, and makes the table reject some of the likes.
-async fn prepare_table(postgres: &PostgresServer, login: &Login) -> Result<(), tokio_postgres::Error> {
+/// Creates the role of the consumers and another database, and makes the table reject some of the likes.
+async fn prepare_databases(postgres: &PostgresServer, login: &Login) -> Result<(), Box<dyn Error>> {
     let check = format!("ALTER TABLE likes ADD CHECK (post_id <> {REJECTED_POST})");
     let admin = postgres_server::connect(&postgres.url("postgres")).await?;
     admin.batch_execute(ROLES).await?;
     admin.batch_execute(&postgres::set_password(login)).await?;
-    admin.batch_execute(&check).await
+    admin.batch_execute(&check).await?;
+    admin.batch_execute(&format!("CREATE DATABASE {OTHER_DATABASE}")).await?;
+    program::run("likesctl", &["migrate"], &[("DATABASE_URL", postgres.url(OTHER_DATABASE))])?;
+    Ok(())
 }
 
 /// Settings under which a crash of Redis loses no accepted like and pending entries are claimed within seconds.
