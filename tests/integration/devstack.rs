@@ -83,14 +83,21 @@ fn chaos_causes_no_loss_and_no_duplicates() {
         "dropped key",
         "another column type",
         "consumer of another database",
+        "flushed Redis",
     ];
-    chaos("one", "360391", "60s", &kinds);
+    chaos("one", "716266", "60s", &kinds);
 }
 
 #[test]
 fn chaos_on_a_cluster_causes_no_loss_and_no_duplicates() {
-    let kinds = ["slot migration", "kill -9 of Redis", "dropped key", "consumer of another database"];
-    chaos("cluster", "392035", "60s", &kinds);
+    let kinds = [
+        "slot migration",
+        "kill -9 of Redis",
+        "dropped key",
+        "consumer of another database",
+        "flushed Redis",
+    ];
+    chaos("cluster", "899332", "60s", &kinds);
 }
 
 /// Runs chaos with a seed under which these kinds of faults are among the first.

@@ -2,13 +2,14 @@
 //!
 //! Purpose: prove that no fault loses or duplicates an accepted like. `setup` starts the servers and programs, `plan` chooses the
 //! faults, `injector` runs them, and `check` looks for each like. Each family of faults has a file: `programs`, `redis`,
-//! `postgres`, `table`, `malformed`. May depend on `stack`, `load`, `verify`
-//! and the library. Must not depend on how the programs recover: it sees only their processes, Redis and the table.
+//! `postgres`, `table`, `malformed`, `loss`. May depend on `stack`, `load`, `verify` and the library. Must not depend on how the
+//! programs recover: it sees only their processes, Redis, the table and what `likesctl` says.
 
 mod check;
 mod group;
 mod injector;
 mod login;
+mod loss;
 mod malformed;
 mod plan;
 mod postgres;
@@ -103,8 +104,9 @@ pub(crate) async fn run(options: &ChaosOptions) -> Result<bool, Box<dyn Error>> 
 
     let backlog = wait_until_drained(&redis).await?;
     let table = postgres_server::connect(&injector.stack.postgres.url("postgres")).await?;
-    let malformed = &injector.malformed;
-    let check = Check { load, since, sent: &sent, malformed, redis: &redis, table: &table };
+    let Injector { malformed, lost, .. } = &injector;
+    let reported = injector.reported_losses()?;
+    let check = Check { load, since, sent: &sent, malformed, lost, reported, redis: &redis, table: &table };
     let findings = check.run().await?;
     let faults = injector.injected.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
     let seconds = options.duration.as_secs();

@@ -108,7 +108,7 @@ async fn measure(options: &DemoOptions, stack: &Stack) -> Result<Report, Box<dyn
         accepted: sent.accepted,
         distinct: sent.pairs.len(),
         rows: table.rows,
-        lost: table.lost,
+        lost: table.lost.len() as u64,
         duplicated: table.duplicated,
         unexpected: table.unexpected,
         retries: sent.retries,

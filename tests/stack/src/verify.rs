@@ -11,8 +11,8 @@ use crate::load::{IndexSet, Load, Sent};
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) rows: u64,
-    /// Accepted pairs that are neither in the table nor among the dead letters.
-    pub(crate) lost: u64,
+    /// Accepted pairs that are neither in the table nor among the dead letters, by their first like.
+    pub(crate) lost: Vec<u64>,
     /// Additional rows of a pair.
     pub(crate) duplicated: u64,
     /// Rows of pairs that were never sent, or for which every request was refused.
@@ -51,7 +51,7 @@ pub(crate) async fn read_table(
         }
     }
     let is_missing = |index: &u64| !found.contains(*index) && !dead_lettered.contains(*index);
-    let lost = (0..load.likes).filter(|index| sent.pairs.contains(*index) && is_missing(index)).count();
+    let lost = (0..load.likes).filter(|index| sent.pairs.contains(*index) && is_missing(index));
     let summary = client
         .query_one(
             "SELECT count(DISTINCT xmin::text::bigint),
@@ -66,7 +66,7 @@ pub(crate) async fn read_table(
     let quantile = |n| quantiles.get(n).copied().unwrap_or(f64::NAN);
     Ok(Table {
         rows,
-        lost: lost as u64,
+        lost: lost.collect(),
         duplicated,
         unexpected,
         writing_transactions: writing_transactions.unsigned_abs(),

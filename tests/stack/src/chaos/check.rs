@@ -11,12 +11,15 @@ use fred::{bytes::Bytes, prelude::Value};
 use serde::Serialize;
 use shared::{
     redis::{Connections, Retry},
-    wire::{codec, partition::Partition},
+    wire::codec,
 };
 use tokio_postgres::Client;
 
 use crate::{
-    chaos::malformed::{Malformed, NEIGHBOUR_POST},
+    chaos::{
+        loss::Lost,
+        malformed::{Malformed, NEIGHBOUR_POST},
+    },
     load::{IndexSet, Load, Sent},
     verify,
 };
@@ -46,8 +49,14 @@ pub(crate) struct Findings {
     stored: u64,
     dead_lettered: u64,
     malformed: u32,
-    /// Accepted likes and malformed entries that are neither in the table nor among the dead letters.
+    /// Accepted likes and malformed entries that are neither in the table nor among the dead letters, and that Redis has not
+    /// lost.
     lost: u64,
+    /// Accepted likes that are missing because Redis has lost their entries.
+    lost_with_redis: u64,
+    /// Undelivered entries that Redis has lost, and those that consumers have reported as lost.
+    lost_entries: u64,
+    reported_entries: u64,
     /// Additional rows of a pair, and additional dead letters of an entry.
     duplicated: u64,
     /// Rows and dead letters of likes that were never sent, rejected likes in the table, and valid ones among the dead
@@ -58,8 +67,10 @@ pub(crate) struct Findings {
 impl ChaosReport {
     /// Returns whether every guarantee held.
     pub(crate) fn passed(&self) -> bool {
-        let Findings { accepted, lost, duplicated, unexpected, .. } = self.findings;
-        accepted > 0 && lost == 0 && duplicated == 0 && unexpected == 0 && self.backlog == 0
+        let Findings { accepted, lost, duplicated, unexpected, lost_entries, reported_entries, .. } =
+            self.findings;
+        let is_reported = lost_entries == reported_entries;
+        accepted > 0 && lost == 0 && duplicated == 0 && unexpected == 0 && self.backlog == 0 && is_reported
     }
 
     pub(crate) fn print(&self) {
@@ -71,6 +82,7 @@ impl ChaosReport {
         let Self { seed, seconds, findings, backlog, .. } = self;
         let Findings { accepted, distinct, retries, indeterminate, .. } = findings;
         let Findings { stored, dead_lettered, malformed, lost, duplicated, unexpected, .. } = findings;
+        let Findings { lost_with_redis, lost_entries, reported_entries, .. } = findings;
         print_line(&format!(
             "seed {seed}, {seconds} s: accepted {accepted}, distinct {distinct}, retries {retries}, \
              indeterminate {indeterminate}, stored {stored}, dead-lettered {dead_lettered}, malformed {malformed}"
@@ -78,9 +90,13 @@ impl ChaosReport {
         print_line(&format!(
             "lost {lost}, duplicated {duplicated}, unexpected {unexpected}, backlog {backlog}"
         ));
+        print_line(&format!(
+            "lost with Redis: {lost_with_redis} likes, {lost_entries} entries, of which {reported_entries} were reported"
+        ));
         if self.passed() {
             print_line(
-                "PASS: every accepted like is in the table exactly once or is a dead letter with its reason",
+                "PASS: every accepted like is in the table exactly once, is a dead letter with its reason, or is reported as lost \
+                 with Redis",
             );
         } else {
             print_line(&format!("FAIL: reproduce this run with SEED={seed}"));
@@ -107,6 +123,10 @@ pub(crate) struct Check<'a> {
     pub(crate) since: SystemTime,
     pub(crate) sent: &'a Sent,
     pub(crate) malformed: &'a Malformed,
+    /// Data that Redis has lost.
+    pub(crate) lost: &'a Lost,
+    /// Number of entries that consumers have reported as lost.
+    pub(crate) reported: u64,
     pub(crate) redis: &'a Connections,
     pub(crate) table: &'a Client,
 }
@@ -123,6 +143,8 @@ impl Check<'_> {
         let rows = verify::read_table(table, load, sent, &dead_letters.rejected).await?;
         let misdated = "SELECT count(*) FROM likes WHERE created_at NOT BETWEEN $1 AND now()";
         let misdated: i64 = table.query_one(misdated, &[&self.since]).await?.get(0);
+        let lost_pairs = self.lost_pairs();
+        let lost_with_redis = rows.lost.iter().filter(|first| lost_pairs.contains(**first)).count() as u64;
         let missing_malformed = malformed.missing(&dead_letters.malformed, &neighbours);
         Ok(Findings {
             accepted: sent.accepted,
@@ -132,13 +154,27 @@ impl Check<'_> {
             stored: rows.rows,
             dead_lettered: dead_letters.rejected.len(),
             malformed: malformed.count(),
-            lost: rows.lost + missing_malformed,
+            lost: rows.lost.len() as u64 - lost_with_redis + missing_malformed,
+            lost_with_redis,
+            lost_entries: self.lost.payloads.len() as u64,
+            reported_entries: self.reported,
             duplicated: rows.duplicated + dead_letters.duplicated,
             unexpected: rows.unexpected
                 + misdated.unsigned_abs()
                 + dead_letters.unexpected
                 + malformed.unexpected_neighbours(&neighbours),
         })
+    }
+
+    /// Pairs in entries that Redis has lost, by the index of their first like.
+    fn lost_pairs(&self) -> IndexSet {
+        let pairs = IndexSet::new(self.load.likes);
+        for located in self.lost.payloads.iter().flat_map(|payload| codec::locate(payload)) {
+            if let Some(first) = self.load.first_with(located.like.user_id(), located.like.post_id()) {
+                pairs.insert(first);
+            }
+        }
+        pairs
     }
 
     async fn read_dead_letters(&self) -> Result<DeadLetters, Box<dyn Error>> {
@@ -149,35 +185,20 @@ impl Check<'_> {
             duplicated: 0,
         };
         let mut seen = HashSet::new();
-        let keys = Keys::default();
-        for partition in keys.partitions() {
-            for dead_letter in self.dead_letters_of(&keys, partition).await? {
-                let field = |name: &str| dead_letter.get(name).cloned().unwrap_or_default();
-                let payload = field(codec::FIELD);
-                if !seen.insert((field("origin"), field("detail"), payload.clone())) {
-                    found.duplicated += 1;
-                } else if self.malformed.is_dead_letter(&payload) {
-                    *found.malformed.entry(payload).or_default() += 1;
-                } else if field("reason") == "rejected" {
-                    self.add_rejected(&payload, &mut found);
-                } else {
-                    found.unexpected += 1;
-                }
+        for dead_letter in self.lost.dead_letters.iter().chain(&dead_letters(self.redis).await?) {
+            let field = |name: &str| dead_letter.get(name).cloned().unwrap_or_default();
+            let payload = field(codec::FIELD);
+            if !seen.insert((field("origin"), field("detail"), payload.clone())) {
+                found.duplicated += 1;
+            } else if self.malformed.is_dead_letter(&payload) {
+                *found.malformed.entry(payload).or_default() += 1;
+            } else if field("reason") == "rejected" {
+                self.add_rejected(&payload, &mut found);
+            } else {
+                found.unexpected += 1;
             }
         }
         Ok(found)
-    }
-
-    /// Fields of all dead letters of a partition.
-    async fn dead_letters_of(
-        &self,
-        keys: &Keys,
-        partition: Partition,
-    ) -> Result<Vec<HashMap<String, Bytes>>, fred::error::Error> {
-        let stream = keys.dead_letters(partition);
-        let range = [stream.as_str(), "-", "+"].map(Value::from).into();
-        let entries: Vec<(String, _)> = self.redis.run(&stream, Retry::Idempotent, "XRANGE", range).await?;
-        Ok(entries.into_iter().map(|(_, fields)| fields).collect())
     }
 
     fn add_rejected(&self, payload: &Bytes, found: &mut DeadLetters) {
@@ -190,4 +211,19 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// Fields of all dead letters.
+pub(super) async fn dead_letters(
+    redis: &Connections,
+) -> Result<Vec<HashMap<String, Bytes>>, fred::error::Error> {
+    let keys = Keys::default();
+    let mut found = Vec::new();
+    for partition in keys.partitions() {
+        let stream = keys.dead_letters(partition);
+        let range = [stream.as_str(), "-", "+"].map(Value::from).into();
+        let entries: Vec<(String, _)> = redis.run(&stream, Retry::Idempotent, "XRANGE", range).await?;
+        found.extend(entries.into_iter().map(|(_, fields)| fields));
+    }
+    Ok(found)
 }

@@ -8,6 +8,13 @@ use shared::redis::{Connections, Retry};
 
 const GROUP: &str = "likes-writers";
 
+/// Id of the last entry of a stream that was delivered to the group.
+pub(super) async fn last_delivered(redis: &Connections, stream: &str) -> Result<String, Error> {
+    let groups = info(redis, "GROUPS", vec![stream.into()], stream).await?;
+    let id = groups.first().and_then(|group| group.get("last-delivered-id")?.as_string());
+    Ok(id.unwrap_or_else(|| "0-0".to_owned()))
+}
+
 /// Returns whether a consumer has read from any stream.
 pub(super) async fn has_reader(redis: &Connections, name: &str) -> Result<bool, Error> {
     for stream in Keys::default().streams() {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     chaos::{
         login::Login,
+        loss::Lost,
         malformed::Malformed,
         plan::{Fault, FaultKind, Plan},
     },
@@ -38,6 +39,12 @@ pub(crate) enum InjectorError {
     Postgres(#[from] tokio_postgres::Error),
     #[error("consumers wrote {rows} rows after {change}; expected them to halt")]
     WrittenTo { change: &'static str, rows: i64 },
+    #[error("consumers did not stop reading although all partitions are paused")]
+    Unpaused,
+    #[error("Redis lost {lost} entries, and consumers reported {reported}: {incidents}")]
+    Misreported { lost: u64, reported: u64, incidents: String },
+    #[error("likesctl printed no list of incidents")]
+    Incidents(#[source] serde_json::Error),
     #[error(
         "a consumer of another database must exit with code 2, read nothing and store nothing; seen: {end}, {rows} likes stored, \
          in the group: {has_read}"
@@ -59,6 +66,7 @@ pub(crate) struct Injector {
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     pub(crate) malformed: Malformed,
+    pub(crate) lost: Lost,
     pub(crate) load: Load,
     /// Number of faults of each kind.
     pub(crate) injected: BTreeMap<FaultKind, u32>,
@@ -114,6 +122,7 @@ impl Injector {
             FaultKind::MoveSlot => self.move_slot(fault)?,
             FaultKind::CutRedisConnections => self.cut_redis_connections()?,
             FaultKind::CutPostgresConnections => self.cut_postgres_connections()?,
+            FaultKind::FlushRedis => self.flush_redis(fault)?,
             FaultKind::OtherDatabase => self.start_consumer_of_another_database()?,
             FaultKind::FillRedis => self.fill_redis(fault)?,
             FaultKind::Malformed => self.append_malformed(fault),

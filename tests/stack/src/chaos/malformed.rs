@@ -22,6 +22,8 @@ pub(crate) struct Malformed {
     dead_letters: HashMap<Bytes, Certainty>,
     /// Users of valid likes in the same entry. They must be in the table.
     neighbours: HashMap<i64, Certainty>,
+    /// Entries by their payloads.
+    entries: HashMap<Bytes, Entry>,
     count: u32,
 }
 
@@ -29,7 +31,7 @@ pub(crate) struct Malformed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Certainty {
     Appended,
-    /// The response of the append was lost.
+    /// The response of the append was lost, or the entry was lost after it.
     Indeterminate,
 }
 
@@ -99,12 +101,24 @@ impl Malformed {
     }
 
     async fn append_entry(&mut self, redis: &Connections, stream: &str, entry: Entry) {
-        let args = vec![stream.into(), "*".into(), codec::FIELD.into(), entry.payload.into()];
+        let args = vec![stream.into(), "*".into(), codec::FIELD.into(), entry.payload.clone().into()];
         let appended = redis.run::<String>(stream, Retry::NonIdempotent, "XADD", args).await;
         let certainty = if appended.is_ok() { Certainty::Appended } else { Certainty::Indeterminate };
-        self.dead_letters.insert(entry.dead_letter, certainty);
+        self.expect(&entry, certainty);
+        self.entries.insert(entry.payload.clone(), entry);
+    }
+
+    fn expect(&mut self, entry: &Entry, certainty: Certainty) {
+        self.dead_letters.insert(entry.dead_letter.clone(), certainty);
         if let Some(user) = entry.neighbour {
             self.neighbours.insert(user, certainty);
+        }
+    }
+
+    /// Expects no results of an entry that Redis has lost.
+    pub(crate) fn lose(&mut self, payload: &Bytes) {
+        if let Some(entry) = self.entries.remove(payload) {
+            self.expect(&entry, Certainty::Indeterminate);
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) enum FaultKind {
     KillConsumerAtFrozenRedis,
     /// Redis refuses writes.
     FillRedis,
+    /// Redis loses all its data, which consumers must report.
+    FlushRedis,
     /// A consumer with another database must not join the group.
     OtherDatabase,
     /// Entries that must become dead letters.
@@ -70,7 +72,7 @@ pub(crate) enum FaultKind {
 
 impl FaultKind {
     /// Kinds for every deployment of Redis.
-    pub(crate) const COMMON: [Self; 27] = [
+    pub(crate) const COMMON: [Self; 28] = [
         Self::KillConsumer,
         Self::KillIngest,
         Self::RollOutConsumers,
@@ -87,6 +89,7 @@ impl FaultKind {
         Self::KillConsumerAtFrozenPostgres,
         Self::KillConsumerAtFrozenRedis,
         Self::FillRedis,
+        Self::FlushRedis,
         Self::OtherDatabase,
         Self::Malformed,
         Self::AddColumn,
@@ -130,6 +133,7 @@ impl fmt::Display for FaultKind {
             Self::KillConsumerAtFrozenPostgres => "kill -9 of a consumer while Postgres is frozen",
             Self::KillConsumerAtFrozenRedis => "kill -9 of a consumer while Redis is frozen",
             Self::FillRedis => "Redis out of memory",
+            Self::FlushRedis => "flushed Redis",
             Self::OtherDatabase => "consumer of another database",
             Self::Malformed => "malformed entries",
             Self::AddColumn => "another column",

@@ -106,7 +106,11 @@ impl Injector {
     }
 
     /// Sends a command to all servers.
-    fn redis_command(&self, name: &'static str, arguments: &[&str]) -> Result<(), fred::error::Error> {
+    pub(super) fn redis_command(
+        &self,
+        name: &'static str,
+        arguments: &[&str],
+    ) -> Result<(), fred::error::Error> {
         for server in self.redis.servers() {
             let arguments = arguments.iter().map(|argument| Value::from(*argument)).collect();
             self.runtime.block_on(server.send::<Value>(name, arguments))?;

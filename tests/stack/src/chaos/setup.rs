@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    chaos::{injector::Injector, login::Login, malformed::Malformed, postgres, redis},
+    chaos::{injector::Injector, login::Login, loss::Lost, malformed::Malformed, postgres, redis},
     load::{Load, REJECTED_POST},
     stack::{Stack, StackOptions},
     stack_redis::Deployment,
@@ -80,6 +80,7 @@ impl Injector {
             runtime: Handle::current(),
             stop,
             malformed: Malformed::default(),
+            lost: Lost::default(),
             load,
             injected: BTreeMap::new(),
         })
