@@ -181,7 +181,7 @@ pub(crate) async fn sample(
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         ticks.tick().await;
-        let round = stream_watch.begin_round();
+        let round = stream_watch.begin_round().await;
         let samples = count.partitions().map(async |partition| (partition, streams.sample(partition).await));
         let mut samples = stream::iter(samples).buffer_unordered(CONCURRENT_SAMPLES);
         let mut taken = HashMap::new();

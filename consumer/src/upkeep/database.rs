@@ -132,7 +132,7 @@ impl DatabaseWatch {
 
     /// Saves the watermarks as this consumer leaves the streams. What is lost until the next start is then known exactly.
     async fn save_final_state(&mut self) {
-        let round = self.stream_watch.begin_round();
+        let round = self.stream_watch.begin_round().await;
         let samples =
             self.own.iter().map(async |partition| (*partition, self.streams.sample(*partition).await));
         let samples = join_all(samples).await.into_iter();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use shared::wire::partition::Partition;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard};
 use tokio_postgres::{Error, GenericClient};
 
 use crate::{
@@ -26,6 +27,8 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct StreamWatch {
     state: Mutex<State>,
+    /// Locked by a round, so that samples are compared in the order in which they were taken.
+    round: AsyncMutex<()>,
 }
 
 #[derive(Default)]
@@ -51,9 +54,11 @@ struct Watched {
     saved: Option<Watermark>,
 }
 
-/// A round of samples that has begun.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Round(u64);
+/// A round of samples that has begun. No other begins before it ends.
+pub(crate) struct Round<'a> {
+    number: u64,
+    _ends: AsyncMutexGuard<'a, ()>,
+}
 
 /// A loss that is not recorded yet.
 #[derive(Clone, Copy, Debug)]
@@ -89,15 +94,16 @@ enum Update {
 }
 
 impl StreamWatch {
-    /// Begins a round of samples, before the first of them is taken.
-    pub(crate) fn begin_round(&self) -> Round {
+    /// Begins a round of samples, before the first of them is taken and after the round before has ended.
+    pub(crate) async fn begin_round(&self) -> Round<'_> {
+        let ends = self.round.lock().await;
         let mut state = self.lock();
         state.rounds += 1;
-        Round(state.rounds)
+        Round { number: state.rounds, _ends: ends }
     }
 
-    /// Compares the samples of a round with the ones before, and with watermarks that were loaded before the round.
-    pub(crate) fn sampled(&self, round: Round, samples: impl Iterator<Item = (Partition, Sample)>) {
+    /// Ends a round: compares its samples with the ones before, and with watermarks that were loaded before the round.
+    pub(crate) fn sampled(&self, round: Round<'_>, samples: impl Iterator<Item = (Partition, Sample)>) {
         let mut lost = Vec::new();
         let mut state = self.lock();
         for (partition, sample) in samples {
@@ -105,7 +111,7 @@ impl StreamWatch {
                 state.streams.insert(partition, Watched::of(sample));
                 continue;
             };
-            let losses = [known.sampled(sample), known.compare_with_loaded(round)];
+            let losses = [known.sampled(sample), known.compare_with_loaded(round.number)];
             lost.extend(losses.into_iter().flatten().map(|loss| (partition, loss)));
         }
         drop(state);
@@ -286,7 +292,7 @@ impl Watched {
     }
 
     /// Compares the latest sample with the watermark that was loaded before its round. Returns a loss that was not known.
-    fn compare_with_loaded(&mut self, Round(round): Round) -> Option<Loss> {
+    fn compare_with_loaded(&mut self, round: u64) -> Option<Loss> {
         let (_, StoredWatermark { epoch, watermark }) =
             self.loaded.take_if(|(loaded_in, _)| *loaded_in < round)?;
         self.epoch = Some(epoch);
@@ -390,6 +396,8 @@ fn incident(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::{entry::EntryId, stream::GroupInfo, testing::partition};
 
@@ -435,8 +443,13 @@ mod tests {
         watch
     }
 
+    /// Returns a round that begins at once.
+    fn begin_round(watch: &StreamWatch) -> Round<'_> {
+        watch.begin_round().now_or_never().unwrap()
+    }
+
     fn next_round(watch: &StreamWatch, sample: Sample) {
-        watch.sampled(watch.begin_round(), [(partition(), sample)].into_iter());
+        watch.sampled(begin_round(watch), [(partition(), sample)].into_iter());
     }
 
     fn apply(watch: &StreamWatch, update: Update) {
@@ -447,6 +460,18 @@ mod tests {
     fn state(watch: &StreamWatch) -> (Option<u64>, Option<i64>) {
         let watched = watch.lock().streams[&partition()].clone();
         (watched.lost.map(|lost| lost.loss.undelivered), watched.epoch)
+    }
+
+    #[test]
+    fn a_round_begins_after_the_one_before_has_ended() {
+        let watch = sampled(&[&unread(10)]);
+        let round = begin_round(&watch);
+        let mut last = std::pin::pin!(watch.begin_round());
+        assert!(last.as_mut().now_or_never().is_none());
+        watch.sampled(round, [(partition(), sample(&unread(20)))].into_iter());
+        let last = last.now_or_never().unwrap();
+        watch.sampled(last, [(partition(), sample(&unread(30)))].into_iter());
+        assert_eq!(state(&watch), (None, None));
     }
 
     #[test]
@@ -473,7 +498,7 @@ mod tests {
     #[test]
     fn a_watermark_is_compared_with_later_samples_only() {
         let watch = sampled(&[&unread(10)]);
-        let round = watch.begin_round();
+        let round = begin_round(&watch);
         // Another consumer has saved it after the sample of the round was taken.
         apply(&watch, row(3, &unread(50)));
         watch.sampled(round, [(partition(), sample(&unread(40)))].into_iter());
