@@ -21,6 +21,7 @@ use crate::{
     config::Settings,
     entry::Entry,
     group::{
+        binding::BoundDatabase,
         control::{self, CommitTimes},
         membership::{Candidate, Membership, NameTaken},
         ownership::Ownership,
@@ -34,9 +35,7 @@ use crate::{
         partition_reader::{ReadContext, ReadLimits},
         supervisor::{ReaderCrashed, Supervisor},
     },
-    store::{
-        database::DatabaseIdentity, gathering::BatchLimits, predictor::InsertPredictor, write::TableWriter,
-    },
+    store::{gathering::BatchLimits, predictor::InsertPredictor, write::TableWriter},
     stream::{Paused, Streams},
     task,
     trace::BatchTracing,
@@ -108,7 +107,7 @@ pub(crate) struct Pipeline {
     pub(crate) static_assignment: Option<StaticAssignment>,
     pub(crate) streams: Streams,
     pub(crate) pool: Pool,
-    pub(crate) database: DatabaseIdentity,
+    pub(crate) bound: BoundDatabase,
     pub(crate) partitions: watch::Receiver<PartitionCount>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) telemetry: Telemetry,
@@ -200,7 +199,7 @@ impl Pipeline {
             pool: &self.pool,
             partitions: &self.partitions,
             ownership,
-            database: &self.database,
+            bound: &self.bound,
             retention: self.settings.stream_retention,
             metrics: &self.metrics,
             meter: &self.telemetry.meter(),
@@ -241,7 +240,7 @@ impl Pipeline {
         Writer {
             store: TableWriter::new(
                 self.pool.clone(),
-                settings.transactions(self.database.id),
+                settings.transactions(self.bound.database.id),
                 Some(predictor),
             ),
             stalled: false,

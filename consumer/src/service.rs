@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Settings,
-    group::binding::{Relation, copy_warning, relation, wrong_database},
+    group::binding::{BoundDatabase, Relation, copy_warning},
     metrics::Metrics,
     pipeline::{Checks, Pipeline, PipelineError},
     store::{
@@ -111,8 +111,8 @@ pub(crate) async fn run(
 
     let start = Box::pin(start(&redis, &postgres, &settings, consumer, &checks));
     let Some(started) = shutdown.run_until_cancelled(start).await.transpose()? else { return Ok(()) };
-    let Started { redis, partitions, streams, database } = started;
-    let pool = postgres.pool(CONNECTIONS, settings.transactions(database.id).connected())?;
+    let Started { redis, partitions, streams, bound } = started;
+    let pool = postgres.pool(CONNECTIONS, settings.transactions(bound.database.id).connected())?;
     let keys = settings.streams.likes_stream.clone();
 
     let metrics = Arc::new(Metrics::new(&telemetry.meter(), &keys));
@@ -124,7 +124,7 @@ pub(crate) async fn run(
         static_assignment,
         streams: streams.clone(),
         pool,
-        database,
+        bound,
         partitions: partitions.subscribe(),
         metrics,
         telemetry,
@@ -150,8 +150,7 @@ struct Started {
     redis: Connections,
     partitions: PartitionCount,
     streams: Streams,
-    /// The database that the group is bound to.
-    database: DatabaseIdentity,
+    bound: BoundDatabase,
 }
 
 /// Waits until Redis and Postgres can be used, however long that takes. Changes nothing before both have been checked.
@@ -168,9 +167,9 @@ async fn start(
     let streams = Streams::new(connections.clone(), keys, group, consumer);
     let server = format!("Redis at {}", redis.address());
     wait_until_available(&server, &checks.redis, async || streams.check_scripts().await).await;
-    bind(&streams, &database, &server, &checks.redis).await?;
+    let bound = bind(&streams, database, &server, &checks.redis).await?;
     wait_until_available(&server, &checks.redis, async || streams.ensure_groups(partitions).await).await;
-    Ok(Started { redis: connections, partitions, streams, database })
+    Ok(Started { redis: connections, partitions, streams, bound })
 }
 
 /// Waits for Redis, and checks the cluster settings.
@@ -204,20 +203,20 @@ async fn wait_for_postgres(
 }
 
 async fn check_postgres(postgres: &Postgres, settings: &Settings) -> Result<DatabaseIdentity, PostgresError> {
-    let session = postgres.connect().await?;
+    let mut session = postgres.connect().await?;
     if settings.postgres_pooling == Pooling::Session && session::shares_sessions(postgres, &session).await {
         return Err(session::wrong_setting().into());
     }
     // A pooler may accept a connection before it has a free session.
-    let checked = timeout(SCHEMA_TIMEOUT, check_database(&session, postgres.address())).await;
+    let checked = timeout(SCHEMA_TIMEOUT, check_database(&mut session, postgres.address())).await;
     checked.map_err(|_| PostgresError::Silent)?
 }
 
 /// Checks the schema version and that the table may be written to. Any other error of the table may end by itself, and each
 /// transaction verifies the table again. Returns the identity of the database.
-async fn check_database(client: &Client, address: &str) -> Result<DatabaseIdentity, PostgresError> {
-    schema::check(client).await?;
-    match table::inspect(client).await {
+async fn check_database(client: &mut Client, address: &str) -> Result<DatabaseIdentity, PostgresError> {
+    schema::check(&*client).await?;
+    match table::inspect(&*client).await {
         Err(TableError::Fault(fault)) if fault != TableFault::Missing => Err(PostgresError::Table(fault)),
         _ => Ok(database::identity(client, address).await?),
     }
@@ -229,20 +228,18 @@ async fn check_database(client: &Client, address: &str) -> Result<DatabaseIdenti
 /// When the group is bound to another database.
 async fn bind(
     streams: &Streams,
-    database: &DatabaseIdentity,
+    database: DatabaseIdentity,
     server: &str,
     check: &Check,
-) -> Result<(), SettingError> {
-    let bind = || streams.bind(database, streams.consumer(), None);
+) -> Result<BoundDatabase, SettingError> {
+    let bind = || streams.bind(&database, streams.consumer(), None);
     let binding = wait_until_available(server, check, bind).await;
-    match relation(database, &binding) {
-        Relation::Same => Ok(()),
-        Relation::Copy => {
-            tracing::warn!(warning = copy_warning(database, &binding), "database is a restored copy");
-            Ok(())
-        }
-        Relation::Other => Err(wrong_database(streams.group(), database, &binding)),
+    let mut bound = BoundDatabase { database, binding: binding.clone() };
+    if bound.accept(streams.group(), binding)? == Relation::Copy {
+        let warning = copy_warning(&bound.database, &bound.binding);
+        tracing::warn!(warning, "database is a restored copy");
     }
+    Ok(bound)
 }
 
 /// Returns the host name with a suffix that is unique to this process.

@@ -19,9 +19,8 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    group::ownership::Ownership,
+    group::{binding::BoundDatabase, ownership::Ownership},
     metrics::Metrics,
-    store::database::DatabaseIdentity,
     stream::Streams,
     task,
     upkeep::{backlog::Backlog, database::DatabaseWatch, stream_watch::StreamWatch},
@@ -55,7 +54,7 @@ pub(crate) struct UpkeepContext<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) partitions: &'a watch::Receiver<PartitionCount>,
     pub(crate) ownership: &'a watch::Receiver<Ownership>,
-    pub(crate) database: &'a DatabaseIdentity,
+    pub(crate) bound: &'a BoundDatabase,
     pub(crate) retention: Duration,
     pub(crate) metrics: &'a Arc<Metrics>,
     pub(crate) meter: &'a Meter,
@@ -76,7 +75,7 @@ impl Upkeep {
         let database = DatabaseWatch {
             streams: streams.clone(),
             pool: pool.clone(),
-            database: context.database.clone(),
+            bound: context.bound.clone(),
             partitions: context.partitions.clone(),
             ownership: ownership.clone(),
             own: BTreeSet::new(),

@@ -31,8 +31,8 @@ pub(crate) async fn connect(
     command: &str,
     limit: Duration,
 ) -> Result<(Session, Postgres, DatabaseIdentity), CliError> {
-    let (client, postgres) = context::postgres(postgres, command, limit).await?;
-    let found = identity(&client, postgres.address()).await?;
+    let (mut client, postgres) = context::postgres(postgres, command, limit).await?;
+    let found = identity(&mut client, postgres.address()).await?;
     if let Some(binding) = context.streams.binding().await?
         && relation(&found, &binding) == Relation::Other
     {
@@ -42,9 +42,9 @@ pub(crate) async fn connect(
 }
 
 /// Checks the schema, and returns the identity of a database.
-pub(crate) async fn identity(client: &Client, address: &str) -> Result<DatabaseIdentity, CliError> {
+pub(crate) async fn identity(client: &mut Client, address: &str) -> Result<DatabaseIdentity, CliError> {
     let identity = async {
-        schema::check(client).await?;
+        schema::check(&*client).await?;
         database::identity(client, address).await
     };
     answer(async { identity.await.map_err(|error| CliError::Failed(error.into())) }).await

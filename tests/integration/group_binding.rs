@@ -196,17 +196,38 @@ async fn a_consumer_behind_a_pooler_never_writes_to_another_database_under_the_s
     never_writes_to_another_database_under_the_same_address("transaction").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restored_copy_is_a_warning_until_it_is_bound() {
-    let setup = Setup::new().await;
-    let mut consumer = setup.consumer(&[]);
-    consumer.stop().unwrap();
+/// Starts a server with a copy of the database of the setup.
+async fn restored_copy(setup: &Setup) -> (PostgresServer, String) {
     let copy = PostgresServer::start(PostgresOptions::default(), Lifetime::Attached).unwrap();
     let url = copy.url("postgres");
     assert_eq!(run("likesctl", &["migrate"], &[("DATABASE_URL", &url)]).code, Some(0));
     let id = database_id(&setup.postgres_client().await).await;
     let restore = format!("UPDATE likes_database SET id = '{id}'");
     postgres_client(&url).await.batch_execute(&restore).await.unwrap();
+    (copy, url)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_consumer_exits_when_its_group_is_bound_to_a_restored_copy() {
+    let setup = Setup::new().await;
+    let mut consumer = setup.consumer(&[]);
+    let (_copy, url) = restored_copy(&setup).await;
+    let alive = ctl_on(&setup, &url, &["group", "bind", "--yes"]);
+    assert_eq!(alive.code, Some(6), "{}{}", alive.stdout, alive.stderr);
+    assert!(alive.stderr.contains("1 consumer of the group is alive"), "{}", alive.stderr);
+    let forced = ctl_on(&setup, &url, &["group", "bind", "--force", "--yes"]);
+    assert_eq!(forced.code, Some(0), "{}{}", forced.stdout, forced.stderr);
+    let exit = consumer.wait_exit(SOON).unwrap();
+    assert_eq!(exit.code(), Some(2), "{}", consumer.log_text());
+    assert!(consumer.log_text().contains("but this is its copy"), "{}", consumer.log_text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_copy_is_a_warning_until_it_is_bound() {
+    let setup = Setup::new().await;
+    let mut consumer = setup.consumer(&[]);
+    consumer.stop().unwrap();
+    let (_copy, url) = restored_copy(&setup).await;
 
     let mut consumer = setup.consumer(&[("DATABASE_URL", &url)]);
     assert!(consumer.log_text().contains("database is a restored copy"), "{}", consumer.log_text());
@@ -221,6 +242,33 @@ async fn a_restored_copy_is_a_warning_until_it_is_bound() {
     let consumer = setup.consumer(&[("DATABASE_URL", &url)]);
     assert!(!consumer.log_text().contains("restored copy"), "{}", consumer.log_text());
     assert!(ctl_on(&setup, &url, &["doctor"]).stdout.contains("ok    database"));
+}
+
+/// As managed servers do. Functions in a schema before pg_catalog hide those of Postgres.
+const REFUSED_FUNCTIONS: &str = "
+CREATE SCHEMA managed;
+CREATE FUNCTION managed.pg_control_system(OUT system_identifier bigint) LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'not supported' USING ERRCODE = 'feature_not_supported'; END $$;
+CREATE FUNCTION managed.pg_current_wal_lsn() RETURNS pg_lsn LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'not supported' USING ERRCODE = 'internal_error'; END $$;
+ALTER DATABASE postgres SET search_path = managed, pg_catalog, public;";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_may_refuse_to_identify_itself() {
+    let setup = Setup::with_own_postgres(&[]);
+    let client = setup.postgres_client().await;
+    client.batch_execute(REFUSED_FUNCTIONS).await.unwrap();
+    let consumer = setup.consumer(&[]);
+    setup.append(&likes(50), 1).await;
+    setup.wait_for_rows(50).await;
+    let watched = "SELECT FROM likes_watermarks";
+    eventually("watermarks", async || !client.query(watched, &[]).await.unwrap().is_empty()).await;
+    assert!(!consumer.log_text().contains("cannot watch the database"), "{}", consumer.log_text());
+    let shown = json(&setup, &["group", "show", "-o", "json"]);
+    assert_eq!(
+        (shown["database_url"].as_str(), shown["database"]["system_identifier"].as_str()),
+        (Some("same"), None)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use devstack::{postgres_server::PostgresServer, program::Program};
 use fred::{
-    prelude::{ClientLike, KeysInterface, StreamsInterface, Value},
+    prelude::{ClientLike, HashesInterface, KeysInterface, StreamsInterface, Value},
     types::{ClusterHash, CustomCommand},
 };
 
@@ -335,11 +335,17 @@ async fn a_failover_to_an_asynchronous_standby_is_an_incident_with_the_command_t
     assert_eq!(verify.code, Some(0), "{}{}", verify.stdout, verify.stderr);
     // The timeline is known from here on.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let listed = ctl(&["incidents", "list", "-o", "json"]);
-    assert_eq!(
-        serde_json::from_str::<serde_json::Value>(&listed.stdout).unwrap().as_array().unwrap().len(),
-        1
-    );
+    let open = || {
+        let listed = ctl(&["incidents", "list", "-o", "json"]);
+        serde_json::from_str::<serde_json::Value>(&listed.stdout).unwrap().as_array().unwrap().len()
+    };
+    assert_eq!(open(), 1);
+    // As if the old primary had been used once more: the same timelines are another failover.
+    let binding = format!("likes:database:{GROUP}");
+    setup.redis_client().await.hset::<u64, _, _>(&binding, ("timeline", "1")).await.unwrap();
+    eventually("another incident", async || open() == 2).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(open(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,6 +30,42 @@ pub fn relation(database: &DatabaseIdentity, binding: &Binding) -> Relation {
     }
 }
 
+/// The database of a consumer, with the latest binding of its group that the consumer has accepted.
+#[derive(Clone, Debug)]
+pub(crate) struct BoundDatabase {
+    pub(crate) database: DatabaseIdentity,
+    pub(crate) binding: Binding,
+}
+
+impl BoundDatabase {
+    /// Accepts the binding of the group. Returns the relation of the database to it.
+    ///
+    /// # Errors
+    /// When the group is bound to another database, or has been bound to another copy since the binding accepted last.
+    pub(crate) fn accept(&mut self, group: &str, binding: Binding) -> Result<Relation, SettingError> {
+        let relation = relation(&self.database, &binding);
+        let is_refused = match relation {
+            Relation::Same => false,
+            Relation::Copy => is_rebound(&self.binding, &binding),
+            Relation::Other => true,
+        };
+        if is_refused {
+            return Err(wrong_database(group, &self.database, &binding));
+        }
+        self.binding = binding;
+        Ok(relation)
+    }
+}
+
+/// Returns whether two bindings with the same id are certainly to different databases.
+fn is_rebound(before: &Binding, now: &Binding) -> bool {
+    let is_another_server = match (&before.system_identifier, &now.system_identifier) {
+        (Some(before), Some(now)) => before != now,
+        _ => false,
+    };
+    is_another_server || matches!((before.oid, now.oid), (Some(before), Some(now)) if before != now)
+}
+
 /// Describes a database that the group is not bound to.
 pub fn mismatch(group: &str, database: &DatabaseIdentity, binding: &Binding) -> String {
     let bound = binding.database.get(..8).unwrap_or(&binding.database);
@@ -88,6 +124,7 @@ mod tests {
             address: "Postgres at a:5432".to_owned(),
             system_identifier: Some("7".to_owned()),
             timeline: Some(1),
+            server_recorded: None,
             awaits_standby: false,
             bound_at_ms: 0,
             bound_by: "host-1".to_owned(),
@@ -115,6 +152,24 @@ mod tests {
         let restored = DatabaseIdentity { oid: 6, ..database() };
         assert_eq!(relation(&restored, &binding()), Relation::Copy);
         assert!(copy_warning(&restored, &binding()).contains("was created again"));
+    }
+
+    #[test]
+    fn a_copy_is_accepted_until_the_group_is_bound_to_another() {
+        let original = BoundDatabase { database: database(), binding: binding() };
+        let to_copy = Binding { system_identifier: Some("8".to_owned()), oid: Some(9), ..binding() };
+        assert!(original.clone().accept("g", to_copy.clone()).is_err());
+        let restored = Binding { oid: Some(6), ..binding() };
+        assert!(original.clone().accept("g", restored).is_err());
+        // What one of the bindings does not say counts as equal.
+        let unknown = Binding { system_identifier: None, oid: None, ..binding() };
+        assert_eq!(original.clone().accept("g", unknown).unwrap(), Relation::Same);
+
+        let of_copy = DatabaseIdentity { system_identifier: Some("8".to_owned()), oid: 9, ..database() };
+        let mut copy = BoundDatabase { database: of_copy, binding: binding() };
+        assert_eq!(copy.accept("g", binding()).unwrap(), Relation::Copy);
+        assert_eq!(copy.accept("g", to_copy).unwrap(), Relation::Same);
+        assert!(copy.accept("g", binding()).is_err());
     }
 
     #[test]

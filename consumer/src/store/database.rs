@@ -88,7 +88,10 @@ FROM likes_database";
 ///
 /// # Errors
 /// When the database has no likestream schema, or does not answer.
-pub async fn identity(client: &impl GenericClient, address: &str) -> Result<DatabaseIdentity, SchemaError> {
+pub async fn identity(
+    client: &mut impl GenericClient,
+    address: &str,
+) -> Result<DatabaseIdentity, SchemaError> {
     match read(client, address).await {
         Ok(identity) => identity.ok_or(SchemaError::Missing),
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Err(SchemaError::Missing),
@@ -97,21 +100,20 @@ pub async fn identity(client: &impl GenericClient, address: &str) -> Result<Data
 }
 
 /// Returns `None` if the row with the id is missing.
-async fn read(client: &impl GenericClient, address: &str) -> Result<Option<DatabaseIdentity>, Error> {
+async fn read(client: &mut impl GenericClient, address: &str) -> Result<Option<DatabaseIdentity>, Error> {
     let Some(row) = client.query_typed_opt(IDENTITY, &[]).await? else { return Ok(None) };
     let (may_read_system, may_read_timeline): (bool, bool) = (row.try_get(3)?, row.try_get(4)?);
     let mut system_identifier = None;
     if may_read_system {
         let sql = "SELECT system_identifier::text FROM pg_control_system()";
-        system_identifier = client.query_typed_one(sql, &[]).await?.try_get(0)?;
+        system_identifier = read_if_supported(client, sql).await?;
     }
     let mut timeline = None;
     if may_read_timeline {
         // The name of a log file begins with its timeline. The control file has the timeline of the last checkpoint, which
         // may be older.
         let sql = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)";
-        let row = refused_on_standby(client.query_typed_one(sql, &[]).await)?;
-        let digits: Option<String> = row.map(|row| row.try_get(0)).transpose()?;
+        let digits = read_if_supported(client, sql).await?;
         timeline = digits.and_then(|digits| u32::from_str_radix(&digits, 16).ok());
     }
     let Ok(id) = row.try_get::<_, &str>(0)?.parse() else { return Ok(None) };
@@ -126,18 +128,43 @@ async fn read(client: &impl GenericClient, address: &str) -> Result<Option<Datab
     }))
 }
 
-/// Returns `None` if the server has become a standby since it was asked.
-fn refused_on_standby<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
-    match answer {
-        Ok(answer) => Ok(Some(answer)),
-        Err(error) if error.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => Ok(None),
+/// Returns a value; `None` if the server refuses. Managed servers do not support all functions, and a primary may have become a
+/// standby since it was asked. A surrounding transaction continues.
+async fn read_if_supported(client: &mut impl GenericClient, sql: &str) -> Result<Option<String>, Error> {
+    let transaction = client.transaction().await?;
+    match transaction.query_typed_one(sql, &[]).await {
+        Ok(row) => {
+            transaction.commit().await?;
+            row.try_get(0)
+        }
+        Err(error) if error.code().is_some_and(is_unsupported) => {
+            transaction.rollback().await?;
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
+}
+
+/// Returns whether an error says that a server does not support a function: none that passes or ends the session.
+fn is_unsupported(code: &SqlState) -> bool {
+    !["08", "25", "40", "53", "57"].iter().any(|class| code.code().starts_with(class))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_that_passes_does_not_hide_the_server() {
+        for code in
+            [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INSUFFICIENT_PRIVILEGE, SqlState::INTERNAL_ERROR]
+        {
+            assert!(is_unsupported(&code), "{code:?}");
+        }
+        for code in [SqlState::QUERY_CANCELED, SqlState::ADMIN_SHUTDOWN, SqlState::CONNECTION_FAILURE] {
+            assert!(!is_unsupported(&code), "{code:?}");
+        }
+    }
 
     #[test]
     fn ids_are_uuids() {

@@ -6,7 +6,7 @@ use fred::prelude::{Error, Value};
 use shared::redis::Retry;
 
 use crate::{
-    store::database::DatabaseIdentity,
+    store::database::{DatabaseId, DatabaseIdentity},
     stream::{Streams, inspect::of_keys, reply},
 };
 
@@ -17,15 +17,10 @@ use crate::{
 /// binding, which may be another one.
 const BIND: &str = include_str!("scripts/bind.lua");
 
-/// Records the state of the database's server, if the database still is the group's.
+/// Changes fields of the binding, if the group is bound to the database.
 ///
-/// KEYS: binding. ARGV: id of the database, timeline, whether commits wait for a standby.
-const RECORD_SERVER: &str = include_str!("scripts/record_server.lua");
-
-/// Records the number of open incidents, if the group is bound.
-///
-/// KEYS: binding. ARGV: number.
-const RECORD_OPEN_INCIDENTS: &str = include_str!("scripts/record_open_incidents.lua");
+/// KEYS: binding. ARGV: id of the database, then fields and values.
+const CHANGE_BINDING: &str = include_str!("scripts/change_binding.lua");
 
 /// The database that a group is bound to, as recorded. Ids are text: a record that another program damaged matches no
 /// database.
@@ -38,6 +33,8 @@ pub struct Binding {
     pub address: String,
     pub system_identifier: Option<String>,
     pub timeline: Option<u32>,
+    /// Differs whenever the timeline was recorded; `None` if it is the one from when the group was bound.
+    pub server_recorded: Option<String>,
     /// Whether commits wait for a synchronous standby.
     pub awaits_standby: bool,
     /// Unix milliseconds by Redis's clock.
@@ -59,6 +56,7 @@ impl Binding {
             address: text("address").unwrap_or_default(),
             system_identifier: text("system_identifier"),
             timeline: text("timeline").and_then(|timeline| timeline.parse().ok()),
+            server_recorded: text("server_recorded"),
             awaits_standby: text("awaits_standby").is_some_and(|value| value == "true"),
             bound_at_ms: text("bound_at").and_then(|at| at.parse().ok()).unwrap_or(0),
             bound_by: text("bound_by").unwrap_or_default(),
@@ -84,6 +82,7 @@ impl Streams {
             ("address", address.clone()),
             ("system_identifier", system_identifier.clone().unwrap_or_default()),
             ("timeline", timeline.map(|timeline| timeline.to_string()).unwrap_or_default()),
+            ("server_recorded", String::new()),
             ("awaits_standby", awaits_standby.to_string()),
             ("bound_by", by.to_owned()),
         ];
@@ -104,17 +103,29 @@ impl Streams {
     }
 
     /// Records the state of the server of the bound database.
-    pub async fn record_server(&self, database: &DatabaseIdentity) -> Result<(), Error> {
-        let timeline = database.timeline.map(|timeline| timeline.to_string()).unwrap_or_default();
-        let key = [self.keys.database(&self.group)];
-        let args = [database.id.to_string(), timeline, database.awaits_standby.to_string()];
-        self.redis.eval::<u64>(RECORD_SERVER, &key, Retry::Idempotent, args).await.map(drop)
+    pub(crate) async fn record_server(&self, binding: &Binding) -> Result<(), Error> {
+        let timeline = binding.timeline.map(|timeline| timeline.to_string()).unwrap_or_default();
+        let fields = [
+            ("timeline", timeline),
+            ("server_recorded", binding.server_recorded.clone().unwrap_or_default()),
+            ("awaits_standby", binding.awaits_standby.to_string()),
+        ];
+        self.change_binding(&binding.database, fields).await
     }
 
-    /// Records the number of open incidents where programs without access to Postgres find it.
-    pub async fn record_open_incidents(&self, number: u64) -> Result<(), Error> {
+    /// Records the number of open incidents in a database where programs without access to Postgres find it.
+    pub async fn record_open_incidents(&self, database: DatabaseId, number: u64) -> Result<(), Error> {
+        self.change_binding(&database.to_string(), [("open_incidents", number.to_string())]).await
+    }
+
+    async fn change_binding(
+        &self,
+        database: &str,
+        fields: impl IntoIterator<Item = (&str, String)>,
+    ) -> Result<(), Error> {
         let key = [self.keys.database(&self.group)];
-        let args = [number.to_string()];
-        self.redis.eval::<u64>(RECORD_OPEN_INCIDENTS, &key, Retry::Idempotent, args).await.map(drop)
+        let fields = fields.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let args: Vec<String> = [database.to_owned()].into_iter().chain(fields).collect();
+        self.redis.eval::<u64>(CHANGE_BINDING, &key, Retry::Idempotent, args).await.map(drop)
     }
 }

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     entry::EntryId,
     group::{
-        binding::{Relation, copy_warning, relation, wrong_database},
+        binding::{BoundDatabase, Relation, copy_warning, relation, wrong_database},
         ownership::Ownership,
     },
     metrics::Metrics,
@@ -46,10 +46,10 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// needs another connection.
 const GIVE_UP: Duration = Duration::from_secs(15);
 
-/// Bounds for statements. Their commits wait for no standby: what they write describes earlier commits, and never reaches a
-/// standby before these.
-const BOUNDS: &str =
-    "SET LOCAL statement_timeout = '2s'; SET LOCAL lock_timeout = '1s'; SET LOCAL synchronous_commit = local";
+const TIMEOUTS: &str = "SET LOCAL statement_timeout = '2s'; SET LOCAL lock_timeout = '1s'";
+
+/// Lets the commit wait for no standby: what it writes describes earlier commits, and never reaches a standby before these.
+const WAIT_FOR_NO_STANDBY: &str = "SET LOCAL synchronous_commit = local";
 
 #[derive(Debug, Error)]
 enum VisitError {
@@ -70,8 +70,7 @@ enum VisitError {
 pub(crate) struct DatabaseWatch {
     pub(crate) streams: Streams,
     pub(crate) pool: Pool,
-    /// The database that this consumer started with.
-    pub(crate) database: DatabaseIdentity,
+    pub(crate) bound: BoundDatabase,
     pub(crate) partitions: watch::Receiver<PartitionCount>,
     pub(crate) ownership: watch::Receiver<Ownership>,
     /// Partitions whose losses and watermarks this consumer records: its own, and those without an owner.
@@ -99,25 +98,24 @@ impl DatabaseWatch {
             self.take_over();
             // A visit can take long, and its failure leaves losses unrecorded.
             self.report_open(&open);
-            // Also restores a binding that Redis has lost.
-            let binding = match self.streams.bind(&self.database, self.streams.consumer(), None).await {
-                Ok(binding) => binding,
+            let read = self.read_binding().await;
+            match &read {
+                Ok(binding) => drop(self.bound.accept(self.streams.group(), binding.clone())?),
+                // What Redis has lost is recorded all the same.
                 Err(error) => {
-                    tracing::debug!(error = one_line(&error), "cannot read the database of the group");
-                    continue;
+                    tracing::debug!(error = one_line(error), "cannot read the database of the group");
                 }
-            };
-            if relation(&self.database, &binding) == Relation::Other {
-                return Err(wrong_database(self.streams.group(), &self.database, &binding));
             }
-            match self.visit(&binding).await {
+            match self.visit().await {
                 Ok(now_open) => {
                     if failing {
                         tracing::info!("watching the database recovered");
                     }
                     failing = false;
                     open = now_open;
-                    self.mirror_open(&binding, &open).await;
+                    if read.is_ok() {
+                        self.mirror_open(&open).await;
+                    }
                 }
                 Err(error) => {
                     let error = one_line(&error);
@@ -130,6 +128,14 @@ impl DatabaseWatch {
         }
     }
 
+    /// Returns the binding of the group. Restores one that Redis has lost.
+    async fn read_binding(&self) -> Result<Binding, fred::error::Error> {
+        match self.streams.binding().await? {
+            Some(binding) => Ok(binding),
+            None => self.streams.bind(&self.bound.database, self.streams.consumer(), None).await,
+        }
+    }
+
     /// Saves the watermarks as this consumer leaves the streams. What is lost until the next start is then known exactly.
     async fn save_final_state(&mut self) {
         let round = self.stream_watch.begin_round().await;
@@ -138,17 +144,15 @@ impl DatabaseWatch {
         let samples = join_all(samples).await.into_iter();
         let samples = samples.filter_map(|(partition, sample)| Some((partition, sample.ok()?)));
         self.stream_watch.sampled(round, samples);
-        if let Ok(Some(binding)) = self.streams.binding().await
-            && let Err(error) = self.visit(&binding).await
-        {
+        if let Err(error) = self.visit().await {
             tracing::debug!(error = one_line(&error), "cannot save the state of the streams");
         }
     }
 
     /// Visits Postgres once. Returns the numbers of open incidents by kind.
-    async fn visit(&mut self, binding: &Binding) -> Result<BTreeMap<String, u64>, VisitError> {
+    async fn visit(&mut self) -> Result<BTreeMap<String, u64>, VisitError> {
         let mut connection = self.pool.get().await?;
-        let visited = timeout(GIVE_UP, self.visit_with(&mut connection, binding)).await;
+        let visited = timeout(GIVE_UP, self.visit_with(&mut connection)).await;
         if !matches!(visited, Ok(Ok(_))) {
             // The connection may be in the middle of a transaction.
             drop(PooledSession::take(connection));
@@ -159,25 +163,27 @@ impl DatabaseWatch {
     async fn visit_with(
         &mut self,
         connection: &mut PooledSession,
-        binding: &Binding,
     ) -> Result<BTreeMap<String, u64>, VisitError> {
-        let found = database::identity(&***connection, &self.database.address).await?;
+        let binding = &self.bound.binding;
+        let mut transaction = connection.transaction().await?;
+        transaction.batch_execute(TIMEOUTS).await?;
+        // Within the transaction: behind a connection pooler, the next one may be on another server.
+        let found = database::identity(&mut *transaction, &self.bound.database.address).await?;
+        transaction.batch_execute(WAIT_FOR_NO_STANDBY).await?;
         let relation = relation(&found, binding);
         if relation == Relation::Other {
             return Err(VisitError::WrongDatabase(wrong_database(self.streams.group(), &found, binding)));
         }
-        let is_known =
-            found.system_identifier == self.database.system_identifier && found.oid == self.database.oid;
+        let known = &self.bound.database;
+        let is_known = found.system_identifier == known.system_identifier && found.oid == known.oid;
         if relation == Relation::Copy && !is_known {
             tracing::warn!(warning = copy_warning(&found, binding), "database is a restored copy");
         }
-        let transaction = connection.transaction().await?;
-        transaction.batch_execute(BOUNDS).await?;
         let has_failed_over = relation == Relation::Same
             && binding.timeline.is_some_and(|known| found.timeline.is_some_and(|timeline| timeline != known));
         // Before any watermark is saved: those in Postgres are from before the failover.
         let failover = if has_failed_over && !binding.awaits_standby {
-            self.record_failover(&transaction, &found, binding).await?
+            self.record_failover(&transaction, &found).await?
         } else {
             None
         };
@@ -204,13 +210,22 @@ impl DatabaseWatch {
             found.timeline == binding.timeline && found.awaits_standby == binding.awaits_standby;
         // A standby does not know its timeline.
         if relation == Relation::Same && found.timeline.is_some() && !is_recorded {
-            // If this fails, the incident is found again, and is not recorded twice.
-            if let Err(error) = self.streams.record_server(&found).await {
-                tracing::debug!(error = one_line(&error), "cannot record the state of the server");
-            }
+            self.record_server(&found).await;
         }
-        self.database = found;
+        self.bound.database = found;
         Ok(open.into_iter().collect())
+    }
+
+    /// Records the state of the server in the binding.
+    async fn record_server(&mut self, found: &DatabaseIdentity) {
+        let binding = &mut self.bound.binding;
+        binding.timeline = found.timeline;
+        binding.awaits_standby = found.awaits_standby;
+        binding.server_recorded = Some(format!("{:016x}", rand::random::<u64>()));
+        // If this fails, the next binding read is the earlier one: the incident is found again, and is not recorded twice.
+        if let Err(error) = self.streams.record_server(binding).await {
+            tracing::debug!(error = one_line(&error), "cannot record the state of the server");
+        }
     }
 
     fn recorded(&self, exchanged: Exchanged) {
@@ -227,7 +242,6 @@ impl DatabaseWatch {
         &self,
         transaction: &Transaction<'_>,
         found: &DatabaseIdentity,
-        binding: &Binding,
     ) -> Result<Option<NewIncident>, tokio_postgres::Error> {
         let streams: Vec<String> =
             self.partitions.borrow().partitions().map(|partition| self.streams.key(partition)).collect();
@@ -236,12 +250,15 @@ impl DatabaseWatch {
         // The server that has these rows also has every commit before them. Nothing is known of a stream without a row.
         let known = watermarks.values().map(|stored| stored.watermark.settled_below).min();
         let from = known.filter(|_| watermarks.len() == streams.len()).unwrap_or_default();
+        let binding = &self.bound.binding;
+        // A server can return to a timeline that it had before.
+        let since = binding.server_recorded.as_deref().unwrap_or("bound");
         let timeline = |timeline: Option<u32>| timeline.unwrap_or_default();
         let (before, now) = (timeline(binding.timeline), timeline(found.timeline));
         let system = found.system_identifier.as_deref().unwrap_or("unknown");
         let incident = NewIncident {
             event: format!(
-                "{} {} {group} {system} {before} {now}",
+                "{} {} {group} {system} {before} {now} {since}",
                 IncidentKind::PostgresFailover.name(),
                 self.streams.prefix()
             ),
@@ -271,10 +288,10 @@ impl DatabaseWatch {
     }
 
     /// Records the number of open incidents in Redis.
-    async fn mirror_open(&self, binding: &Binding, open: &BTreeMap<String, u64>) {
+    async fn mirror_open(&self, open: &BTreeMap<String, u64>) {
         let number = open.values().sum();
-        if binding.open_incidents != Some(number)
-            && let Err(error) = self.streams.record_open_incidents(number).await
+        if self.bound.binding.open_incidents != Some(number)
+            && let Err(error) = self.streams.record_open_incidents(self.bound.database.id, number).await
         {
             tracing::debug!(error = one_line(&error), "cannot record the number of open incidents");
         }

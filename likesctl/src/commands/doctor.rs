@@ -52,7 +52,7 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
     let mut findings = Findings::new(options.output);
     let context = connect_to_redis(&mut findings, &options).await?;
-    let postgres = connect_to_postgres(&mut findings, &options).await?;
+    let mut postgres = connect_to_postgres(&mut findings, &options).await?;
     let client = postgres.as_ref().map(|(client, _)| client);
     if let Some(client) = client {
         let checked = postgres::check(&mut findings, client).await;
@@ -74,7 +74,7 @@ pub(crate) async fn run(options: Options) -> Result<Exit, CliError> {
             Err(error) => findings.record_failure("group", Err(error.into()))?,
         }
     }
-    if let (Some(context), Some((client, address))) = (&context, &postgres) {
+    if let (Some(context), Some((client, address))) = (&context, &mut postgres) {
         let checked = database::check(&mut findings, context, client, address).await;
         findings.record_failure("database", checked)?;
         let checked = postgres::stored(&mut findings, context, client).await;

@@ -172,8 +172,8 @@ async fn found(
     postgres: &PostgresArgs,
     command: &str,
 ) -> Result<DatabaseIdentity, CliError> {
-    let (client, postgres) = context::postgres(postgres, command, redis.startup_timeout).await?;
-    identity(&client, postgres.address()).await
+    let (mut client, postgres) = context::postgres(postgres, command, redis.startup_timeout).await?;
+    identity(&mut client, postgres.address()).await
 }
 
 async fn bind(
@@ -184,7 +184,8 @@ async fn bind(
     let found = found(&redis, &postgres, "likesctl group bind").await?;
     let binding = context.streams.binding().await?;
     let relation = binding.as_ref().map(|binding| relation(&found, binding));
-    if relation == Some(Relation::Other) && !force {
+    let moves = relation.is_some_and(|relation| relation != Relation::Same);
+    if moves && !force {
         refuse_while_consumers_are_alive(&context).await?;
     }
     let group = context.streams.group();
@@ -207,7 +208,13 @@ async fn bind(
     } else {
         let who = user_at_host();
         let replaced = binding.as_ref().map(|binding| binding.database.as_str());
-        let work = context.streams.bind(&found, &who, replaced);
+        let work = async {
+            // One may have started while the operator was asked.
+            if moves && !force {
+                refuse_while_consumers_are_alive(&context).await?;
+            }
+            Ok::<_, CliError>(context.streams.bind(&found, &who, replaced).await?)
+        };
         let bound = action.once(&context, 1, Box::pin(work)).await?;
         if bound.as_ref().is_some_and(|bound| bound.database != found.id.to_string()) {
             let line = "another process has bound the group in between; run the command again";

@@ -155,8 +155,9 @@ pub(crate) async fn run(command: Command, interrupt: &CancellationToken) -> Resu
 /// Lists incidents without Redis, which may have lost all its data.
 async fn list(options: ListOptions) -> Result<Exit, CliError> {
     let limit = options.redis.startup_timeout;
-    let (client, postgres) = context::postgres(&options.postgres, "likesctl incidents list", limit).await?;
-    database::identity(&client, postgres.address()).await?;
+    let (mut client, postgres) =
+        context::postgres(&options.postgres, "likesctl incidents list", limit).await?;
+    database::identity(&mut client, postgres.address()).await?;
     let prefix = options.redis.prefix();
     let scope = Scope { streams: &prefix, group: options.redis.group() };
     let incidents = answer(incidents::list(&*client, scope, options.all, options.limit)).await?;
@@ -176,7 +177,7 @@ async fn acknowledge(
 ) -> Result<Exit, CliError> {
     let context = redis.open().await?;
     let limit = redis.startup_timeout;
-    let (client, ..) =
+    let (client, _, database) =
         database::connect(&context, &postgres, "likesctl incidents acknowledge", limit).await?;
     let prefix = context.keys.to_string();
     let scope = Scope { streams: &prefix, group: context.streams.group() };
@@ -209,7 +210,7 @@ async fn acknowledge(
     if acknowledged.is_some_and(|acknowledged| acknowledged > 0) {
         // status --check reads the number from Redis.
         let open = open_incidents(&context, &client).await?;
-        context.streams.record_open_incidents(open).await?;
+        context.streams.record_open_incidents(database.id, open).await?;
     }
     let report = AcknowledgeReport {
         command: action.command,

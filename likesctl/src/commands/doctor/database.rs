@@ -20,7 +20,7 @@ use crate::{
 pub(super) async fn check(
     findings: &mut Findings,
     context: &Context,
-    client: &Client,
+    client: &mut Client,
     address: &str,
 ) -> Result<(), CliError> {
     // A schema that cannot be used is reported by another check.
