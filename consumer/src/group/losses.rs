@@ -38,6 +38,16 @@ impl Loss {
             is_minimum: self.is_minimum && later.is_minimum,
         }
     }
+
+    /// Returns these losses without earlier ones that they include.
+    #[must_use]
+    pub fn without(self, earlier: Self) -> Self {
+        Self {
+            undelivered: self.undelivered.saturating_sub(earlier.undelivered),
+            pending: self.pending.saturating_sub(earlier.pending),
+            ..self
+        }
+    }
 }
 
 /// Returns the watermark of a stream.

@@ -60,12 +60,26 @@ pub(crate) struct Round<'a> {
     _ends: AsyncMutexGuard<'a, ()>,
 }
 
-/// A loss that is not recorded yet.
-#[derive(Clone, Copy, Debug)]
+/// Losses of a stream that are not recorded yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Lost {
     loss: Loss,
-    /// Time of the last sample before the loss, in Unix milliseconds.
+    /// Time of the last sample before the first of them, in Unix milliseconds.
     seen_ms: u64,
+    /// Time of the sample that showed the last of them.
+    found_ms: u64,
+}
+
+impl Lost {
+    fn and(self, later: Self) -> Self {
+        Self { loss: self.loss.and(later.loss), found_ms: later.found_ms, ..self }
+    }
+
+    /// Returns the losses that were found after `reported` was.
+    fn since(self, reported: Self) -> Option<Self> {
+        let loss = self.loss.without(reported.loss);
+        (self != reported).then_some(Self { loss, seen_ms: reported.found_ms, ..self })
+    }
 }
 
 /// Incident that was recorded.
@@ -87,6 +101,7 @@ enum Update {
     Loaded(Option<StoredWatermark>),
     Reported {
         epoch: i64,
+        lost: Lost,
     },
     Saved(Watermark),
     /// Another consumer has changed the watermark in Postgres.
@@ -180,9 +195,10 @@ impl StreamWatch {
             let rows: Vec<_> =
                 lost.iter().map(|(partition, _, stored)| (streams.key(*partition), stored.clone())).collect();
             let changed = watermarks::save(transaction, streams.group(), &rows, 1).await?;
-            lost.retain(|(partition, _, stored)| {
+            lost.retain(|(partition, lost, stored)| {
                 let is_first = changed.contains(&streams.key(*partition));
-                let update = if is_first { Update::Reported { epoch: stored.epoch } } else { Update::Stale };
+                let reported = Update::Reported { epoch: stored.epoch, lost: *lost };
+                let update = if is_first { reported } else { Update::Stale };
                 exchanged.updates.push((*partition, update));
                 is_first
             });
@@ -244,9 +260,10 @@ impl StreamWatch {
                     known.epoch = Some(0);
                     known.created = None;
                 }
-                Update::Reported { epoch } => {
+                Update::Reported { epoch, lost: reported } => {
                     known.epoch = Some(epoch);
-                    known.lost = None;
+                    // Another loss may have been found before the commit.
+                    known.lost = known.lost.and_then(|lost| lost.since(reported));
                     known.created = None;
                     known.saved = None;
                 }
@@ -283,8 +300,8 @@ impl Watched {
         let since = Since { info: &info, created: created.as_ref(), read: Some(read_since) };
         let lost = loss(&before, since);
         if let Some(loss) = lost {
-            let both = self.lost.map_or(loss, |earlier| earlier.loss.and(loss));
-            self.lost = Some(Lost { loss: both, seen_ms: before.sampled_ms });
+            let lost = Lost { loss, seen_ms: before.sampled_ms, found_ms: info.now_ms };
+            self.lost = Some(self.lost.map_or(lost, |earlier| earlier.and(lost)));
         }
         self.created = created.or(self.created.take());
         (self.info, self.read) = (info, read);
@@ -299,9 +316,11 @@ impl Watched {
         let created = self.created.as_ref().filter(|created| created.stream.now_ms > watermark.sampled_ms);
         let since = loss(&watermark, Since { info: &self.info, created, read: None });
         let found = since.filter(|_| self.lost.is_none());
-        // A loss that the watermark does not show was recorded by another consumer. One that both show was seen later by this
-        // consumer, and therefore more exactly.
-        self.lost = since.map(|loss| self.lost.unwrap_or(Lost { loss, seen_ms: watermark.sampled_ms }));
+        let (seen_ms, found_ms) = (watermark.sampled_ms, self.info.now_ms);
+        // A loss that a later watermark does not show was recorded by another consumer. One that both show was seen later by
+        // this consumer, and therefore more exactly.
+        let own = self.lost.filter(|lost| since.is_some() || seen_ms <= lost.seen_ms);
+        self.lost = own.or(since.map(|loss| Lost { loss, seen_ms, found_ms }));
         if since.is_none() {
             self.created = None;
         }
@@ -456,6 +475,10 @@ mod tests {
         watch.committed(Exchanged { updates: vec![(partition(), update)], recorded: Vec::new() });
     }
 
+    fn lost(watch: &StreamWatch) -> Lost {
+        watch.lock().streams[&partition()].lost.unwrap()
+    }
+
     /// Returns the entries that were lost and are not recorded, and the epoch.
     fn state(watch: &StreamWatch) -> (Option<u64>, Option<i64>) {
         let watched = watch.lock().streams[&partition()].clone();
@@ -483,8 +506,41 @@ mod tests {
         apply(&watch, row(3, &unread(7)));
         next_round(&watch, sample(&empty()));
         assert_eq!(state(&watch), (Some(15), Some(3)));
-        apply(&watch, Update::Reported { epoch: 4 });
+        let reported = lost(&watch);
+        apply(&watch, Update::Reported { epoch: 4, lost: reported });
         assert_eq!(state(&watch), (None, Some(4)));
+    }
+
+    #[test]
+    fn a_loss_that_is_found_while_another_is_recorded_stays() {
+        let watch = sampled(&[&unread(10), &empty(), &unread(5)]);
+        apply(&watch, Update::Loaded(None));
+        let reported = lost(&watch);
+        next_round(&watch, sample(&PartitionInfo { now_ms: 3_000, ..empty() }));
+        apply(&watch, Update::Reported { epoch: 1, lost: reported });
+        assert_eq!(state(&watch), (Some(5), Some(1)));
+        // One without lost entries.
+        let watch = sampled(&[&unread(10), &empty()]);
+        apply(&watch, Update::Loaded(None));
+        let reported = lost(&watch);
+        let created = CreatedGroup { stream: PartitionInfo::default(), read: 1 };
+        let later = PartitionInfo { now_ms: 3_000, ..empty() };
+        next_round(&watch, Sample { info: later, read: 1, created: Some(created) });
+        apply(&watch, Update::Reported { epoch: 1, lost: reported });
+        assert_eq!(state(&watch), (Some(0), Some(1)));
+    }
+
+    #[test]
+    fn a_loss_that_an_earlier_watermark_does_not_show_stays() {
+        let mut trimmed = PartitionInfo { now_ms: 2_000, length: 3, first: Some(id(8)), ..unread(10) };
+        trimmed.group.as_mut().unwrap().oldest_undelivered = Some(id(8));
+        let watch = sampled(&[&unread(10), &trimmed]);
+        assert_eq!(state(&watch), (Some(7), None));
+        let mut earlier = watermark(&unread(10));
+        earlier.oldest_undelivered = None;
+        apply(&watch, Update::Loaded(Some(StoredWatermark { epoch: 3, watermark: earlier })));
+        next_round(&watch, sample(&trimmed));
+        assert_eq!(state(&watch), (Some(7), Some(3)));
     }
 
     #[test]
