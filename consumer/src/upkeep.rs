@@ -70,8 +70,13 @@ impl Upkeep {
         let backlog = Arc::new(Backlog::default());
         backlog.observe(context.meter, streams.group(), ownership);
         let stream_watch = Arc::new(StreamWatch::default());
-        let sampling =
-            backlog::sample(streams.clone(), context.partitions.clone(), backlog, Arc::clone(&stream_watch));
+        let sampling = backlog::sample(
+            streams.clone(),
+            context.partitions.clone(),
+            ownership.clone(),
+            backlog,
+            Arc::clone(&stream_watch),
+        );
         let database = DatabaseWatch {
             streams: streams.clone(),
             pool: pool.clone(),

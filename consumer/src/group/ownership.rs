@@ -1,6 +1,9 @@
 //! Partition ownership of this consumer, as published to the other modules.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use shared::wire::partition::{Partition, PartitionCount};
 use tokio::time::Instant;
@@ -37,6 +40,11 @@ impl Ownership {
     /// Returns the partitions assigned to this consumer.
     pub(crate) fn own(&self) -> &[Partition] {
         &self.assignment.own
+    }
+
+    /// Returns the partitions whose state this consumer reports: its own, and those without an owner.
+    pub(crate) fn responsible_for(&self) -> BTreeSet<Partition> {
+        self.assignment.own.iter().chain(&self.assignment.orphans).copied().collect()
     }
 
     /// Returns the assigned partitions that are not paused.

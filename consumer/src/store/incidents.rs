@@ -51,7 +51,7 @@ pub struct NewIncident {
     /// Names the event, the same whichever consumer sees it.
     pub event: String,
     pub kind: IncidentKind,
-    /// Minimum number of entries that are lost; `None` if it is unknown.
+    /// Number of entries that are lost, a maximum if the detail says "up to"; `None` if it is unknown.
     pub entries_lost: Option<u64>,
     pub detail: String,
     pub detected_by: String,

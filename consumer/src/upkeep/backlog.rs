@@ -129,13 +129,12 @@ impl Backlog {
         ownership: &watch::Receiver<Ownership>,
         mut observe: impl FnMut(Partition, &PartitionSample),
     ) {
-        let ownership = ownership.borrow();
-        let assignment = &ownership.assignment;
+        let reported = ownership.borrow().responsible_for();
         let samples = self.lock();
         let Some(samples) = &*samples else { return };
-        for partition in assignment.own.iter().chain(&assignment.orphans) {
-            if let Some(sample) = samples.get(partition) {
-                observe(*partition, sample);
+        for partition in reported {
+            if let Some(sample) = samples.get(&partition) {
+                observe(partition, sample);
             }
         }
     }
@@ -166,6 +165,7 @@ fn label(partition: Partition) -> KeyValue {
 pub(crate) async fn sample(
     streams: Streams,
     partitions: watch::Receiver<PartitionCount>,
+    ownership: watch::Receiver<Ownership>,
     backlog: Arc<Backlog>,
     stream_watch: Arc<StreamWatch>,
 ) {
@@ -181,7 +181,7 @@ pub(crate) async fn sample(
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         ticks.tick().await;
-        let round = stream_watch.begin_round().await;
+        let round = stream_watch.begin_round(|| ownership.borrow().responsible_for()).await;
         let samples = count.partitions().map(async |partition| (partition, streams.sample(partition).await));
         let mut samples = stream::iter(samples).buffer_unordered(CONCURRENT_SAMPLES);
         let mut taken = HashMap::new();

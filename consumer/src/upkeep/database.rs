@@ -95,7 +95,7 @@ impl DatabaseWatch {
                 self.save_final_state().await;
                 return Ok(());
             }
-            self.take_over();
+            self.own = self.ownership.borrow().responsible_for();
             // A visit can take long, and its failure leaves losses unrecorded.
             self.report_open(&open);
             let read = self.read_binding().await;
@@ -138,7 +138,7 @@ impl DatabaseWatch {
 
     /// Saves the watermarks as this consumer leaves the streams. What is lost until the next start is then known exactly.
     async fn save_final_state(&mut self) {
-        let round = self.stream_watch.begin_round().await;
+        let round = self.stream_watch.begin_round(|| self.own.clone()).await;
         let samples =
             self.own.iter().map(async |partition| (*partition, self.streams.sample(*partition).await));
         let samples = join_all(samples).await.into_iter();
@@ -230,9 +230,9 @@ impl DatabaseWatch {
 
     fn recorded(&self, exchanged: Exchanged) {
         for recorded in exchanged.recorded.iter().filter(|recorded| recorded.is_first) {
-            let NewIncident { kind, entries_lost, detail, .. } = &recorded.incident;
+            let NewIncident { kind, detail, .. } = &recorded.incident;
             tracing::error!(kind = kind.name(), detail, "incident recorded, see likesctl incidents list");
-            self.metrics.lost(entries_lost.unwrap_or(0).try_into().unwrap_or(usize::MAX));
+            self.metrics.lost(recorded.certainly_lost.try_into().unwrap_or(usize::MAX));
         }
         self.stream_watch.committed(exchanged);
     }
@@ -271,12 +271,6 @@ impl DatabaseWatch {
         let scope = Scope { streams: &prefix, group };
         let is_first = incidents::record(transaction, scope, &incident).await?;
         Ok(Some(incident).filter(|_| is_first))
-    }
-
-    /// Takes the partitions over that the assignment says.
-    fn take_over(&mut self) {
-        let ownership = self.ownership.borrow();
-        self.own = ownership.assignment.own.iter().chain(&ownership.assignment.orphans).copied().collect();
     }
 
     fn report_open(&self, open: &BTreeMap<String, u64>) {

@@ -43,6 +43,8 @@ struct Watched {
     info: PartitionInfo,
     /// Number of entries that this process had read.
     read: u64,
+    /// Whether this consumer was responsible for the partition when the sample was taken.
+    is_own: bool,
     /// Epoch in Postgres; `None` until it is known.
     epoch: Option<i64>,
     /// Watermark in Postgres that is not compared yet, with the latest round at that time. Another consumer may have saved it
@@ -57,6 +59,8 @@ struct Watched {
 /// A round of samples that has begun. No other begins before it ends.
 pub(crate) struct Round<'a> {
     number: u64,
+    /// Partitions that this consumer was responsible for when the round began: its own, and those without an owner.
+    own: BTreeSet<Partition>,
     _ends: AsyncMutexGuard<'a, ()>,
 }
 
@@ -85,6 +89,8 @@ impl Lost {
 /// Incident that was recorded.
 pub(crate) struct Recorded {
     pub(crate) incident: NewIncident,
+    /// Number of entries that are certainly lost.
+    pub(crate) certainly_lost: u64,
     /// Whether this consumer was the first to record it.
     pub(crate) is_first: bool,
 }
@@ -109,12 +115,14 @@ enum Update {
 }
 
 impl StreamWatch {
-    /// Begins a round of samples, before the first of them is taken and after the round before has ended.
-    pub(crate) async fn begin_round(&self) -> Round<'_> {
+    /// Begins a round of samples, before the first of them is taken and after the round before has ended. `own` returns the
+    /// partitions that this consumer is responsible for.
+    pub(crate) async fn begin_round(&self, own: impl FnOnce() -> BTreeSet<Partition>) -> Round<'_> {
         let ends = self.round.lock().await;
+        let own = own();
         let mut state = self.lock();
         state.rounds += 1;
-        Round { number: state.rounds, _ends: ends }
+        Round { number: state.rounds, own, _ends: ends }
     }
 
     /// Ends a round: compares its samples with the ones before, and with watermarks that were loaded before the round.
@@ -122,12 +130,14 @@ impl StreamWatch {
         let mut lost = Vec::new();
         let mut state = self.lock();
         for (partition, sample) in samples {
+            let is_own = round.own.contains(&partition);
             let Some(known) = state.streams.get_mut(&partition) else {
-                state.streams.insert(partition, Watched::of(sample));
+                state.streams.insert(partition, Watched::of(sample, is_own));
                 continue;
             };
-            let losses = [known.sampled(sample), known.compare_with_loaded(round.number)];
-            lost.extend(losses.into_iter().flatten().map(|loss| (partition, loss)));
+            let losses = [known.sampled(sample, is_own), known.compare_with_loaded(round.number)];
+            // The owner knows which entries were read, and logs the loss.
+            lost.extend(losses.into_iter().flatten().filter(|_| is_own).map(|loss| (partition, loss)));
         }
         drop(state);
         log(&lost);
@@ -206,7 +216,9 @@ impl StreamWatch {
                 let prefix = streams.prefix();
                 let scope = Scope { streams: &prefix, group: streams.group() };
                 let is_first = incidents::record(transaction, scope, &incident).await?;
-                exchanged.recorded.push(Recorded { incident, is_first });
+                let certain = lost.iter().filter(|(_, lost, _)| lost.loss.is_minimum);
+                let certainly_lost = certain.map(|(_, lost, _)| lost.loss.undelivered).sum();
+                exchanged.recorded.push(Recorded { incident, certainly_lost, is_first });
             }
         }
         Ok(())
@@ -287,24 +299,26 @@ impl StreamWatch {
 }
 
 impl Watched {
-    fn of(Sample { info, read, created }: Sample) -> Self {
-        Self { info, read, epoch: None, loaded: None, lost: None, created, saved: None }
+    fn of(Sample { info, read, created }: Sample, is_own: bool) -> Self {
+        Self { info, read, is_own, epoch: None, loaded: None, lost: None, created, saved: None }
     }
 
     /// Compares a sample with the one before. Returns the loss.
-    fn sampled(&mut self, Sample { info, read, created }: Sample) -> Option<Loss> {
+    fn sampled(&mut self, Sample { info, read, created }: Sample, is_own: bool) -> Option<Loss> {
         let before = watermark(&self.info);
         // What was read after the group was created is not of the lost stream.
         let read_until = created.as_ref().map_or(read, |created| created.read);
         let read_since = read_until.saturating_sub(self.read);
-        let since = Since { info: &info, created: created.as_ref(), read: Some(read_since) };
+        // Others may have read entries of a partition that was theirs.
+        let known_read = (self.is_own && is_own).then_some(read_since);
+        let since = Since { info: &info, created: created.as_ref(), read: known_read };
         let lost = loss(&before, since);
         if let Some(loss) = lost {
             let lost = Lost { loss, seen_ms: before.sampled_ms, found_ms: info.now_ms };
             self.lost = Some(self.lost.map_or(lost, |earlier| earlier.and(lost)));
         }
         self.created = created.or(self.created.take());
-        (self.info, self.read) = (info, read);
+        (self.info, self.read, self.is_own) = (info, read, is_own);
         lost
     }
 
@@ -464,7 +478,7 @@ mod tests {
 
     /// Returns a round that begins at once.
     fn begin_round(watch: &StreamWatch) -> Round<'_> {
-        watch.begin_round().now_or_never().unwrap()
+        watch.begin_round(|| BTreeSet::from([partition()])).now_or_never().unwrap()
     }
 
     fn next_round(watch: &StreamWatch, sample: Sample) {
@@ -489,7 +503,7 @@ mod tests {
     fn a_round_begins_after_the_one_before_has_ended() {
         let watch = sampled(&[&unread(10)]);
         let round = begin_round(&watch);
-        let mut last = std::pin::pin!(watch.begin_round());
+        let mut last = std::pin::pin!(watch.begin_round(BTreeSet::new));
         assert!(last.as_mut().now_or_never().is_none());
         watch.sampled(round, [(partition(), sample(&unread(20)))].into_iter());
         let last = last.now_or_never().unwrap();
@@ -541,6 +555,21 @@ mod tests {
         apply(&watch, Update::Loaded(Some(StoredWatermark { epoch: 3, watermark: earlier })));
         next_round(&watch, sample(&trimmed));
         assert_eq!(state(&watch), (Some(7), Some(3)));
+    }
+
+    #[test]
+    fn a_loss_of_a_partition_that_was_of_another_consumer_is_a_maximum() {
+        for (before, after) in [(false, true), (true, false), (false, false)] {
+            let watch = StreamWatch::default();
+            for (info, is_own) in [(unread(10), before), (empty(), after)] {
+                let own = || is_own.then(partition).into_iter().collect();
+                let round = watch.begin_round(own).now_or_never().unwrap();
+                watch.sampled(round, [(partition(), sample(&info))].into_iter());
+            }
+            let Loss { undelivered, is_minimum, .. } = lost(&watch).loss;
+            assert_eq!((undelivered, is_minimum), (10, false), "{before} {after}");
+        }
+        assert!(lost(&sampled(&[&unread(10), &empty()])).loss.is_minimum);
     }
 
     #[test]
