@@ -48,9 +48,11 @@ DECLARE
     user_of_likes record;
 BEGIN
     FOR user_of_likes IN
-        SELECT acl.grantee::regrole AS role, bool_or(acl.privilege_type = 'INSERT') AS writes
-        FROM pg_class c, aclexplode(c.relacl) AS acl
-        WHERE c.oid = 'likes'::regclass AND acl.grantee NOT IN (0, c.relowner)
+        SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END AS role,
+            bool_or(acl.privilege_type = 'INSERT') AS writes
+        FROM pg_class c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS acl
+        -- The current role owns the new tables.
+        WHERE c.oid = 'likes'::regclass AND acl.grantee <> (SELECT oid FROM pg_roles WHERE rolname = current_user)
             AND acl.privilege_type IN ('SELECT', 'INSERT')
         GROUP BY acl.grantee
     LOOP

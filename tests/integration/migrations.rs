@@ -102,6 +102,36 @@ async fn the_primary_key_starts_with_the_post_and_no_column_is_nullable() {
 
 /// Consumers of any role name go on after an upgrade.
 #[tokio::test(flavor = "multi_thread")]
+async fn the_owner_of_the_likes_may_use_the_tables_of_a_later_migration() {
+    for granted in ["", "GRANT SELECT ON likes TO PUBLIC"] {
+        let setup = Setup::with_own_postgres(&[]);
+        let client = setup.postgres_client().await;
+        let first_version_of_another_owner = format!(
+            "DROP TABLE likes_database, likes_watermarks, likes_incidents;
+             UPDATE likes_schema SET version = 1;
+             DELETE FROM refinery_schema_history WHERE version = 2;
+             CREATE ROLE \"The Owner\";
+             CREATE ROLE anyone;
+             ALTER TABLE likes OWNER TO \"The Owner\";
+             {granted}"
+        );
+        client.batch_execute(&first_version_of_another_owner).await.unwrap();
+        let migrated = migrate(&setup.database_url());
+        assert_eq!(migrated.code, Some(0), "{}", migrated.stderr);
+        let may = async |role: &str, privilege: &str| {
+            let sql = "SELECT bool_and(has_table_privilege($1, name, $2))
+                       FROM unnest(ARRAY['likes_watermarks', 'likes_incidents']) AS name";
+            client.query_one(sql, &[&role, &privilege]).await.unwrap().get::<_, bool>(0)
+        };
+        for privilege in ["SELECT", "INSERT", "UPDATE"] {
+            assert!(may("The Owner", privilege).await, "{privilege}");
+        }
+        assert_eq!(may("anyone", "SELECT").await, !granted.is_empty());
+        assert!(!may("anyone", "INSERT").await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn roles_that_use_the_likes_may_use_the_tables_of_a_later_migration() {
     let setup = Setup::with_own_postgres(&[]);
     let owner = setup.postgres_client().await;
