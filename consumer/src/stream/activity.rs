@@ -27,7 +27,7 @@ pub(super) struct PartitionActivity {
     pub(super) created: tokio::sync::Mutex<Option<CreatedGroup>>,
 }
 
-/// Creation of the group by this process.
+/// Creation of the group by this process, or by another one since this process has found it missing.
 #[derive(Clone, Debug)]
 pub struct CreatedGroup {
     /// State of the stream before. No consumer had read what is in it, so nothing of it was trimmed.

@@ -232,14 +232,13 @@ impl Streams {
         }
         let args = ["CREATE", stream, &self.group, "0", "MKSTREAM"].map(Value::from).into();
         match self.redis.run::<Value>(stream, Retry::Idempotent, "XGROUP", args).await {
-            Ok(_) => {
-                tracing::info!(stream, group = self.group, "consumer group created");
-                *last_created = Some(CreatedGroup { stream: info, read: activity.read() });
-                Ok(())
-            }
-            Err(error) if redis::error_code(&error) == Some("BUSYGROUP") => Ok(()),
-            Err(error) => Err(error),
+            Ok(_) => tracing::info!(stream, group = self.group, "consumer group created"),
+            // Also if this process has created it, and the reply was lost.
+            Err(error) if redis::error_code(&error) == Some("BUSYGROUP") => {}
+            Err(error) => return Err(error),
         }
+        *last_created = Some(CreatedGroup { stream: info, read: activity.read() });
+        Ok(())
     }
 
     /// Counts entries that this consumer has read.
