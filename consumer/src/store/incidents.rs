@@ -8,7 +8,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// Maximum number of incidents that are not acknowledged. Further ones are not recorded.
+/// Maximum number of incidents of a group that are not acknowledged. Further ones are not recorded.
 const MAX_OPEN: i64 = 1_000;
 
 /// Kind of an incident.
@@ -88,7 +88,7 @@ impl Incident {
 const RECORD: &str = "
 INSERT INTO likes_incidents (event, kind, streams, consumer_group, entries_lost, detail, detected_by)
 SELECT $1, $2, $3, $4, $5, $6, $7
-WHERE (SELECT count(*) FROM likes_incidents WHERE acknowledged_at IS NULL) < $8
+WHERE (SELECT count(*) FROM likes_incidents WHERE streams = $3 AND consumer_group = $4 AND acknowledged_at IS NULL) < $8
 ON CONFLICT (event) DO NOTHING";
 
 /// Records an incident. Returns whether this call recorded it.
