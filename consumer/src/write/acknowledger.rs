@@ -56,8 +56,9 @@ impl<S: GroupStream> Acknowledger<S> {
         self.metrics.acknowledged(acked.acknowledged);
         self.log_dead_letters(&acked.dead_letters, span.as_ref());
         if acked.failed.is_some() {
-            // Some of them are acknowledged, which does no harm.
-            self.in_flight.stored(acked.entries.iter().map(|entry| entry.at));
+            // Some of them are acknowledged, which does no harm. Dead letters of others may not have been appended.
+            let stored = acked.entries.iter().filter(|entry| entry.dead_letters.is_empty());
+            self.in_flight.stored(stored.map(|entry| entry.at));
         }
         if let Some((entries, error)) = acked.failed
             && let Some(entries) = self.log_rates.unacknowledged.record(entries)

@@ -1,5 +1,14 @@
+use std::collections::HashSet;
+
 use futures_util::FutureExt;
-use shared::{runtime::admin::Health, telemetry::spans::Tracing, wire::codec};
+use shared::{
+    runtime::admin::Health,
+    telemetry::spans::Tracing,
+    wire::{
+        codec,
+        dead_letter::{DeadLetter, DeadLike, Reason},
+    },
+};
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
@@ -56,11 +65,15 @@ fn start(limits: BatchLimits) -> Running {
 impl Running {
     /// Delivers an entry with one like, as a partition reader does.
     fn send(&self, seq: u64) {
+        self.send_with(seq, Vec::new());
+    }
+
+    fn send_with(&self, seq: u64, dead_letters: Vec<DeadLetter>) {
         self.group.append_pending(seq, "a", 1);
         let entry = Entry {
             at: position(seq),
             likes: vec![like(seq)],
-            dead_letters: Vec::new(),
+            dead_letters,
             payload: codec::encode(&[like(seq)]).into(),
             read_at: Instant::now(),
             producer: None,
@@ -115,6 +128,18 @@ async fn unacknowledged_entries_are_written_again_on_redelivery() {
     writer.send(2);
     let calls = ["Write 1", "Ack 1: not executed", "Write 1", "Ack 1", "Write 2", "Ack 2"];
     assert_eq!(writer.finish().await, calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_whose_dead_letters_are_not_appended_is_not_stored() {
+    let writer = start(LIMITS);
+    writer.group.fail(Operation::Ack);
+    writer.send(1);
+    let bad = DeadLike { index: 1, why: "bad", bytes: b"x" };
+    writer.send_with(2, DeadLetter::of_likes(Reason::InvalidLike, [bad]));
+    pass(SECOND).await;
+    assert_eq!(writer.group.own_pending(), [1, 2]);
+    assert_eq!(writer.in_flight.stored_of(&[position(1), position(2)]), HashSet::from([position(1)]));
 }
 
 #[tokio::test(start_paused = true)]
