@@ -282,7 +282,7 @@ async fn consumers_that_come_and_go_under_load_cause_no_incidents() {
 
 /// Likes that the old primary committed and the standby never received are stored again by the command of the incident.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failover_to_an_asynchronous_standby_is_an_incident_with_the_command_that_helps() {
+async fn a_failover_to_an_asynchronous_standby_is_an_incident_with_the_reprocess_command() {
     let mut setup = Setup::with_own_postgres(&[]);
     let standby = PostgresServer::standby_of(setup.postgres(), None).unwrap();
     let url = format!(

@@ -113,7 +113,7 @@ async fn show(ShowOptions { output, redis, postgres }: ShowOptions) -> Result<Ex
     let group = context.streams.group().to_owned();
     let (database_url, note) = match (&binding, &found) {
         (_, Err(error)) => ("unknown", error.line_and_code().0),
-        (None, Ok(_)) => ("unbound", Some("the first consumer to start binds the group".to_owned())),
+        (None, Ok(_)) => ("unbound", Some("the first consumer that starts binds the group".to_owned())),
         (Some(binding), Ok(found)) => match relation(found, binding) {
             Relation::Same => ("same", None),
             Relation::Copy => ("copy", Some(copy_warning(found, binding))),
