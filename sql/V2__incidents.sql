@@ -8,19 +8,20 @@ INSERT INTO likes_database DEFAULT VALUES;
 -- What consumers last saw of each stream in Redis, to notice later what Redis has lost. Ids of entries are text, because
 -- their numbers do not fit into a bigint.
 CREATE TABLE likes_watermarks (
-    stream         text        NOT NULL,
-    consumer_group text        NOT NULL,
+    stream             text        NOT NULL,
+    consumer_group     text        NOT NULL,
     -- Raised when a loss is reported, so that only one consumer reports it.
-    epoch          bigint      NOT NULL,
-    last_generated text        NOT NULL,
-    last_delivered text        NOT NULL,
+    epoch              bigint      NOT NULL,
+    last_generated     text        NOT NULL,
+    last_delivered     text        NOT NULL,
+    oldest_undelivered text,
     -- All earlier entries are acknowledged.
-    settled_below  text        NOT NULL,
-    entries_added  bigint      NOT NULL,
-    undelivered    bigint      NOT NULL,
-    pending        bigint      NOT NULL,
-    has_group      boolean     NOT NULL,
-    sampled_at     timestamptz NOT NULL,
+    settled_below      text        NOT NULL,
+    entries_added      bigint      NOT NULL,
+    undelivered        bigint      NOT NULL,
+    pending            bigint      NOT NULL,
+    has_group          boolean     NOT NULL,
+    sampled_at         timestamptz NOT NULL,
     PRIMARY KEY (stream, consumer_group)
 );
 

@@ -145,7 +145,7 @@ impl Pipeline {
         let commit_times = Arc::clone(&shared.commit_times);
         let control = control::run(self.streams.clone(), shared.paused.clone(), commit_times);
         let _control = task::spawn(Box::pin(control));
-        let mut upkeep = self.spawn_upkeep(&ownership);
+        let mut upkeep = self.start_upkeep(&ownership).await;
 
         let ended = tokio::select! {
             done = self.move_entries(shared, ownership, stop.clone()) => done,
@@ -193,8 +193,8 @@ impl Pipeline {
         }
     }
 
-    fn spawn_upkeep(&self, ownership: &watch::Receiver<Ownership>) -> Upkeep {
-        Upkeep::spawn(&UpkeepContext {
+    async fn start_upkeep(&self, ownership: &watch::Receiver<Ownership>) -> Upkeep {
+        Upkeep::start(&UpkeepContext {
             streams: &self.streams,
             pool: &self.pool,
             partitions: &self.partitions,
@@ -206,6 +206,7 @@ impl Pipeline {
             redis: &self.checks.redis,
             postgres: &self.checks.postgres,
         })
+        .await
     }
 
     /// Reads until `stop`, then waits until all entries that were read are stored and acknowledged. The channel closes when

@@ -23,8 +23,15 @@ use crate::{
     metrics::Metrics,
     stream::Streams,
     task,
-    upkeep::{backlog::Backlog, database::DatabaseWatch, stream_watch::StreamWatch},
+    upkeep::{
+        backlog::{Backlog, Sampler},
+        database::DatabaseWatch,
+        stream_watch::StreamWatch,
+    },
 };
+
+/// Timeout for the samples at the start.
+const FIRST_SAMPLES_LIMIT: Duration = Duration::from_secs(1);
 
 /// Timeout for saving the state of the streams at the end.
 const SAVE_LIMIT: Duration = Duration::from_millis(500);
@@ -63,20 +70,23 @@ pub(crate) struct UpkeepContext<'a> {
 }
 
 impl Upkeep {
-    pub(crate) fn spawn(context: &UpkeepContext<'_>) -> Self {
+    /// Samples all partitions, before anything is read, and starts the tasks.
+    pub(crate) async fn start(context: &UpkeepContext<'_>) -> Self {
         let UpkeepContext { streams, pool, ownership, .. } = *context;
         let probe =
             probe::run(streams.clone(), pool.clone(), context.redis.clone(), context.postgres.clone());
         let backlog = Arc::new(Backlog::default());
         backlog.observe(context.meter, streams.group(), ownership);
         let stream_watch = Arc::new(StreamWatch::default());
-        let sampling = backlog::sample(
-            streams.clone(),
-            context.partitions.clone(),
-            ownership.clone(),
+        let sampler = Sampler {
+            streams: streams.clone(),
+            partitions: context.partitions.clone(),
+            ownership: ownership.clone(),
             backlog,
-            Arc::clone(&stream_watch),
-        );
+            stream_watch: Arc::clone(&stream_watch),
+        };
+        // The first samples show what was lost while no consumer was running. They must not delay a start for long.
+        drop(timeout(FIRST_SAMPLES_LIMIT, sampler.sample()).await);
         let database = DatabaseWatch {
             streams: streams.clone(),
             pool: pool.clone(),
@@ -98,7 +108,7 @@ impl Upkeep {
         );
         Self {
             probe: task::spawn(Box::pin(probe)),
-            sampling: task::spawn(Box::pin(sampling)),
+            sampling: task::spawn(Box::pin(sampler.run())),
             database: task::spawn(Box::pin(database.run(stop.clone()))),
             trimming: task::spawn(Box::pin(trimming)),
             stop,

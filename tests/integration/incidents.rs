@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use devstack::{postgres_server::PostgresServer, program::Program};
 use fred::{
-    prelude::{ClientLike, HashesInterface, KeysInterface, StreamsInterface, Value},
+    prelude::{Client, ClientLike, HashesInterface, KeysInterface, StreamsInterface, Value},
     types::{ClusterHash, CustomCommand},
 };
 
@@ -32,6 +32,13 @@ async fn wait_for_watermarks(client: &tokio_postgres::Client, undelivered: i64) 
         (row.get::<_, i64>(0), row.get::<_, i64>(1)) == (undelivered, PARTITIONS.into())
     })
     .await;
+}
+
+/// Removes the oldest entries of a stream, as another program would.
+async fn trim(redis: &Client, partition: u16, left: u64) {
+    let trim = CustomCommand::new_static("XTRIM", ClusterHash::FirstKey, false);
+    let arguments = vec![stream(partition), "MAXLEN".to_owned(), left.to_string()];
+    redis.custom::<Value, _>(trim, arguments).await.unwrap();
 }
 
 async fn pause(setup: &Setup, consumers: &[&Program]) {
@@ -119,6 +126,27 @@ async fn a_loss_while_no_consumer_runs_is_noticed_at_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn entries_that_are_removed_while_no_consumer_runs_are_an_incident() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let mut consumer = setup.consumer(&[]);
+    pause(&setup, &[&consumer]).await;
+    setup.append(&likes(400), 1).await;
+    wait_for_watermarks(&setup.postgres_client().await, 400).await;
+    consumer.stop().unwrap();
+    trim(&redis, 2, 30).await;
+    let doctor = ctl(&setup, &["doctor"]).stdout;
+    assert!(doctor.contains("fail  streams       1 partition has lost"), "{doctor}");
+    done(&setup, &["resume", "--yes"]);
+    let _consumer = setup.consumer(&[]);
+    setup.wait_for_rows(330).await;
+    eventually("recorded", async || !open_incidents(&setup).is_empty()).await;
+    let incidents = open_incidents(&setup);
+    assert_eq!(kinds(&incidents), ["entries_removed"], "{incidents:#?}");
+    assert_eq!(incidents[0]["entries_lost"], 70);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_consumers_record_an_event_once() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
@@ -153,8 +181,7 @@ async fn deleted_streams_groups_and_entries_are_incidents_of_their_kinds() {
     wait_for_watermarks(&setup.postgres_client().await, 400).await;
     redis.del::<u64, _>(stream(0)).await.unwrap();
     redis.xgroup_destroy::<u64, _, _>(stream(1), GROUP).await.unwrap();
-    let trim = CustomCommand::new_static("XTRIM", ClusterHash::FirstKey, false);
-    redis.custom::<Value, _>(trim, vec![stream(2), "MAXLEN".to_owned(), "30".to_owned()]).await.unwrap();
+    trim(&redis, 2, 30).await;
     eventually("recorded", async || open_incidents(&setup).len() == 3).await;
     let incidents = open_incidents(&setup);
     assert_eq!(kinds(&incidents), ["entries_removed", "group_lost", "stream_lost"]);

@@ -17,7 +17,7 @@ use crate::entry::EntryId;
 pub struct Watermark {
     pub last_generated: EntryId,
     pub last_delivered: EntryId,
-    /// Oldest undelivered entry; not kept in Postgres.
+    /// Oldest undelivered entry.
     pub oldest_undelivered: Option<EntryId>,
     /// All earlier entries are acknowledged.
     pub settled_below: EntryId,
@@ -44,12 +44,13 @@ fn read(row: &Row) -> Result<Option<(String, StoredWatermark)>, Error> {
     let (Some(last_generated), Some(last_delivered), Some(settled_below)) = (id(2)?, id(3)?, id(4)?) else {
         return Ok(None);
     };
+    let oldest_undelivered = row.try_get::<_, Option<&str>>(10)?.and_then(|text| text.parse().ok());
     let sampled_at: SystemTime = row.try_get(9)?;
     let sampled_at = sampled_at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let watermark = Watermark {
         last_generated,
         last_delivered,
-        oldest_undelivered: None,
+        oldest_undelivered,
         settled_below,
         entries_added: number(5)?,
         undelivered: number(6)?,
@@ -70,7 +71,7 @@ pub async fn load(
     streams: &[String],
 ) -> Result<BTreeMap<String, StoredWatermark>, Error> {
     let sql = "SELECT stream, epoch, last_generated, last_delivered, settled_below, entries_added, undelivered, pending,
-                   has_group, sampled_at
+                   has_group, sampled_at, oldest_undelivered
                FROM likes_watermarks WHERE consumer_group = $1 AND stream = ANY ($2)";
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group, Type::TEXT), (&streams, Type::TEXT_ARRAY)];
     let rows = client.query_typed(sql, &parameters).await?;
@@ -78,20 +79,20 @@ pub async fn load(
 }
 
 const SAVE: &str = "
-INSERT INTO likes_watermarks AS kept (stream, consumer_group, epoch, last_generated, last_delivered, settled_below,
-    entries_added, undelivered, pending, has_group, sampled_at)
-SELECT stream, $1, epoch, last_generated, last_delivered, settled_below, entries_added, undelivered, pending, has_group,
-    'epoch'::timestamptz + sampled_ms * interval '1 ms'
-FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[],
-    $10::boolean[], $11::bigint[])
-    AS sample (stream, epoch, last_generated, last_delivered, settled_below, entries_added, undelivered, pending,
-        has_group, sampled_ms)
+INSERT INTO likes_watermarks AS kept (stream, consumer_group, epoch, last_generated, last_delivered, oldest_undelivered,
+    settled_below, entries_added, undelivered, pending, has_group, sampled_at)
+SELECT stream, $1, epoch, last_generated, last_delivered, oldest_undelivered, settled_below, entries_added, undelivered,
+    pending, has_group, 'epoch'::timestamptz + sampled_ms * interval '1 ms'
+FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::bigint[],
+    $10::bigint[], $11::boolean[], $12::bigint[])
+    AS sample (stream, epoch, last_generated, last_delivered, oldest_undelivered, settled_below, entries_added,
+        undelivered, pending, has_group, sampled_ms)
 ORDER BY stream
 ON CONFLICT (stream, consumer_group) DO UPDATE SET epoch = excluded.epoch, last_generated = excluded.last_generated,
-    last_delivered = excluded.last_delivered, settled_below = excluded.settled_below,
-    entries_added = excluded.entries_added, undelivered = excluded.undelivered, pending = excluded.pending,
-    has_group = excluded.has_group, sampled_at = excluded.sampled_at
-WHERE kept.epoch = excluded.epoch - $12
+    last_delivered = excluded.last_delivered, oldest_undelivered = excluded.oldest_undelivered,
+    settled_below = excluded.settled_below, entries_added = excluded.entries_added, undelivered = excluded.undelivered,
+    pending = excluded.pending, has_group = excluded.has_group, sampled_at = excluded.sampled_at
+WHERE kept.epoch = excluded.epoch - $13
 RETURNING stream";
 
 /// Saves watermarks whose row has an epoch lower by `step`, or does not exist. Returns their streams.
@@ -122,14 +123,19 @@ pub async fn save(
         .map(|(_, stored)| i64::try_from(sampled(&stored.watermark)).unwrap_or(i64::MAX))
         .collect();
     let (last_generated, last_delivered) = (ids(|w| w.last_generated), ids(|w| w.last_delivered));
+    let oldest_undelivered: Vec<Option<String>> = watermarks
+        .iter()
+        .map(|(_, stored)| stored.watermark.oldest_undelivered.as_ref().map(EntryId::to_string))
+        .collect();
     let (settled_below, added) = (ids(|w| w.settled_below), numbers(|w| w.entries_added));
     let (undelivered, pending) = (numbers(|w| w.undelivered), numbers(|w| w.pending));
-    let parameters: [(&(dyn ToSql + Sync), Type); 12] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
         (&group, Type::TEXT),
         (&streams, Type::TEXT_ARRAY),
         (&epochs, Type::INT8_ARRAY),
         (&last_generated, Type::TEXT_ARRAY),
         (&last_delivered, Type::TEXT_ARRAY),
+        (&oldest_undelivered, Type::TEXT_ARRAY),
         (&settled_below, Type::TEXT_ARRAY),
         (&added, Type::INT8_ARRAY),
         (&undelivered, Type::INT8_ARRAY),

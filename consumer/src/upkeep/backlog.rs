@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use fred::prelude::Error;
 use futures_util::{StreamExt, stream};
 use opentelemetry::{
     KeyValue,
@@ -161,28 +162,54 @@ fn label(partition: Partition) -> KeyValue {
     KeyValue::new(names::PARTITION, partition.to_string())
 }
 
-/// Samples periodically until dropped.
-pub(crate) async fn sample(
-    streams: Streams,
-    partitions: watch::Receiver<PartitionCount>,
-    ownership: watch::Receiver<Ownership>,
-    backlog: Arc<Backlog>,
-    stream_watch: Arc<StreamWatch>,
-) {
-    let mut failing = false;
-    let mut period = Duration::ZERO;
-    let mut ticks = interval(SAMPLE_INTERVAL);
-    loop {
-        let count = *partitions.borrow();
-        let new_period = SAMPLE_INTERVAL.max(INTERVAL_PER_PARTITION * u32::from(count.get()));
-        if period != new_period {
-            period = new_period;
-            ticks = interval(period);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Takes samples of all partitions.
+pub(crate) struct Sampler {
+    pub(crate) streams: Streams,
+    pub(crate) partitions: watch::Receiver<PartitionCount>,
+    pub(crate) ownership: watch::Receiver<Ownership>,
+    pub(crate) backlog: Arc<Backlog>,
+    pub(crate) stream_watch: Arc<StreamWatch>,
+}
+
+impl Sampler {
+    /// Samples periodically until dropped.
+    pub(crate) async fn run(self) {
+        let mut failing = false;
+        let mut period = Duration::ZERO;
+        let mut ticks = interval(SAMPLE_INTERVAL);
+        loop {
+            let count = *self.partitions.borrow();
+            let new_period = SAMPLE_INTERVAL.max(INTERVAL_PER_PARTITION * u32::from(count.get()));
+            if period != new_period {
+                period = new_period;
+                ticks = interval(period);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            }
+            ticks.tick().await;
+            match self.sample().await {
+                Err(error) if !failing => {
+                    tracing::warn!(error = one_line(&error), "backlog sampling failed");
+                    failing = true;
+                }
+                Err(_) => {}
+                Ok(()) if failing => {
+                    tracing::info!("backlog sampling recovered");
+                    failing = false;
+                }
+                Ok(()) => {}
+            }
         }
-        ticks.tick().await;
-        let round = stream_watch.begin_round(|| ownership.borrow().responsible_for()).await;
-        let samples = count.partitions().map(async |partition| (partition, streams.sample(partition).await));
+    }
+
+    /// Samples once. Partitions whose sample fails are left out.
+    ///
+    /// # Errors
+    /// When a sample fails.
+    pub(crate) async fn sample(&self) -> Result<(), Error> {
+        let count = *self.partitions.borrow();
+        let round = self.stream_watch.begin_round(|| self.ownership.borrow().responsible_for()).await;
+        let samples =
+            count.partitions().map(async |partition| (partition, self.streams.sample(partition).await));
         let mut samples = stream::iter(samples).buffer_unordered(CONCURRENT_SAMPLES);
         let mut taken = HashMap::new();
         let mut failed = None;
@@ -192,15 +219,8 @@ pub(crate) async fn sample(
                 Err(error) => failed = Some(error),
             }
         }
-        backlog.update(&taken);
-        stream_watch.sampled(round, taken.into_iter());
-        match &failed {
-            Some(error) if !failing => {
-                tracing::warn!(error = one_line(error), "backlog sampling failed");
-            }
-            None if failing => tracing::info!("backlog sampling recovered"),
-            _ => {}
-        }
-        failing = failed.is_some();
+        self.backlog.update(&taken);
+        self.stream_watch.sampled(round, taken.into_iter());
+        failed.map_or(Ok(()), Err)
     }
 }

@@ -40,6 +40,8 @@ struct State {
 
 #[derive(Clone)]
 struct Watched {
+    /// First sample, taken before this process has read anything, until it is compared with a watermark.
+    first: Option<PartitionInfo>,
     info: PartitionInfo,
     /// Number of entries that this process had read.
     read: u64,
@@ -269,6 +271,7 @@ impl StreamWatch {
             match update {
                 Update::Loaded(Some(stored)) => known.loaded = Some((round, stored)),
                 Update::Loaded(None) => {
+                    known.first = None;
                     known.epoch = Some(0);
                     known.created = None;
                 }
@@ -300,7 +303,17 @@ impl StreamWatch {
 
 impl Watched {
     fn of(Sample { info, read, created }: Sample, is_own: bool) -> Self {
-        Self { info, read, is_own, epoch: None, loaded: None, lost: None, created, saved: None }
+        Self {
+            first: Some(info.clone()),
+            info,
+            read,
+            is_own,
+            epoch: None,
+            loaded: None,
+            lost: None,
+            created,
+            saved: None,
+        }
     }
 
     /// Compares a sample with the one before. Returns the loss.
@@ -328,7 +341,9 @@ impl Watched {
             self.loaded.take_if(|(loaded_in, _)| *loaded_in < round)?;
         self.epoch = Some(epoch);
         let created = self.created.as_ref().filter(|created| created.stream.now_ms > watermark.sampled_ms);
-        let since = loss(&watermark, Since { info: &self.info, created, read: None });
+        let since = loss(&watermark, Since { info: &self.info, created, read: None })
+            .or_else(|| removed_before(self.first.take(), &watermark));
+        self.first = None;
         let found = since.filter(|_| self.lost.is_none());
         let (seen_ms, found_ms) = (watermark.sampled_ms, self.info.now_ms);
         // A loss that a later watermark does not show was recorded by another consumer. One that both show was seen later by
@@ -342,11 +357,17 @@ impl Watched {
     }
 }
 
+/// Returns the entries that were removed between a watermark and the first sample. A later sample does not show them, after
+/// the position of the group has moved.
+fn removed_before(first: Option<PartitionInfo>, watermark: &Watermark) -> Option<Loss> {
+    let first = first.filter(|first| first.now_ms > watermark.sampled_ms)?;
+    let since = loss(watermark, Since { info: &first, created: None, read: None });
+    since.filter(|loss| loss.kind == IncidentKind::EntriesRemoved)
+}
+
 /// Returns whether a watermark is worth saving: it differs by more than the time of the sample.
 fn differs(saved: &Watermark, now: &Watermark) -> bool {
-    let saved =
-        Watermark { sampled_ms: now.sampled_ms, oldest_undelivered: now.oldest_undelivered, ..saved.clone() };
-    saved != *now
+    Watermark { sampled_ms: now.sampled_ms, ..saved.clone() } != *now
 }
 
 fn log(lost: &[(Partition, Loss)]) {
@@ -578,6 +599,21 @@ mod tests {
         apply(&watch, row(3, &unread(7)));
         next_round(&watch, sample(&empty()));
         assert_eq!(state(&watch), (Some(7), Some(3)));
+    }
+
+    #[test]
+    fn entries_that_were_removed_before_the_start_are_found_after_reading() {
+        let mut trimmed = PartitionInfo { now_ms: 2_000, length: 3, first: Some(id(8)), ..unread(10) };
+        trimmed.group.as_mut().unwrap().oldest_undelivered = Some(id(8));
+        let mut drained = PartitionInfo { now_ms: 3_000, length: 0, first: None, ..unread(10) };
+        drained.group = Some(GroupInfo { last_delivered: id(10), lag: Some(0), ..GroupInfo::default() });
+        for (first, removed) in [(&trimmed, Some(7)), (&unread(10), None)] {
+            let watch = sampled(&[first, &drained]);
+            assert_eq!(state(&watch), (None, None));
+            apply(&watch, row(3, &unread(10)));
+            next_round(&watch, sample(&drained));
+            assert_eq!(state(&watch), (removed, Some(3)));
+        }
     }
 
     #[test]
