@@ -186,18 +186,15 @@ impl Sampler {
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             }
             ticks.tick().await;
-            match self.sample().await {
+            let sampled = self.sample().await;
+            match &sampled {
                 Err(error) if !failing => {
-                    tracing::warn!(error = one_line(&error), "backlog sampling failed");
-                    failing = true;
+                    tracing::warn!(error = one_line(error), "backlog sampling failed");
                 }
-                Err(_) => {}
-                Ok(()) if failing => {
-                    tracing::info!("backlog sampling recovered");
-                    failing = false;
-                }
-                Ok(()) => {}
+                Ok(()) if failing => tracing::info!("backlog sampling recovered"),
+                _ => {}
             }
+            failing = sampled.is_err();
         }
     }
 
