@@ -7,9 +7,10 @@ use fred::{
     prelude::{Client, ClientLike, HashesInterface, KeysInterface, StreamsInterface, Value},
     types::{ClusterHash, CustomCommand},
 };
+use shared::wire::codec;
 
 use crate::{
-    harness::{GROUP, PARTITIONS, Setup, eventually, likes, postgres_client, run, stream},
+    harness::{GROUP, PARTITIONS, Setup, append_raw, eventually, like, likes, postgres_client, run, stream},
     likesctl::{ctl, done, json},
 };
 
@@ -36,9 +37,8 @@ async fn wait_for_watermarks(client: &tokio_postgres::Client, undelivered: i64) 
 
 /// Removes the oldest entries of a stream, as another program would.
 async fn trim(redis: &Client, partition: u16, left: u64) {
-    let trim = CustomCommand::new_static("XTRIM", ClusterHash::FirstKey, false);
     let arguments = vec![stream(partition), "MAXLEN".to_owned(), left.to_string()];
-    redis.custom::<Value, _>(trim, arguments).await.unwrap();
+    redis.custom::<Value, _>(command("XTRIM"), arguments).await.unwrap();
 }
 
 async fn pause(setup: &Setup, consumers: &[&Program]) {
@@ -219,6 +219,36 @@ async fn restarts_that_lose_nothing_are_no_incidents() {
     assert_eq!(open_incidents(&setup).len(), 0, "{:#?}", open_incidents(&setup));
     let doctor = ctl(&setup, &["doctor"]);
     assert!(doctor.stdout.contains("ok    streams"), "{}", doctor.stdout);
+}
+
+fn command(name: &'static str) -> CustomCommand {
+    CustomCommand::new_static(name, ClusterHash::FirstKey, false)
+}
+
+/// As after the promotion of a replica that lacked the newest entries.
+#[tokio::test(flavor = "multi_thread")]
+async fn newest_entries_that_are_lost_and_replaced_are_an_incident() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let consumer = setup.consumer(&[]);
+    pause(&setup, &[&consumer]).await;
+    setup.append(&likes(100), 1).await;
+    let earlier: Value = redis.custom(command("DUMP"), vec![stream(0)]).await.unwrap();
+    setup.append(&likes(199)[100..], 1).await;
+    let deleted = append_raw(&redis, 3, &codec::encode(&[like(1_000, 1)])).await;
+    wait_for_watermarks(&setup.postgres_client().await, 200).await;
+    // A deleted entry is no sign of an earlier state.
+    redis.xdel::<u64, _, _>(stream(3), deleted).await.unwrap();
+    let restore: Vec<Value> = vec![stream(0).into(), 0.into(), earlier, "REPLACE".into()];
+    redis.custom::<Value, _>(command("RESTORE"), restore).await.unwrap();
+    setup.append(&likes(600)[200..], 1).await;
+    eventually("recorded", async || !open_incidents(&setup).is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let incidents = open_incidents(&setup);
+    assert_eq!(kinds(&incidents), ["stream_lost"], "{incidents:#?}");
+    assert!(incidents[0]["detail"].as_str().unwrap().contains("streams of partitions 0 "), "{incidents:#?}");
+    // All 25, if a sample was taken before the other entries were added.
+    assert!((1..=25).contains(&incidents[0]["entries_lost"].as_u64().unwrap()), "{incidents:#?}");
 }
 
 /// The later streams have more entries than the lost ones, and are drained, before the next sample.

@@ -25,6 +25,8 @@ pub struct Since<'a> {
     pub created: Option<&'a CreatedGroup>,
     /// Number of entries that the consumers have read, which the creation of the group ends; `None` if it is unknown.
     pub read: Option<u64>,
+    /// Whether the stream is known to have gone back to an earlier state, which entries added since may hide.
+    pub went_back: bool,
 }
 
 impl Loss {
@@ -71,14 +73,14 @@ pub fn watermark(info: &PartitionInfo) -> Watermark {
 
 /// Returns what a stream has lost since a watermark.
 pub fn loss(before: &Watermark, since: Since<'_>) -> Option<Loss> {
-    let Since { info, created, read } = since;
+    let Since { info, created, read, went_back } = since;
     // A stream that was empty had entries when its group vanished, if some were read.
     let had_entries = before.has_group && created.is_some() && read.is_some_and(|read| read > 0);
     if before.entries_added == 0 && !had_entries {
         return None;
     }
     // Entries of a later stream may have been stored and trimmed since the group was created.
-    let missing = missing_entries(before, created.map_or(info, |created| &created.stream));
+    let missing = missing_entries(before, created.map_or(info, |created| &created.stream), went_back);
     if let Some(missing) = missing {
         // The newest entries are missing, and undelivered entries are newer than pending ones.
         let unread = before.undelivered.saturating_sub(read.unwrap_or(0));
@@ -97,14 +99,15 @@ pub fn loss(before: &Watermark, since: Since<'_>) -> Option<Loss> {
 
 /// Returns how many of the entries ever added are not in the history of this stream, if it is another stream or an earlier
 /// state of the same one.
-fn missing_entries(before: &Watermark, info: &PartitionInfo) -> Option<u64> {
+fn missing_entries(before: &Watermark, info: &PartitionInfo, went_back: bool) -> Option<u64> {
     let is_after = info.first.is_some_and(|first| first > before.last_generated);
     // Nothing was removed from this stream, so its first entry is the first one ever added.
     let is_another = info.entries_added == 0 || (info.length == info.entries_added && is_after);
     if is_another {
         return Some(before.entries_added);
     }
-    let went_back = info.last_generated < before.last_generated || info.entries_added < before.entries_added;
+    let went_back =
+        went_back || info.last_generated < before.last_generated || info.entries_added < before.entries_added;
     went_back.then(|| before.entries_added.saturating_sub(info.entries_added).max(1))
 }
 
@@ -171,12 +174,12 @@ mod tests {
     }
 
     fn loss(before: &Watermark, info: &PartitionInfo) -> Option<Loss> {
-        super::loss(before, Since { info, created: None, read: Some(0) })
+        super::loss(before, Since { info, created: None, read: Some(0), went_back: false })
     }
 
     fn loss_of_group(before: &Watermark, stream: &PartitionInfo, info: &PartitionInfo) -> Option<Loss> {
         let created = CreatedGroup { stream: stream.clone(), read: 0 };
-        super::loss(before, Since { info, created: Some(&created), read: Some(0) })
+        super::loss(before, Since { info, created: Some(&created), read: Some(0), went_back: false })
     }
 
     #[test]
@@ -221,8 +224,12 @@ mod tests {
         let before = watermark(&stream(0, 0, 0));
         let now = later_stream(3);
         let created = CreatedGroup { stream: PartitionInfo { group: None, ..now.clone() }, read: 0 };
-        let after_reading =
-            |read| super::loss(&before, Since { info: &now, created: Some(&created), read: Some(read) });
+        let after_reading = |read| {
+            super::loss(
+                &before,
+                Since { info: &now, created: Some(&created), read: Some(read), went_back: false },
+            )
+        };
         assert_eq!(after_reading(5), Some(lost(0, 0)));
         assert_eq!(after_reading(0), None, "nothing is known of it");
         assert_eq!(loss(&before, &now), None, "its first entries");
@@ -232,7 +239,8 @@ mod tests {
     fn entries_that_were_read_meanwhile_may_be_stored() {
         let before = watermark(&stream(50, 20, 10));
         let gone = PartitionInfo::default();
-        let after_reading = |read| super::loss(&before, Since { info: &gone, created: None, read });
+        let after_reading =
+            |read| super::loss(&before, Since { info: &gone, created: None, read, went_back: false });
         assert_eq!(after_reading(Some(12)), Some(lost(18, 22)));
         assert_eq!(after_reading(Some(99)), Some(lost(0, 40)));
         assert_eq!(after_reading(None), Some(Loss { is_minimum: false, ..lost(30, 10) }));
@@ -243,6 +251,13 @@ mod tests {
         let before = watermark(&stream(50, 20, 10));
         assert_eq!(loss(&before, &stream(45, 15, 10)), Some(lost(5, 0)));
         assert_eq!(loss(&before, &stream(15, 15, 10)), Some(lost(30, 5)));
+    }
+
+    #[test]
+    fn an_earlier_state_with_later_entries_has_lost_at_least_one() {
+        let before = watermark(&stream(50, 20, 10));
+        let since = Since { info: &stream(55, 20, 10), created: None, read: Some(0), went_back: true };
+        assert_eq!(super::loss(&before, since), Some(lost(1, 0)));
     }
 
     #[test]

@@ -11,7 +11,10 @@ use std::{
 use fred::prelude::Error;
 use shared::wire::partition::Partition;
 
-use crate::stream::{PartitionInfo, Streams};
+use crate::{
+    entry::EntryId,
+    stream::{PartitionInfo, Streams, inspect::Inspected},
+};
 
 /// Activity of this process in all partitions.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +28,8 @@ pub(super) struct PartitionActivity {
     /// The latest creation of the group, until a sample takes it. Locked while the group is created and while a sample is
     /// taken, so that a sample with a creation was taken after it.
     pub(super) created: tokio::sync::Mutex<Option<CreatedGroup>>,
+    /// Newest entry of the latest sample.
+    newest: Mutex<Option<EntryId>>,
 }
 
 /// Creation of the group by this process, or by another one since this process has found it missing.
@@ -44,6 +49,8 @@ pub(crate) struct Sample {
     pub(crate) read: u64,
     /// Creation of the group since the sample before.
     pub(crate) created: Option<CreatedGroup>,
+    /// Whether the stream has gone back to a state before the newest entry of the sample before.
+    pub(crate) went_back: bool,
 }
 
 impl Activity {
@@ -70,7 +77,9 @@ impl Streams {
         let mut created = activity.created.lock().await;
         // Before the stream is inspected: an entry that is delivered meanwhile may count as read later.
         let read = activity.read();
-        let info = self.inspect(partition).await?;
-        Ok(Sample { info, read, created: created.take() })
+        let seen = *activity.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inspected { info, newest, went_back } = self.inspect_since(partition, seen).await?;
+        *activity.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+        Ok(Sample { info, read, created: created.take(), went_back })
     }
 }

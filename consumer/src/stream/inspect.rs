@@ -18,8 +18,8 @@ use crate::{
 
 /// Inspects a stream atomically.
 ///
-/// KEYS: stream. ARGV: group, maximum number of undelivered entries to count. Returns alternating names and
-/// values, as XINFO does; unknown values are omitted.
+/// KEYS: stream. ARGV: group, maximum number of undelivered entries to count, id of an entry or an empty string. Returns
+/// alternating names and values, as XINFO does; unknown values are omitted. `seen` is 1 if the entry exists, and 0 otherwise.
 const INSPECT: &str = include_str!("scripts/inspect.lua");
 
 /// Maximum number of undelivered entries to count instead of using Redis's lag. With steady traffic there are rarely more.
@@ -77,6 +77,16 @@ impl PartitionInfo {
     pub fn age_ms(&self, id: EntryId) -> u64 {
         self.now_ms.saturating_sub(id.ms)
     }
+}
+
+/// State of a partition, compared with an earlier one.
+pub(super) struct Inspected {
+    pub(super) info: PartitionInfo,
+    /// Newest entry of the stream.
+    pub(super) newest: Option<EntryId>,
+    /// Whether the stream has gone back to a state before its earlier newest entry: older entries are left, and the entry itself
+    /// was not deleted.
+    pub(super) went_back: bool,
 }
 
 /// State of the consumer group in a partition.
@@ -156,8 +166,18 @@ impl Paused {
 impl Streams {
     /// Returns the state of a partition.
     pub async fn inspect(&self, partition: Partition) -> Result<PartitionInfo, Error> {
+        Ok(self.inspect_since(partition, None).await?.info)
+    }
+
+    /// Returns the state of a partition, compared with an earlier one in which `seen` was the newest entry.
+    pub(super) async fn inspect_since(
+        &self,
+        partition: Partition,
+        seen: Option<EntryId>,
+    ) -> Result<Inspected, Error> {
         let keys = [self.key(partition)];
-        let args = [self.group.clone(), MAX_COUNTED_UNDELIVERED.to_string()];
+        let seen_id = seen.map(|id| id.to_string()).unwrap_or_default();
+        let args = [self.group.clone(), MAX_COUNTED_UNDELIVERED.to_string(), seen_id];
         let dead_letters = self.keys.dead_letters(partition);
         // Of two keys in one script, a cluster would refuse those that it has moved only in part, or that do not exist.
         let (reply, dead) = join(
@@ -186,15 +206,13 @@ impl Streams {
         });
         let now_ms = number("now_ms").ok_or_else(|| reply::unexpected("a time"))?;
         let entries_added = number("entries-added").unwrap_or(0);
-        Ok(PartitionInfo {
-            now_ms,
-            length,
-            last_generated,
-            entries_added,
-            first: id("first-id"),
-            dead,
-            group,
-        })
+        let first = id("first-id");
+        let deleted = id("max-deleted-entry-id").unwrap_or_default();
+        let is_missing = number("seen") == Some(0);
+        let went_back =
+            seen.is_some_and(|seen| is_missing && deleted < seen && first.is_some_and(|first| first <= seen));
+        let info = PartitionInfo { now_ms, length, last_generated, entries_added, first, dead, group };
+        Ok(Inspected { info, newest: id("last-id"), went_back })
     }
 
     /// Returns the consumers of the group in a partition; none if the group does not exist.

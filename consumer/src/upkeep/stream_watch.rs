@@ -129,15 +129,16 @@ impl StreamWatch {
 
     /// Ends a round: compares its samples with the ones before, and with watermarks that were loaded before the round.
     pub(crate) fn sampled(&self, round: Round<'_>, samples: impl Iterator<Item = (Partition, Sample)>) {
+        let Round { number, own, _ends } = round;
         let mut lost = Vec::new();
         let mut state = self.lock();
         for (partition, sample) in samples {
-            let is_own = round.own.contains(&partition);
+            let is_own = own.contains(&partition);
             let Some(known) = state.streams.get_mut(&partition) else {
                 state.streams.insert(partition, Watched::of(sample, is_own));
                 continue;
             };
-            let losses = [known.sampled(sample, is_own), known.compare_with_loaded(round.number)];
+            let losses = [known.sampled(sample, is_own), known.compare_with_loaded(number)];
             // The owner knows which entries were read, and logs the loss.
             lost.extend(losses.into_iter().flatten().filter(|_| is_own).map(|loss| (partition, loss)));
         }
@@ -302,7 +303,7 @@ impl StreamWatch {
 }
 
 impl Watched {
-    fn of(Sample { info, read, created }: Sample, is_own: bool) -> Self {
+    fn of(Sample { info, read, created, .. }: Sample, is_own: bool) -> Self {
         Self {
             first: Some(info.clone()),
             info,
@@ -317,14 +318,14 @@ impl Watched {
     }
 
     /// Compares a sample with the one before. Returns the loss.
-    fn sampled(&mut self, Sample { info, read, created }: Sample, is_own: bool) -> Option<Loss> {
+    fn sampled(&mut self, Sample { info, read, created, went_back }: Sample, is_own: bool) -> Option<Loss> {
         let before = watermark(&self.info);
         // What was read after the group was created is not of the lost stream.
         let read_until = created.as_ref().map_or(read, |created| created.read);
         let read_since = read_until.saturating_sub(self.read);
         // Others may have read entries of a partition that was theirs.
         let known_read = (self.is_own && is_own).then_some(read_since);
-        let since = Since { info: &info, created: created.as_ref(), read: known_read };
+        let since = Since { info: &info, created: created.as_ref(), read: known_read, went_back };
         let lost = loss(&before, since);
         if let Some(loss) = lost {
             let lost = Lost { loss, seen_ms: before.sampled_ms, found_ms: info.now_ms };
@@ -341,7 +342,7 @@ impl Watched {
             self.loaded.take_if(|(loaded_in, _)| *loaded_in < round)?;
         self.epoch = Some(epoch);
         let created = self.created.as_ref().filter(|created| created.stream.now_ms > watermark.sampled_ms);
-        let since = loss(&watermark, Since { info: &self.info, created, read: None })
+        let since = loss(&watermark, Since { info: &self.info, created, read: None, went_back: false })
             .or_else(|| removed_before(self.first.take(), &watermark));
         self.first = None;
         let found = since.filter(|_| self.lost.is_none());
@@ -361,7 +362,7 @@ impl Watched {
 /// the position of the group has moved.
 fn removed_before(first: Option<PartitionInfo>, watermark: &Watermark) -> Option<Loss> {
     let first = first.filter(|first| first.now_ms > watermark.sampled_ms)?;
-    let since = loss(watermark, Since { info: &first, created: None, read: None });
+    let since = loss(watermark, Since { info: &first, created: None, read: None, went_back: false });
     since.filter(|loss| loss.kind == IncidentKind::EntriesRemoved)
 }
 
@@ -560,7 +561,7 @@ mod tests {
         let reported = lost(&watch);
         let created = CreatedGroup { stream: PartitionInfo::default(), read: 1 };
         let later = PartitionInfo { now_ms: 3_000, ..empty() };
-        next_round(&watch, Sample { info: later, read: 1, created: Some(created) });
+        next_round(&watch, Sample { info: later, read: 1, created: Some(created), ..Sample::default() });
         apply(&watch, Update::Reported { epoch: 1, lost: reported });
         assert_eq!(state(&watch), (Some(0), Some(1)));
     }
@@ -650,7 +651,7 @@ mod tests {
         let watch = sampled(&[&unread(10)]);
         let created = CreatedGroup { stream: PartitionInfo::default(), read: 4 };
         // The other entries were read from the later stream.
-        next_round(&watch, Sample { info: empty(), read: 9, created: Some(created) });
+        next_round(&watch, Sample { info: empty(), read: 9, created: Some(created), ..Sample::default() });
         assert_eq!(state(&watch), (Some(6), None));
     }
 
@@ -660,7 +661,12 @@ mod tests {
         let now = PartitionInfo { now_ms: 2_500, ..unread(5) };
         let created = |now_ms: u64| {
             let stream = PartitionInfo { now_ms, group: None, ..unread(5) };
-            Sample { info: now.clone(), read: 0, created: Some(CreatedGroup { stream, read: 0 }) }
+            Sample {
+                info: now.clone(),
+                read: 0,
+                created: Some(CreatedGroup { stream, read: 0 }),
+                ..Sample::default()
+            }
         };
         let watch = sampled(&[&unread(10)]);
         next_round(&watch, created(1_500));

@@ -12,7 +12,8 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return values end
 local stream = redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #stream, 2 do
     local name = stream[i]
-    if name == 'length' or name == 'last-generated-id' or name == 'entries-added' then add(stream[i], stream[i + 1]) end
+    if name == 'length' or name == 'last-generated-id' or name == 'entries-added' or name == 'max-deleted-entry-id' then add(stream[i], stream[i + 1]) end
+    if name == 'last-entry' and stream[i + 1] then add('last-id', stream[i + 1][1]) end
 end
 for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local group = {}
@@ -37,4 +38,5 @@ for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
 end
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if first then add('first-id', first[1]) end
+if ARGV[3] ~= '' then add('seen', #redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])) end
 return values

@@ -65,7 +65,7 @@ async fn streams(findings: &mut Findings, context: &Context, client: &Client) ->
     for partition in partitions {
         let info = context.streams.inspect(partition).await?;
         let known = known.get(&context.keys.stream(partition));
-        let since = Since { info: &info, created: None, read: None };
+        let since = Since { info: &info, created: None, read: None, went_back: false };
         if let Some(loss) = known.and_then(|known| losses::loss(&known.watermark, since)) {
             lost.push((partition, loss));
         }
