@@ -147,6 +147,23 @@ async fn entries_that_are_removed_while_no_consumer_runs_are_an_incident() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_loss_is_recorded_while_redis_refuses_writes() {
+    let setup = Setup::new().await;
+    let redis = setup.redis_client().await;
+    let consumer = setup.consumer(&[]);
+    pause(&setup, &[&consumer]).await;
+    setup.append(&likes(40), 1).await;
+    wait_for_watermarks(&setup.postgres_client().await, 40).await;
+    redis.flushall::<()>(false).await.unwrap();
+    setup.redis.command(&["CONFIG", "SET", "min-replicas-to-write", "1"]).unwrap();
+    let open = "SELECT kind FROM likes_incidents WHERE acknowledged_at IS NULL";
+    let client = setup.postgres_client().await;
+    eventually("recorded", async || !client.query(open, &[]).await.unwrap().is_empty()).await;
+    setup.redis.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]).unwrap();
+    eventually("bound again", async || ctl(&setup, &["status"]).stdout.contains("1 incident is open")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_consumers_record_an_event_once() {
     let setup = Setup::new().await;
     let redis = setup.redis_client().await;
