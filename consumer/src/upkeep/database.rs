@@ -252,7 +252,7 @@ impl DatabaseWatch {
         let from = known.filter(|_| watermarks.len() == streams.len()).unwrap_or_default();
         let binding = &self.bound.binding;
         // A server can return to a timeline that it had before.
-        let since = binding.server_recorded.as_deref().unwrap_or("bound");
+        let since = binding.server_recorded.clone().unwrap_or_else(|| binding.bound_at_ms.to_string());
         let timeline = |timeline: Option<u32>| timeline.unwrap_or_default();
         let (before, now) = (timeline(binding.timeline), timeline(found.timeline));
         let system = found.system_identifier.as_deref().unwrap_or("unknown");
