@@ -226,7 +226,7 @@ impl Streams {
         let activity = self.activity.of(partition);
         let mut last_created = activity.created.lock().await;
         // Also because Redis rejects XGROUP CREATE where it refuses writes, before it checks whether the group exists.
-        let info = self.inspect(partition).await?;
+        let info = self.inspect_stream(partition, None).await?.info;
         if info.group.is_some() {
             return Ok(());
         }

@@ -175,17 +175,28 @@ impl Streams {
         partition: Partition,
         seen: Option<EntryId>,
     ) -> Result<Inspected, Error> {
-        let keys = [self.key(partition)];
-        let seen_id = seen.map(|id| id.to_string()).unwrap_or_default();
-        let args = [self.group.clone(), MAX_COUNTED_UNDELIVERED.to_string(), seen_id];
         let dead_letters = self.keys.dead_letters(partition);
         // Of two keys in one script, a cluster would refuse those that it has moved only in part, or that do not exist.
-        let (reply, dead) = join(
-            self.redis.eval(INSPECT, &keys, Retry::Idempotent, args),
+        let (inspected, dead) = join(
+            self.inspect_stream(partition, seen),
             self.redis.run(&dead_letters, Retry::Idempotent, "XLEN", vec![dead_letters.as_str().into()]),
         )
         .await;
-        let dead: u64 = dead.map_err(|error| of_keys(std::slice::from_ref(&dead_letters), error))?;
+        let mut inspected = inspected?;
+        inspected.info.dead = dead.map_err(|error| of_keys(std::slice::from_ref(&dead_letters), error))?;
+        Ok(inspected)
+    }
+
+    /// As [`Streams::inspect_since`], without the number of dead letters.
+    pub(super) async fn inspect_stream(
+        &self,
+        partition: Partition,
+        seen: Option<EntryId>,
+    ) -> Result<Inspected, Error> {
+        let keys = [self.key(partition)];
+        let seen_id = seen.map(|id| id.to_string()).unwrap_or_default();
+        let args = [self.group.clone(), MAX_COUNTED_UNDELIVERED.to_string(), seen_id];
+        let reply = self.redis.eval(INSPECT, &keys, Retry::Idempotent, args).await;
         let values = reply::named(reply.map_err(|error| of_keys(&keys, error))?)?;
         let number = |name: &str| values.get(name).and_then(Value::as_u64);
         let id = |name: &str| values.get(name).and_then(|id| id.as_str()?.parse::<EntryId>().ok());
@@ -211,7 +222,7 @@ impl Streams {
         let is_missing = number("seen") == Some(0);
         let went_back =
             seen.is_some_and(|seen| is_missing && deleted < seen && first.is_some_and(|first| first <= seen));
-        let info = PartitionInfo { now_ms, length, last_generated, entries_added, first, dead, group };
+        let info = PartitionInfo { now_ms, length, last_generated, entries_added, first, dead: 0, group };
         Ok(Inspected { info, newest: id("last-id"), went_back })
     }
 
