@@ -10,8 +10,9 @@ here=$(dirname "${BASH_SOURCE[0]}")
 all=redis-7.0,redis-8.0,valkey-8.1,valkey-9.1,postgres-15,postgres-17,postgres-18
 
 # Modules of tests/integration that depend on the behaviour of Redis and Postgres.
-core=(cluster crash_points database_failures dead_letters direct_copy growth hash_partitions least_privilege
-    likesctl migrations overload pipeline recovery redis_ack sentinels trimming)
+core=(cluster crash_points database_failures dead_letters direct_copy group_binding growth hash_partitions incidents
+    least_privilege likesctl migrations overload partial_writes pipeline recovery redis_ack redis_errors sentinels table
+    trimming)
 
 mkdir -p "$folder"
 summary=()
