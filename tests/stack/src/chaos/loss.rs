@@ -57,8 +57,9 @@ impl Injector {
         self.redis_command("FLUSHALL", &[])?;
         wait_until(REPORT_LIMIT, || self.check_reports().is_ok());
         self.check_reports()?;
-        self.likesctl(&["incidents", "acknowledge", "--all", "--yes"])?;
-        Ok(self.stack.replace_ingest()?)
+        // Records the cluster settings again, which likesctl needs.
+        self.stack.replace_ingest()?;
+        Ok(self.likesctl(&["incidents", "acknowledge", "--all", "--yes"])?)
     }
 
     /// Stops ingest, and the consumers from reading once nothing is pending. Redis forgets with all its data that they are
