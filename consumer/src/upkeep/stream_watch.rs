@@ -425,11 +425,17 @@ fn incident(
     let Loss { undelivered, pending, is_minimum, .. } = total;
     let bound = if is_minimum { "at least" } else { "up to" };
     let detail = match kind {
-        IncidentKind::StreamLost => format!(
-            "streams of partitions {partitions} vanished from Redis or went back to an earlier state: {bound} \
-             {undelivered} undelivered entries lost; up to {pending} pending entries lost unless their consumers are alive; \
-             not counted are entries accepted after the last sample at {seen}"
-        ),
+        IncidentKind::StreamLost => {
+            let pending = match pending {
+                0 => String::new(),
+                _ => format!("; up to {pending} pending entries lost unless their consumers are alive"),
+            };
+            format!(
+                "streams of partitions {partitions} vanished from Redis or went back to an earlier state: {bound} \
+                 {undelivered} undelivered entries lost{pending}; not counted are entries accepted after the last \
+                 sample at {seen}"
+            )
+        }
         IncidentKind::EntriesRemoved => format!(
             "another program removed entries from the streams of partitions {partitions}: at least {undelivered} \
              undelivered entries lost since {seen}"
