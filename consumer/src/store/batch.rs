@@ -53,6 +53,8 @@ pub struct Batch {
     tally: Tally,
     /// Number of earlier passes over these rows.
     passes: u32,
+    /// Whether a direct copy failed.
+    fell_back: bool,
 }
 
 /// Row that was not stored although it was sent alone.
@@ -98,18 +100,16 @@ pub struct Written {
     pub rest: Rest,
 }
 
-/// What a write leaves of a batch.
+/// Rest of a batch after a write.
 #[derive(Debug)]
 pub enum Rest {
     /// All entries are settled.
     Nothing,
-    /// The pass is not over: some rows are not tried yet.
-    Unfinished(Batch),
+    /// The pass is not over: some rows are not tried yet, or there was an error that says nothing about the rows. The batch may
+    /// be stored despite an error, if only the reply to COMMIT was lost.
+    Unwritten(Batch, Option<WriteError>),
     /// The pass is over, and some rows were not stored.
     Obstructed(Remainder),
-    /// An error that says nothing about the rows. The batch may be stored despite the error, if only the reply to COMMIT was
-    /// lost.
-    Failed(Batch, WriteError),
 }
 
 /// Rows that a pass did not settle, with their entries.
@@ -206,6 +206,7 @@ impl Batch {
             rejected: HashMap::new(),
             tally: Tally::default(),
             passes: 0,
+            fell_back: false,
         }
     }
 
@@ -257,6 +258,11 @@ impl Batch {
     /// Returns the pieces that are not tried yet.
     pub(super) fn untried(&self) -> Untried<'_> {
         Untried { rows: &self.rows, pieces: self.untried.clone() }
+    }
+
+    /// Records that a direct copy failed.
+    pub(super) fn fell_back(&mut self) {
+        self.fell_back = true;
     }
 
     /// Records the outcomes of the next pieces, in order. A stored piece must be committed.
@@ -333,7 +339,7 @@ impl Batch {
     }
 
     /// Takes the entries whose rows are all stored or rejected.
-    pub(super) fn take_settled(&mut self, fell_back: bool) -> Committed {
+    pub(super) fn take_settled(&mut self) -> Committed {
         let undecided = self.untried.rows().chain(self.obstructed.iter().map(|one| one.row));
         let undecided = undecided.filter_map(|row| self.rows.get(row));
         let keys: HashSet<RowKey> = undecided.map(|like| row_key(*like)).collect();
@@ -346,7 +352,7 @@ impl Batch {
                 entry.dead_letter_rejected(&self.rejected);
             }
         }
-        Committed::new(settled, mem::take(&mut self.tally), fell_back)
+        Committed::new(settled, mem::take(&mut self.tally), mem::take(&mut self.fell_back))
     }
 
     /// Ends a pass. Returns the rows that are not settled; `None` if there are none.

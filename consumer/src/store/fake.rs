@@ -111,11 +111,11 @@ impl State {
             let outcome = self.try_piece(piece);
             batch.record([outcome], &mut self.evidence);
             if self.parts && batch.next_rows(usize::MAX).is_some() {
-                return Written { committed: batch.take_settled(false), rest: Rest::Unfinished(batch) };
+                return Written { committed: batch.take_settled(), rest: Rest::Unwritten(batch, None) };
             }
         }
         batch.judge(&mut self.evidence);
-        let committed = batch.take_settled(false);
+        let committed = batch.take_settled();
         Written { committed, rest: batch.remainder().map_or(Rest::Nothing, Rest::Obstructed) }
     }
 }
@@ -132,13 +132,13 @@ impl BatchStore for FakeStore {
         let fault = state.faults.pop_front();
         if let Some(Fault::NotStored(error)) = fault {
             self.journal.record(format!("Write{users}: not stored"));
-            return Written { committed: batch.take_settled(false), rest: Rest::Failed(batch, error) };
+            return Written { committed: batch.take_settled(), rest: Rest::Unwritten(batch, Some(error)) };
         }
         if fault.is_some() {
             let rows = batch.next_rows(usize::MAX).unwrap_or_default();
             state.try_piece(rows);
             self.journal.record(format!("Write{users}: reply lost"));
-            let rest = Rest::Failed(batch, WriteError::Timeout(Phase::Commit));
+            let rest = Rest::Unwritten(batch, Some(WriteError::Timeout(Phase::Commit)));
             return Written { committed: Committed::new(Vec::new(), Tally::default(), false), rest };
         }
         self.journal.record(format!("Write{users}"));

@@ -68,14 +68,6 @@ enum WritePath<'a> {
     Piecewise,
 }
 
-/// Result of a write in one piece.
-#[derive(Default)]
-struct Whole {
-    committed: bool,
-    /// Whether a direct copy failed.
-    fell_back: bool,
-}
-
 /// How far a pass has come.
 enum Progress {
     /// Every row was tried, or nothing has been stored for long.
@@ -121,23 +113,21 @@ impl TableWriter {
     /// Without an error, a transaction was committed, unless the batch has no rows. After an error, the connection is closed,
     /// which rolls back an open transaction. Rows with a committed outcome are not tried again.
     pub async fn write(&mut self, mut batch: Batch, ended: &(dyn Fn(&Attempt<'_>) + Sync)) -> Written {
-        let (mut fell_back, mut committed) = (false, batch.rows() == 0);
+        let mut committed = batch.rows() == 0;
         if batch.whole(self.piece_size.rows()).is_some() {
             match self.write_whole(&mut batch, ended).await {
-                Ok(whole) => Whole { committed, fell_back } = whole,
-                Err(error) => return failed(batch, error),
+                Ok(is_committed) => committed = is_committed,
+                Err(error) => return unwritten(batch, Some(error)),
             }
         }
         match self.write_pieces(&mut batch, committed, ended).await {
-            Ok(Progress::Unfinished) => {
-                Written { committed: batch.take_settled(fell_back), rest: Rest::Unfinished(batch) }
-            }
+            Ok(Progress::Unfinished) => unwritten(batch, None),
             Ok(Progress::Ended) => {
                 batch.judge(&mut self.evidence);
-                let committed = batch.take_settled(fell_back);
+                let committed = batch.take_settled();
                 Written { committed, rest: batch.remainder().map_or(Rest::Nothing, Rest::Obstructed) }
             }
-            Err(error) => failed(batch, error),
+            Err(error) => unwritten(batch, Some(error)),
         }
     }
 
@@ -181,33 +171,33 @@ impl TableWriter {
         }
     }
 
-    /// Writes a batch in one piece. If Postgres does not take it, its halves are left untried.
+    /// Writes a batch in one piece. If Postgres does not take it, its halves are left untried. Returns whether a transaction was
+    /// committed.
     async fn write_whole(
         &mut self,
         batch: &mut Batch,
         ended: &(dyn Fn(&Attempt<'_>) + Sync),
-    ) -> Result<Whole, WriteError> {
+    ) -> Result<bool, WriteError> {
         let rows = batch.whole(self.piece_size.rows()).unwrap_or_default();
         let split = self.predictor.as_mut().and_then(|predictor| predictor.split(rows));
-        let mut fell_back = false;
         if let Some(split) = split {
             match self.attempt(batch, WritePath::Direct(&split), ended).await {
                 Ok(outcomes) => {
                     self.predicted(InsertPredictor::hit);
                     batch.record(outcomes, &mut self.evidence);
-                    return Ok(Whole { committed: true, fell_back });
+                    return Ok(true);
                 }
                 Err(error) if permits_staged_copy(&error) => {
                     // The table may accept the rows from the staging table.
                     self.predicted(InsertPredictor::miss);
-                    fell_back = true;
+                    batch.fell_back();
                     // Without Postgres's error message, which contains row values.
                     tracing::debug!(
                         error = error.error_type(),
                         "direct copy failed, falling back to staged copy"
                     );
                 }
-                Err(error) => return self.split_whole(batch, error).map(|()| Whole::default()),
+                Err(error) => return self.split_whole(batch, error).map(|()| false),
             }
         }
         let staged = self.attempt(batch, WritePath::Staged, ended).await;
@@ -216,7 +206,7 @@ impl TableWriter {
             Ok(outcomes) => batch.record(outcomes, &mut self.evidence),
             Err(error) => self.split_whole(batch, error)?,
         }
-        Ok(Whole { committed, fell_back })
+        Ok(committed)
     }
 
     fn predicted(&mut self, record: fn(&mut InsertPredictor)) {
@@ -363,8 +353,8 @@ impl TableWriter {
     }
 }
 
-fn failed(mut batch: Batch, error: WriteError) -> Written {
-    Written { committed: batch.take_settled(false), rest: Rest::Failed(batch, error) }
+fn unwritten(mut batch: Batch, error: Option<WriteError>) -> Written {
+    Written { committed: batch.take_settled(), rest: Rest::Unwritten(batch, error) }
 }
 
 /// Returns whether a batch may be staged after its direct copy failed.

@@ -63,8 +63,6 @@ struct Pass {
     /// Reason why the batch was closed; `None` for held rows.
     flush: Option<Flush>,
     held: Option<HeldPass>,
-    /// Whether it is the last pass before the shutdown, after which rows stay pending.
-    is_last: bool,
     span: Option<Span>,
     /// Number of rows that were stored so far.
     inserted: u64,
@@ -81,7 +79,6 @@ impl Pass {
             rows: batch.rows(),
             flush,
             held: None,
-            is_last: false,
             span,
             inserted: 0,
             has_progress: false,
@@ -109,7 +106,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         }
         if let Some(held) = queue.held.take() {
             let (batch, pass) = Pass::over_held(held);
-            self.make(Pass { is_last: true, ..pass }, batch, &mut queue).await;
+            self.make(pass, batch, &mut queue).await;
         }
         join(queue.acking).await;
     }
@@ -144,60 +141,72 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         (batch, pass)
     }
 
-    /// Makes a pass. What a write has settled is acknowledged during the next one. Errors that say nothing about rows are retried,
-    /// and reading is paused from the first such error to the next success, so that the backlog stays in Redis.
+    /// Makes a pass. The entries that a write settles are acknowledged during the next write. Errors that say nothing about rows
+    /// are retried, and reading is paused from the first such error to the next success, so that the backlog stays in Redis.
+    ///
+    /// A pass over held rows that ends, or fails, after the channel is closed is the last one: its rows stay pending.
     async fn make(&mut self, mut pass: Pass, batch: Batch, queue: &mut Queue) {
         let mut unwritten = Some(batch);
         while let Some(batch) = unwritten.take() {
             let Written { committed, rest } = self.write(batch, &pass, queue).await;
+            let is_last = pass.held.is_some() && queue.entries.is_closed();
             pass.has_progress |= committed.has_progress();
-            let (remainder, error) = match rest {
-                Rest::Nothing => (None, None),
-                Rest::Obstructed(remainder) => (Some(remainder), None),
-                Rest::Unfinished(batch) => {
-                    unwritten = Some(batch);
-                    (None, None)
-                }
-                Rest::Failed(batch, error) => {
-                    unwritten = Some(batch);
-                    (None, Some(error))
-                }
-            };
-            let is_over = unwritten.is_none();
+            let is_over = !matches!(rest, Rest::Unwritten(..));
             if pass.rows > 0 {
                 self.record(&committed, &mut pass, is_over);
             }
-            if let Some(remainder) = &remainder {
-                self.log_remainder(remainder, pass.span.as_ref());
-            }
-            if let (Some(error), Some(batch)) = (&error, &unwritten) {
-                self.acknowledger.in_flight.pause();
-                pass.delay = match error.class() {
-                    FailureClass::Halt => pass.halt.next_delay(),
-                    FailureClass::Retry | FailureClass::Reject => pass.retry.next_delay(),
-                };
-                self.log_failure(batch, error, pass.delay, pass.span.as_ref());
+            let has_failed = if let Rest::Unwritten(batch, Some(error)) = &rest {
+                self.failed(batch, error, &mut pass);
+                true
             } else {
-                pass.delay = Duration::ZERO;
-                if pass.rows > 0 {
-                    self.acknowledger.in_flight.resume();
+                self.succeeded(&mut pass);
+                false
+            };
+            match rest {
+                Rest::Nothing => {}
+                Rest::Unwritten(batch, Some(_)) if is_last => self.leave_pending(&batch),
+                Rest::Unwritten(batch, _) => unwritten = Some(batch),
+                Rest::Obstructed(remainder) => {
+                    self.log_remainder(&remainder, pass.span.as_ref());
+                    if is_last {
+                        self.leave_pending(&remainder.batch);
+                    } else {
+                        hold(queue, &mut pass, remainder);
+                    }
                 }
             }
-            if pass.is_last {
-                self.leave_pending(
-                    remainder.map(|remainder| remainder.batch).or(error.and(unwritten.take())),
-                );
-            } else {
-                self.hold(queue, &mut pass, &committed, remainder);
-                if error.is_none() {
-                    self.report(pass.flush.is_some(), &committed, queue.held.as_ref());
-                }
+            if let Some(held) = queue.held.as_mut().filter(|_| committed.tally().inserted > 0) {
+                held.table_took_rows();
+            }
+            // Between the writes of a pass over held rows, the rest of its entries are held still.
+            if unwritten.is_none() {
+                self.acknowledger.in_flight.set_held(queue.held.iter().flat_map(Held::positions));
+                self.acknowledger.metrics.held(queue.held.as_ref().map_or(0, Held::rows));
+            }
+            if !is_last && !has_failed {
+                self.report(pass.flush.is_some(), &committed, queue.held.as_ref());
             }
             if !committed.is_empty() {
                 let span = pass.span.take_if(|_| is_over);
                 let ack = self.acknowledger.clone().ack(committed, span);
                 join(queue.acking.replace(task::spawn(Box::pin(ack)))).await;
             }
+        }
+    }
+
+    fn failed(&self, batch: &Batch, error: &WriteError, pass: &mut Pass) {
+        self.acknowledger.in_flight.pause();
+        pass.delay = match error.class() {
+            FailureClass::Halt => pass.halt.next_delay(),
+            FailureClass::Retry | FailureClass::Reject => pass.retry.next_delay(),
+        };
+        self.log_failure(batch, error, pass.delay, pass.span.as_ref());
+    }
+
+    fn succeeded(&self, pass: &mut Pass) {
+        pass.delay = Duration::ZERO;
+        if pass.rows > 0 {
+            self.acknowledger.in_flight.resume();
         }
     }
 
@@ -224,25 +233,8 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         }
     }
 
-    /// Holds the rows that a pass did not store.
-    fn hold(&self, queue: &mut Queue, pass: &mut Pass, committed: &Committed, remainder: Option<Remainder>) {
-        if let Some(remainder) = remainder {
-            queue.held = Some(match (queue.held.take(), pass.held.take()) {
-                (Some(held), _) => held.merge(remainder),
-                (None, Some(held_pass)) => held_pass.end(remainder, pass.has_progress),
-                (None, None) => Held::new(remainder),
-            });
-        }
-        if let Some(held) = queue.held.as_mut().filter(|_| committed.tally().inserted > 0) {
-            held.table_took_rows();
-        }
-        self.acknowledger.in_flight.set_held(queue.held.iter().flat_map(Held::positions));
-        self.acknowledger.metrics.held(queue.held.as_ref().map_or(0, Held::rows));
-    }
-
-    /// Leaves the entries of the last pass to the next member, without the time limit of the shutdown.
-    fn leave_pending(&self, batch: Option<Batch>) {
-        let Some(batch) = batch else { return };
+    /// Leaves entries to the next member, which claims them.
+    fn leave_pending(&self, batch: &Batch) {
         self.acknowledger.in_flight.release(batch.positions());
         tracing::warn!(
             entries = batch.entries(),
@@ -348,6 +340,15 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
             self.check.fail(cause);
         }
     }
+}
+
+/// Holds the rows that a pass did not store.
+fn hold(queue: &mut Queue, pass: &mut Pass, remainder: Remainder) {
+    queue.held = Some(match (queue.held.take(), pass.held.take()) {
+        (Some(held), _) => held.merge(remainder),
+        (None, Some(held_pass)) => held_pass.end(remainder, pass.has_progress),
+        (None, None) => Held::new(remainder),
+    });
 }
 
 /// Waits for a task to end; forever if there is none.

@@ -148,13 +148,13 @@ async fn write_entries(
         }
         match rest {
             Rest::Nothing => {}
-            Rest::Unfinished(batch) => unwritten = Some(batch),
+            Rest::Unwritten(batch, None) => unwritten = Some(batch),
             Rest::Obstructed(remainder) => {
                 eprint_line(format_args!("the table did not take some likes: {}", remainder.obstacle.why));
                 let unsettled = remainder.batch.positions();
                 skipped.extend(unsettled.map(|at| (at.into(), "the table did not take some of its likes")));
             }
-            Rest::Failed(_, error) => return Err(CliError::failed(one_line(&error))),
+            Rest::Unwritten(_, Some(error)) => return Err(CliError::failed(one_line(&error))),
         }
     }
     written.inserted.update(|total| total + inserted);

@@ -104,7 +104,7 @@ fn pass(
         batch.record([outcome], evidence);
     }
     batch.judge(evidence);
-    Passed { committed: batch.take_settled(false), remainder: batch.remainder() }
+    Passed { committed: batch.take_settled(), remainder: batch.remainder() }
 }
 
 /// Returns evidence of a table that has just taken rows.
@@ -221,11 +221,11 @@ fn settled_entries_can_be_taken_before_every_row_was_tried() {
     let blocked = || Obstacle { class: FailureClass::Retry, why: String::new() };
     let evidence = &mut none();
     batch.record([Outcome { rows: 1, result: Err(blocked()) }, stored(2)], evidence);
-    let taken = batch.take_settled(false);
+    let taken = batch.take_settled();
     assert_eq!(taken.tally().inserted, 2);
     assert_eq!(numbers(&taken.into_entries()), [1, 2]);
     batch.record([stored(1)], evidence);
-    let taken = batch.take_settled(false);
+    let taken = batch.take_settled();
     assert_eq!(taken.tally().inserted, 1);
     assert_eq!(numbers(&taken.into_entries()), [3]);
     assert_eq!(batch.remainder().unwrap().batch.entries(), 1);
@@ -239,7 +239,7 @@ fn rows_of_a_later_pass_are_tried_in_key_order_and_those_without_a_turn_first() 
         let obstacle = Obstacle { class: FailureClass::Retry, why: String::new() };
         batch.record([Outcome { rows, result: Err(obstacle) }], &mut none());
     }
-    let committed = batch.take_settled(false);
+    let committed = batch.take_settled();
     assert!(committed.is_empty());
     let runs = |batch: &Batch| {
         let (first, second) = batch.rows.split_at(batch.first_run);
@@ -258,7 +258,7 @@ fn rows_of_a_later_pass_are_tried_in_key_order_and_those_without_a_turn_first() 
     assert_eq!(runs(&merged), [vec![(3, 5), (5, 5)], vec![(1, 9), (2, 5), (4, 1), (6, 9)]]);
     assert_eq!((merged.likes(), merged.entries()), (7, 2));
     assert_eq!(merged.passes(), 2, "no row starts again with little time");
-    assert_eq!(merged.take_settled(false).tally().deduplicated, 1);
+    assert_eq!(merged.take_settled().tally().deduplicated, 1);
 }
 
 #[test]

@@ -431,6 +431,72 @@ async fn held_rows_that_fill_the_in_flight_limit_are_reported_and_make_the_consu
     writer.finish().await;
 }
 
+/// Starts a writer with three held entries, whose rows the table takes in parts from then on.
+async fn start_with_held_entries() -> Running {
+    let writer = start(BatchLimits { rows: 3, ..LIMITS });
+    (1..=3).for_each(|user| writer.store.obstruct(user, FailureClass::Retry));
+    (1..=3).for_each(|seq| writer.send(seq));
+    settle().await;
+    writer.store.write_in_parts();
+    for user in [1, 3] {
+        writer.store.take(user);
+    }
+    writer
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_waits_for_held_entries_while_a_pass_over_them_goes_on() {
+    let writer = start_with_held_entries().await;
+    let is_drained = || writer.in_flight.drained(partition()).now_or_never().is_some();
+    assert!(is_drained());
+    writer.store.slow(SECOND);
+    // Parts: all rows, row 1, both others.
+    pass(SECOND * 5 / 2).await;
+    assert_eq!(writer.journal.lines().last().unwrap(), "Ack 1");
+    assert!(is_drained(), "the others are held still");
+    (1..=3).for_each(|user| writer.store.take(user));
+    writer.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_pass_goes_on_until_every_row_was_tried() {
+    let writer = start_with_held_entries().await;
+    let Running { group, in_flight, store, entries, run, .. } = writer;
+    drop(entries);
+    run.await.unwrap();
+    assert_eq!((store.stored(), group.own_pending()), (vec![1, 3], vec![2]));
+    assert!(in_flight.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_pass_over_held_rows_ends_with_the_shutdown() {
+    let writer = start_with_held_entries().await;
+    (0..1_000).for_each(|_| writer.store.fail(WriteError::Answer));
+    pass(SECOND * 60).await;
+    let Running { group, in_flight, entries, run, .. } = writer;
+    let started = Instant::now();
+    drop(entries);
+    run.await.unwrap();
+    assert!(started.elapsed() < SECOND * 6, "{:?}", started.elapsed());
+    assert_eq!(group.own_pending(), [1, 2, 3]);
+    assert!(in_flight.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_over_held_rows_that_ends_during_the_shutdown_is_the_last_one() {
+    let writer = start(BatchLimits { rows: 1, ..LIMITS });
+    writer.store.obstruct(1, FailureClass::Retry);
+    writer.send(1);
+    settle().await;
+    writer.store.slow(SECOND * 5);
+    pass(SECOND).await;
+    let Running { journal, entries, run, .. } = writer;
+    let before = journal.lines().len();
+    drop(entries);
+    run.await.unwrap();
+    assert_eq!(journal.lines()[before..], ["Write 1"]);
+}
+
 /// Shuts down with one held entry, of user 1, and returns the last calls.
 async fn shut_down_with_a_held_entry(prepare: impl FnOnce(&FakeStore)) -> Vec<String> {
     let writer = start(LIMITS);
