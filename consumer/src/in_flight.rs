@@ -264,6 +264,10 @@ impl InFlight {
         });
     }
 
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.state.borrow().stalled_since.is_some()
+    }
+
     /// Returns the time for which no row could be stored: reading is paused, or Postgres takes none of the rows.
     pub(crate) fn stuck_for(&self) -> Duration {
         let state = self.state.borrow();

@@ -344,7 +344,7 @@ impl Metrics {
         }
         self.batches.direct_copy_fallbacks.add(batch.fell_back.into(), &[]);
         self.batches.rows_inserted.add(batch.tally.inserted, &[]);
-        self.batches.likes_deduplicated.add(batch.tally.deduplicated, &[]);
+        self.batches.likes_deduplicated.add(batch.tally.deduplicated + batch.tally.known, &[]);
         self.batches.likes_discarded.add(batch.tally.discarded, &[]);
         for latency in &batch.end_to_end_latencies {
             self.batches.end_to_end_latency.record(latency.as_secs_f64(), &[]);

@@ -244,7 +244,6 @@ impl Pipeline {
                 settings.transactions(self.bound.database.id),
                 Some(predictor),
             ),
-            stalled: false,
             limits: BatchLimits { rows: settings.batch_rows.get(), linger: settings.batch_linger },
             in_flight_limits: self.in_flight_limits(),
             acknowledger: Acknowledger {

@@ -274,7 +274,7 @@ impl Batch {
                     self.tally.inserted += inserted;
                     self.tally.discarded += discarded;
                     let known = (rows as u64).saturating_sub(inserted).saturating_sub(discarded);
-                    self.tally.deduplicated += known;
+                    self.tally.known += known;
                     evidence.inserted(inserted);
                 }
                 Err(obstacle) => {

@@ -29,8 +29,10 @@ pub struct Committed {
 pub struct Tally {
     /// Rows that were not in the table before.
     pub inserted: u64,
-    /// Likes that were in the batch or in the table already.
+    /// Likes that were in the batch already.
     pub deduplicated: u64,
+    /// Rows that were in the table already.
+    pub known: u64,
     /// Rows that triggers of the table discarded.
     pub discarded: u64,
     /// Rows that the table rejected.
@@ -47,9 +49,10 @@ impl Committed {
         self.entries.is_empty()
     }
 
-    /// Returns whether an entry is settled or a row was stored.
-    pub(crate) fn has_progress(&self) -> bool {
-        !self.entries.is_empty() || self.tally.inserted > 0
+    /// Returns whether the table took a row: it was inserted, was there already, or was discarded by a trigger.
+    pub(crate) fn took_rows(&self) -> bool {
+        let Tally { inserted, known, discarded, .. } = self.tally;
+        inserted + known + discarded > 0
     }
 
     pub fn tally(&self) -> Tally {

@@ -42,8 +42,6 @@ pub(crate) struct Writer<B, S> {
     pub(crate) in_flight_limits: InFlightLimits,
     pub(crate) acknowledger: Acknowledger<S>,
     pub(crate) check: Check,
-    /// Whether nothing of the last batch was stored.
-    pub(crate) stalled: bool,
 }
 
 /// What waits for the writer.
@@ -66,7 +64,8 @@ struct Pass {
     span: Option<Span>,
     /// Number of rows that were stored so far.
     inserted: u64,
-    has_progress: bool,
+    /// Whether the table took a row.
+    took_rows: bool,
     retry: Backoff,
     halt: Backoff,
     /// Time to wait before the next write.
@@ -81,7 +80,7 @@ impl Pass {
             held: None,
             span,
             inserted: 0,
-            has_progress: false,
+            took_rows: false,
             retry: Backoff::retry(),
             halt: Backoff::halt(),
             delay: Duration::ZERO,
@@ -150,8 +149,9 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         while let Some(batch) = unwritten.take() {
             let Written { committed, rest } = self.write(batch, &pass, queue).await;
             let is_last = pass.held.is_some() && queue.entries.is_closed();
-            pass.has_progress |= committed.has_progress();
+            pass.took_rows |= committed.took_rows();
             let is_over = !matches!(rest, Rest::Unwritten(..));
+            let is_obstructed = matches!(rest, Rest::Obstructed(_));
             if pass.rows > 0 {
                 self.record(&committed, &mut pass, is_over);
             }
@@ -184,7 +184,8 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
                 self.acknowledger.metrics.held(queue.held.as_ref().map_or(0, Held::rows));
             }
             if !is_last && !has_failed {
-                self.report(pass.flush.is_some(), &committed, queue.held.as_ref());
+                let is_batch_obstructed = is_obstructed && pass.flush.is_some() && !pass.took_rows;
+                self.report(is_batch_obstructed, &committed, queue.held.as_ref());
             }
             if !committed.is_empty() {
                 let span = pass.span.take_if(|_| is_over);
@@ -243,17 +244,15 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         );
     }
 
-    /// Reports readiness after a write. Held rows alone do not fail the check while Postgres stores other rows.
-    fn report(&mut self, is_of_batch: bool, committed: &Committed, held: Option<&Held>) {
+    /// Reports readiness after a write. Held rows alone do not fail the check while Postgres stores other rows. A stall begins
+    /// with a batch of which nothing is stored, and ends with a row that the table takes: entries without rows and dead letters
+    /// show nothing.
+    fn report(&self, is_batch_obstructed: bool, committed: &Committed, held: Option<&Held>) {
         self.check.note(self.store.warnings().join("; "));
-        if committed.has_progress() || held.is_none() {
-            self.stalled = false;
-        } else if is_of_batch {
-            self.stalled = true;
-        }
         let in_flight = &self.acknowledger.in_flight;
         let is_full = in_flight.is_filled_by_held(self.in_flight_limits);
-        let why = held.filter(|_| self.stalled || is_full).map(Held::reason);
+        let goes_on = !committed.took_rows() && (is_batch_obstructed || in_flight.is_stalled());
+        let why = held.filter(|_| is_full || goes_on).map(Held::reason);
         in_flight.set_stalled(why.is_some());
         if let Some(why) = why {
             let why = if is_full { format!("held rows fill the in-flight limit: {why}") } else { why };
@@ -263,7 +262,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         }
     }
 
-    /// Records what a write committed. The batch counts when its pass is over.
+    /// Records the result of a write. The batch counts when its pass is over.
     fn record(&self, committed: &Committed, pass: &mut Pass, is_over: bool) {
         let tally = committed.tally();
         pass.inserted += tally.inserted;
@@ -346,7 +345,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
 fn hold(queue: &mut Queue, pass: &mut Pass, remainder: Remainder) {
     queue.held = Some(match (queue.held.take(), pass.held.take()) {
         (Some(held), _) => held.merge(remainder),
-        (None, Some(held_pass)) => held_pass.end(remainder, pass.has_progress),
+        (None, Some(held_pass)) => held_pass.end(remainder, pass.took_rows),
         (None, None) => Held::new(remainder),
     });
 }

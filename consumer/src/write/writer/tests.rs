@@ -55,7 +55,6 @@ fn start(limits: BatchLimits) -> Running {
         },
         check,
         in_flight_limits: IN_FLIGHT,
-        stalled: false,
     };
     let (entries, receiver) = mpsc::unbounded_channel();
     let run = tokio::spawn(writer.run(receiver));
@@ -69,15 +68,25 @@ impl Running {
     }
 
     fn send_with(&self, seq: u64, dead_letters: Vec<DeadLetter>) {
-        self.group.append_pending(seq, "a", 1);
-        let entry = Entry {
+        self.deliver(Entry {
             at: position(seq),
             likes: vec![like(seq)],
             dead_letters,
             payload: codec::encode(&[like(seq)]).into(),
             read_at: Instant::now(),
             producer: None,
-        };
+        });
+    }
+
+    /// Delivers an entry that cannot be decoded.
+    fn send_undecodable(&self, seq: u64) {
+        let dead_letter = DeadLetter::of_entry(Reason::Undecodable, String::new(), &[]);
+        self.deliver(Entry::discarded(position(seq), dead_letter, Instant::now()));
+    }
+
+    fn deliver(&self, entry: Entry) {
+        let seq = entry.at.id.seq;
+        self.group.append_pending(seq, "a", 1);
         assert!(self.in_flight.admit(entry.at, 1), "entry {seq} is in flight");
         self.entries.send(entry).unwrap();
     }
@@ -375,6 +384,47 @@ async fn a_table_that_rejects_every_row_halts_without_dead_letters() {
     assert_eq!(writer.store.stored().len(), 39);
     assert_eq!(failing(&writer.health, "writer"), None);
     assert_eq!(writer.in_flight.stuck_for(), Duration::ZERO);
+    writer.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_rows_that_the_table_takes_end_a_stall() {
+    let writer = start(BatchLimits { rows: 20, ..LIMITS });
+    (1..=21).for_each(|user| writer.store.obstruct(user, FailureClass::Reject));
+    (1..=20).for_each(|seq| writer.send(seq));
+    pass(SECOND).await;
+    assert!(failing(&writer.health, "writer").is_some());
+    writer.send_undecodable(50);
+    pass(SECOND).await;
+    assert!(failing(&writer.health, "writer").is_some(), "an entry without rows");
+    writer.send(21);
+    pass(SECOND).await;
+    assert_eq!(writer.group.own_pending().len(), 20, "user 21 has become a dead letter");
+    assert!(failing(&writer.health, "writer").is_some());
+    assert!(writer.in_flight.stuck_for() > SECOND * 2);
+    writer.send(22);
+    pass(SECOND).await;
+    assert_eq!(failing(&writer.health, "writer"), None);
+    writer.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_beside_held_rows_begins_no_stall() {
+    let writer = start(BatchLimits { rows: 1, ..LIMITS });
+    writer.store.obstruct(3, FailureClass::Reject);
+    writer.send(1);
+    settle().await;
+    writer.store.obstruct(2, FailureClass::Retry);
+    writer.send(2);
+    settle().await;
+    writer.send(4);
+    pass(SECOND).await;
+    assert_eq!(failing(&writer.health, "writer"), None);
+    writer.send(3);
+    pass(SECOND).await;
+    assert_eq!(writer.group.own_pending(), [2]);
+    assert_eq!(failing(&writer.health, "writer"), None);
+    writer.store.take(2);
     writer.finish().await;
 }
 
