@@ -218,7 +218,7 @@ impl Pipeline {
         stop: CancellationToken,
     ) -> Result<(), PipelineError> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let writer = self.writer(&shared);
+        let writer = self.writer(&shared, ownership.clone());
         let writing = task::spawn(Box::pin(writer.run(receiver)));
         let supervisor = self.supervisor(&shared, ownership, sender, stop);
         let partitions = *self.partitions.borrow();
@@ -233,7 +233,7 @@ impl Pipeline {
         tokio::try_join!(read, written).map(drop)
     }
 
-    fn writer(&self, shared: &Shared) -> Writer<TableWriter, Streams> {
+    fn writer(&self, shared: &Shared, ownership: watch::Receiver<Ownership>) -> Writer<TableWriter, Streams> {
         let settings = &self.settings;
         let check = self.checks.writer.clone();
         check.pass();
@@ -260,6 +260,7 @@ impl Pipeline {
                 log_rates: Arc::default(),
             },
             check,
+            ownership,
         }
     }
 

@@ -13,7 +13,7 @@ use shared::{
     error_chain::one_line,
     postgres::{FailureClass, RowsFailure},
     telemetry::spans::Links,
-    wire::like::Like,
+    wire::{like::Like, partition::Partition},
 };
 use tokio::time::Instant;
 
@@ -411,6 +411,30 @@ impl Batch {
             passes: self.passes.max(other.passes),
             ..merged
         }
+    }
+
+    /// Splits off the entries of other partitions than these, which are in order, with the rows that only they have. Between two
+    /// passes: all rows are untried. Returns `None` if there are no such entries.
+    pub(crate) fn split_off_others(&mut self, own: &[Partition]) -> Option<Self> {
+        let is_own = |entry: &SettledEntry| own.binary_search(&entry.at.partition).is_ok();
+        let (kept, others): (Vec<_>, Vec<_>) = mem::take(&mut self.entries).into_iter().partition(is_own);
+        if others.is_empty() {
+            self.entries = kept;
+            return None;
+        }
+        let keys: HashSet<RowKey> = kept.iter().flat_map(SettledEntry::keys).collect();
+        let is_kept = |like: &Like| keys.contains(&row_key(*like));
+        let second = self.rows.split_off(self.first_run);
+        let (first, other_first) = mem::take(&mut self.rows).into_iter().partition(is_kept);
+        let (second, other_second) = second.into_iter().partition(is_kept);
+        *self = Self {
+            first_rejections: mem::take(&mut self.first_rejections),
+            rejected: mem::take(&mut self.rejected),
+            tally: mem::take(&mut self.tally),
+            passes: self.passes,
+            ..Self::of_runs(first, second, kept, self.first_read_at)
+        };
+        Some(Self::of_runs(other_first, other_second, others, self.first_read_at))
     }
 }
 

@@ -106,7 +106,12 @@ pub(super) fn row_key(like: Like) -> RowKey {
 impl SettledEntry {
     /// Returns whether one of its likes has one of these keys.
     pub(super) fn has_any(&self, keys: &HashSet<RowKey>) -> bool {
-        codec::locate(&self.payload).any(|located| keys.contains(&row_key(located.like)))
+        self.keys().any(|key| keys.contains(&key))
+    }
+
+    /// Returns the keys of its likes.
+    pub(super) fn keys(&self) -> impl Iterator<Item = RowKey> + '_ {
+        codec::locate(&self.payload).map(|located| row_key(located.like))
     }
 
     /// Adds dead letters for the likes of this entry that were rejected.

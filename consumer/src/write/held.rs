@@ -3,7 +3,7 @@
 
 use std::future;
 
-use shared::{backoff::Backoff, postgres::FailureClass};
+use shared::{backoff::Backoff, postgres::FailureClass, wire::partition::Partition};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
@@ -50,6 +50,11 @@ impl Held {
     /// Returns the entries of the rows.
     pub(super) fn positions(&self) -> impl Iterator<Item = Position> + '_ {
         self.batch.positions()
+    }
+
+    /// Splits off the rows and entries of other partitions than these, which are in order.
+    pub(super) fn split_off_others(&mut self, own: &[Partition]) -> Option<Batch> {
+        self.batch.split_off_others(own)
     }
 
     pub(super) fn is_due(&self) -> bool {

@@ -11,11 +11,17 @@ use shared::{
     runtime::admin::Check,
     telemetry::spans::{self, Span},
 };
-use tokio::{pin, sync::mpsc, task::JoinError, time::sleep};
+use tokio::{
+    pin,
+    sync::{mpsc, watch},
+    task::JoinError,
+    time::sleep,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     entry::Entry,
+    group::ownership::Ownership,
     in_flight::InFlightLimits,
     metrics::CommittedBatch,
     store::{
@@ -42,6 +48,7 @@ pub(crate) struct Writer<B, S> {
     pub(crate) in_flight_limits: InFlightLimits,
     pub(crate) acknowledger: Acknowledger<S>,
     pub(crate) check: Check,
+    pub(crate) ownership: watch::Receiver<Ownership>,
 }
 
 /// What waits for the writer.
@@ -113,8 +120,11 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
     /// Waits for the next batch, or until held rows are due. Returns `None` once the channel is closed and empty.
     async fn next_pass(&self, queue: &mut Queue) -> Option<(Batch, Pass)> {
         loop {
-            if let Some(held) = queue.held.take_if(|held| held.is_due()) {
-                return Some(Pass::over_held(held));
+            if queue.held.as_ref().is_some_and(Held::is_due) {
+                self.leave_lost(queue);
+                if let Some(held) = queue.held.take() {
+                    return Some(Pass::over_held(held));
+                }
             }
             if let Some(batch) = queue.gathered.take() {
                 return Some(self.pass_over(batch, Flush::Full));
@@ -180,8 +190,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
             }
             // Between the writes of a pass over held rows, the rest of its entries are held still.
             if unwritten.is_none() {
-                self.acknowledger.in_flight.set_held(queue.held.iter().flat_map(Held::positions));
-                self.acknowledger.metrics.held(queue.held.as_ref().map_or(0, Held::rows));
+                self.note_held(queue.held.as_ref());
             }
             if !is_last && !has_failed {
                 let is_batch_obstructed = is_obstructed && pass.flush.is_some() && !pass.took_rows;
@@ -234,7 +243,26 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         }
     }
 
-    /// Leaves entries to the next member, which claims them.
+    fn note_held(&self, held: Option<&Held>) {
+        self.acknowledger.in_flight.set_held(held.into_iter().flat_map(Held::positions));
+        self.acknowledger.metrics.held(held.map_or(0, Held::rows));
+    }
+
+    /// Leaves held entries of lost partitions to the owners of these, which decide about them. Once none is left, nothing shows
+    /// that this consumer cannot write, so it may own partitions again.
+    fn leave_lost(&self, queue: &mut Queue) {
+        let own = self.ownership.borrow().own().to_vec();
+        let Some(lost) = queue.held.as_mut().and_then(|held| held.split_off_others(&own)) else { return };
+        self.leave_pending(&lost);
+        queue.held.take_if(|held| held.rows() == 0);
+        self.note_held(queue.held.as_ref());
+        if queue.held.is_none() {
+            self.acknowledger.in_flight.set_stalled(false);
+            self.check.pass();
+        }
+    }
+
+    /// Leaves entries to other members, which claim them.
     fn leave_pending(&self, batch: &Batch) {
         self.acknowledger.in_flight.release(batch.positions());
         tracing::warn!(

@@ -262,6 +262,26 @@ fn rows_of_a_later_pass_are_tried_in_key_order_and_those_without_a_turn_first() 
 }
 
 #[test]
+fn entries_of_other_partitions_are_split_off_with_the_rows_that_only_they_have() {
+    let partitions: Vec<_> = PartitionCount::new(2).unwrap().partitions().collect();
+    let rows = |users: &[i64]| users.iter().map(|user| like(*user, 42, 0)).collect();
+    let entries = [(0, rows(&[1, 2])), (1, rows(&[2, 3, 4])), (2, rows(&[5]))].map(|(seq, likes)| {
+        let mut entry = entry(seq, likes);
+        entry.at.partition = partitions[usize::from(seq == 1)];
+        entry
+    });
+    let blocked = |like: Like| (like.user_id() != 4).then_some(FailureClass::Retry);
+    let mut held = pass(Batch::new(entries.into(), 6), blocked, &mut none()).remainder.unwrap().batch;
+    assert!(held.split_off_others(&partitions).is_none());
+    let others = held.split_off_others(&partitions[..1]).unwrap();
+    assert_eq!((others.entries(), others.rows()), (1, 1), "row 4 is stored, row 2 is kept");
+    assert_eq!((held.entries(), held.rows(), held.passes()), (2, 3, 1));
+    let later = pass(held, |_| None, &mut none());
+    assert!(later.remainder.is_none());
+    assert_eq!(numbers(&later.committed.into_entries()), [0, 2]);
+}
+
+#[test]
 fn a_row_that_waits_keeps_no_verdict_of_another_batch() {
     let rejects_first = |counts| {
         move |entries| {

@@ -7,12 +7,14 @@ use shared::{
     wire::{
         codec,
         dead_letter::{DeadLetter, DeadLike, Reason},
+        partition::{Partition, PartitionCount},
     },
 };
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
 use crate::{
+    group::assignment::Assignment,
     in_flight::{InFlight, InFlightLimits},
     store::{error::Phase, fake::FakeStore},
     stream::fake::{FakeGroup, Operation},
@@ -31,7 +33,19 @@ struct Running {
     in_flight: Arc<InFlight>,
     health: Health,
     entries: mpsc::UnboundedSender<Entry>,
+    ownership: watch::Sender<Ownership>,
     run: JoinHandle<()>,
+}
+
+fn ownership(own: &[Partition]) -> Ownership {
+    Ownership {
+        assignment: Assignment { own: own.to_vec(), orphans: Vec::new() },
+        members: Arc::default(),
+        processes: Arc::default(),
+        contact: None,
+        partitions: PartitionCount::new(1).unwrap(),
+        paused: crate::stream::Paused::default(),
+    }
 }
 
 fn start(limits: BatchLimits) -> Running {
@@ -42,6 +56,7 @@ fn start(limits: BatchLimits) -> Running {
     let health = Health::default();
     let check = health.check("writer");
     check.pass();
+    let ownership = watch::Sender::new(ownership(&[partition()]));
     let writer = Writer {
         store: store.clone(),
         limits,
@@ -54,11 +69,12 @@ fn start(limits: BatchLimits) -> Running {
             log_rates: Arc::default(),
         },
         check,
+        ownership: ownership.subscribe(),
         in_flight_limits: IN_FLIGHT,
     };
     let (entries, receiver) = mpsc::unbounded_channel();
     let run = tokio::spawn(writer.run(receiver));
-    Running { journal, store, group, in_flight, health, entries, run }
+    Running { journal, store, group, in_flight, health, entries, ownership, run }
 }
 
 impl Running {
@@ -426,6 +442,27 @@ async fn a_dead_letter_beside_held_rows_begins_no_stall() {
     assert_eq!(failing(&writer.health, "writer"), None);
     writer.store.take(2);
     writer.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_entries_of_lost_partitions_are_left_to_their_owner() {
+    let writer = start(BatchLimits { rows: 20, ..LIMITS });
+    (1..=20).for_each(|user| writer.store.obstruct(user, FailureClass::Reject));
+    (1..=20).for_each(|seq| writer.send(seq));
+    pass(SECOND * 10).await;
+    assert!(writer.in_flight.stuck_for() > SECOND * 9);
+    // A stuck consumer loses its partitions.
+    writer.ownership.send_replace(ownership(&[]));
+    pass(SECOND * 20).await;
+    assert!(writer.in_flight.is_empty());
+    assert_eq!(writer.group.own_pending().len(), 20);
+    assert_eq!(writer.in_flight.stuck_for(), Duration::ZERO, "it may own partitions again");
+    assert_eq!(failing(&writer.health, "writer"), None);
+
+    let before = writer.journal.lines().len();
+    (1..=20).for_each(|user| writer.store.take(user));
+    pass(SECOND * 60).await;
+    assert_eq!(writer.journal.lines().len(), before, "the owner decides about these rows");
 }
 
 #[tokio::test(start_paused = true)]
