@@ -275,12 +275,16 @@ impl InFlight {
         since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    /// Returns whether held entries reach a limit, so that nothing is read.
-    pub(crate) fn is_filled_by_held(&self, limits: InFlightLimits) -> bool {
+    /// Returns whether these entries reach a limit by themselves, so that nothing is read.
+    pub(crate) fn is_filled_by(
+        &self,
+        entries: impl IntoIterator<Item = Position>,
+        limits: InFlightLimits,
+    ) -> bool {
         let state = self.state.borrow();
-        let held = || state.held.iter().filter_map(|at| state.entries.get(at));
-        let rows: usize = held().map(|weight| weight.rows).sum();
-        let bytes: usize = held().map(|weight| weight.bytes).sum();
+        let weights = entries.into_iter().filter_map(|at| state.entries.get(&at));
+        let (rows, bytes) =
+            weights.fold((0, 0), |(rows, bytes), weight| (rows + weight.rows, bytes + weight.bytes));
         rows >= limits.rows || bytes >= limits.bytes
     }
 

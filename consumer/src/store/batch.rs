@@ -120,6 +120,12 @@ pub struct Remainder {
     pub obstacle: Obstacle,
 }
 
+impl Remainder {
+    pub(crate) fn is_rejected(&self) -> bool {
+        self.obstacle.class == FailureClass::Reject
+    }
+}
+
 impl Obstacle {
     /// Returns the obstacle that an error is for rows, or the error if it is not about rows.
     pub(super) fn of(error: WriteError) -> Result<Self, WriteError> {

@@ -19,6 +19,8 @@ pub(super) struct Held {
     batch: Batch,
     obstacle: Obstacle,
     backoff: Backoff,
+    /// End of the time for other batches.
+    earliest: Instant,
     due: Instant,
 }
 
@@ -27,18 +29,31 @@ impl Held {
     pub(super) fn new(remainder: Remainder) -> Self {
         let Remainder { batch, obstacle } = remainder;
         let mut backoff = backoff_of(&obstacle);
-        let due = Instant::now() + backoff.next_delay();
-        Self { batch, obstacle, backoff, due }
+        let earliest = Instant::now();
+        let due = earliest + backoff.next_delay();
+        Self { batch, obstacle, backoff, earliest, due }
     }
 
-    /// Adds rows of another batch, which wait for the same pass.
+    /// Adds rows of another batch, which wait for the same pass. They may hasten it, but take no time from other batches.
     pub(super) fn merge(self, remainder: Remainder) -> Self {
-        Self { batch: self.batch.merge(remainder.batch), obstacle: remainder.obstacle, ..self }
+        let is_rejected = self.is_rejected();
+        let other = Self::new(remainder);
+        Self {
+            batch: self.batch.merge(other.batch),
+            obstacle: if is_rejected { self.obstacle } else { other.obstacle },
+            due: self.due.min(other.due).max(self.earliest),
+            ..self
+        }
+    }
+
+    /// Returns whether the table rejected one of the rows.
+    pub(super) fn is_rejected(&self) -> bool {
+        self.obstacle.class == FailureClass::Reject
     }
 
     /// Makes rejected rows due, because the table was seen to take other rows.
     pub(super) fn table_took_rows(&mut self) {
-        if self.obstacle.class == FailureClass::Reject {
+        if self.is_rejected() {
             self.due = Instant::now();
         }
     }
@@ -110,7 +125,43 @@ impl HeldPass {
         let Self { mut backoff, started } = self;
         let Remainder { batch, obstacle } = remainder;
         let now = Instant::now();
-        let due = now + backoff.next_delay().max((now - started) * TIME_FOR_OTHERS);
-        Held { batch, obstacle, backoff, due }
+        let earliest = now + (now - started) * TIME_FOR_OTHERS;
+        let due = earliest.max(now + backoff.next_delay());
+        Held { batch, obstacle, backoff, earliest, due }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn remainder(class: FailureClass) -> Remainder {
+        Remainder { batch: Batch::of(Vec::new()), obstacle: Obstacle { class, why: String::new() } }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_of_another_batch_hasten_a_pass_and_hide_no_rejection() {
+        let held = Held::new(remainder(FailureClass::Reject));
+        let due = held.due;
+        let merged = held.merge(remainder(FailureClass::Retry));
+        assert!(merged.is_rejected());
+        assert!(merged.due < due);
+        let merged = Held::new(remainder(FailureClass::Retry)).merge(remainder(FailureClass::Reject));
+        assert!(merged.is_rejected());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_of_another_batch_take_no_time_from_others() {
+        let (_, held_pass) = Held::new(remainder(FailureClass::Retry)).begin();
+        advance(Duration::from_secs(1)).await;
+        let held = held_pass.end(remainder(FailureClass::Retry), false).merge(remainder(FailureClass::Retry));
+        advance(Duration::from_millis(999) * TIME_FOR_OTHERS).await;
+        assert!(!held.is_due());
+        advance(Duration::from_millis(1) * TIME_FOR_OTHERS).await;
+        assert!(held.is_due());
     }
 }

@@ -181,7 +181,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
                     if is_last {
                         self.leave_pending(&remainder.batch);
                     } else {
-                        hold(queue, &mut pass, remainder);
+                        self.hold(queue, &mut pass, remainder);
                     }
                 }
             }
@@ -243,6 +243,28 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         }
     }
 
+    /// Holds the rows that a pass did not store. Rejected rows never fill the in-flight limit, because only a row that is read
+    /// later can show whether the table takes rows: instead, the entries of the latest batch stay pending until they are claimed.
+    fn hold(&self, queue: &mut Queue, pass: &mut Pass, remainder: Remainder) {
+        let in_flight = &self.acknowledger.in_flight;
+        queue.held = Some(match (queue.held.take(), pass.held.take()) {
+            (Some(held), _) if held.is_rejected() || remainder.is_rejected() => {
+                let merged = held.positions().chain(remainder.batch.positions());
+                if in_flight.is_filled_by(merged, self.in_flight_limits) {
+                    in_flight.release(remainder.batch.positions());
+                    let (entries, rows) = (remainder.batch.entries(), remainder.batch.rows());
+                    tracing::warn!(entries, rows, "too many rejected rows are held, entries stay pending");
+                    held
+                } else {
+                    held.merge(remainder)
+                }
+            }
+            (Some(held), _) => held.merge(remainder),
+            (None, Some(held_pass)) => held_pass.end(remainder, pass.took_rows),
+            (None, None) => Held::new(remainder),
+        });
+    }
+
     fn note_held(&self, held: Option<&Held>) {
         self.acknowledger.in_flight.set_held(held.into_iter().flat_map(Held::positions));
         self.acknowledger.metrics.held(held.map_or(0, Held::rows));
@@ -278,7 +300,8 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
     fn report(&self, is_batch_obstructed: bool, committed: &Committed, held: Option<&Held>) {
         self.check.note(self.store.warnings().join("; "));
         let in_flight = &self.acknowledger.in_flight;
-        let is_full = in_flight.is_filled_by_held(self.in_flight_limits);
+        let is_full =
+            in_flight.is_filled_by(held.into_iter().flat_map(Held::positions), self.in_flight_limits);
         let goes_on = !committed.took_rows() && (is_batch_obstructed || in_flight.is_stalled());
         let why = held.filter(|_| is_full || goes_on).map(Held::reason);
         in_flight.set_stalled(why.is_some());
@@ -367,15 +390,6 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
             self.check.fail(cause);
         }
     }
-}
-
-/// Holds the rows that a pass did not store.
-fn hold(queue: &mut Queue, pass: &mut Pass, remainder: Remainder) {
-    queue.held = Some(match (queue.held.take(), pass.held.take()) {
-        (Some(held), _) => held.merge(remainder),
-        (None, Some(held_pass)) => held_pass.end(remainder, pass.took_rows),
-        (None, None) => Held::new(remainder),
-    });
 }
 
 /// Waits for a task to end; forever if there is none.

@@ -466,6 +466,24 @@ async fn held_entries_of_lost_partitions_are_left_to_their_owner() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn rejected_rows_never_fill_the_in_flight_limit() {
+    let writer = start(BatchLimits { rows: 20, ..LIMITS });
+    (1..=120).for_each(|user| writer.store.obstruct(user, FailureClass::Reject));
+    (1..=120).for_each(|seq| writer.send(seq));
+    pass(SECOND).await;
+    assert_eq!(writer.group.own_pending().len(), 120);
+    assert!(writer.has_permit(), "another row may show that the table takes rows");
+    assert!(!writer.in_flight.contains(position(120)), "its entry stays pending");
+    let reason = failing(&writer.health, "writer").unwrap();
+    assert!(reason.contains("the table rejects every row"), "{reason}");
+    writer.send(121);
+    pass(SECOND).await;
+    assert_eq!(writer.group.own_pending(), (81..=120).collect::<Vec<_>>());
+    assert!(writer.in_flight.is_empty());
+    assert_eq!(failing(&writer.health, "writer"), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rejections_count_as_soon_as_the_table_takes_another_row() {
     let writer = start(BatchLimits { rows: 20, ..LIMITS });
     for user in 1..=20 {
