@@ -161,14 +161,15 @@ async fn pending_entry(redis: &Client) -> (String, u64, u64) {
     panic!("no pending entry");
 }
 
-/// Errors that prove nothing about a row: unknown SQLSTATEs, errors of objects that a trigger needs, repeated conflicts.
+/// Errors that prove nothing about a row: unknown SQLSTATEs, errors of objects that a trigger needs, repeated conflicts, and
+/// SQLSTATEs of the server that a trigger raises.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_without_a_verdict_hold_up_only_their_rows() {
     let setup = Setup::new().await;
     let postgres = setup.postgres_client().await;
     let redis = setup.redis_client().await;
     let _consumer = setup.consumer(&[]);
-    for (round, sqlstate) in (0..).zip(["ABCDE", "XX000", "42P01", "40P01", "57014", "54000"]) {
+    for (round, sqlstate) in (0..).zip(["ABCDE", "XX000", "42P01", "40P01", "57014", "54000", "53100"]) {
         let fail = format!(
             "IF NEW.user_id % 100 = 13 THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;"
         );
@@ -217,6 +218,21 @@ async fn rows_that_row_level_security_refuses_become_dead_letters() {
     let letters = dead_letters(&setup.redis_client().await).await;
     assert_eq!(letters.len(), 100);
     assert!(letters.iter().all(|letter| letter["reason"] == "rejected"));
+    assert_eq!(ready(&consumer).0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_a_trigger_refuses_for_lack_of_privilege_becomes_a_dead_letter() {
+    let setup = Setup::new().await;
+    let refuse = "IF NEW.user_id = 13 THEN RAISE insufficient_privilege; END IF;";
+    before_each_row(&setup.postgres_client().await, refuse).await;
+    let consumer = setup.consumer(&[]);
+    setup.append(&likes(100), 1).await;
+    setup.wait_for_rows(99).await;
+    setup.wait_until_drained().await;
+    let letters = dead_letters(&setup.redis_client().await).await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0]["reason"], "rejected");
     assert_eq!(ready(&consumer).0, 200);
 }
 

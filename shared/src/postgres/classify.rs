@@ -1,6 +1,6 @@
 //! Classifies failures of Postgres: by what resolves them, and for a statement with rows, by what they say about its rows.
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::tls;
 
@@ -39,29 +39,28 @@ pub enum RowsFailure {
     Server,
 }
 
-/// Classifies the failure of a statement with rows, by its SQLSTATE.
+/// Classifies the failure of a statement with rows, by its SQLSTATE and the routine of Postgres that reports it.
 pub fn classify_rows(error: &tokio_postgres::Error) -> RowsFailure {
-    // Row-level security and a missing privilege have the same SQLSTATE. Only the first checks a row, in this routine.
-    let is_of_policy =
-        error.as_db_error().is_some_and(|error| error.routine() == Some("ExecWithCheckOptions"));
-    if is_of_policy {
-        return RowsFailure::Rejected;
-    }
-    error.code().map_or(RowsFailure::Server, rows_failure_of_sqlstate)
+    let routine = error.as_db_error().and_then(DbError::routine).unwrap_or_default();
+    error.code().map_or(RowsFailure::Server, |state| rows_failure(state, routine))
 }
 
-fn rows_failure_of_sqlstate(state: &SqlState) -> RowsFailure {
+fn rows_failure(state: &SqlState, routine: &str) -> RowsFailure {
     if *state == SqlState::QUERY_CANCELED {
         return RowsFailure::Unknown;
     }
-    // A privilege can be revoked after the table was verified: REVOKE does not wait for its lock.
+    // RAISE in a trigger, with any SQLSTATE.
+    let is_raised = routine == "exec_stmt_raise";
     if *state == SqlState::INSUFFICIENT_PRIVILEGE {
-        return RowsFailure::Server;
+        // Row-level security checks a row. A missing privilege is no fault of a row, and can be missing after the table was
+        // verified: REVOKE does not wait for its lock.
+        let is_about_row = is_raised || routine == "ExecWithCheckOptions";
+        return if is_about_row { RowsFailure::Rejected } else { RowsFailure::Server };
     }
     match state.code().get(..2).unwrap_or_default() {
         "22" | "23" | "44" | "P0" => RowsFailure::Rejected,
         // connection, read-only transaction, login, resources, intervention by an operator, I/O
-        "08" | "25" | "28" | "53" | "57" | "58" => RowsFailure::Server,
+        "08" | "25" | "28" | "53" | "57" | "58" if !is_raised => RowsFailure::Server,
         _ => RowsFailure::Unknown,
     }
 }
@@ -98,6 +97,19 @@ mod tests {
     }
 
     #[test]
+    fn an_error_that_a_trigger_raises_is_not_caused_by_the_server() {
+        let failure = |code, routine| rows_failure(&SqlState::from_code(code), routine);
+        for code in ["42501", "23514", "P0001"] {
+            assert_eq!(failure(code, "exec_stmt_raise"), RowsFailure::Rejected, "{code}");
+        }
+        for code in ["08006", "25006", "28000", "53100", "57P01", "58030", "57014", "XX000"] {
+            assert_eq!(failure(code, "exec_stmt_raise"), RowsFailure::Unknown, "{code}");
+        }
+        assert_eq!(failure("42501", "ExecWithCheckOptions"), RowsFailure::Rejected, "row-level security");
+        assert_eq!(failure("42501", "aclcheck_error"), RowsFailure::Server);
+    }
+
+    #[test]
     fn only_some_sqlstates_say_something_about_rows() {
         let rejected = ["22003", "23502", "23514", "44000", "P0001"];
         let unknown = ["40001", "40P01", "42P01", "55P03", "57014", "54000", "XX000", "ABCDE"];
@@ -108,7 +120,7 @@ mod tests {
             (&server, RowsFailure::Server),
         ] {
             for code in codes {
-                assert_eq!(rows_failure_of_sqlstate(&SqlState::from_code(code)), failure, "{code}");
+                assert_eq!(rows_failure(&SqlState::from_code(code), ""), failure, "{code}");
             }
         }
     }
