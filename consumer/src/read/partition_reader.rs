@@ -244,11 +244,12 @@ impl<S: GroupStream> PartitionReader<S> {
         let departed = streams.claim_departed(self.partition, &members, liveness_timeout_ms, page);
         if let Some(ClaimedDeparted { from, entries, deleted }) = departed.await? {
             self.page_size.arrived(page, &entries, started.elapsed());
+            let is_claimed = !entries.is_empty();
             let entries = self.not_in_flight(entries);
             self.record_claimed(entries.len(), &from);
             let removed = self.report_lost(deleted).await?;
             // Nothing is left of this consumer but deleted entries that are in flight here: they must not stop all other claims.
-            if removed > 0 || !entries.is_empty() {
+            if removed > 0 || is_claimed {
                 return self.send_redelivered(entries).await;
             }
         }
@@ -304,11 +305,10 @@ impl<S: GroupStream> PartitionReader<S> {
         }
         let context = Arc::clone(&self.context);
         let ReadContext { streams, limits, in_flight, shutdown, .. } = &*context;
-        let permit = in_flight.read_permit(limits.in_flight);
-        let Some(mut permit) = shutdown.run_until_cancelled(permit).await else { return Ok(()) };
         let (entries, deleted): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|entry| entry.fields.is_some());
         self.report_lost(deleted.iter().map(|entry| entry.at).collect()).await?;
+        // Counted at once: this process holds the entries already, and may die of it.
         let positions: Vec<Position> = entries.iter().map(|entry| entry.at).collect();
         let deliveries = streams.deliver(&positions).await?;
         let mut harmless = Vec::new();
@@ -320,11 +320,11 @@ impl<S: GroupStream> PartitionReader<S> {
                 harmless.push(entry);
             }
         }
-        permit.reserve(harmless.iter().map(RawEntry::bytes).sum());
-        self.send(harmless, limits.in_flight).await?;
-        drop(permit);
         self.quarantine.add(suspects);
-        Ok(())
+        let permit = in_flight.read_permit(limits.in_flight);
+        let Some(mut permit) = shutdown.run_until_cancelled(permit).await else { return Ok(()) };
+        permit.reserve(harmless.iter().map(RawEntry::bytes).sum());
+        self.send(harmless, limits.in_flight).await.map(drop)
     }
 
     /// Decodes entries and sends them to the writer, except those already in flight, each as soon as the limits allow.

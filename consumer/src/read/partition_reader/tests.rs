@@ -21,7 +21,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const CLAIM_MIN_IDLE: Duration = Duration::from_secs(30);
 const MAX_DELIVERIES: u64 = 5;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(750);
-const LIMITS: InFlightLimits = InFlightLimits { rows: 100, bytes: 16 << 20 };
+const LIMITS: InFlightLimits = InFlightLimits { rows: 200, bytes: 16 << 20 };
 
 /// Running reader of a single partition, between a fake group and the channel to the writer.
 struct Running {
@@ -558,6 +558,37 @@ async fn entries_of_a_departed_member_are_claimed_after_the_liveness_timeout() {
     pass(LIVENESS_TIMEOUT - SECOND).await;
     assert_eq!(reader.received(), [0; 0]);
     pass(SECOND * 3).await;
+    assert_eq!(reader.received(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_a_departed_member_that_is_in_flight_does_not_delay_the_next_page() {
+    let mut reader = start_after(|group, in_flight| {
+        (1..=CLAIM_COUNT + 1).for_each(|seq| group.append_pending(seq, "departed", 1));
+        (1..=CLAIM_COUNT).for_each(|seq| assert!(in_flight.admit(position(seq), 1)));
+    });
+    while reader.group.pending_with("departed").len() > 1 {
+        pass(SECOND / 100).await;
+    }
+    pass(SECOND / 10).await;
+    assert_eq!(reader.received(), [CLAIM_COUNT + 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_is_counted_before_the_wait_for_a_permit() {
+    let mut reader = start_after(|group, _| {
+        group.append_pending(1, "departed", 1);
+        group.slow(Operation::ClaimDeparted, SECOND);
+    });
+    while reader.group.own_pending().is_empty() {
+        pass(SECOND / 100).await;
+    }
+    reader.in_flight.pause();
+    pass(SECOND * 10).await;
+    assert_eq!(reader.received(), [0; 0]);
+    assert_eq!(reader.group.deliveries(position(1)).await.unwrap(), 2, "this process holds the entry");
+    reader.in_flight.resume();
+    pass(SECOND).await;
     assert_eq!(reader.received(), [1]);
 }
 
