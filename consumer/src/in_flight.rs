@@ -27,7 +27,7 @@ impl InFlightLimits {
     pub(crate) const NONE: Self = Self { rows: usize::MAX, bytes: usize::MAX };
 }
 
-/// What an entry takes of the limits.
+/// Share of the limits that an entry takes.
 #[derive(Clone, Copy, Debug)]
 struct Weight {
     rows: usize,

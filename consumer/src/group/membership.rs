@@ -248,7 +248,7 @@ impl<H: Heartbeats> Membership<H> {
         if self.is_leaving() {
             tracing::info!(members, "leaving the consumer group");
         } else if own.is_empty() && self.heartbeat.state == MemberState::Stuck {
-            tracing::warn!(members, "stuck: writes to Postgres fail, partitions released to other members");
+            tracing::warn!(members, "stuck: no rows could be stored, partitions released to other members");
         } else if own.is_empty() {
             tracing::info!(members, partitions, "standby: this consumer owns no partitions");
         } else {

@@ -294,7 +294,7 @@ impl Batch {
         }
     }
 
-    /// Notes that a row was rejected. Returns its first rejection if it was rejected before, by the same definition of the table.
+    /// Records that a row was rejected. Returns its first rejection if it was rejected before, by the same definition of the table.
     fn reject(&mut self, row: usize, evidence: &Evidence) -> Option<Rejection> {
         let (key, rejection) = (row_key(*self.rows.get(row)?), evidence.rejection());
         let first = self.first_rejections.get(&key).copied();

@@ -335,7 +335,7 @@ impl TableWriter {
         }
     }
 
-    /// Takes note of a verified table.
+    /// Records a verified table.
     fn verified(&mut self, verified: &Verified) {
         self.evidence.table_verified(&verified.fingerprint);
         let warnings = verified.table.warnings();

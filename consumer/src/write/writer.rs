@@ -51,7 +51,7 @@ pub(crate) struct Writer<B, S> {
     pub(crate) ownership: watch::Receiver<Ownership>,
 }
 
-/// What waits for the writer.
+/// Work that waits for the writer.
 struct Queue {
     entries: mpsc::UnboundedReceiver<Entry>,
     gathering: Gathering,
@@ -332,23 +332,23 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         }
     }
 
-    /// Logs that rows were not stored although they were sent alone.
+    /// Logs that a pass did not store some rows.
     fn log_remainder(&self, remainder: &Remainder, span: Option<&Span>) {
         let Remainder { batch, obstacle } = remainder;
         let metrics = &self.acknowledger.metrics;
         let trace_id = spans::trace_id(span);
         let span_id = spans::span_id(span);
-        let held_ms = batch.first_read_at().elapsed().as_millis();
+        let age_ms = batch.first_read_at().elapsed().as_millis();
         let (error, rows) = (&obstacle.why, batch.rows());
         if obstacle.class == FailureClass::Retry {
             metrics.failed(FailureClass::Retry);
-            tracing::warn!(error, rows, held_ms, trace_id, span_id, "rows not stored, retrying");
+            tracing::warn!(error, rows, age_ms, trace_id, span_id, "rows not stored, retrying");
         } else {
             metrics.failed(FailureClass::Halt);
             tracing::error!(
                 error,
                 rows,
-                held_ms,
+                age_ms,
                 trace_id,
                 span_id,
                 remedy = obstacle.remedy(),
@@ -363,13 +363,13 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
         let trace_id = spans::trace_id(span);
         let span_id = spans::span_id(span);
         let rows = batch.rows();
-        let held_ms = batch.first_read_at().elapsed().as_millis();
+        let age_ms = batch.first_read_at().elapsed().as_millis();
         let retry_in_ms = retry_in.as_millis();
         if error.class() == FailureClass::Halt {
             tracing::error!(
                 error = cause,
                 rows,
-                held_ms,
+                age_ms,
                 retry_in_ms,
                 trace_id,
                 span_id,
@@ -381,7 +381,7 @@ impl<B: BatchStore, S: GroupStream> Writer<B, S> {
             tracing::warn!(
                 error = cause,
                 rows,
-                held_ms,
+                age_ms,
                 retry_in_ms,
                 trace_id,
                 span_id,
