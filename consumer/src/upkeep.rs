@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Timeout for the samples at the start.
+/// Maximum time to wait for the first samples.
 const FIRST_SAMPLES_LIMIT: Duration = Duration::from_secs(1);
 
 /// Timeout for saving the state of the streams at the end.
@@ -70,7 +70,7 @@ pub(crate) struct UpkeepContext<'a> {
 }
 
 impl Upkeep {
-    /// Samples all partitions, before anything is read, and starts the tasks.
+    /// Starts the tasks, and waits for the first samples of all partitions, so that they precede all reads.
     pub(crate) async fn start(context: &UpkeepContext<'_>) -> Self {
         let UpkeepContext { streams, pool, ownership, .. } = *context;
         let probe =
@@ -85,8 +85,11 @@ impl Upkeep {
             backlog,
             stream_watch: Arc::clone(&stream_watch),
         };
-        // The first samples show what was lost while no consumer was running. They must not delay a start for long.
-        drop(timeout(FIRST_SAMPLES_LIMIT, sampler.sample()).await);
+        let first_sampled = CancellationToken::new();
+        let sampling = task::spawn(Box::pin(sampler.run(first_sampled.clone())));
+        // The first samples show what was lost while no consumer was running. They must not delay a start for long, and are not
+        // cut off: what a sample says of a group that this process created is said once.
+        drop(timeout(FIRST_SAMPLES_LIMIT, first_sampled.cancelled()).await);
         let database = DatabaseWatch {
             streams: streams.clone(),
             pool: pool.clone(),
@@ -108,7 +111,7 @@ impl Upkeep {
         );
         Self {
             probe: task::spawn(Box::pin(probe)),
-            sampling: task::spawn(Box::pin(sampler.run())),
+            sampling,
             database: task::spawn(Box::pin(database.run(stop.clone()))),
             trimming: task::spawn(Box::pin(trimming)),
             stop,

@@ -228,8 +228,8 @@ impl<S: GroupStream> PartitionReader<S> {
         Ok(())
     }
 
-    /// Claims pending entries of departed consumers; if there are none, a page of entries idle for `CLAIM_MIN_IDLE`. Those in
-    /// flight in this process stay with it: a claim ends their idle time and counts no delivery.
+    /// Claims pending entries of departed consumers. If no consumer has departed, claims a page of entries that were idle for
+    /// `CLAIM_MIN_IDLE`. Entries in flight in this process stay with it: a claim ends their idle time and counts no delivery.
     async fn claim(&mut self) -> Result<(), ReadError> {
         let context = Arc::clone(&self.context);
         let ReadContext { streams, limits, in_flight, metrics, .. } = &*context;

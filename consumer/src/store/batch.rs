@@ -361,7 +361,7 @@ impl Batch {
         Committed::new(settled, mem::take(&mut self.tally), mem::take(&mut self.fell_back))
     }
 
-    /// Ends a pass. Returns the rows that are not settled; `None` if there are none.
+    /// Ends a pass. Returns the rows that are not settled; `None` if all are.
     pub(super) fn remainder(mut self) -> Option<Remainder> {
         let like = |row: usize| self.rows.get(row).copied();
         let first: Vec<Like> = self.untried.rows().filter_map(like).collect();

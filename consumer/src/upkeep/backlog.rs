@@ -21,6 +21,7 @@ use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     group::ownership::Ownership,
@@ -172,8 +173,8 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// Samples periodically until dropped.
-    pub(crate) async fn run(self) {
+    /// Samples periodically until dropped. Cancels `first_sampled` after the first samples.
+    pub(crate) async fn run(self, first_sampled: CancellationToken) {
         let mut failing = false;
         let mut period = Duration::ZERO;
         let mut ticks = interval(SAMPLE_INTERVAL);
@@ -187,6 +188,7 @@ impl Sampler {
             }
             ticks.tick().await;
             let sampled = self.sample().await;
+            first_sampled.cancel();
             match &sampled {
                 Err(error) if !failing => {
                     tracing::warn!(error = one_line(error), "backlog sampling failed");
@@ -202,7 +204,7 @@ impl Sampler {
     ///
     /// # Errors
     /// When a sample fails.
-    pub(crate) async fn sample(&self) -> Result<(), Error> {
+    async fn sample(&self) -> Result<(), Error> {
         let count = *self.partitions.borrow();
         let round = self.stream_watch.begin_round(|| self.ownership.borrow().responsible_for()).await;
         let samples =

@@ -143,7 +143,7 @@ impl Nodes {
         connections.find(|connection| is_wanted(connection)).cloned()
     }
 
-    /// Returns the connection to each server of the topology, or the error why there is none.
+    /// Returns the connection to each server of the topology, or the error of the failed connection.
     pub(super) fn servers(&self) -> Vec<(Server, Result<Arc<Connection>, Error>)> {
         let state = self.state.borrow();
         let connection = |server: &Server| match state.nodes.get(server).map(|node| &node.connection) {
